@@ -1,0 +1,1 @@
+"""The Holdfast gateway: I/O and composition around the decisions of `guards`."""

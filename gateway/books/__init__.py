@@ -1,0 +1,1 @@
+"""What must last: the ledger of budgets, the journal of facts, the keys."""

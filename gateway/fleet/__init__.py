@@ -1,0 +1,1 @@
+"""The replicas: which there are, which live, which one is next."""

@@ -1,0 +1,1 @@
+"""HTTP in: the public edge and the admin port."""

@@ -1,0 +1,1 @@
+"""A fleet of real vLLM servers on this machine: for the demo, the tests and game days."""

@@ -1,0 +1,68 @@
+"""Why a request is refused and how one ends: closed sets, because they label metrics."""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a request was refused before its first byte. A metric label: keep the set small."""
+
+    INVALID = "invalid_request"
+    TOO_LARGE = "request_too_large"
+    UNAUTHORIZED = "invalid_api_key"
+    MODEL_UNKNOWN = "model_not_found"
+    NOT_FOUND = "not_found"
+    BUDGET = "budget_exceeded"
+    HELD = "budget_held"
+    UNBOUNDED = "unbounded_cost"
+    OVERLOADED = "overloaded"
+    NO_REPLICA = "no_replica"
+    UPSTREAM = "upstream_error"
+    BOOKS = "books_unavailable"
+
+
+class Refused(Exception):
+    """A request that is refused for a stated reason; an expected event, never a bug.
+
+    reason: the closed set above, for metrics and the status code.
+    detail: for humans; never holds a secret, an address or a prompt.
+    param: the request field at fault, where there is one.
+    retry_after_s: when another try may succeed, in seconds; None where it may not.
+    status: the upstream's own status for `Reason.UPSTREAM`, else None.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        detail: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        status: int | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.status = status
+
+
+class Ending(StrEnum):
+    """How a request ended, whatever the end. A metric label and a journal fact.
+
+    FINISHED        the engine said so: stop, length
+    BUDGET          the key's budget ended in mid-stream
+    CLIENT_LEFT     the client hung up
+    UPSTREAM_LOST   every leg that was allowed was lost
+    UNCONTINUABLE   a leg was lost, and a feature of the request cannot go on exactly elsewhere
+    REFUSED         before the first byte
+    FAULT           a bug of ours; the client was told that something broke
+    """
+
+    FINISHED = "finished"
+    BUDGET = "budget_exceeded"
+    CLIENT_LEFT = "client_left"
+    UPSTREAM_LOST = "upstream_lost"
+    UNCONTINUABLE = "uncontinuable"
+    REFUSED = "refused"
+    FAULT = "fault"
