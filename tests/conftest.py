@@ -1,0 +1,93 @@
+"""Real vLLM servers for the tests that need them, started once per session and only when asked for.
+
+HOLDFAST_TEST_ENGINES="http://127.0.0.1:9001,http://127.0.0.1:9002" uses servers that run already (tiny model, float32,
+served as "tiny"); these are never killed.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.local.engine import Engine, EngineFailed, start_fleet, stop_fleet, tiny_model, vllm_python
+
+RUNNING = "HOLDFAST_TEST_ENGINES"
+SERVED_NAME = "tiny"
+
+FreshEngine = Callable[..., Engine]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A vLLM server that is shared by the session: ask it, do not kill it."""
+
+    url: str
+
+    @property
+    def address(self) -> str:
+        """host:port."""
+        return self.url.removeprefix("http://")
+
+
+@pytest.fixture(scope="session")
+def engine_model() -> Path:
+    """The directory of the tiny model (float32), with its tokenizer.json; served as "tiny"."""
+    with_vllm()
+    return tiny_model("float32")
+
+
+@pytest.fixture(scope="session")
+def engines(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Server, Server]]:
+    """Two warm vLLM servers with the same model, for the whole session. Tests that kill take `fresh_engine`."""
+    if running := os.environ.get(RUNNING):
+        first, second = (Server(url.strip().rstrip("/")) for url in running.split(","))
+        yield first, second
+        return
+    model = request.getfixturevalue("engine_model")
+    fleet = start_fleet(2, model, logs=tmp_path_factory.mktemp("engines"), on_progress=Teller())
+    try:
+        yield Server(fleet[0].url), Server(fleet[1].url)
+    finally:
+        stop_fleet(fleet)
+
+
+@pytest.fixture
+def fresh_engine(engine_model: Path, tmp_path: Path) -> Iterator[FreshEngine]:
+    """Starts a warm server of one's own, to be killed: `fresh_engine(arguments=[...])`, as for Engine."""
+    started: list[Engine] = []
+
+    def start(**options: Any) -> Engine:
+        number = len(started) + 1
+        (engine,) = start_fleet(1, engine_model, logs=tmp_path / f"engine-{number}", on_progress=Teller(), **options)
+        started.append(engine)
+        return engine
+
+    yield start
+    stop_fleet(started)
+
+
+def with_vllm() -> None:
+    """Fail, rather than skip, where there is no vLLM: a check that did not run must not look green."""
+    try:
+        vllm_python()
+    except EngineFailed as missing:
+        pytest.fail(str(missing), pytrace=False)
+
+
+class Teller:
+    """Prints each new stage of a starting server once, past pytest's capture."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def __call__(self, note: str) -> None:
+        """Tell one stage."""
+        if note not in self._told:
+            self._told.add(note)
+            print(f"\n[{note}]", end="", file=sys.__stderr__, flush=True)
