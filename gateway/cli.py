@@ -1,0 +1,234 @@
+"""The command line: serve, keys, check, demo, version.
+
+Standard output holds only what was asked for, so that scripts can use it; everything else goes to
+standard error. Heavy modules are imported by the command that needs them.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from gateway.config import Config, DeclaredKey, parse_limit
+from gateway.config_file import ConfigErrors, from_upstreams, load, overridden
+from guards.budget import Limit
+from guards.refusal import Refused
+
+if TYPE_CHECKING:
+    from gateway.books.keys import Keys, Tenant
+
+DATA = Path("holdfast-data")
+UPSTREAM_KEY = "HOLDFAST_UPSTREAM_KEY"  # from the environment: options can be read by everybody on the machine
+
+app = typer.Typer(
+    name="holdfast",
+    help="An OpenAI-compatible gateway in front of vLLM servers: bounded, alive, intact.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they print local variables, and those hold keys
+)
+keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="Configuration file.")]
+DataDir = Annotated[Path | None, typer.Option("--data", help="Data directory.  [default: ./holdfast-data]")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+PortOption = typer.Option(min=0, max=65535)
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    app()
+
+
+@app.command()
+def serve(
+    config: ConfigFile = None,
+    upstream: Annotated[list[str] | None, typer.Option(help="Root URL of a vLLM server; repeatable.")] = None,
+    data: DataDir = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, PortOption] = None,
+    admin_port: Annotated[int | None, PortOption] = None,
+) -> None:
+    """Run the gateway, from a configuration file or in front of --upstream servers."""
+    if (config is None) == (not upstream):
+        raise typer.BadParameter("give either --config FILE or --upstream URL")
+    given = {"host": host, "port": port, "admin_port": admin_port}
+    listen = {name: value for name, value in given.items() if value is not None}
+    with _explained():
+        _run(_chosen(config, upstream or [], data, listen))
+
+
+def _chosen(file: Path | None, upstreams: list[str], data: Path | None, listen: dict[str, Any]) -> Config:
+    if file is None:
+        return from_upstreams(upstreams, data=data or DATA, key=os.environ.get(UPSTREAM_KEY), listen=listen)
+    config = load(file)
+    return overridden(config, data=data, listen=listen) if data or listen else config
+
+
+def _run(config: Config) -> None:
+    from gateway.app import run
+    from gateway.books.ledger.tables import LedgerInUse
+    from gateway.watch import logs
+
+    logs.set_up()
+    config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        run(config)
+    except LedgerInUse as error:
+        _fail(str(error))
+
+
+@keys_app.command("create")
+def keys_create(
+    user: Annotated[str, typer.Option(help="Whose key it is.")],
+    org: Annotated[str | None, typer.Option(help="The user's organisation.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Budget, such as 100000/day.")] = None,
+    data: DataDir = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an API key and print it, once."""
+    limit = _limit(tokens)
+    with _keys(data, config) as keys:
+        try:
+            secret, tenant = keys.create(user, org, limit)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+    typer.echo(json.dumps({"key": secret, **_fields(tenant)}) if as_json else secret)
+    typer.echo(f"{tenant.key_id} for {tenant.user}: shown once, keep it", err=True)
+
+
+@keys_app.command("list")
+def keys_list(data: DataDir = None, config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """List all keys with their budgets; never the keys themselves."""
+    from gateway import key_table
+
+    with _explained():
+        directory, declared = _books(data, config)
+        if not declared and not (directory / "keys.db").exists():  # looking makes nothing
+            typer.echo(f"no keys in {directory}", err=True)
+            return typer.echo("[]") if as_json else None
+    with _keys(data, config) as keys:
+        lines = key_table.lines(keys.list(), directory)
+    if as_json:
+        typer.echo(json.dumps([line.as_dict() for line in lines]))
+    else:
+        key_table.show(lines, sys.stdout)
+    return None
+
+
+@keys_app.command("revoke")
+def keys_revoke(
+    key_id: Annotated[str, typer.Argument(help="As `keys list` shows it.")],
+    data: DataDir = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Revoke a key; running gateways notice at the next request."""
+    with _keys(data, config, make=False) as keys:
+        done = keys.revoke(key_id)
+        in_config = any(row.tenant.key_id == key_id and row.tenant.source == "config" for row in keys.list())
+    if as_json:
+        typer.echo(json.dumps({"key_id": key_id, "revoked": done}))
+    if not done:
+        _fail(f"{key_id} is declared in the configuration: remove it there" if in_config else f"no such key: {key_id}")
+    typer.echo(f"{key_id} revoked", err=True)
+
+
+@app.command()
+def check(file: Path, as_json: AsJson = False) -> None:
+    """Check a configuration file and print everything that is wrong with it."""
+    errors: list[dict[str, Any]] = []
+    try:
+        config = load(file)
+    except ConfigErrors as wrong:
+        errors = [{name: getattr(error, name) for name in error.__slots__} for error in wrong.errors]
+        if not as_json:
+            _fail(str(wrong))
+    if as_json:
+        typer.echo(json.dumps({"ok": not errors, "errors": errors}))
+        raise typer.Exit(bool(errors))
+    models = len(config.models) or "discovered"
+    typer.echo(f"{file}: ok (models: {models}, replicas: {len(config.replicas)}, keys: {len(config.keys)})")
+
+
+@app.command()
+def demo(as_json: AsJson = False) -> None:
+    """Show a failover on this machine, with servers of its own."""
+    from gateway.local.demo import main as show
+
+    show(as_json)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        typer.echo(installed("holdfast"))
+    except PackageNotFoundError:
+        _fail("not installed: run from a source tree")
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn expected errors into lines on standard error and exit status 1."""
+    try:
+        yield
+    except ConfigErrors as error:
+        _fail(str(error))
+    except Refused as error:
+        _fail(error.detail)
+    except BrokenPipeError:
+        raise  # the reader left: click ends quietly
+    except OSError as error:  # such as a port that is in use
+        _fail(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+
+
+@contextmanager
+def _keys(data: Path | None, config: Path | None, *, make: bool = True) -> "Iterator[Keys]":
+    """Open the key store for one command."""
+    from gateway.books.keys import Keys
+
+    with _explained():
+        directory, declared = _books(data, config)
+        if not make and not declared and not (directory / "keys.db").exists():
+            _fail(f"no keys in {directory}")
+        keys = Keys(directory / "keys.db", declared)
+        try:
+            yield keys
+        finally:
+            keys.close()
+
+
+def _books(data: Path | None, file: Path | None) -> tuple[Path, tuple[DeclaredKey, ...]]:
+    """Find the data directory, and the keys declared beside it. --data wins over the file's."""
+    config = load(file) if file else None
+    return data or (config.data if config else DATA), config.keys if config else ()
+
+
+def _limit(tokens: str | None) -> Limit | None:
+    try:
+        return parse_limit(tokens) if tokens is not None else None
+    except ValueError as error:
+        hint = getattr(error, "context", {}).get("hint", "")
+        raise typer.BadParameter(f"{error}. {hint}", param_hint="--tokens") from None
+
+
+def _fields(tenant: "Tenant") -> dict[str, Any]:
+    limit = tenant.limit
+    budget = {"tokens": limit.tokens, "window": limit.window.value} if limit else {"tokens": None, "window": None}
+    return {"key_id": tenant.key_id, "user": tenant.user, "org": tenant.org, **budget}
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(1)

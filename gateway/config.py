@@ -1,0 +1,243 @@
+"""The shape of `holdfast.yaml`: frozen models, read once, handed to constructors field by field.
+
+Here is what one value may be. What values must not be together is in `config_checks`, and how a file
+becomes a `Config`, with the line of every error, in `config_file`.
+"""
+
+import difflib
+import os.path
+import re
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic_core import PydanticCustomError
+
+from guards.budget import UNLIMITED, Limit, Window
+
+_LIMIT = re.compile(r"([0-9][0-9_]*)([kKmM]?)(?:\s*/\s*(\w+))?")
+_LIMIT_HINT = 'Write tokens per window, such as "100000/day"; windows: minute, hour, day, month, total.'
+_URL_HINT = 'Write the server\'s root, such as "http://10.0.0.5:8000".'
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def wrong(message: str, hint: str) -> PydanticCustomError:
+    """A value error with what to write instead; never quotes the value, which may be a secret."""
+    return PydanticCustomError("wrong", "{message}", {"message": message, "hint": hint})
+
+
+def parse_limit(text: str) -> Limit:
+    """Read a token budget: "100000", "100_000/day", "100k/day", "2M/month". No window means total.
+
+    Raises PydanticCustomError (a ValueError) whose context holds `message` and `hint`.
+    """
+    match = _LIMIT.fullmatch(text.strip()[:64])
+    if match is None:
+        raise wrong("not a token budget", _LIMIT_HINT)
+    digits, factor, window = match.groups()
+    tokens = int(digits.replace("_", "")) * {"": 1, "k": 1000, "m": 1_000_000}[factor.lower()]
+    if not 0 < tokens < UNLIMITED:
+        raise wrong("a token budget is at least 1 and below 2^62", "Leave it out for no budget.")
+    window = (window or "total").lower()
+    if window not in list(Window):
+        close = difflib.get_close_matches(window, list(Window), n=1)
+        raise wrong("unknown budget window", f'Did you mean "{close[0]}"?' if close else _LIMIT_HINT)
+    return Limit(tokens, Window(window))
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether an address can be reached from this machine only. Names other than localhost: no."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _root_url(url: str) -> str:
+    """Normalise a server's root: lower case, no default port, no trailing slash; else raise."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise wrong("not a URL", _URL_HINT) from None
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+        raise wrong("must start with http:// or https:// and a host", _URL_HINT)
+    if "@" in parts.netloc:
+        raise wrong("a URL holds no user or password", 'Put the upstream key into "key", from the environment.')
+    if parts.path not in ("", "/") or "?" in url or "#" in url:
+        raise wrong("a URL holds no path and no query", f"{_URL_HINT[:-1]}, without /v1.")
+    if not re.fullmatch(r"[a-z0-9._-]+|[0-9a-f:.]+", parts.hostname) or port == 0:
+        raise wrong("not a host and port", _URL_HINT)
+    shown = "" if port in (None, _DEFAULT_PORTS[parts.scheme]) else f":{port}"
+    return f"{parts.scheme}://{_bracketed(parts.hostname)}{shown}"
+
+
+def _tokenizer_file(path: Path) -> Path:
+    """Find the tokenizer.json that is meant; `Path.is_file` would raise on names that are too long."""
+    for candidate in (path, path / "tokenizer.json"):
+        if os.path.isfile(candidate):
+            return candidate
+    raise wrong("no tokenizer there", "Name a tokenizer.json or a directory that holds one, or leave it out.")
+
+
+def _sha256(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+        raise wrong("must be 64 hex digits", 'Write the output of: printf %s "$SECRET" | sha256sum')
+    return text.lower()
+
+
+def _header_safe(secret: SecretStr) -> SecretStr:
+    """An upstream key is sent in a header, where a line break would be somebody else's header."""
+    if not re.fullmatch(r"[!-~]{1,4096}", secret.get_secret_value()):
+        raise wrong("must be printable ASCII without spaces, and not empty", 'Write key: "${NAME}" and set NAME.')
+    return secret
+
+
+def _host(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9.:_-]{1,253}", text):
+        raise wrong("not an address to listen on", 'Write an address such as 127.0.0.1, "::1" or 0.0.0.0.')
+    return text
+
+
+def _host_port(replica: dict[str, Any]) -> str:
+    """Name a replica that has no name. The URL is absent when it was wrong, which is an error of its own."""
+    parts = urlsplit(replica.get("url", "http://unknown"))
+    return f"{_bracketed(parts.hostname or '')}:{parts.port or _DEFAULT_PORTS[parts.scheme]}"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Sha256 = Annotated[str, AfterValidator(_sha256)]
+Host = Annotated[str, AfterValidator(_host)]
+# Names end up in headers, metric labels and tables: printable, bounded, no spaces where a header has them.
+Label = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!-~]+$")]
+Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\s\x00-\x1f\x7f]+$")]
+Budget = Annotated[Limit | None, BeforeValidator(lambda v: parse_limit(str(v)) if isinstance(v, str | int) else v)]
+
+
+class Part(BaseModel):
+    """A frozen piece of the configuration. Unknown fields are errors: a typing slip must not be a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_absent(cls, data: Any) -> Any:
+        """Take `keys:` with nothing below it as not written; an unknown field stays an error."""
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if value is not None or name not in cls.model_fields}
+
+
+class Listen(Part):
+    """Where the gateway listens. Port 0 is any free port. The admin port is for operators, so: loopback."""
+
+    host: Host = "127.0.0.1"
+    port: Port = 8080
+    admin_host: Host = "127.0.0.1"
+    admin_port: Port = 8081
+
+
+class Replica(Part):
+    """One vLLM server. url: normalised root; key: sent to it as a bearer token; name: default host:port."""
+
+    url: Annotated[str, AfterValidator(_root_url)]
+    role: Literal["active", "standby"] = "active"
+    key: Annotated[SecretStr, AfterValidator(_header_safe)] | None = None
+    name: Label = Field(default_factory=_host_port)
+
+    @property
+    def host(self) -> str:
+        """Host name or address, lower case, without the brackets of IPv6."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """TCP port, also where the URL leaves it to the scheme."""
+        return urlsplit(self.url).port or _DEFAULT_PORTS[urlsplit(self.url).scheme]
+
+    @property
+    def tls(self) -> bool:
+        """Whether the server is spoken to over TLS."""
+        return self.url.startswith("https:")
+
+
+class Model(Part):
+    """One served model and its replicas. tokenizer: the tokenizer.json itself, where there is one."""
+
+    name: Name
+    tokenizer: Annotated[Path, AfterValidator(_tokenizer_file)] | None = None
+    replicas: tuple[Replica, ...] = Field(min_length=1, max_length=256)
+
+
+class DeclaredKey(Part):
+    """An API key given by its hash. tokens: its budget; None means no bound."""
+
+    user: Name
+    org: Name | None = None
+    sha256: Sha256
+    tokens: Budget = None
+
+
+class Timeouts(Part):
+    """How long each wait may last, in seconds. No wait is unbounded."""
+
+    connect_s: float = Field(default=0.5, ge=0.01, le=60)  # a dead host never answers; all of this is added TTFT
+    first_token_s: float = Field(default=60, ge=0.1, le=3600)  # long prompts compute for tens of seconds
+    between_tokens_s: float = Field(default=10, ge=0.05, le=600)  # above one scheduling stall of a busy server
+    total_s: float = Field(default=3600, ge=1, le=86_400)  # one request, all its legs together
+    probe_s: float = Field(default=1.0, ge=0.01, le=60)  # one health probe; a hung server is found below two seconds
+    probe_every_s: float = Field(default=1.0, ge=0.05, le=300)  # between probes of one replica
+    body_s: float = Field(default=30, ge=0.1, le=600)  # for a client to send its request: slow senders hold memory
+    client_stall_s: float = Field(default=30, ge=0.1, le=3600)  # for a client that stopped reading and holds KV
+    idle_s: float = Field(default=15, ge=0.1, le=3600)  # an unused upstream connection; below vLLM's own keep-alive
+    drain_s: float = Field(default=30, ge=0, le=3600)  # for running streams after SIGTERM
+
+
+class Limits(Part):
+    """How much of everything there may be; each protects memory, or another tenant."""
+
+    body_bytes: int = Field(default=16 * 2**20, ge=1024, le=2**30)  # one request body: images are inline
+    head_bytes: int = Field(default=16_384, ge=1024, le=2**20)  # request line and headers together
+    requests_in_flight: int = Field(default=2000, ge=1, le=1_000_000)  # beyond: refused as overloaded
+    legs: int = Field(default=4, ge=1, le=64)  # upstream attempts of one request
+    choices: int = Field(default=16, ge=1, le=128)  # `n`: each choice is a stream of its own
+    prompts: int = Field(default=64, ge=1, le=2048)  # in one completions request
+    stop_strings: int = Field(default=16, ge=0, le=256)  # each is searched for after a failover
+    event_bytes: int = Field(default=4 * 2**20, ge=4096, le=2**28)  # one SSE event: logprobs are wide
+    answer_bytes: int = Field(default=64 * 2**20, ge=4096, le=2**32)  # one answer that is not streamed
+    client_buffer_bytes: int = Field(default=2**18, ge=4096, le=2**28)  # unsent; full pauses the leg
+    lease_tokens: int = Field(default=256, ge=1, le=2**20)  # per ledger commit; lost to a crash at most
+    lease_low_tokens: int = Field(default=64, ge=0, le=2**20)  # asked for early: a commit takes a while
+    idle_connections: int = Field(default=64, ge=0, le=10_000)  # kept open per replica
+
+
+class Config(Part):
+    """All of `holdfast.yaml`. Either `models` name their replicas, or `upstreams` are asked what they serve."""
+
+    listen: Listen = Listen()
+    data: Path = Path("holdfast-data")  # absolute when it came from a file
+    models: tuple[Model, ...] = Field(default=(), max_length=1024)
+    upstreams: tuple[Replica, ...] = Field(default=(), max_length=1024)
+    keys: tuple[DeclaredKey, ...] = Field(default=(), max_length=10_000)
+    timeouts: Timeouts = Timeouts()
+    limits: Limits = Limits()
+    share_prefix_cache: bool = False  # else each org gets its own cache_salt, and cannot time another's prefixes
+    allow_media_urls: bool = False  # a client could make a server fetch from inside your network
+    # For an exhausted budget, an int. Literal[402, ...] would refuse the text "402" that files hold.
+    budget_status: Annotated[Literal[402, 403, 422, 429], BeforeValidator(lambda v: _as_int(v))] = 402
+    admin_key_sha256: Sha256 | None = None  # needed when admin_host is not loopback
+
+    @property
+    def replicas(self) -> tuple[Replica, ...]:
+        """Every replica that was written down, of all models, in order."""
+        return self.upstreams + tuple(replica for model in self.models for replica in model.replicas)
+
+
+def _as_int(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) else value

@@ -1,0 +1,120 @@
+"""What the parts of a configuration must not be together.
+
+Works on a raw tree as well as on a `Config`: parts that are wrong in themselves are passed over, so that
+these faults are reported together with those, not after they were mended.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from gateway.config import Limits, Listen, Part, Replica, is_loopback
+from gateway.yaml_tree import Fault, Loc
+
+P = TypeVar("P", bound=Part)
+Sites = list[tuple[Loc, Replica]]
+
+
+def cross_faults(raw: Any) -> list[Fault]:
+    """Check a raw mapping, or a Config, for contradictions between its parts."""
+    sites = _sites(raw)
+    return [
+        *_source_faults(raw),
+        *_model_faults(raw),
+        *_twice(sites, "url", lambda replica: replica.url, "Each server is one replica: remove one."),
+        *_twice(sites, "name", lambda replica: replica.name, "Give one of them another name."),
+        *_key_faults(sites),
+        *_listen_faults(raw),
+        *_lease_faults(raw),
+    ]
+
+
+def _source_faults(raw: Any) -> Iterator[Fault]:
+    models, upstreams = _get(raw, "models"), _get(raw, "upstreams")
+    if models and upstreams:
+        hint = "Keep models, or keep upstreams to have the models asked for."
+        yield Fault(("upstreams",), "both models and upstreams are given", hint)
+    if not models and not upstreams:
+        yield Fault((), "no models and no upstreams", "Add models: with their replicas, or upstreams: with URLs.")
+
+
+def _model_faults(raw: Any) -> Iterator[Fault]:
+    seen: dict[str, int] = {}
+    for at, model in enumerate(_items(raw, "models")):
+        name = _get(model, "name")
+        if isinstance(name, str):
+            if name in seen:
+                hint = f"models[{seen[name]}] has it: put all replicas of a model under one entry."
+                yield Fault(("models", at, "name"), "the same model twice", hint)
+            seen.setdefault(name, at)
+        replicas = [_tried(Replica, item) for item in _items(model, "replicas")]
+        # A replica that is wrong in itself may have been meant as the active one.
+        if replicas and all(replica and replica.role == "standby" for replica in replicas):
+            yield Fault(("models", at, "replicas"), "no active replica", "Give one of them role: active.")
+
+
+def _twice(sites: Sites, name: str, value: Callable[[Replica], str], hint: str) -> Iterator[Fault]:
+    """Find replicas that share a value; the later one is at fault. A shared URL implies a shared default name."""
+    seen: dict[str, str] = {}
+    urls: set[str] = set()
+    for loc, replica in sites:
+        if value(replica) in seen and not (name == "name" and replica.url in urls):
+            yield Fault((*loc, name), f"the same replica {name} twice", f"{seen[value(replica)]} has it. {hint}")
+        seen.setdefault(value(replica), text(loc))
+        urls.add(replica.url)
+
+
+def _key_faults(sites: Sites) -> Iterator[Fault]:
+    for loc, replica in sites:
+        if not replica.key and not is_loopback(replica.host):
+            hint = "Start vLLM with --api-key; "
+            hint += 'write key: "${UPSTREAM_KEY}" (for --upstream: set HOLDFAST_UPSTREAM_KEY).'
+            yield Fault(loc, "vLLM servers beyond loopback need an upstream key", hint)
+
+
+def _listen_faults(raw: Any) -> Iterator[Fault]:
+    listen = _tried(Listen, _get(raw, "listen") or {})
+    if listen is None:
+        return
+    if listen.port == listen.admin_port != 0:
+        yield Fault(("listen", "admin_port"), "the admin port is the public port", "Give it another, such as 8081.")
+    if not is_loopback(listen.admin_host) and _get(raw, "admin_key_sha256") is None:
+        hint = "Add admin_key_sha256, or listen on 127.0.0.1."
+        yield Fault(("listen", "admin_host"), "an admin port beyond loopback needs a key", hint)
+
+
+def _lease_faults(raw: Any) -> Iterator[Fault]:
+    limits = _tried(Limits, _get(raw, "limits") or {})
+    if limits and limits.lease_low_tokens > limits.lease_tokens:
+        hint = f"Write at most {limits.lease_tokens}, or raise lease_tokens."
+        yield Fault(("limits", "lease_low_tokens"), "above lease_tokens", hint)
+
+
+def text(loc: Iterable[str | int]) -> str:
+    """Write a place as people do: models[0].replicas[1].url."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc).removeprefix(".")
+
+
+def _sites(raw: Any) -> Sites:
+    """Every replica that is right in itself, with its place."""
+    places: list[tuple[Loc, Any]] = [(("upstreams", at), item) for at, item in enumerate(_items(raw, "upstreams"))]
+    for of, model in enumerate(_items(raw, "models")):
+        places += [(("models", of, "replicas", at), item) for at, item in enumerate(_items(model, "replicas"))]
+    return [(loc, replica) for loc, item in places if (replica := _tried(Replica, item))]
+
+
+def _tried(kind: type[P], raw: Any) -> P | None:
+    try:
+        return kind.model_validate(raw)
+    except ValidationError:
+        return None
+
+
+def _get(raw: Any, name: str) -> Any:
+    return raw.get(name) if isinstance(raw, dict) else getattr(raw, name, None)
+
+
+def _items(raw: Any, name: str) -> list[Any]:
+    items = _get(raw, name)
+    return list(items) if isinstance(items, list | tuple) else []

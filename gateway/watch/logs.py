@@ -1,0 +1,73 @@
+"""Log set-up: one event per fact; JSON lines for machines, colours for a terminal; no secrets in either."""
+
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+REDACTED = "[redacted]"
+DEPTH_MAX = 8  # levels of nested values that are looked through; deeper ones are left out
+_NAMES = frozenset({"authorization", "proxy-authorization", "key", "secret", "api_key", "api-key", "x-api-key"})
+_SECRETS = re.compile(r"hf-[A-Za-z0-9_-]{20,}|Bearer\s+\S+", re.IGNORECASE)
+
+
+def set_up(stream: TextIO | None = None, *, tty: bool | None = None, level: str = "info") -> None:
+    """Send all events, those of libraries too, to `stream` (stderr); may be called again.
+
+    tty: whether a person reads along; asked of the stream where None.
+    """
+    stream = stream or sys.stderr
+    # Plain tracebacks: the pretty ones print local variables, and those hold prompts and keys.
+    last: Processor = structlog.processors.JSONRenderer(default=repr)
+    if stream.isatty() if tty is None else tty:
+        last = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    number = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, *_chain(), last],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(stream)
+    remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    # remove_meta goes first: the record in it is an object, which redaction cannot look into.
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=[remove_meta, *_chain(), last]))
+    logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
+
+
+def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """A structlog processor: replace values under telling names, and secrets inside any text."""
+    return {name: _clean(name, value, DEPTH_MAX) for name, value in event.items()}
+
+
+def _chain() -> list[Processor]:
+    """Exceptions become text before redaction, which then sees them too."""
+    return [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        redact,
+    ]
+
+
+def _clean(name: object, value: Any, depth: int) -> Any:
+    if isinstance(name, str) and name.lower() in _NAMES:
+        return REDACTED
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if depth == 0:
+        return "..."
+    if isinstance(value, Mapping):
+        return {_text(key): _clean(key, item, depth - 1) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_clean(None, item, depth - 1) for item in value]
+    return _text(value)
+
+
+def _text(value: object) -> str:
+    """Anything else as text without secrets; bytes and objects through their repr."""
+    return _SECRETS.sub(REDACTED, value if isinstance(value, str) else repr(value))

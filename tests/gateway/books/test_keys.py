@@ -1,0 +1,239 @@
+"""API keys: hashed at rest, revoked everywhere, never falling open."""
+
+import hashlib
+import hmac
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from gateway.books import keys as module
+from gateway.books.keys import Keys
+from gateway.config import DeclaredKey
+from guards.budget import Limit, Window
+from guards.refusal import Reason, Refused
+
+ROOT = Path(__file__).parents[3]
+
+
+def declared(secret: str, user: str = "carol") -> DeclaredKey:
+    return DeclaredKey.model_validate({"user": user, "sha256": hashlib.sha256(secret.encode()).hexdigest()})
+
+
+def refusal(keys: Keys, secret: str | None) -> Refused:
+    with pytest.raises(Refused) as caught:
+        keys.tenant(secret)
+    return caught.value
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "keys.db"
+
+
+def test_created_key_is_its_tenant(path: Path):
+    """A new key stands for its user, org and budget, also for the next process."""
+    secret, tenant = Keys(path).create("alice", "acme", Limit(100, Window.DAY))
+
+    assert re.fullmatch(r"hf-[A-Za-z0-9_-]{43}", secret)
+    assert Keys(path).tenant(secret) == tenant
+    assert (tenant.user, tenant.org, tenant.limit, tenant.source) == ("alice", "acme", Limit(100, Window.DAY), "store")
+    assert tenant.key_id == "key_" + hashlib.sha256(secret.encode()).hexdigest()[:12]
+
+
+def test_secrets_are_not_at_rest(path: Path):
+    """The secret's bytes are nowhere in the data directory, and only the owner may read it."""
+    keys = Keys(path)
+    secret, _ = keys.create("alice")
+
+    files = list(path.parent.iterdir())
+
+    assert len(files) == 3  # the database, its log and its index are all looked at
+    assert all(secret[3:].encode() not in file.read_bytes() for file in files)
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_everybody_is_open_until_the_first_key(path: Path):
+    """Without keys any secret, or none, is the open tenant; the first key ends that at once."""
+    keys = Keys(path)
+    assert keys.tenant(None).source == "open"
+    assert keys.tenant("anything").source == "open"
+    assert not keys.any_configured
+
+    Keys(path).create("alice")
+
+    assert keys.any_configured
+    assert refusal(keys, None).reason is Reason.UNAUTHORIZED
+    assert refusal(keys, "anything").reason is Reason.UNAUTHORIZED
+
+
+def test_revoking_the_last_key_does_not_fall_open(path: Path):
+    """A fleet whose keys are all revoked admits nobody, also after a restart."""
+    keys = Keys(path)
+    secret, tenant = keys.create("alice")
+
+    assert keys.revoke(tenant.key_id)
+
+    assert not keys.revoke(tenant.key_id)
+    for store in (keys, Keys(path)):
+        assert store.any_configured
+        assert refusal(store, secret).reason is Reason.UNAUTHORIZED
+        assert refusal(store, None).reason is Reason.UNAUTHORIZED
+
+
+def test_removing_the_last_declared_key_does_not_fall_open(path: Path):
+    """A declared key that is gone from the configuration leaves a closed door behind."""
+    Keys(path, (declared("hush"),)).close()
+
+    keys = Keys(path)
+
+    assert keys.any_configured
+    assert refusal(keys, "hush").detail == "unknown API key"
+
+
+def test_another_process_is_noticed(path: Path):
+    """A key made, and one revoked, by another process count at the next lookup."""
+    keys = Keys(path)
+    secret, tenant = keys.create("alice")
+    code = (
+        "import sys, pathlib; from gateway.books.keys import Keys; k = Keys(pathlib.Path(sys.argv[1]));"
+        "print(k.create('bob')[0]); assert k.revoke(sys.argv[2])"
+    )
+    command = [sys.executable, "-c", code, str(path), tenant.key_id]
+
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+
+    assert keys.tenant(out.strip()).user == "bob"
+    assert refusal(keys, secret).detail == f"the API key {tenant.key_id} was revoked"
+
+
+def test_lookups_come_from_memory(path: Path):
+    """A lookup asks the database for its version only."""
+    keys = Keys(path)
+    secret, _ = keys.create("alice")
+    keys.tenant(secret)
+    asked: list[str] = []
+    keys._db.set_trace_callback(asked.append)
+
+    keys.tenant(secret)
+
+    assert asked == ["PRAGMA data_version"]
+
+
+def test_declared_keys(path: Path):
+    """A key from the configuration works, is listed, and is not revoked by the store alone."""
+    keys = Keys(path, (declared("hush"),))
+
+    tenant = keys.tenant("hush")
+
+    assert (tenant.user, tenant.source) == ("carol", "config")
+    assert [row.tenant for row in keys.list()] == [tenant]
+    assert not keys.revoke(tenant.key_id)
+
+
+def test_a_key_both_stored_and_declared_can_be_revoked(path: Path):
+    """Declaring a stored key does not bring it back once it is revoked."""
+    secret, tenant = Keys(path).create("alice")
+    keys = Keys(path, (declared(secret),))
+    assert keys.tenant(secret).user == "alice"
+
+    keys.revoke(tenant.key_id)
+
+    assert "revoked" in refusal(keys, secret).detail
+
+
+@pytest.mark.parametrize("secret", ["hf-" + "x" * 43, "\udcff", "key_000000000000", " "])
+def test_refusals_do_not_repeat_the_secret(path: Path, secret: str):
+    """An unknown secret is refused in words that do not hold it; odd bytes are just unknown."""
+    keys = Keys(path, (declared("hush"),))
+
+    assert refusal(keys, secret).detail == "unknown API key"
+
+
+def test_known_and_unknown_keys_are_compared_alike(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Every lookup makes one comparison of whole digests, whether or not the key is there."""
+    keys = Keys(path)
+    secret, _ = keys.create("alice")
+    compared: list[int] = []
+
+    def counting(a: bytes, b: bytes) -> bool:
+        compared.append(len(a) + len(b))
+        return hmac.compare_digest(a, b)
+
+    monkeypatch.setattr(module, "hmac", SimpleNamespace(compare_digest=counting))
+    keys.tenant(secret)
+    refusal(keys, "unknown")
+
+    assert compared == [64, 64]
+
+
+def test_the_start_of_a_digest_is_not_enough(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two secrets whose digests start alike are told apart, and both work."""
+    monkeypatch.setattr(module, "key_id_of", lambda digest: "key_same")
+    keys = Keys(path, (declared("one", "user1"), declared("two", "user2")))
+
+    assert [keys.tenant(secret).user for secret in ("one", "two")] == ["user1", "user2"]
+    assert refusal(keys, "three").reason is Reason.UNAUTHORIZED
+
+
+def test_a_broken_store_refuses_everybody(path: Path):
+    """A key store that cannot be read is a refusal by its own reason, never an open door."""
+    path.parent.mkdir()
+    path.write_bytes(os.urandom(8192))
+
+    with pytest.raises(Refused) as caught:
+        Keys(path)
+
+    assert caught.value.reason is Reason.BOOKS
+
+
+def test_a_store_that_breaks_while_running_refuses_everybody(path: Path):
+    """Keys in memory do not outlive the store they came from, and a failed reading is tried again."""
+    keys = Keys(path)
+    secret, _ = keys.create("alice")
+    other = sqlite3.connect(path)
+    other.execute("ALTER TABLE keys RENAME TO gone")
+    other.commit()
+
+    assert refusal(keys, secret).reason is Reason.BOOKS
+    assert refusal(keys, secret).reason is Reason.BOOKS
+
+    other.execute("ALTER TABLE gone RENAME TO keys")
+    other.commit()
+    assert keys.tenant(secret).user == "alice"
+
+
+def test_a_newer_store_is_left_alone(path: Path):
+    """A store of a later version is refused, not misread."""
+    Keys(path).close()
+    sqlite3.connect(path).execute("PRAGMA user_version = 99")
+
+    with pytest.raises(Refused, match="newer"):
+        Keys(path)
+
+
+def test_list_shows_when(path: Path):
+    """Rows hold when a key was made and revoked, in order of making."""
+    now_s = 1000.0
+    keys = Keys(path, clock=lambda: now_s)
+    _, first = keys.create("alice")
+    now_s = 2000.0
+    keys.create("bob")
+    keys.revoke(first.key_id)
+
+    times = [(row.tenant.user, row.created_at, row.revoked_at) for row in keys.list()]
+
+    assert times == [("alice", 1000.0, 2000.0), ("bob", 2000.0, None)]
+
+
+@pytest.mark.parametrize("user", ["", "a" * 257, "a\nb"])
+def test_names_are_printable(path: Path, user: str):
+    """A user name that could not be shown is refused."""
+    with pytest.raises(ValueError, match="printable"):
+        Keys(path).create(user)

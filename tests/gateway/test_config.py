@@ -1,0 +1,451 @@
+"""holdfast.yaml: what is accepted, and that every error says where it is and what to write instead."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.config import Config, is_loopback, parse_limit
+from gateway.config_file import FILE_BYTES_MAX, ConfigErrors, from_upstreams, load, overridden
+from guards.budget import Limit, Window
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "holdfast.example.yaml"
+SHA = hashlib.sha256(b"x").hexdigest()
+BASE = """\
+models:
+  - name: tiny
+    replicas:
+      - url: http://127.0.0.1:8001
+      - url: http://127.0.0.1:8002
+        role: standby
+"""
+
+
+def errors_of(tmp_path: Path, text: str | bytes, **environ: str) -> list[str]:
+    """All errors of a file, without the directory."""
+    path = tmp_path / "holdfast.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigErrors) as caught:
+        load(path, environ)
+    return str(caught.value).replace(f"{tmp_path}/", "").splitlines()
+
+
+def loaded(tmp_path: Path, text: str, **environ: str) -> Config:
+    path = tmp_path / "holdfast.yaml"
+    path.write_text(text)
+    return load(path, environ)
+
+
+def test_example_is_valid():
+    """The example in docs/ loads, and its values are the defaults it says they are."""
+    config = load(EXAMPLE, {"UPSTREAM_KEY": "sesame", "ALICE_SHA256": SHA})
+
+    assert [replica.name for replica in config.replicas] == ["127.0.0.1:8001", "127.0.0.1:8002", "far"]
+    assert config.keys[0].tokens == Limit(100_000, Window.DAY)
+    assert config.replicas[2].key is not None
+    assert config.replicas[2].key.get_secret_value() == "sesame"
+    assert (config.timeouts, config.limits, config.listen) == tuple(
+        Config.model_fields[name].default for name in ("timeouts", "limits", "listen")
+    )
+    named = set(EXAMPLE.read_text().replace("#", " ").replace(":", " ").split())
+    assert set(type(config.timeouts).model_fields) | set(type(config.limits).model_fields) <= named
+
+
+def test_secrets_are_not_printed():
+    """An upstream key does not show when a configuration is printed."""
+    assert "sesame" not in repr(from_upstreams(["http://10.0.0.1"], key="sesame"))
+
+
+ONE_ERROR = {
+    "unknown field": (
+        BASE.replace("role:", "rol:"),
+        'holdfast.yaml:6:9: models[0].replicas[1].rol: unknown field. Did you mean "role"?',
+    ),
+    "unknown field, nothing close": (
+        BASE + "listen: {zzz: 1}\n",
+        "holdfast.yaml:7:10: listen.zzz: unknown field. Known here: host, port, admin_host, admin_port.",
+    ),
+    "unknown field without a value": (
+        BASE + "kezs:\n",
+        'holdfast.yaml:7:1: kezs: unknown field. Did you mean "keys"?',
+    ),
+    "enum": (
+        BASE.replace("standby", "standbye"),
+        'holdfast.yaml:6:15: models[0].replicas[1].role: must be active or standby. Did you mean "standby"?',
+    ),
+    "status": (
+        BASE + "budget_status: 500\n",
+        "holdfast.yaml:7:16: budget_status: must be 402, 403, 422 or 429. Write one of these.",
+    ),
+    "missing": (
+        BASE + f"keys:\n  - sha256: {SHA}\n",
+        'holdfast.yaml:8:5: keys[0].user: required, but missing. Add "user: ...".',
+    ),
+    "not a number": (
+        BASE + "limits: {legs: many}\n",
+        "holdfast.yaml:7:16: limits.legs: must be a whole number. Write a whole number from 1 to 64.",
+    ),
+    "too small": (
+        BASE + "timeouts: {probe_s: 0}\n",
+        "holdfast.yaml:7:21: timeouts.probe_s: must be at least 0.01. Write a number from 0.01 to 60.",
+    ),
+    "too large": (
+        BASE + "listen: {port: 65536}\n",
+        "holdfast.yaml:7:16: listen.port: must be at most 65535. Write a whole number from 0 to 65535.",
+    ),
+    "not finite": (
+        BASE + "timeouts: {total_s: nan}\n",
+        "holdfast.yaml:7:21: timeouts.total_s: must be a number. Write a number from 1 to 86400.",
+    ),
+    "truth": (
+        BASE + "allow_media_urls: perhaps\n",
+        "holdfast.yaml:7:19: allow_media_urls: must be true or false. Write true or false.",
+    ),
+    "list for mapping": (
+        BASE + "listen: [1]\n",
+        'holdfast.yaml:7:9: listen: must be a mapping. Write "name: value" lines below it.',
+    ),
+    "mapping for list": (
+        BASE + "keys: {user: alice}\n",
+        'holdfast.yaml:7:7: keys: must be a list. Start each item below it with "- ".',
+    ),
+    "url scheme": (
+        BASE.replace("http://127.0.0.1:8001", "127.0.0.1:8001"),
+        "holdfast.yaml:4:14: models[0].replicas[0].url: must start with http:// or https:// and a host. "
+        'Write the server\'s root, such as "http://10.0.0.5:8000".',
+    ),
+    "url path": (
+        BASE.replace("8001", "8001/v1"),
+        "holdfast.yaml:4:14: models[0].replicas[0].url: a URL holds no path and no query. "
+        'Write the server\'s root, such as "http://10.0.0.5:8000", without /v1.',
+    ),
+    "url user": (
+        BASE.replace("127.0.0.1:8001", "me:hush@127.0.0.1"),
+        "holdfast.yaml:4:14: models[0].replicas[0].url: a URL holds no user or password. "
+        'Put the upstream key into "key", from the environment.',
+    ),
+    "variable": (
+        BASE + "        key: ${NOPE}\n",
+        "holdfast.yaml:7:14: models[0].replicas[1].key: environment variable NOPE is not set. "
+        "Set it, or write ${NOPE:-default}.",
+    ),
+    "malformed variable": (
+        BASE + "        key: x${NO-PE}\n",
+        "holdfast.yaml:7:14: models[0].replicas[1].key: not a variable. Write ${NAME} or ${NAME:-default}.",
+    ),
+    "empty key": (
+        BASE + "        key: ${EMPTY}\n",
+        "holdfast.yaml:7:14: models[0].replicas[1].key: must be printable ASCII without spaces, and not empty. "
+        'Write key: "${NAME}" and set NAME.',
+    ),
+    "same url": (
+        BASE.replace("http://127.0.0.1:8002", "HTTP://127.0.0.1:8001/"),
+        "holdfast.yaml:5:14: models[0].replicas[1].url: the same replica url twice. "
+        "models[0].replicas[0] has it. Each server is one replica: remove one.",
+    ),
+    "same url by default port": (
+        BASE.replace(":8001", "").replace(":8002", ":80"),
+        "holdfast.yaml:5:14: models[0].replicas[1].url: the same replica url twice. "
+        "models[0].replicas[0] has it. Each server is one replica: remove one.",
+    ),
+    "same name": (
+        BASE + "        name: 127.0.0.1:8001\n",
+        "holdfast.yaml:7:15: models[0].replicas[1].name: the same replica name twice. "
+        "models[0].replicas[0] has it. Give one of them another name.",
+    ),
+    "same model": (
+        BASE + "  - name: tiny\n    replicas: [{url: 'http://localhost:1'}]\n",
+        "holdfast.yaml:7:11: models[1].name: the same model twice. "
+        "models[0] has it: put all replicas of a model under one entry.",
+    ),
+    "no active": (
+        BASE.replace("8001\n", "8001\n        role: standby\n"),
+        "holdfast.yaml:4:7: models[0].replicas: no active replica. Give one of them role: active.",
+    ),
+    "beyond loopback": (
+        BASE.replace("127.0.0.1:8002", "10.0.0.2:8002"),
+        "holdfast.yaml:5:9: models[0].replicas[1]: vLLM servers beyond loopback need an upstream key. Start vLLM with "
+        '--api-key; write key: "${UPSTREAM_KEY}" (for --upstream: set HOLDFAST_UPSTREAM_KEY).',
+    ),
+    "tokenizer": (
+        BASE + "    tokenizer: ./nope\n",
+        "holdfast.yaml:7:16: models[0].tokenizer: no tokenizer there. "
+        "Name a tokenizer.json or a directory that holds one, or leave it out.",
+    ),
+    "ports": (
+        BASE + "listen: {port: 8081}\n",
+        "holdfast.yaml:7:9: listen.admin_port: the admin port is the public port. Give it another, such as 8081.",
+    ),
+    "open admin": (
+        BASE + "listen: {admin_host: 0.0.0.0}\n",
+        "holdfast.yaml:7:22: listen.admin_host: an admin port beyond loopback needs a key. "
+        "Add admin_key_sha256, or listen on 127.0.0.1.",
+    ),
+    "sha256": (
+        BASE + "admin_key_sha256: hf-secret\n",
+        "holdfast.yaml:7:19: admin_key_sha256: must be 64 hex digits. "
+        'Write the output of: printf %s "$SECRET" | sha256sum',
+    ),
+    "budget": (
+        BASE + f"keys: [{{user: a, sha256: {SHA}, tokens: 5/dya}}]\n",
+        'holdfast.yaml:7:100: keys[0].tokens: unknown budget window. Did you mean "day"?',
+    ),
+    "leases": (
+        BASE + "limits: {lease_tokens: 8}\n",
+        "holdfast.yaml:7:9: limits.lease_low_tokens: above lease_tokens. Write at most 8, or raise lease_tokens.",
+    ),
+    "nothing to serve": (
+        "data: x\n",
+        "holdfast.yaml:1:1: no models and no upstreams. Add models: with their replicas, or upstreams: with URLs.",
+    ),
+    "both": (
+        BASE + "upstreams: [{url: 'http://localhost:1'}]\n",
+        "holdfast.yaml:7:12: upstreams: both models and upstreams are given. "
+        "Keep models, or keep upstreams to have the models asked for.",
+    ),
+    "same field": (
+        BASE + "data: a\ndata: b\n",
+        "holdfast.yaml:8:1: data: the same field twice. Line 7 has it already: keep one.",
+    ),
+    "syntax": (
+        "a: [1\nb: 2\n",
+        "holdfast.yaml:2:2: not valid YAML: expected ',' or ']', but got ':'. "
+        "Check indentation, quotes and colons on this line and the one above.",
+    ),
+    "bare variable in braces": (
+        "a: {key: ${K}}\n",
+        "holdfast.yaml:1:11: not valid YAML: expected ',' or '}', but got '{'. "
+        'Inside {...} a variable needs quotes: "${NAME}".',
+    ),
+    "odd escape": (
+        'a: "\\UFFFFFFFF"\n',
+        "holdfast.yaml:1:1: not valid YAML: not readable. "
+        "Check indentation, quotes and colons on this line and the one above.",
+    ),
+    "empty": (
+        "# nothing\n",
+        "holdfast.yaml:1:1: the file is empty. Start with the lines of docs/holdfast.example.yaml.",
+    ),
+    "list": (
+        "\n- a\n",
+        'holdfast.yaml:2:1: must be a mapping of "name: value" lines. '
+        "Start with the lines of docs/holdfast.example.yaml.",
+    ),
+    "not text": (b"a: 1\nb: \xff\n", "holdfast.yaml:2:4: not UTF-8 text. Save the file as UTF-8."),
+    "control character": (
+        "a: 1\nb: \x00\n",
+        "holdfast.yaml:2:4: a character that YAML does not allow. Save the file as plain UTF-8 text.",
+    ),
+    "bomb": (
+        "a: &a [x, x]\nb: [*a, *a]\n",
+        "holdfast.yaml:1:4: anchors and aliases (& and *) are not allowed. Write the value out.",
+    ),
+    "tag": (
+        "a: !!python/object:os.system x\n",
+        "holdfast.yaml:1:4: tags (!) are not allowed. Write the plain value; quote it if it starts with !.",
+    ),
+    "deep": (
+        "a: " + "[" * 5000,
+        "holdfast.yaml:1:19: nested too deeply or too long. See docs/holdfast.example.yaml for the shape.",
+    ),
+    "second document": (
+        "a: 1\n---\nb: 1\n",
+        'holdfast.yaml:2:1: a second document starts here. Remove the line "---".',
+    ),
+    "name not text": ("? [a]\n: 1\n", 'holdfast.yaml:1:3: a field\'s name must be plain text. Write "name: value".'),
+    "too long": (
+        "#" * (FILE_BYTES_MAX + 1),
+        f"holdfast.yaml:1:1: longer than {FILE_BYTES_MAX} bytes. Make keys with: holdfast keys create.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "error"), ONE_ERROR.values(), ids=ONE_ERROR)
+def test_one_slip_gives_one_error(tmp_path: Path, text: str | bytes, error: str):
+    """Each kind of slip gives exactly one line: its place, its field, what is wrong, what to write."""
+    assert errors_of(tmp_path, text, EMPTY="") == [error]
+
+
+def test_missing_file_is_one_error(tmp_path: Path):
+    """A file that is not there is an error like any other."""
+    with pytest.raises(ConfigErrors, match="cannot be read: No such file or directory"):
+        load(tmp_path / "none.yaml")
+
+
+def test_all_errors_at_once_in_order_of_lines(tmp_path: Path):
+    """Wrong fields, unset variables, duplicates and contradictions are reported together."""
+    text = (
+        "listen: {port: 8081, hots: x}\n"
+        + BASE.replace("role: standby", "key: ${NOPE}").replace("tiny", "''")
+        + "data: a\ndata: b\n"
+    )
+
+    fields = [error.split(": ")[1] for error in errors_of(tmp_path, text)]
+
+    assert fields == ["listen.hots", "models[0].name", "models[0].replicas[1].key", "data"]
+
+
+def test_contradictions_are_found_beside_wrong_fields(tmp_path: Path):
+    """A wrong field in one replica does not hide that two others are the same."""
+    text = BASE + "      - {url: 'http://127.0.0.1:8001'}\n      - {url: ftp}\n"
+
+    assert [error.split(": ")[1] for error in errors_of(tmp_path, text)] == [
+        "models[0].replicas[2].url",
+        "models[0].replicas[3].url",
+    ]
+
+
+def test_an_unset_variable_is_its_only_error(tmp_path: Path):
+    """A value that is not there is not called equal to another, nor a key that is not there missing."""
+    models = "models:\n" + BASE.removeprefix("models:\n").replace("tiny", "${NOPE}") * 2
+    text = models.replace("8001", "8003", 1).replace("8002", "8004", 1)
+
+    named = errors_of(tmp_path, text)
+    admin = errors_of(tmp_path, BASE + "listen: {admin_host: 0.0.0.0}\nadmin_key_sha256: ${NOPE}\n")
+
+    assert len(named) == 2
+    assert len(admin) == 1
+    assert all("variable NOPE is not set" in error for error in named + admin)
+
+
+def test_errors_hold_no_values(tmp_path: Path):
+    """A secret in the wrong place is not repeated in the error."""
+    text = BASE.replace("role: standby", "key: 'hush hush'") + "admin_key_sha256: hush\nbudget_status: hush\n"
+
+    assert "hush" not in "".join(errors_of(tmp_path, text))
+
+
+def test_terminal_escapes_in_names_are_not_printed(tmp_path: Path):
+    """What a terminal would act on is shown, not sent."""
+    assert "\x1b" not in errors_of(tmp_path, BASE + '"\\e[31m": 1\n')[0]
+
+
+def test_variables(tmp_path: Path):
+    """Variables stand for text, numbers and truths; a default serves where one is unset or empty."""
+    text = BASE + "listen: {port: '${PORT}', host: '${HOST:-::1}'}\nshare_prefix_cache: ${SHARE:-true}\n"
+
+    config = loaded(tmp_path, text, PORT="9000", HOST="")
+
+    assert (config.listen.port, config.listen.host, config.share_prefix_cache) == (9000, "::1", True)
+
+
+def test_variables_are_not_expanded_twice(tmp_path: Path):
+    """What comes from the environment is a value, not a template."""
+    config = loaded(tmp_path, BASE + "        key: ${A}\n", A="${B}")
+
+    assert config.replicas[1].key is not None
+    assert config.replicas[1].key.get_secret_value() == "${B}"
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path):
+    """Data and tokenizer are found from wherever the gateway is started."""
+    (tmp_path / "tok").mkdir()
+    (tmp_path / "tok" / "tokenizer.json").write_text("{}")
+
+    config = loaded(tmp_path, BASE + "    tokenizer: tok\n")
+
+    assert config.data == tmp_path / "holdfast-data"
+    assert config.models[0].tokenizer == tmp_path / "tok" / "tokenizer.json"
+
+
+def test_words_that_yaml_would_convert_stay_words(tmp_path: Path):
+    """A user named `no` and a model named `1.10` keep their names."""
+    config = loaded(tmp_path, BASE.replace("tiny", "1.10") + f"keys: [{{user: no, sha256: {SHA}}}]\nupstreams:\n")
+
+    assert (config.models[0].name, config.keys[0].user, config.upstreams) == ("1.10", "no", ())
+
+
+def test_replica_helpers():
+    """A replica knows its normalised root, host, port, and whether it is spoken to over TLS."""
+    config = from_upstreams(["HTTPS://Example.org:443/", "http://[::1]:8000"], key="k")
+
+    assert [(r.url, r.host, r.port, r.tls, r.name) for r in config.replicas] == [
+        ("https://example.org", "example.org", 443, True, "example.org:443"),
+        ("http://[::1]:8000", "::1", 8000, False, "[::1]:8000"),
+    ]
+    assert {replica.role for replica in config.upstreams} == {"active"}
+
+
+def test_command_line_errors_have_no_line():
+    """What was typed is named by option position, all at once."""
+    with pytest.raises(ConfigErrors) as caught:
+        from_upstreams(["http://10.0.0.1", "x"], listen={"port": 8081})
+
+    assert [error.field for error in caught.value.errors] == ["upstreams[1].url", "upstreams[0]", "listen.admin_port"]
+    assert str(caught.value).startswith("command line: upstreams[1].url: must start")
+
+
+def test_command_line_overrides_are_checked(tmp_path: Path):
+    """--port and --data win over the file, and may not contradict it."""
+    config = overridden(from_upstreams(["http://localhost:1"]), data=tmp_path, listen={"port": 0})
+
+    assert (config.data, config.listen.port, config.listen.admin_port) == (tmp_path, 0, 8081)
+    with pytest.raises(ConfigErrors, match="the admin port is the public port"):
+        overridden(config, listen={"port": 8081})
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("100000", Limit(100_000)),
+        ("100_000/day", Limit(100_000, Window.DAY)),
+        ("100k/Hour", Limit(100_000, Window.HOUR)),
+        (" 2M / month ", Limit(2_000_000, Window.MONTH)),
+        ("1/minute", Limit(1, Window.MINUTE)),
+        ("7/total", Limit(7, Window.TOTAL)),
+    ],
+)
+def test_budgets(text: str, limit: Limit):
+    """A budget is tokens, perhaps in thousands or millions, per window."""
+    assert parse_limit(text) == limit
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5k", "day", "1/", "1/year", "1g", "9" * 30, "1/day/day", "_1", "٣"])
+def test_not_budgets(text: str):
+    """What is no budget is refused, with a hint."""
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - a pydantic error by type, tested for its hint
+        parse_limit(text)
+    assert caught.value.context["hint"]
+
+
+def test_loopback():
+    """Only what cannot be reached from elsewhere is loopback."""
+    assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "localhost")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "localhost.example", "127.0.0.1.example")))
+
+
+ODD = ("{", "[", ": ", "- ", "\n", "&a ", "*a", "!", "${", "\t", "null", '"\\ud800"', "%YAML 9\n")
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_any_text_loads_or_gives_errors(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
+    """However the example is mangled, the loader returns a Config or raises ConfigErrors with lines."""
+    text = EXAMPLE.read_text()
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(text)))
+        cut = data.draw(st.integers(0, 40))
+        text = text[:at] + data.draw(st.sampled_from(ODD) | st.text(max_size=8)) + text[at + cut :]
+    path = tmp_path_factory.getbasetemp() / "mangled.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    errors = ConfigErrors([])
+    try:
+        load(path, {"UPSTREAM_KEY": "k", "ALICE_SHA256": SHA})
+    except ConfigErrors as caught:
+        errors = caught
+    assert all(error.line > 0 and error.message for error in errors.errors)
+    str(errors).encode()
+
+
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None)
+@given(blob=st.binary(max_size=200))
+def test_any_bytes_load_or_give_errors(tmp_path_factory: pytest.TempPathFactory, blob: bytes):
+    """Binary garbage gives an error, never a traceback."""
+    path = tmp_path_factory.getbasetemp() / "garbage.yaml"
+    path.write_bytes(blob)
+    with pytest.raises(ConfigErrors):
+        load(path, {})
