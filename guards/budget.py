@@ -10,7 +10,7 @@ and recording afterwards overspent by up to 264 % in the measurements behind thi
 """
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum, StrEnum
 
 UNLIMITED = 1 << 62  # tokens: more than any account will ever see, and exact in SQLite's 64 bits
@@ -34,6 +34,21 @@ class Window(StrEnum):
             return "total"
         pattern = {"minute": "%Y-%m-%dT%H:%M", "hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "month": "%Y-%m"}
         return datetime.fromtimestamp(unix_s, UTC).strftime(pattern[self.value])
+
+    def resets_at(self, unix_s: float) -> datetime | None:
+        """Say when the window that holds this moment ends and the next begins; None for a total, which never does."""
+        if self is Window.TOTAL:
+            return None
+        minute = datetime.fromtimestamp(unix_s, UTC).replace(second=0, microsecond=0)
+        if self is Window.MINUTE:
+            return minute + timedelta(minutes=1)
+        hour = minute.replace(minute=0)
+        if self is Window.HOUR:
+            return hour + timedelta(hours=1)
+        day = hour.replace(hour=0)
+        if self is Window.DAY:
+            return day + timedelta(days=1)
+        return (day.replace(day=1) + timedelta(days=31)).replace(day=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +143,11 @@ class Meter:
             return Verdict.CUT
         self.asking = True
         return Verdict.WAIT
+
+    def give_back(self, tokens: int) -> None:
+        """Take back tokens that were counted and then not delivered."""
+        assert 0 <= tokens <= self.spent
+        self.spent -= tokens
 
     def granted(self, tokens: int) -> None:
         """Take in the answer to a top-up; zero means that there will be no more."""

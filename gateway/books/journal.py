@@ -1,0 +1,110 @@
+"""The journal: what happened to each request, one JSON fact per line, append-only."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from gateway.books.inbox import Inbox
+from gateway.books.journal_file import FACT_BYTES_MAX, FLUSH_FACTS_MAX, JournalFile, number_of
+
+log = structlog.get_logger()
+
+RETRY_S = 1.0  # how soon after a failure the disk is tried again, also when there are no new facts
+
+
+class Journal:
+    """Facts in the order they were appended, on disk within `flush_s` and one flush; never prompts, never answers.
+
+    Each line is `{"seq":…,"at":…,"kind":…,…}`: `seq` counts lines without a hole, across restarts too;
+    `at` is unix seconds. A fact that cannot be kept is counted as lost; once writing works again a
+    `journal.gap` fact says how many were. What a crash left of a last batch is cut off when the file is opened.
+
+    clock: unix seconds.
+    facts_max: how many facts may wait for the disk.
+    flush_s: how long a fact waits for others to share a flush with, in seconds.
+    batch_max: how many facts share a flush at most.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        clock: Callable[[], float],
+        facts_max: int = 65_536,
+        flush_s: float = 0.005,
+        batch_max: int = FLUSH_FACTS_MAX,
+    ) -> None:
+        assert batch_max <= FLUSH_FACTS_MAX
+        self._clock = clock
+        self._file = JournalFile(path)
+        self._inbox: Inbox[bytes] = Inbox(facts_max, batch_max, linger_s=flush_s, idle_s=RETRY_S)
+        # Each count has one writer: the event loop's thread, the journal's thread, the journal's thread.
+        self._dropped = 0
+        self._failed = 0
+        self._told = 0
+        self._thread = threading.Thread(target=self._run, name="holdfast-journal", daemon=True)
+        self._thread.start()
+
+    @property
+    def lost(self) -> int:
+        """Facts that were not kept since the start, because the queue was full or the disk failed."""
+        return self._dropped + self._failed
+
+    @property
+    def healthy(self) -> bool:
+        """False from the first lost fact until a `journal.gap` that tells of it is on disk."""
+        return self.lost == self._told
+
+    def append(self, kind: str, **fields: Any) -> None:
+        """Note a fact; never blocks, from one thread only.
+
+        kind: a closed set of names, such as `request.settled`.
+        fields: JSON values; by contract no prompt, no answer and no secret. `seq` and `at` are taken.
+        """
+        fact = msgspec.json.encode({"at": round(self._clock(), 6), "kind": kind, **fields})
+        assert "seq" not in fields
+        assert "at" not in fields
+        assert len(fact) < FACT_BYTES_MAX
+        if not self._inbox.put(fact):
+            self._dropped += 1
+
+    def close(self) -> None:
+        """Put what waits on disk, then end; facts appended later are lost. May be called again."""
+        self._inbox.close()
+        self._thread.join()
+
+    def _run(self) -> None:
+        for batch in self._inbox.batches():
+            lost = self.lost
+            facts = [*self._gap(lost - self._told), *batch]
+            if not facts:
+                continue
+            try:
+                self._file.write(facts)
+                self._told = lost
+            except OSError as error:
+                log.error("journal.write_failed", error=repr(error), facts=len(batch))
+                self._failed += len(batch)
+        self._file.close()
+
+    def _gap(self, lost: int) -> list[bytes]:
+        if not lost:
+            return []
+        return [msgspec.json.encode({"at": round(self._clock(), 6), "kind": "journal.gap", "lost": lost})]
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """Give the facts of a journal in order, also while it is being written; an unfinished last line is left out.
+
+    Raises ValueError, with the line's number, at a damaged line.
+    """
+    with path.open("rb") as lines:
+        for count, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                return
+            if number_of(line) is None:
+                raise ValueError(f"{path}:{count}: not a fact")
+            yield msgspec.json.decode(line)

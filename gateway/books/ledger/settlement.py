@@ -1,0 +1,54 @@
+"""One charge that must reach the books, whatever becomes of the request it is for."""
+
+import asyncio
+
+import structlog
+
+from gateway.books.ledger.contract import Ledger
+from guards.refusal import Refused
+
+log = structlog.get_logger()
+
+RETRY_S_FIRST = 0.1  # doubled after each try
+RETRY_S_MAX = 5.0
+TRIES_MAX = 1000  # an hour and twenty minutes; a hold never settled is charged in full at the next start
+
+
+class Settlement:
+    """Settles a hold, on its way when the constructor returns; tries again while the books are unavailable.
+
+    No task and nothing to await: it cannot be cancelled, and the event loop keeps it alive.
+    tried: done after the first try, however that ended; with the error, when that was a bug.
+    """
+
+    def __init__(self, ledger: Ledger, request_id: str, spent: int) -> None:
+        self.tried: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ledger = ledger
+        self._request_id = request_id
+        self._spent = spent
+        self._tries = 0
+        self._try()
+
+    def _try(self) -> None:
+        self._tries += 1
+        self._ledger.settle(self._request_id, self._spent).add_done_callback(self._answered)
+
+    def _answered(self, answer: asyncio.Future[bool]) -> None:
+        error = answer.exception()
+        if isinstance(error, Refused):
+            self._try_later(error)
+        if self.tried.done():
+            return
+        if error is None or isinstance(error, Refused):
+            self.tried.set_result(None)
+        else:
+            self.tried.set_exception(error)
+
+    def _try_later(self, error: Refused) -> None:
+        known = {"request_id": self._request_id, "tokens_spent": self._spent, "tries": self._tries}
+        if self._tries >= TRIES_MAX:
+            log.error("ledger.settlement_abandoned", error=error.detail, **known)
+            return
+        log.warning("ledger.settlement_delayed", error=error.detail, **known)
+        delay_s = min(RETRY_S_MAX, RETRY_S_FIRST * 2 ** min(self._tries - 1, 10))
+        asyncio.get_running_loop().call_later(delay_s, self._try)

@@ -1,0 +1,101 @@
+"""The embedded default: a ledger in one SQLite file, durable and with nothing to install."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from gateway.books.ledger.contract import Grant, Ledger
+from gateway.books.ledger.settlement import Settlement
+from gateway.books.ledger.steps import Audit, Balance, Extend, Open, Settle, limit_or_unlimited
+from gateway.books.ledger.tables import charge_leftovers, connect, lock
+from gateway.books.ledger.writer import Writer
+from guards.budget import Account, Limit
+
+log = structlog.get_logger()
+
+
+class SqliteLedger:
+    """`Ledger` in `<data>/ledger.sqlite3`: what it has answered survives a kill and a power cut.
+
+    Holds left by a process that died are charged in full when the ledger is opened, because all of
+    them may have been delivered: a gateway killed at any moment never gave away what it had not charged.
+
+    data: directory, made if missing; one gateway at a time, else LedgerInUse.
+    clock: unix seconds; called from another thread.
+    commands_max: how many steps may wait for the disk; above it callers are refused, but for settlements,
+        which the holds bound.
+    batch_max: how many steps go into one transaction.
+    recovered: how many holds of a dead process were charged.
+    """
+
+    def __init__(
+        self, data: Path, clock: Callable[[], float], *, commands_max: int = 10_000, batch_max: int = 256
+    ) -> None:
+        self._lock = lock(data)
+        try:
+            db = connect(data)
+            self.recovered = charge_leftovers(db)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        if self.recovered:
+            log.warning("ledger.recovered", holds_charged=self.recovered)
+        self._closed = False
+        self._writer = Writer(db, clock, commands_max, batch_max)
+
+    @property
+    def commits(self) -> int:
+        """Transactions committed since the ledger was opened."""
+        return self._writer.commits
+
+    def open(self, request_id: str, key_id: str, limit: Limit | None, want: int, least: int = 1) -> Awaitable[Grant]:
+        step = Open(request_id, key_id, limit_or_unlimited(limit), want, least)
+        return Opening(self, request_id, self._writer.put(step))
+
+    def extend(self, request_id: str, tokens: int) -> asyncio.Future[int]:
+        return self._writer.put(Extend(request_id, tokens))
+
+    def settle(self, request_id: str, spent: int) -> asyncio.Future[bool]:
+        # Never refused for a full queue: there is one for each hold, and a lost one blocks its tokens.
+        return self._writer.put(Settle(request_id, spent), always=True)
+
+    def balance(self, key_id: str, limit: Limit | None) -> Awaitable[Account]:
+        return self._writer.put(Balance(key_id, limit_or_unlimited(limit)))
+
+    def audit(self) -> Awaitable[list[str]]:
+        return self._writer.put(Audit())
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        # Cancelled openings are given back when their answers come; one more answer comes after them.
+        await asyncio.wait([self._writer.put(Balance("", Limit(0)), always=True)])
+        await self._writer.close()
+        os.close(self._lock)
+
+
+class Opening(Awaitable[Grant]):
+    """A grant on its way to its caller; if the caller is cancelled before it arrives, it goes back."""
+
+    def __init__(self, ledger: Ledger, request_id: str, answer: asyncio.Future[Grant]) -> None:
+        self.answer = answer
+        self._ledger = ledger
+        self._request_id = request_id
+
+    def __await__(self) -> Generator[Any, None, Grant]:
+        try:
+            # The answer itself is never cancelled, so that it still tells whether there is a hold.
+            return (yield from asyncio.shield(self.answer).__await__())
+        except asyncio.CancelledError:
+            # Two cases: the answer is yet to come, or it came in the moment of the cancellation.
+            self.answer.add_done_callback(self._give_back)
+            raise
+
+    def _give_back(self, answer: asyncio.Future[Grant]) -> None:
+        if answer.exception() is None:
+            Settlement(self._ledger, self._request_id, spent=0)

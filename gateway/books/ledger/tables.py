@@ -1,0 +1,139 @@
+"""The ledger's SQLite file: its tables as a shelf, its recovery, and its lock."""
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from gateway.books.ledger.steps import Held
+from guards.budget import UNLIMITED, Account
+
+BUSY_S_MAX = 1.0  # how long a transaction waits for a lock that a stranger has on the file
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS accounts (
+    key_id TEXT NOT NULL, window TEXT NOT NULL, limit_tokens INTEGER NOT NULL,
+    spent INTEGER NOT NULL CHECK (spent >= 0), held INTEGER NOT NULL CHECK (held >= 0),
+    PRIMARY KEY (key_id, window)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS holds (
+    request_id TEXT NOT NULL PRIMARY KEY, key_id TEXT NOT NULL, window TEXT NOT NULL,
+    leased INTEGER NOT NULL CHECK (leased >= 0), opened_at REAL NOT NULL
+) WITHOUT ROWID;
+"""
+
+
+class LedgerInUse(Exception):
+    """Another gateway works on the same data directory."""
+
+    def __init__(self, data: Path) -> None:
+        super().__init__(f"the ledger in {data} is in use by another gateway; stop that one or choose another --data")
+
+
+class KeyBalance(NamedTuple):
+    """One account, for display. Tokens; `limit` is None for a key without a budget."""
+
+    key_id: str
+    window: str
+    limit: int | None
+    spent: int
+    held: int
+
+
+class Tables:
+    """`Shelf` in SQLite. The caller begins and commits; one thread at a time."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.db = db
+
+    def account(self, key_id: str, window: str) -> Account | None:
+        query = "SELECT limit_tokens, spent, held FROM accounts WHERE key_id = ? AND window = ?"
+        row = self.db.execute(query, (key_id, window)).fetchone()
+        return Account(*row) if row else None
+
+    def keep_account(self, key_id: str, window: str, account: Account) -> None:
+        self.db.execute(
+            "INSERT INTO accounts (key_id, window, limit_tokens, spent, held) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (key_id, window) DO UPDATE"
+            " SET limit_tokens = excluded.limit_tokens, spent = excluded.spent, held = excluded.held",
+            (key_id, window, account.limit, account.spent, account.held),
+        )
+
+    def hold(self, request_id: str) -> Held | None:
+        query = "SELECT key_id, window, leased, opened_at FROM holds WHERE request_id = ?"
+        row = self.db.execute(query, (request_id,)).fetchone()
+        return Held(*row) if row else None
+
+    def keep_hold(self, request_id: str, held: Held) -> None:
+        self.db.execute(
+            "INSERT INTO holds (request_id, key_id, window, leased, opened_at) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (request_id) DO UPDATE SET leased = excluded.leased",
+            (request_id, *held),
+        )
+
+    def drop_hold(self, request_id: str) -> None:
+        self.db.execute("DELETE FROM holds WHERE request_id = ?", (request_id,))
+
+    def accounts(self) -> Iterable[tuple[str, str, Account]]:
+        rows = self.db.execute("SELECT key_id, window, limit_tokens, spent, held FROM accounts").fetchall()
+        return [(key_id, window, Account(*tokens)) for key_id, window, *tokens in rows]
+
+    def holds(self) -> Iterable[tuple[str, Held]]:
+        rows = self.db.execute("SELECT request_id, key_id, window, leased, opened_at FROM holds").fetchall()
+        return [(request_id, Held(*rest)) for request_id, *rest in rows]
+
+
+def lock(data: Path) -> int:
+    """Take the data directory for this process, until the returned file descriptor is closed.
+
+    Recovery charges every hold it finds, so a second gateway would charge the live ones of the first.
+    Raises LedgerInUse.
+    """
+    data.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(data / "ledger.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise LedgerInUse(data) from None
+    return descriptor
+
+
+def connect(data: Path) -> sqlite3.Connection:
+    """Open the ledger's file for the one writer, with its tables; commits are on disk when they return."""
+    # Opened by one thread and handed over to another, never used by two at a time.
+    db = sqlite3.connect(ledger_file(data), timeout=BUSY_S_MAX, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    db.executescript(SCHEMA)
+    return db
+
+
+def charge_leftovers(db: sqlite3.Connection) -> int:
+    """Charge the holds of a process that died in full, for all of it may have been delivered; return their number."""
+    db.execute("BEGIN IMMEDIATE")
+    db.execute("UPDATE accounts SET spent = spent + held, held = 0 WHERE held > 0")
+    charged = db.execute("DELETE FROM holds").rowcount
+    db.execute("COMMIT")
+    return charged
+
+
+def read_balances(data: Path) -> list[KeyBalance]:
+    """List all accounts in a data directory, also while a gateway runs on it; reads only."""
+    if not ledger_file(data).exists():
+        return []
+    db = sqlite3.connect(f"{ledger_file(data).absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_S_MAX)
+    try:
+        rows = Tables(db).accounts()
+        return [
+            KeyBalance(key, window, None if a.limit == UNLIMITED else a.limit, a.spent, a.held)
+            for key, window, a in rows
+        ]
+    finally:
+        db.close()
+
+
+def ledger_file(data: Path) -> Path:
+    return data / "ledger.sqlite3"

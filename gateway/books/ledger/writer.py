@@ -1,0 +1,124 @@
+"""The thread that takes a ledger's steps: many in one transaction, because each commit waits for the disk."""
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import structlog
+
+from gateway.books.inbox import Inbox
+from gateway.books.ledger.steps import Step
+from gateway.books.ledger.tables import Tables
+from guards.refusal import Reason, Refused
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+# What SQLite says of one statement and its values; its other errors are about the file.
+STATEMENT_ERRORS = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
+
+
+class Ticket(NamedTuple):
+    """A step that waits for its turn, and where its answer goes."""
+
+    step: Step[Any]
+    answer: asyncio.Future[Any]
+
+
+class Writer:
+    """Takes steps in the order they were put, in batches, each batch in one durable transaction.
+
+    An error of a step undoes and reaches that step alone. An error of the transaction undoes the batch
+    and reaches all of its steps, as `Refused(Reason.BOOKS)`; the next batch is tried afresh.
+
+    clock: unix seconds; called from the thread.
+    steps_max: how many steps may wait; batch_max: how many go into one transaction.
+    commits: transactions committed so far.
+    """
+
+    def __init__(self, db: sqlite3.Connection, clock: Callable[[], float], steps_max: int, batch_max: int) -> None:
+        self.commits = 0
+        self._db = db
+        self._tables = Tables(db)
+        self._clock = clock
+        self._inbox: Inbox[Ticket] = Inbox(steps_max, batch_max)
+        self._thread = threading.Thread(target=self._run, name="holdfast-ledger", daemon=True)
+        self._thread.start()
+
+    def put(self, step: Step[T], *, always: bool = False) -> asyncio.Future[T]:
+        """Put a step in the queue, from the event loop; a full or closed queue answers at once."""
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        if not self._inbox.put(Ticket(step, answer), always=always):
+            answer.set_exception(unavailable())
+        return answer
+
+    async def close(self) -> None:
+        """Take the steps that wait, then end the thread and close the file. May be called again."""
+        self._inbox.close()
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+
+    def _run(self) -> None:
+        for batch in self._inbox.batches():
+            if batch:
+                self._hand_over(batch, self._commit(batch))
+        self._db.close()
+
+    def _commit(self, batch: list[Ticket]) -> list[Any]:
+        """Take a batch of steps in one transaction; return what each is answered, errors as values."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            answers = [self._take(ticket.step) for ticket in batch]
+            self._db.execute("COMMIT")
+        except Exception as error:
+            log.error("ledger.commit_failed", error=repr(error), steps=len(batch))
+            self._roll_back()
+            return [unavailable() for _ in batch]
+        self.commits += 1
+        return answers
+
+    def _take(self, step: Step[T]) -> T | Exception:
+        """Take one step. Only an error of the file goes further: it is the whole batch's."""
+        self._db.execute("SAVEPOINT step")
+        try:
+            answer: T | Exception = step.apply(self._tables, self._clock())
+        except Refused as refused:
+            answer = refused
+        except Exception as error:
+            if isinstance(error, sqlite3.Error) and not isinstance(error, STATEMENT_ERRORS):
+                raise
+            self._db.execute("ROLLBACK TO step")
+            answer = error
+        self._db.execute("RELEASE step")
+        return answer
+
+    def _roll_back(self) -> None:
+        try:
+            if self._db.in_transaction:  # SQLite itself has rolled back after some errors
+                self._db.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            log.error("ledger.rollback_failed", error=repr(error))
+
+    def _hand_over(self, batch: list[Ticket], answers: list[Any]) -> None:
+        """Wake the event loop once for the whole batch."""
+        try:
+            batch[0].answer.get_loop().call_soon_threadsafe(resolve, batch, answers)
+        except RuntimeError:
+            # The loop is closed, so nobody waits. What was held is charged at the next start.
+            log.warning("ledger.answers_unclaimed", steps=len(batch))
+
+
+def resolve(batch: list[Ticket], answers: list[Any]) -> None:
+    """Give each waiting caller its answer; one that was cancelled is passed over."""
+    for ticket, answer in zip(batch, answers, strict=True):
+        if ticket.answer.done():
+            continue
+        if isinstance(answer, Exception):
+            ticket.answer.set_exception(answer)
+        else:
+            ticket.answer.set_result(answer)
+
+
+def unavailable() -> Refused:
+    return Refused(Reason.BOOKS, "the ledger cannot be written to right now", retry_after_s=1.0)

@@ -1,0 +1,120 @@
+"""What operators see of the gateway, in Prometheus' terms."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from gateway.watch.histogram import BatchHistogram
+from guards.refusal import Ending, Reason
+
+FAILOVER_GAP_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)  # promised: below 1, and below 2
+FIRST_TOKEN_S = (0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 40.0, 80.0)
+INTER_TOKEN_S = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+ADDED_LATENCY_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
+
+
+class Metrics:
+    """Counts and durations since the start, in a registry of their own.
+
+    The number of series is bounded by the config: `model` and `replica` are configured names, never a
+    client's words (a refused unknown model is counted by its reason alone), and all else comes from
+    closed sets in the code. Keys and users are never labels; what they did is in the ledger and the journal.
+    """
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._count_requests()
+        self._measure_streams()
+
+    def request_ended(self, model: str, ending: Ending) -> None:
+        """Count a request that was admitted, once, at its end."""
+        self._requests.labels(model, ending.value).inc()
+
+    def tokens(self, model: str, *, prompt: int = 0, completion: int = 0, recomputed: int = 0) -> None:
+        """Count tokens: read, delivered, and those that a failover made the fleet compute again."""
+        for kind, count in (("prompt", prompt), ("completion", completion), ("recomputed", recomputed)):
+            if count:
+                self._tokens.labels(model, kind).inc(count)
+
+    def refused(self, reason: Reason) -> None:
+        """Count a request that was refused before its first byte."""
+        self._refusals.labels(reason.value).inc()
+
+    def failed_over(self, model: str, cause: str, gap_s: float) -> None:
+        """Count a stream that went on elsewhere.
+
+        cause: why its leg was lost; from a closed set.
+        gap_s: from the last token before to the first one after, in seconds, as the client saw it.
+        """
+        self._failovers.labels(model, cause).inc()
+        self._failover_gap.observe(gap_s)
+
+    def leg_ended(self, replica: str, end: str) -> None:
+        """Count one upstream attempt. end: how it ended; from a closed set."""
+        self._legs.labels(replica, end).inc()
+
+    def hold_opened(self) -> None:
+        """Note that a request holds budget now; `hold_settled` must follow."""
+        self._holds.inc()
+
+    def hold_settled(self) -> None:
+        """Note that a hold was settled."""
+        self._holds.dec()
+
+    def stream_opened(self) -> None:
+        """Note that a client is being streamed to now; `stream_closed` must follow."""
+        self._streams.inc()
+
+    def stream_closed(self) -> None:
+        """Note that a stream to a client ended, whatever the end."""
+        self._streams.dec()
+
+    def first_token(self, model: str, after_s: float) -> None:
+        """Note the time from the request's arrival to its first token, in seconds."""
+        self._first_token.labels(model).observe(after_s)
+
+    def inter_token(self, model: str, gaps: Iterable[float]) -> None:
+        """Note one stream's gaps between tokens, in seconds; all of them at once, for there are many."""
+        self._inter_token.observe(model, gaps)
+
+    def added_latency(self, seconds: float) -> None:
+        """Note the gateway's own time before a request went upstream, without its time in the queue."""
+        self._added_latency.observe(seconds)
+
+    def exposition(self) -> bytes:
+        """Give all of it in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def _count_requests(self) -> None:
+        registry = self._registry
+        self._requests = Counter(
+            "holdfast_requests", "Requests that were admitted, by end.", ["model", "ending"], registry=registry
+        )
+        self._tokens = Counter("holdfast_tokens", "Tokens, by kind.", ["model", "kind"], registry=registry)
+        self._refusals = Counter("holdfast_refusals", "Requests refused, by reason.", ["reason"], registry=registry)
+        self._failovers = Counter(
+            "holdfast_failovers", "Streams that went on elsewhere.", ["model", "cause"], registry=registry
+        )
+        self._legs = Counter("holdfast_legs", "Upstream attempts, by end.", ["replica", "end"], registry=registry)
+        self._holds = Gauge("holdfast_holds", "Requests that hold budget now.", registry=registry)
+        self._streams = Gauge("holdfast_streams", "Clients that are streamed to now.", registry=registry)
+
+    def _measure_streams(self) -> None:
+        registry = self._registry
+        self._failover_gap = Histogram(
+            "holdfast_failover_gap_seconds", "Pause that a failover cost.", buckets=FAILOVER_GAP_S, registry=registry
+        )
+        self._first_token = Histogram(
+            "holdfast_time_to_first_token_seconds",
+            "From arrival to the first token.",
+            ["model"],
+            buckets=FIRST_TOKEN_S,
+            registry=registry,
+        )
+        self._added_latency = Histogram(
+            "holdfast_added_latency_seconds", "The gateway's own time.", buckets=ADDED_LATENCY_S, registry=registry
+        )
+        self._inter_token = BatchHistogram(
+            "holdfast_inter_token_seconds", "Gap between two tokens of a stream.", "model", INTER_TOKEN_S
+        )
+        registry.register(self._inter_token)

@@ -1,0 +1,235 @@
+"""A hold settles once, whatever happens in its block."""
+
+import asyncio
+
+import pytest
+
+from gateway.books.ledger import settlement
+from gateway.books.ledger.hold import Hold
+from gateway.books.ledger.memory import MemoryLedger
+from guards.budget import Account, Limit, Verdict
+from guards.refusal import Reason, Refused
+
+LIMIT = Limit(1_000)
+
+
+class SlowLedger(MemoryLedger):
+    """Answers when told to; fails as often as told to. A step is taken when its answer is let go."""
+
+    def __init__(self):
+        super().__init__(lambda: 0.0)
+        self.settlements = []
+        self.waiting = []
+        self.failures = 0
+        self.slow = False
+
+    def extend(self, request_id, tokens):
+        return self._later(super().extend, request_id, tokens)
+
+    def settle(self, request_id, spent):
+        self.settlements.append((request_id, spent))
+        return self._later(super().settle, request_id, spent)
+
+    def answer(self):
+        """Let all waiting steps be taken and answered."""
+        for future, take, arguments in self.waiting:
+            answered = take(*arguments)
+            if answered.exception():
+                future.set_exception(answered.exception())
+            else:
+                future.set_result(answered.result())
+        self.waiting.clear()
+
+    def _later(self, take, *arguments):
+        future = asyncio.get_running_loop().create_future()
+        if self.failures:
+            self.failures -= 1
+            future.set_exception(Refused(Reason.BOOKS, "disk full", retry_after_s=1.0))
+            return future
+        self.waiting.append((future, take, arguments))
+        if not self.slow:
+            self.answer()
+        return future
+
+
+@pytest.fixture
+def ledger():
+    return SlowLedger()
+
+
+async def enter(ledger, want=100, **options):
+    return Hold(ledger, "r1", await ledger.open("r1", "alice", LIMIT, want), **options)
+
+
+async def turns(count=3):
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_leaving_the_block_charges_what_was_metered(ledger):
+    """The charge is what the meter counted, the rest is free again."""
+    async with await enter(ledger) as hold:
+        assert (hold.request_id, hold.payable, hold.meter.leased) == ("r1", 1_000, 100)
+        hold.meter.spend(30)
+
+    assert await ledger.balance("alice", LIMIT) == Account(1_000, spent=30)
+
+
+async def test_an_error_in_the_block_passes_and_is_charged(ledger):
+    """An exception leaves the block as it is, and what was delivered before it is charged, once."""
+
+    async def request():
+        async with await enter(ledger) as hold:
+            hold.meter.spend(30)
+            raise KeyError("bug")
+
+    with pytest.raises(KeyError, match="bug"):
+        await request()
+
+    assert ledger.settlements == [("r1", 30)]
+    assert await ledger.balance("alice", LIMIT) == Account(1_000, spent=30)
+
+
+async def test_a_cancellation_cannot_lose_the_charge(ledger):
+    """A request that is cancelled in its block, and again while it settles, is charged once."""
+    ledger.slow = True
+
+    async def request():
+        async with await enter(ledger) as hold:
+            hold.meter.spend(30)
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(request())
+    await turns()
+    task.cancel()
+    await turns(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    ledger.answer()
+
+    assert ledger.settlements == [("r1", 30)]
+    assert await ledger.balance("alice", LIMIT) == Account(1_000, spent=30)
+
+
+async def test_the_block_is_left_when_the_charge_is_durable(ledger):
+    """Leaving waits for the ledger's answer."""
+    ledger.slow = True
+    hold = await enter(ledger)
+
+    leaving = asyncio.ensure_future(hold.__aexit__(None, None, None))
+    await turns()
+    waited = not leaving.done()
+    ledger.answer()
+    await leaving
+
+    assert waited
+
+
+async def test_an_unavailable_ledger_is_tried_until_it_is_charged(ledger, monkeypatch):
+    """A settlement that fails holds nobody up and raises nothing; it is repeated until it is taken."""
+    monkeypatch.setattr(settlement, "RETRY_S_FIRST", 0.001)
+    async with await enter(ledger) as hold:
+        hold.meter.spend(30)
+        ledger.failures = 3
+    at_exit = await ledger.balance("alice", LIMIT)
+
+    await asyncio.sleep(0.05)
+
+    assert at_exit == Account(1_000, held=100)
+    assert ledger.settlements == [("r1", 30)] * 4
+    assert await ledger.balance("alice", LIMIT) == Account(1_000, spent=30)
+
+
+async def test_retries_are_bounded(ledger, monkeypatch):
+    """A ledger that never comes back is given up on after a fixed number of tries."""
+    monkeypatch.setattr(settlement, "RETRY_S_FIRST", 0.0)
+    monkeypatch.setattr(settlement, "TRIES_MAX", 5)
+    ledger.failures = 1_000
+    async with await enter(ledger):
+        pass
+
+    await asyncio.sleep(0.05)
+
+    assert len(ledger.settlements) == 5
+
+
+async def test_a_bug_in_settling_is_raised_but_never_over_the_block_s_own_error(ledger):
+    """Charging more than was leased is loud, unless the block already failed: that error is the one to see."""
+
+    async def request(error):
+        async with await enter(ledger) as hold:
+            hold.meter.spent = 101
+            if error:
+                raise error
+
+    with pytest.raises(AssertionError):
+        await request(None)
+    await ledger.settle("r1", 0)
+    with pytest.raises(KeyError):
+        await request(KeyError())
+
+
+async def test_a_top_up_feeds_the_meter_then_tells(ledger):
+    """The meter knows the new lease when the callback runs, and the callback never runs within the call."""
+    told = []
+    async with await enter(ledger, want=10, lease_tokens=256) as hold:
+        assert hold.meter.spend(11) is Verdict.WAIT
+
+        hold.top_up(lambda: told.append(hold.meter.spend(11)))
+
+        assert told == []
+        await turns()
+        assert told == [Verdict.GO]
+        assert hold.meter.leased == 266
+
+
+async def test_top_ups_are_asked_for_one_at_a_time(ledger):
+    """A second top-up while one is in flight asks for nothing; after the answer it does again."""
+    ledger.slow = True
+    hold = await enter(ledger, want=10)
+    told = []
+
+    hold.top_up(lambda: told.append("first"))
+    hold.top_up(lambda: told.append("second"))
+    ledger.answer()
+    await turns()
+    hold.top_up(lambda: told.append("third"))
+    ledger.answer()
+    await turns()
+
+    assert told == ["first", "third"]
+    assert hold.meter.leased == 10 + 2 * 256
+
+
+async def test_a_failed_top_up_ends_the_stream_within_its_lease(ledger):
+    """Without a ledger there is no more than what is leased: the meter is dry, and the caller is told."""
+    hold = await enter(ledger, want=10)
+    told = []
+    ledger.failures = 1
+
+    hold.top_up(lambda: told.append(True))
+    await turns()
+
+    assert told == [True]
+    assert hold.meter.spend(10) is Verdict.GO
+    assert hold.meter.spend(1) is Verdict.CUT
+
+
+async def test_no_callback_after_the_end(ledger):
+    """A top-up whose answer comes after the block was left tells nobody, and its tokens are given back."""
+    ledger.slow = True
+    hold = await enter(ledger, want=10)
+    told = []
+    hold.top_up(lambda: told.append(True))
+
+    leaving = asyncio.ensure_future(hold.__aexit__(None, None, None))
+    await turns()
+    ledger.answer()
+    await leaving
+    hold.top_up(lambda: told.append(True))
+    await turns()
+
+    assert told == []
+    assert hold.meter.leased == 10
+    assert await ledger.balance("alice", LIMIT) == Account(1_000)

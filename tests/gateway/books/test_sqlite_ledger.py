@@ -1,0 +1,296 @@
+"""What only the ledger on disk can promise: surviving a kill, a full disk, and a second gateway."""
+
+import asyncio
+import signal
+import sqlite3
+import sys
+import threading
+import time
+
+import pytest
+
+from gateway.books.ledger.sqlite import SqliteLedger
+from gateway.books.ledger.tables import KeyBalance, LedgerInUse, read_balances
+from guards.budget import Account, Limit
+from guards.refusal import Reason, Refused
+
+LIMIT = Limit(100_000)
+
+VICTIM = """
+import asyncio, pathlib, sys, time
+from gateway.books.ledger.sqlite import SqliteLedger
+from guards.budget import Limit
+
+async def main():
+    ledger = SqliteLedger(pathlib.Path(sys.argv[1]), time.time)
+    for i in range(5):
+        await ledger.open(f"r{i}", "alice", Limit(100_000), want=100)
+    await ledger.extend("r0", 50)
+    await ledger.settle("r4", 7)
+    print("ready", flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+async def ledger(tmp_path):
+    ledger = SqliteLedger(tmp_path, time.time)
+    yield ledger
+    await ledger.close()
+
+
+def database(ledger):
+    """The writer's own connection, to break it where no outside hand can."""
+    return ledger._writer._db
+
+
+class Broken:
+    """A step that writes, then fails."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def apply(self, shelf, now_s):
+        shelf.keep_account("victim", "total", Account(100, spent=100))
+        raise self.error
+
+
+class Busy:
+    """A step that begins a batch of its own and takes until it is told to end."""
+
+    def __init__(self):
+        self.begun, self.end = threading.Event(), threading.Event()
+
+    def apply(self, shelf, now_s):
+        self.begun.set()
+        self.end.wait(5)
+
+
+async def refusal(awaitable):
+    with pytest.raises(Refused) as refused:
+        await awaitable
+    return refused.value
+
+
+@pytest.mark.slow
+async def test_a_killed_gateway_has_charged_what_it_may_have_delivered(tmp_path):
+    """After a kill -9, every hold that was open is charged in full, and settled ones as they were settled."""
+    victim = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", VICTIM, str(tmp_path), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert await victim.stdout.readline() == b"ready\n"
+        with pytest.raises(LedgerInUse, match=str(tmp_path)):
+            SqliteLedger(tmp_path, time.time)
+        assert read_balances(tmp_path) == [KeyBalance("alice", "total", 100_000, spent=7, held=450)]
+    finally:
+        victim.send_signal(signal.SIGKILL)
+        await victim.wait()
+
+    ledger = SqliteLedger(tmp_path, time.time)
+
+    assert ledger.recovered == 4
+    assert await ledger.balance("alice", LIMIT) == Account(100_000, spent=457)
+    assert await ledger.audit() == []
+    assert not await ledger.settle("r0", 1)
+    await ledger.close()
+
+
+async def test_an_orderly_end_leaves_nothing_to_recover(tmp_path):
+    """What was settled stays as it was settled across a restart, and no hold is charged."""
+    first = SqliteLedger(tmp_path, time.time)
+    await first.open("r1", "alice", LIMIT, want=100)
+    first.settle("r1", 30)
+    await first.close()
+
+    second = SqliteLedger(tmp_path, time.time)
+
+    assert second.recovered == 0
+    assert await second.balance("alice", LIMIT) == Account(100_000, spent=30)
+    await second.close()
+
+
+async def test_a_data_directory_has_one_gateway(ledger, tmp_path):
+    """A second ledger on the same directory is told so by name, and the first goes on unharmed."""
+    await ledger.open("r1", "alice", LIMIT, want=100)
+
+    with pytest.raises(LedgerInUse, match=str(tmp_path)):
+        SqliteLedger(tmp_path, time.time)
+
+    assert await ledger.balance("alice", LIMIT) == Account(100_000, held=100)
+
+
+async def test_commits_wait_for_the_disk(ledger):
+    """The file is in WAL mode with full synchronisation: a commit that was answered is on the platter."""
+    pragmas = [database(ledger).execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
+
+    assert pragmas == ["wal", 2]
+
+
+async def test_steps_that_wait_share_a_commit(ledger):
+    """Hundreds of steps at once cost a handful of commits, but never more than 256 steps in one."""
+    before = ledger.commits
+
+    await asyncio.gather(*(ledger.open(f"r{i}", "alice", LIMIT, want=1) for i in range(1_000)))
+
+    assert 4 <= ledger.commits - before <= 40
+
+
+async def test_a_full_disk_refuses_and_is_left_behind(ledger):
+    """While the file cannot grow, callers are refused and nothing changes; then it works without a restart."""
+    await ledger.open("r1", "alice", LIMIT, want=100)
+    pages = database(ledger).execute("PRAGMA page_count").fetchone()[0]
+    database(ledger).execute(f"PRAGMA max_page_count = {pages}")
+
+    answers = await asyncio.gather(
+        *(ledger.open(f"{i:0500}", "alice", LIMIT, want=1) for i in range(100)), return_exceptions=True
+    )
+    during = await ledger.balance("alice", LIMIT)
+    database(ledger).execute("PRAGMA max_page_count = 1000000")
+
+    refused = [answer for answer in answers if isinstance(answer, Refused)]
+    assert {(answer.reason, answer.retry_after_s) for answer in refused} == {(Reason.BOOKS, 1.0)}
+    assert during == Account(100_000, held=100 + len(answers) - len(refused))
+    assert await ledger.audit() == []
+    assert (await ledger.open("r2", "alice", LIMIT, want=1)).leased == 1
+
+
+@pytest.mark.slow
+async def test_a_locked_file_refuses_and_is_left_behind(ledger, tmp_path):
+    """While a stranger has the file locked, callers are refused; once it lets go, they are served."""
+    stranger = sqlite3.connect(tmp_path / "ledger.sqlite3", isolation_level=None)
+    stranger.execute("BEGIN IMMEDIATE")
+
+    refused = await refusal(ledger.open("r1", "alice", LIMIT, want=1))
+    stranger.execute("ROLLBACK")
+
+    assert refused.reason is Reason.BOOKS
+    assert (await ledger.open("r1", "alice", LIMIT, want=1)).leased == 1
+    stranger.close()
+
+
+async def test_one_step_s_error_is_its_caller_s_alone(ledger):
+    """A bug or a refusal in a batch undoes that step and leaves its neighbours committed."""
+    answers = await asyncio.gather(
+        ledger.open("r1", "alice", LIMIT, want=10),
+        ledger.open("r1", "alice", LIMIT, want=10),
+        ledger.open("r2", "bob", Limit(1 << 80), want=1 << 70),
+        ledger.open("r3", "carol", Limit(0), want=1),
+        ledger.settle("r1", 11),
+        ledger.open("r4", "alice", LIMIT, want=10),
+        return_exceptions=True,
+    )
+
+    kinds = [type(answer).__name__ for answer in answers]
+    assert kinds == ["Grant", "ValueError", "OverflowError", "Refused", "AssertionError", "Grant"]
+    assert await ledger.balance("alice", LIMIT) == Account(100_000, held=20)
+    assert await ledger.balance("bob", LIMIT) == Account(100_000)
+    assert await ledger.audit() == []
+
+
+@pytest.mark.parametrize("error", [KeyError("bug"), sqlite3.IntegrityError("CHECK constraint failed")])
+async def test_a_step_that_fails_half_way_is_undone(ledger, error):
+    """What a step wrote before its error is not committed with its neighbours."""
+    answers = await asyncio.gather(
+        ledger.open("r1", "alice", LIMIT, want=10), ledger._writer.put(Broken(error)), return_exceptions=True
+    )
+
+    assert answers[0].leased == 10
+    assert answers[1] is error
+    assert await ledger.balance("victim", Limit(100)) == Account(100)
+
+
+@pytest.mark.parametrize("error", [sqlite3.OperationalError("disk I/O error"), sqlite3.DatabaseError("malformed")])
+async def test_an_error_of_the_file_undoes_the_batch(ledger, error):
+    """When the file fails, all of the batch are refused and none of it is written; the next batch is served."""
+    busy = Busy()  # until both others wait, so that they share the next batch
+    ledger._writer.put(busy)
+    assert busy.begun.wait(5)
+    before = asyncio.ensure_future(ledger.open("r1", "alice", LIMIT, want=10))
+    broken = ledger._writer.put(Broken(error))
+    busy.end.set()
+
+    refused = [await refusal(before), await refusal(broken)]
+
+    assert {each.reason for each in refused} == {Reason.BOOKS}
+    assert await ledger.balance("alice", LIMIT) == Account(100_000)
+    assert await ledger.balance("victim", Limit(100)) == Account(100)
+    assert (await ledger.open("r1", "alice", LIMIT, want=10)).leased == 10
+    assert await ledger.audit() == []
+
+
+async def test_a_full_queue_refuses_all_but_settlements(tmp_path):
+    """Beyond `commands_max` waiting steps, callers are refused at once; a hold can be settled even then."""
+    ledger = SqliteLedger(tmp_path, time.time, commands_max=10)
+    await ledger.open("r1", "alice", LIMIT, want=10)
+    busy = Busy()
+    ledger._writer.put(busy)
+    assert busy.begun.wait(5)
+
+    asked = [ledger.extend("r1", 1) for _ in range(50)]
+    refused_at_once = [answer for answer in asked if answer.done()]
+    settled = ledger.settle("r1", 3)
+    busy.end.set()
+
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert len(refused_at_once) == 40
+    assert [answer for answer in answers if answer == 1] == [1] * 10
+    assert {answer.reason for answer in answers if isinstance(answer, Refused)} == {Reason.BOOKS}
+    assert await settled
+    await ledger.close()
+
+
+async def test_a_caller_cancelled_as_its_grant_arrives_holds_nothing(ledger):
+    """Cancelled after the commit but before it could go on, a caller never saw the grant: it goes back."""
+
+    async def ask():
+        opening = ledger.open("r1", "alice", LIMIT, want=100)
+        # Runs when the answer is there, in the same turn of the loop, before the caller does.
+        opening.answer.add_done_callback(lambda _: task.cancel())
+        await opening
+
+    task = asyncio.create_task(ask())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    await asyncio.sleep(0)
+    assert await ledger.balance("alice", LIMIT) == Account(100_000)
+
+
+async def test_closing_gives_back_what_cancelled_callers_were_granted(tmp_path):
+    """A grant whose caller was cancelled just before the end is not charged at the next start."""
+    ledger = SqliteLedger(tmp_path, time.time)
+    task = asyncio.create_task(asyncio.wait_for(ledger.open("r1", "alice", LIMIT, want=100), 5))
+    await asyncio.sleep(0)
+    task.cancel()
+
+    await ledger.close()
+
+    assert read_balances(tmp_path) == [KeyBalance("alice", "total", 100_000, spent=0, held=0)]
+
+
+async def test_a_cancelled_caller_does_not_break_its_batch(ledger):
+    """The neighbours of a step whose caller is gone are answered."""
+    opens = [asyncio.ensure_future(ledger.open(f"r{i}", "alice", LIMIT, want=1)) for i in range(20)]
+    await asyncio.sleep(0)
+    for task in opens[::2]:
+        task.cancel()
+
+    await asyncio.wait_for(asyncio.gather(*opens, return_exceptions=True), 5)
+    await ledger.audit()  # answered after all openings, whose grants are on their way back then
+
+    assert all(task.result().leased == 1 for task in opens[1::2])
+    assert await ledger.balance("alice", LIMIT) == Account(100_000, held=10)
+
+
+async def test_balances_are_read_without_a_gateway_too(ledger, tmp_path):
+    """The accounts can be listed during a run, after it, and before there are any."""
+    await ledger.open("r1", "root", None, want=5)
+    during = read_balances(tmp_path)
+    await ledger.close()
+
+    assert during == [KeyBalance("root", "total", None, spent=0, held=5)]
+    assert read_balances(tmp_path) == during
+    assert read_balances(tmp_path / "nothing") == []
