@@ -236,7 +236,7 @@ def shared_memory(processes: Sequence[Process]) -> set[Path]:
     for process in processes:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines():
-                if "/dev/shm/psm_" in line:
+                if "/dev/shm/psm_" in line or "/dev/shm/sem.mp-" in line:
                     found.add(Path(line[line.index("/dev/shm/") :].removesuffix(" (deleted)")))
     return found
 

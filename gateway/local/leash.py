@@ -12,14 +12,20 @@ passed on.
 """
 
 import contextlib
+import ctypes
 import os
 import select
 import signal
 import subprocess
 import sys
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36  # orphaned descendants become our children, so that nobody leaves zombies, nor escapes
+BURIAL_S_MAX = 10
 
 
 def main() -> int:
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     child = subprocess.Popen(
         sys.argv[1:], stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=sys.stderr, start_new_session=True
     )
@@ -29,7 +35,19 @@ def main() -> int:
     # The child is not reaped yet, so its id cannot have been given to somebody else.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    return child.wait()
+    status = child.wait()
+    bury()
+    return status
+
+
+def bury() -> None:
+    """Kill and reap what is left below us, also what had left the group."""
+    signal.alarm(BURIAL_S_MAX)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
+            os.wait()
 
 
 if __name__ == "__main__":

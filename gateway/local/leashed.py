@@ -1,7 +1,9 @@
 """Leashed: a server process with its children, in a group of its own, that never outlives this process."""
 
 import contextlib
+import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from typing import Self
 LEASH = Path(__file__).with_name("leash.py")
 DEATH_S_MAX = 10.0  # from SIGKILL to the end of the last process of the group
 POLL_S = 0.02
+ERROR = re.compile(r"(?:^|[ .])\w+(?:Error|Exception): ")
 
 
 class LaunchFailed(RuntimeError):
@@ -117,8 +120,13 @@ class Leashed:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def failure(self, what: str) -> LaunchFailed:
-        """An error that says what happened and why, as far as the log knows."""
-        return LaunchFailed(f"{self.label} {what}. The end of {self.log}:\n{self.log_tail()}")
+        """An error that says what happened and why, as far as the log knows.
+
+        vLLM's first error is the cause; what its log ends with are the consequences in other processes.
+        """
+        errors = (line for line in self.log.read_text(errors="replace").splitlines() if ERROR.search(line))
+        first = "".join(f"\nFirst error: {line.strip()}" for line in itertools.islice(errors, 1))
+        return LaunchFailed(f"{self.label} {what}. The end of {self.log}:\n{self.log_tail()}{first}")
 
     def __enter__(self) -> Self:
         return self if self.alive else self.start()

@@ -1,8 +1,9 @@
 """A stand-in for vLLM's process tree: an HTTP server with a child called EngineCore.
 
-    python fake_server.py PORT [--dies | --deaf]
+    python fake_server.py PORT [--dies | --deaf | --escapes]
 
---dies: prints a reason and exits with an error. --deaf: ignores SIGTERM.
+--dies: prints a reason and exits with an error. --deaf: ignores SIGTERM. --escapes: its child has a session of its own,
+and its id is printed.
 """
 
 import signal
@@ -30,7 +31,9 @@ def main() -> None:
         sys.exit("no such model: the reason for the failure")
     if "--deaf" in options:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "FAKE::EngineCore"])
+    sleeper = [sys.executable, "-c", "import time; time.sleep(600)", "FAKE::EngineCore"]
+    child = subprocess.Popen(sleeper, start_new_session="--escapes" in options)
+    print("child", child.pid, flush=True)
     HTTPServer(("127.0.0.1", int(port)), Answers).serve_forever()
 
 

@@ -85,6 +85,17 @@ def test_death_of_the_server_takes_its_children_along(tmp_path: Path) -> None:
         assert engine.wait_dead(5)
 
 
+def test_child_that_left_the_group_is_found(tmp_path: Path) -> None:
+    """A session of its own is no escape."""
+    engine = fake(tmp_path, "--escapes").start().wait_ready()
+    escaped = int(engine.log.read_text().split()[1])
+    assert group(escaped)
+
+    engine.stop()
+
+    assert gone(escaped)
+
+
 def test_stop_ends_a_server_that_ignores_sigterm(tmp_path: Path) -> None:
     """Politeness has a limit. Stopping twice is harmless."""
     engine = Engine(Path("model"), log=tmp_path / "log", command=[*FAKE, "--deaf"], polite_s_max=0.1)
