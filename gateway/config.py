@@ -195,7 +195,7 @@ class Timeouts(Part):
     probe_every_s: float = Field(default=1.0, ge=0.05, le=300)  # between probes of one replica
     body_s: float = Field(default=30, ge=0.1, le=600)  # for a client to send its request: slow senders hold memory
     client_stall_s: float = Field(default=30, ge=0.1, le=3600)  # for a client that stopped reading and holds KV
-    idle_s: float = Field(default=15, ge=0.1, le=3600)  # an unused upstream connection; below vLLM's own keep-alive
+    idle_s: float = Field(default=4, ge=0.1, le=3600)  # an unused upstream connection; below vLLM's own keep-alive
     drain_s: float = Field(default=30, ge=0, le=3600)  # for running streams after SIGTERM
 
 

@@ -55,6 +55,7 @@ class Ending(StrEnum):
     CLIENT_LEFT     the client hung up
     UPSTREAM_LOST   every leg that was allowed was lost
     UNCONTINUABLE   a leg was lost, and a feature of the request cannot go on exactly elsewhere
+    TIMEOUT         the whole request took longer than it may
     REFUSED         before the first byte
     FAULT           a bug of ours; the client was told that something broke
     """
@@ -64,5 +65,6 @@ class Ending(StrEnum):
     CLIENT_LEFT = "client_left"
     UPSTREAM_LOST = "upstream_lost"
     UNCONTINUABLE = "uncontinuable"
+    TIMEOUT = "timeout"
     REFUSED = "refused"
     FAULT = "fault"

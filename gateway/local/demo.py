@@ -1,14 +1,16 @@
 """`holdfast demo`: a real vLLM server is killed in the middle of a stream, and the client does not notice.
 
 Everything is real: two vLLM servers on the CPU, the gateway process, the command line, the official OpenAI client. The
-judge is an uninterrupted answer taken directly from a vLLM server. Exit status 0 only when the text is equal and the
-charge exact.
+judge is an uninterrupted answer taken directly from a vLLM server. Exit status 0 only when the text is equal, the
+charge exact, and the journal shows that another server took over.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import signal
+import statistics
 import sys
 import tempfile
 import time
@@ -49,12 +51,16 @@ class DemoFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was seen. Times in ms, budgets in tokens; `charged` is what the books say, `usage` what the answer said."""
+    """What was seen. Times in ms, budgets in tokens; `charged` is what the books say, `usage` what the answer said.
+
+    legs: the servers that worked on the answer, in order, from the gateway's journal.
+    """
 
     text_equal: bool
     charge_exact: bool
+    failed_over: bool
     killed: str
-    resumed_on: str | None
+    legs: list[str]
     pause_ms: float
     usual_gap_ms: float
     usage_tokens: int
@@ -68,7 +74,7 @@ class Verdict:
     @property
     def ok(self) -> bool:
         """Whether the promises held."""
-        return self.text_equal and self.charge_exact
+        return self.text_equal and self.charge_exact and self.failed_over
 
 
 @dataclass(slots=True)
@@ -84,8 +90,8 @@ class Answer:
 
     @property
     def gaps_ms(self) -> list[float]:
-        """Between neighbouring pieces of text, sorted."""
-        return sorted((b - a) * 1000 for a, b in zip(self.arrivals_s, self.arrivals_s[1:], strict=False))
+        """Between neighbouring pieces of text, in their order."""
+        return [(b - a) * 1000 for a, b in itertools.pairwise(self.arrivals_s)]
 
 
 def main(as_json: bool = False) -> NoReturn:
@@ -135,7 +141,7 @@ def show(screen: Screen) -> Verdict:
         screen.say("\n")
         after = site.settled_budget(before.spent + answer.usage_tokens)
         screen.say(f"  {after}")
-        verdict = judge(answer, reference, killing, (before.spent, after.spent))
+        verdict = judge(answer, reference, killing, site.legs(), (before.spent, after.spent))
         report(screen, verdict, reference, answer)
         return verdict
 
@@ -212,20 +218,25 @@ class Killing:
         self._screen.text(f" «kill -9 {self.victim.address}, pids {pids}» ", "bold white on red")
 
 
-def judge(answer: Answer, reference: Answer, killing: Killing, spent: tuple[int, int]) -> Verdict:
+def judge(
+    answer: Answer, reference: Answer, killing: Killing, legs: list[str], spent: tuple[int, int]
+) -> Verdict:
     """Compare what the client got and was charged with the uninterrupted run. Pure."""
     if killing.victim is None or not killing.killed_s:
         raise DemoFailed(f"the answer ended after {len(answer.arrivals_s)} pieces, before the kill")
     gaps = answer.gaps_ms
-    extra = answer.extra or {}
+    since_kill = gaps[killing.pieces_before - 1 :]
+    if not since_kill:
+        raise DemoFailed("nothing of the answer came after the kill")
     charged = spent[1] - spent[0]
     return Verdict(
         text_equal=answer.text == reference.text and answer.finish_reason == reference.finish_reason,
         charge_exact=charged == answer.usage_tokens == reference.usage_tokens,
+        failed_over=len(legs) > 1 and legs[0] == killing.victim.address != legs[-1],
         killed=killing.victim.address,
-        resumed_on=extra.get("replica"),
-        pause_ms=round(gaps[-1], 1),
-        usual_gap_ms=round(gaps[len(gaps) // 2], 1),
+        legs=legs,
+        pause_ms=round(max(since_kill), 1),
+        usual_gap_ms=round(statistics.median(gaps), 1),
         usage_tokens=answer.usage_tokens,
         reference_tokens=reference.usage_tokens,
         charged_tokens=charged,
@@ -238,8 +249,8 @@ def judge(answer: Answer, reference: Answer, killing: Killing, spent: tuple[int,
 
 def report(screen: Screen, verdict: Verdict, reference: Answer, answer: Answer) -> None:
     """Say what was seen, good or bad."""
-    went_on = f", went on at {verdict.resumed_on}" if verdict.resumed_on else ""
-    screen.say(f"  killed    vLLM {verdict.killed} in mid-stream{went_on}")
+    went_on = f"the answer went on at {verdict.legs[-1]}" if verdict.failed_over else "but NO OTHER took over"
+    screen.say(f"  killed    vLLM {verdict.killed} in mid-stream; {went_on}", None if verdict.failed_over else "bold red")
     screen.say(f"  pause     {verdict.pause_ms:.0f} ms, seen by the client (usual gap: {verdict.usual_gap_ms:.0f} ms)")
     if verdict.text_equal:
         screen.say(f"  text      equal to the uninterrupted answer, all {verdict.chars} characters", "green")

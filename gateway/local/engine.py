@@ -231,14 +231,15 @@ def vllm_environment() -> dict[str, str]:
 
 
 def shared_memory(processes: Sequence[Process]) -> set[Path]:
-    """The files in shared memory that these processes have mapped."""
-    found = set()
+    """The files in shared memory that these processes have mapped, by inode: semaphores are mapped before named."""
+    inodes = set()
     for process in processes:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines():
-                if "/dev/shm/psm_" in line or "/dev/shm/sem.mp-" in line:
-                    found.add(Path(line[line.index("/dev/shm/") :].removesuffix(" (deleted)")))
-    return found
+                if " /dev/shm/" in line:  # address permissions offset device inode path
+                    inodes.add(int(line.split()[4]))
+    files = [path for pattern in ("psm_*", "sem.mp-*") for path in Path("/dev/shm").glob(pattern)]
+    return {path for path in files if path.stat().st_ino in inodes}
 
 
 def free_port() -> int:

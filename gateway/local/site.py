@@ -98,3 +98,8 @@ class Site:
             if (budget.held, budget.spent) == (0, spent_expected) or time.monotonic() > deadline_s:
                 return budget
             time.sleep(0.1)
+
+    def legs(self) -> list[str]:
+        """The servers that have worked on answers, in order, as the journal has them."""
+        facts = [json.loads(line) for line in (self.data / "journal.jsonl").read_text().splitlines()]
+        return [fact["replica"] for fact in facts if fact["kind"] == "leg.opened"]

@@ -1,0 +1,195 @@
+"""The composition root: builds everything, once, and runs it until a signal says stop."""
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Any
+
+import structlog
+import uvloop
+from aiohttp import web
+
+from gateway.asides import Asides
+from gateway.books.journal import Journal
+from gateway.books.keys import Keys, Tenant
+from gateway.books.ledger.sqlite import SqliteLedger
+from gateway.config import Config, is_loopback
+from gateway.config import Replica as ReplicaConfig
+from gateway.fleet.replicas import Fleet, Replica
+from gateway.flow import Flow
+from gateway.http.admin import Admin
+from gateway.http.connection import Listener
+from gateway.http.edge import Edge
+from gateway.quote import Quotes
+from gateway.record import Records
+from gateway.salt import Salts
+from gateway.stream.call import Bounds, Call
+from gateway.stream.leg_end import LegEnd
+from gateway.stream.text import Decoder, LocalDecoder, RemoteDecoder, load_tokenizer
+from gateway.stream.upstream import Target, Upstream, UpstreamLimits
+from gateway.watch.metrics import Metrics
+
+log = structlog.get_logger()
+
+
+def run(config: Config) -> None:
+    """Serve until SIGINT or SIGTERM. Raises OSError where a port or the data directory cannot be had."""
+    uvloop.run(_main(config))
+
+
+async def _main(config: Config) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with gateway(config):
+        await stop.wait()
+
+
+@asynccontextmanager
+async def gateway(config: Config) -> AsyncIterator[None]:
+    """Build a gateway, listen, and tear all of it down again, streams first and books last."""
+    async with AsyncExitStack() as stack:
+        clock = asyncio.get_running_loop().time
+        journal = Journal(config.data / "journal.jsonl", time.time)
+        stack.callback(journal.close)
+        ledger = SqliteLedger(config.data, time.time)
+        stack.push_async_callback(ledger.close)
+        keys = Keys(config.data / "keys.db", config.keys)
+        stack.callback(keys.close)
+        _refuse_open_doors(config, keys)
+        metrics = Metrics()
+        targets = {replica.name: _target(replica) for replica in config.replicas}
+        upstream = Upstream(_upstream_limits(config))
+        stack.push_async_callback(upstream.close)
+        fleet = _fleet(config, targets, upstream)
+        asides = Asides(fleet, upstream, targets)
+        limits = config.limits
+        quotes = Quotes(
+            ledger,
+            fleet,
+            asides,
+            _decoders(config, asides),
+            lease_tokens=limits.lease_tokens,
+            low_tokens=limits.lease_low_tokens,
+            legs_max=limits.legs,
+        )
+        records = Records(journal, metrics, clock, quotes.lengths.note)
+        flow = Flow(quotes, fleet, upstream, targets, records, config.timeouts.total_s, clock)
+
+        def ready() -> list[str]:
+            return fleet.not_ready() + ([] if journal.healthy else ["the journal cannot be written"])
+
+        edge = _edge(config, flow, fleet, keys, ready)
+        probing = asyncio.create_task(fleet.run())
+        stack.callback(probing.cancel)
+        listen, head_bytes = config.listen, limits.head_bytes
+        admin = Admin(metrics, config.admin_key_sha256, ready)
+        await _listen(stack, admin.handle, listen.admin_host, listen.admin_port, head_bytes, config.timeouts.drain_s)
+        await _listen(stack, edge.handle, listen.host, listen.port, head_bytes, config.timeouts.drain_s)
+        _say_hello(config, keys)
+        yield
+
+
+def _refuse_open_doors(config: Config, keys: Keys) -> None:
+    """Without any key everybody may spend; that is for this machine only."""
+    if not keys.any_configured and not is_loopback(config.listen.host):
+        raise OSError(
+            f"listening on {config.listen.host} needs API keys: make one with «holdfast keys create», or use 127.0.0.1"
+        )
+
+
+def _say_hello(config: Config, keys: Keys) -> None:
+    listen = config.listen
+    log.info(
+        "gateway.listening",
+        url=f"http://{listen.host}:{listen.port}/v1",
+        metrics=f"http://{listen.admin_host}:{listen.admin_port}/metrics",
+        replicas=[replica.name for replica in config.replicas],
+        data=str(config.data),
+    )
+    if not keys.any_configured:
+        log.warning("gateway.open", why="no API key was ever made: anyone on this machine may use it, unbounded")
+
+
+async def _listen(
+    stack: AsyncExitStack, handler: Callable[[Any], Any], host: str, port: int, head_bytes: int, drain_s: float
+) -> None:
+    options = {"max_line_size": head_bytes, "max_field_size": head_bytes, "access_log": None, "lingering_time": 0}
+    runner = web.ServerRunner(Listener(handler, **options), shutdown_timeout=drain_s)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    await web.TCPSite(runner, host, port, backlog=4096).start()
+
+
+def _edge(config: Config, flow: Flow, fleet: Fleet, keys: Keys, ready: Callable[[], list[str]]) -> Edge:
+    limits = config.limits
+    salts = None if config.share_prefix_cache else Salts(config.data)
+
+    def salt(tenant: Tenant) -> str | None:
+        return salts.of(tenant) if salts is not None else None
+
+    return Edge(
+        flow,
+        fleet,
+        keys,
+        bounds=Bounds(limits.choices, limits.prompts, limits.stop_strings, config.allow_media_urls),
+        body_bytes_max=limits.body_bytes,
+        body_s=config.timeouts.body_s,
+        client_buffer_bytes=limits.client_buffer_bytes,
+        client_stall_s=config.timeouts.client_stall_s,
+        requests_max=limits.requests_in_flight,
+        budget_status=config.budget_status,
+        salt=salt,
+        ready=ready,
+    )
+
+
+def _fleet(config: Config, targets: dict[str, Target], upstream: Upstream) -> Fleet:
+    models = {replica.name: model.name for model in config.models for replica in model.replicas}
+    replicas = [Replica(one.name, one.role == "standby", models.get(one.name)) for one in config.replicas]
+
+    def changed(name: str, up: bool, why: str) -> None:
+        (log.info if up else log.warning)("replica.up" if up else "replica.down", replica=name, why=why)
+        if not up:
+            upstream.abandon(name)
+
+    async def fetch(name: str, path: str, timeout_s: float) -> LegEnd:
+        return await upstream.fetch(targets[name], path, timeout_s=timeout_s)
+
+    timeouts = config.timeouts
+    return Fleet(replicas, fetch, changed, probe_every_s=timeouts.probe_every_s, probe_timeout_s=timeouts.probe_s)
+
+
+def _decoders(config: Config, asides: Asides) -> Callable[[Call], tuple[Callable[[], Decoder], bool]]:
+    """How text is made from ids: by the model's own tokenizer where it is configured, else by a replica."""
+    tokenizers = {model.name: load_tokenizer(model.tokenizer) for model in config.models if model.tokenizer is not None}
+
+    def decoders(call: Call) -> tuple[Callable[[], Decoder], bool]:
+        tokenizer = tokenizers.get(call.model)
+        if tokenizer is not None:
+            return partial(LocalDecoder, tokenizer, call.skip_special), False
+        return partial(RemoteDecoder, partial(asides.text, call.model)), True
+
+    return decoders
+
+
+def _target(replica: ReplicaConfig) -> Target:
+    key = replica.key.get_secret_value() if replica.key is not None else None
+    return Target(replica.name, replica.host, replica.port, replica.tls, key)
+
+
+def _upstream_limits(config: Config) -> UpstreamLimits:
+    timeouts, limits = config.timeouts, config.limits
+    return UpstreamLimits(
+        connect_s=timeouts.connect_s,
+        first_token_s=timeouts.first_token_s,
+        between_tokens_s=timeouts.between_tokens_s,
+        event_bytes=limits.event_bytes,
+        answer_bytes=limits.answer_bytes,
+        idle_s=timeouts.idle_s,
+        idle_connections=limits.idle_connections,
+    )

@@ -1,0 +1,193 @@
+"""The public port: OpenAI's routes, keys, limits, and errors in OpenAI's shape."""
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable
+from secrets import token_hex
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from gateway.books.keys import Keys, Tenant
+from gateway.fleet.replicas import Fleet
+from gateway.flow import Flow, Headers
+from gateway.http.errors import error_response
+from gateway.http.sink import ClientSink
+from gateway.stream.call import Bounds, Call, Endpoint
+from guards.refusal import Reason, Refused
+
+log = structlog.get_logger()
+
+TRACE_HEADERS = ("traceparent", "tracestate")
+TRACE_VALUE = re.compile(r"[\x20-\x7e]{1,512}")
+RETRY_WHEN_FULL_S = 1.0
+
+Handler = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]
+
+
+class Edge:
+    """Handles every request on the public port. Whatever happens, the client gets OpenAI's error shape.
+
+    salt: what keeps one org from timing another's cached prefixes; None shares them.
+    ready: says what keeps the gateway from serving, line by line.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        fleet: Fleet,
+        keys: Keys,
+        *,
+        bounds: Bounds,
+        body_bytes_max: int,
+        body_s: float,
+        client_buffer_bytes: int,
+        client_stall_s: float,
+        requests_max: int,
+        budget_status: int,
+        salt: Callable[[Tenant], str | None],
+        ready: Callable[[], list[str]],
+    ) -> None:
+        self._flow, self._fleet, self._keys, self._bounds = flow, fleet, keys, bounds
+        self._body_bytes_max, self._body_s = body_bytes_max, body_s
+        self._client_buffer_bytes, self._client_stall_s = client_buffer_bytes, client_stall_s
+        self._requests_max, self._budget_status = requests_max, budget_status
+        self._salt, self._ready = salt, ready
+        self._in_flight = 0
+        self._started_at = int(time.time())
+        self._routes: dict[tuple[str, str], Handler] = {
+            ("POST", Endpoint.CHAT): self._generate,
+            ("POST", Endpoint.COMPLETIONS): self._generate,
+            ("GET", "/v1/models"): self._models,
+            ("GET", "/health"): self._health,
+            ("GET", "/readyz"): self._readyz,
+        }
+        self._paths = {path for _, path in self._routes}
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one HTTP request."""
+        request_id = "req-" + token_hex(12)
+        try:
+            response = await self._route(request)(request, request_id)
+        except Refused as refused:
+            log.info("request.refused", request_id=request_id, reason=refused.reason, detail=refused.detail)
+            response = error_response(refused, self._budget_status)
+            if request.body_exists and not request.content.is_eof():
+                response.force_close()  # the rest of its body is not worth reading
+        if not response.prepared:
+            response.headers.setdefault("x-request-id", request_id)
+        return response
+
+    def _route(self, request: web.BaseRequest) -> Handler:
+        handler = self._routes.get((request.method, request.path))
+        if handler is not None:
+            return handler
+        if request.method == "GET" and request.path.startswith("/v1/models/"):
+            return self._model
+        if request.path in self._paths:
+            raise Refused(Reason.NOT_FOUND, f"{request.method} is not a method of this path.", status=405)
+        raise Refused(Reason.NOT_FOUND, "There is no such path here.")
+
+    # ---------------------------------------------------------------- generation
+
+    async def _generate(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+        received_at = self._flow.clock()
+        tenant = self._tenant(request)
+        if self._in_flight >= self._requests_max:
+            raise Refused(Reason.OVERLOADED, "Too many requests are in flight here.", retry_after_s=RETRY_WHEN_FULL_S)
+        self._in_flight += 1
+        try:
+            call = Call(Endpoint(request.path), await self._body(request), request_id, self._bounds)
+            if not self._fleet.knows(call.model):
+                raise self._no_model(call.model)
+            if (salt := self._salt(tenant)) is not None:
+                call.body["cache_salt"] = salt
+            buffer, stall_s = self._client_buffer_bytes, self._client_stall_s
+            sink = ClientSink(request, request_id, received_at, buffer_bytes_max=buffer, stall_s=stall_s)
+            plain = await self._serve(call, tenant, sink, _trace(request, request_id))
+        finally:
+            self._in_flight -= 1
+        if plain is None:
+            return sink.response()
+        headers = {"x-holdfast-replica": sink.replica, "x-holdfast-overhead-ms": f"{sink.overhead_s * 1e3:.2f}"}
+        return web.Response(body=plain, content_type="application/json", headers=headers)
+
+    async def _serve(self, call: Call, tenant: Tenant, sink: ClientSink, headers: Headers) -> bytes | None:
+        """Run the flow; a bug that shows in mid-stream ends the stream visibly, as no status can be sent any more."""
+        try:
+            return await self._flow.serve(call, tenant, sink, headers)
+        except Exception as error:
+            if not sink.started:
+                raise
+            log.error("stream.fault", request_id=call.request_id, exc_info=error)
+            sink.broken("Something broke in the gateway; it was logged.")
+            return None
+
+    def _tenant(self, request: web.BaseRequest) -> Tenant:
+        scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+        return self._keys.tenant(secret.strip() if scheme.lower() == "bearer" else None)
+
+    async def _body(self, request: web.BaseRequest) -> bytes:
+        too_large = Refused(Reason.TOO_LARGE, f"The body may have at most {self._body_bytes_max} bytes.")
+        if (request.content_length or 0) > self._body_bytes_max:
+            raise too_large
+        if request.headers.get("expect", "").lower() == "100-continue" and request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._body_s):
+                async for part in request.content.iter_any():
+                    parts.append(part)
+                    size += len(part)
+                    if size > self._body_bytes_max:
+                        raise too_large
+        except TimeoutError:
+            raise Refused(Reason.INVALID, f"The body did not arrive within {self._body_s:g} s.", status=408) from None
+        except web.RequestPayloadError:
+            raise Refused(Reason.INVALID, "The body could not be read: its framing or encoding is broken.") from None
+        return b"".join(parts)
+
+    # ---------------------------------------------------------------- models and health
+
+    async def _models(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+        self._tenant(request)
+        return _json({"object": "list", "data": [self._card(model) for model in self._fleet.models]})
+
+    async def _model(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+        self._tenant(request)
+        model = request.path.removeprefix("/v1/models/")
+        if model not in self._fleet.models:
+            raise self._no_model(model)
+        return _json(self._card(model))
+
+    def _card(self, model: str) -> dict[str, object]:
+        window = self._fleet.window(model)
+        card = {"id": model, "object": "model", "created": self._started_at, "owned_by": "holdfast"}
+        return card | {"max_model_len": window}
+
+    def _no_model(self, model: str) -> Refused:
+        known = ", ".join(self._fleet.models[:20]) or "none yet"
+        return Refused(Reason.MODEL_UNKNOWN, f"There is no model {model[:100]!r} here. Models: {known}.", param="model")
+
+    async def _health(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+        """The gateway itself lives; nothing upstream is asked."""
+        return _json({"status": "ok"})
+
+    async def _readyz(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+        why = self._ready()
+        return _json({"ready": not why, "why": why}, status=503 if why else 200)
+
+
+def _json(body: object, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
+
+
+def _trace(request: web.BaseRequest, request_id: str) -> Headers:
+    """The only headers that go upstream: an id of ours, and W3C trace context where it is well-formed."""
+    given = [(name, request.headers[name]) for name in TRACE_HEADERS if name in request.headers]
+    return (("x-request-id", request_id), *((name, value) for name, value in given if TRACE_VALUE.fullmatch(value)))
+
+

@@ -1,0 +1,52 @@
+"""Refusals on the wire: one table from reasons to statuses, in OpenAI's error shape."""
+
+import math
+from typing import NamedTuple
+
+from aiohttp import web
+
+from gateway.stream.wire import encode
+from guards.refusal import Reason, Refused
+
+RETRY_AFTER_S_MAX = 60  # openai-node sleeps whatever it is told
+
+
+class Wire(NamedTuple):
+    status: int
+    type: str
+    retry: bool  # whether a client's own retry can help
+
+
+TABLE: dict[Reason, Wire] = {
+    Reason.INVALID: Wire(400, "invalid_request_error", False),
+    Reason.TOO_LARGE: Wire(413, "invalid_request_error", False),
+    Reason.UNAUTHORIZED: Wire(401, "authentication_error", False),
+    Reason.MODEL_UNKNOWN: Wire(404, "invalid_request_error", False),
+    Reason.NOT_FOUND: Wire(404, "invalid_request_error", False),
+    Reason.BUDGET: Wire(402, "insufficient_quota", False),
+    Reason.HELD: Wire(429, "rate_limit_error", True),
+    Reason.UNBOUNDED: Wire(400, "invalid_request_error", False),
+    Reason.OVERLOADED: Wire(503, "server_error", True),
+    Reason.NO_REPLICA: Wire(503, "server_error", True),
+    Reason.UPSTREAM: Wire(502, "server_error", True),
+    Reason.BOOKS: Wire(503, "server_error", True),
+}
+
+
+def error_response(refused: Refused, budget_status: int = 402) -> web.Response:
+    """Word a refusal. A 4xx of the server's keeps its status: it was the request's fault."""
+    wire = TABLE[refused.reason]
+    status = budget_status if refused.reason is Reason.BUDGET else refused.status or wire.status
+    at_fault = status < 500 and refused.reason is Reason.UPSTREAM
+    body = {
+        "message": refused.detail,
+        "type": "invalid_request_error" if at_fault else wire.type,
+        "param": refused.param,
+        "code": "invalid_request" if at_fault else refused.reason.value,
+    }
+    response = web.Response(status=status, body=encode({"error": body}), content_type="application/json")
+    if not wire.retry or at_fault:
+        response.headers["x-should-retry"] = "false"
+    if refused.retry_after_s is not None:
+        response.headers["retry-after"] = str(min(RETRY_AFTER_S_MAX, max(1, math.ceil(refused.retry_after_s))))
+    return response

@@ -1,0 +1,105 @@
+"""A client's side of a stream: bytes straight to its transport, no await per chunk."""
+
+import asyncio
+from collections.abc import Callable
+
+from aiohttp import web
+
+from gateway.http.connection import ClientConnection
+from gateway.stream.wording import Wording
+
+HEAD = (
+    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
+    "x-accel-buffering: no\r\nx-request-id: {request_id}\r\nx-holdfast-replica: {replica}\r\n"
+    "x-holdfast-overhead-ms: {overhead_ms:.2f}\r\n{framing}\r\n"
+)
+
+
+class ClientSink:
+    """Writes an event stream. The head is sent with the first bytes, so that a refusal keeps its status.
+
+    received_at: when the request arrived, by the loop's clock, in seconds.
+    buffer_bytes_max: unread bytes at which the leg is paused.
+    stall_s: a client that reads nothing for so long, with its buffer full, is hung up on.
+    """
+
+    def __init__(
+        self, request: web.BaseRequest, request_id: str, received_at: float, *, buffer_bytes_max: int, stall_s: float
+    ) -> None:
+        assert isinstance(request.protocol, ClientConnection)
+        self._connection = request.protocol
+        self._chunked = request.version >= (1, 1)
+        self._keep_alive = request.keep_alive and self._chunked
+        self._buffer_bytes_max, self._stall_s = buffer_bytes_max, stall_s
+        self.started = False
+        self.received_at = received_at
+        self.request_id = request_id
+        self.replica = ""
+        self.overhead_s = 0.0
+
+    def from_replica(self, name: str, overhead_s: float) -> None:
+        """Note which replica answers; the head names the first one that delivered."""
+        self.replica, self.overhead_s = name, overhead_s
+
+    def write(self, data: bytes) -> bool:
+        """Send bytes; False when the client has yet to read what it was sent."""
+        transport = self._connection.transport
+        if transport is None or transport.is_closing():
+            return True  # the handler is being cancelled
+        framed = b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
+        if not self.started:
+            self.started = True
+            transport.set_write_buffer_limits(high=self._buffer_bytes_max)
+            framed = self._head() + framed
+        transport.write(framed)
+        return not self._connection.writing_paused
+
+    def on_room(self, then: Callable[[], None]) -> None:
+        """Call `then` once when the client has caught up."""
+        transport = self._connection.transport
+        if transport is None:
+            return
+        stalled = asyncio.get_running_loop().call_later(self._stall_s, transport.abort)
+
+        def room() -> None:
+            stalled.cancel()
+            then()
+
+        self._connection.on_room = room
+
+    def broken(self, detail: str) -> None:
+        """End a stream that failed here: an error event, and no clean end of the connection's framing."""
+        transport = self._connection.transport
+        if transport is not None:
+            self.write(Wording.error(detail, "internal_error"))
+            self._keep_alive = self._chunked = False
+            transport.close()
+
+    def response(self) -> "StreamedResponse":
+        """What the handler gives back to aiohttp once the stream is over."""
+        transport = self._connection.transport
+        if self._chunked and transport is not None and not transport.is_closing():
+            transport.write(b"0\r\n\r\n")
+        return StreamedResponse(self._keep_alive)
+
+    def _head(self) -> bytes:
+        framing = "transfer-encoding: chunked\r\n" if self._chunked else ""
+        if not self._keep_alive:
+            framing += "connection: close\r\n"
+        overhead_ms = self.overhead_s * 1e3
+        fields = {"request_id": self.request_id, "replica": self.replica, "overhead_ms": overhead_ms}
+        return HEAD.format(**fields, framing=framing).encode("latin-1")
+
+
+class StreamedResponse(web.StreamResponse):
+    """A response that was written already: aiohttp only decides about the connection."""
+
+    def __init__(self, keep_alive: bool) -> None:
+        super().__init__()
+        self._keep_alive = keep_alive
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Nothing is left to prepare."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing is left to write."""

@@ -1,0 +1,39 @@
+"""Cache salts: one org cannot time what another has in the prefix cache."""
+
+import hmac
+import os
+from hashlib import sha256
+from pathlib import Path
+
+from gateway.books.keys import Tenant
+
+SECRET_BYTES = 32
+
+
+class Salts:
+    """Derives one salt per org (or user, where a key has no org) from a secret that never leaves the data directory."""
+
+    def __init__(self, data: Path) -> None:
+        self._secret = _secret(data / "salt.key")
+
+    def of(self, tenant: Tenant) -> str | None:
+        """The salt for a tenant's requests; None while there are no keys, hence one tenant only."""
+        if tenant.source == "open":
+            return None
+        name = f"org:{tenant.org}" if tenant.org is not None else f"user:{tenant.user}"
+        return hmac.new(self._secret, name.encode(), sha256).hexdigest()[:32]
+
+
+def _secret(path: Path) -> bytes:
+    """Read the secret, making it on first use; only its owner can read it."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        secret = path.read_bytes()
+        if len(secret) != SECRET_BYTES:
+            raise OSError(f"{path} is damaged; remove it to have a new one made") from None
+        return secret
+    with os.fdopen(descriptor, "wb") as file:
+        secret = os.urandom(SECRET_BYTES)
+        file.write(secret)
+    return secret

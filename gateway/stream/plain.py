@@ -1,0 +1,153 @@
+"""A plain answer: asked for whole, and asked for again whole elsewhere, since nothing was delivered."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from gateway.stream.call import Call
+from gateway.stream.leg_end import Cause, LegEnd
+from gateway.stream.relay import Ask, Lease, LegControl, Terms, refusal
+from gateway.stream.wire import TokenIds, clear_ids, clear_reasoning, encode
+from gateway.stream.wording import BUDGET_STOP
+from guards.refusal import Ending, Reason, Refused
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int | None = 0
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    token_ids: TokenIds | None = None
+    prompt_token_ids: TokenIds | None = None
+    finish_reason: str | None = None
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice]
+    prompt_token_ids: TokenIds | None = None
+    usage: _Usage | None = None
+
+
+_decode = msgspec.json.Decoder(_Answer).decode
+
+
+class PlainPart:
+    """One attempt at a plain answer; it takes in nothing on the way."""
+
+    leg: LegControl | None = None
+    receiver = None
+
+
+class Plain:
+    """The counterpart of `Relay` for one plain answer; `body` is what the client gets."""
+
+    def __init__(self, call: Call, lease: Lease, terms: Terms) -> None:
+        self.call, self.meter, self.terms = call, lease.meter, terms
+        self.ending: Ending | None = None
+        self.detail = ""
+        self.refusal: Refused | None = None
+        self.body: bytes | None = None
+        self.prompt_tokens = self.completion_tokens = 0
+        self.failovers = self.recomputed = 0
+        self.gap_s = 0.0
+        self.first_token_at: float | None = None
+        self._legs_left = terms.legs_max
+
+    @property
+    def open(self) -> bool:
+        return self.ending is None
+
+    async def asks(self) -> list[Ask]:
+        """Say what the next server is asked for: always the whole request."""
+        self._legs_left -= 1
+        body = self.call.upstream_body(self.terms.max_tokens)
+        return [Ask(self.call.endpoint, encode(body), tuple(range(self.call.choices)))]
+
+    def part(self, ask: Ask) -> PlainPart:
+        """Make the counterpart of a leg: a plain answer comes with the leg's end."""
+        return PlainPart()
+
+    async def ended(self, part: PlainPart, end: LegEnd) -> bool:
+        """Take in a leg's end and the answer in it; tell whether there was none, by the server's fault."""
+        if not self.open:
+            return False
+        if end.request_at_fault:
+            self._refuse(refusal(end))
+            return False
+        lost = end.detail if end.cause is not Cause.DONE else self._answered(end.body)
+        if lost is not None:
+            self.failovers += 1
+            if self._legs_left <= 0:
+                self._refuse(Refused(Reason.UPSTREAM, f"No server could answer this request: {lost}."))
+        return lost is not None
+
+    def _answered(self, raw: bytes) -> str | None:
+        """Count an answer by its ids, then let it go, or refuse it uncounted; say what is wrong with it."""
+        try:
+            answer = _decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return "the server's answer is not one of vLLM's"
+        counted = _count(answer, self.call)
+        if counted is None:
+            return "the server sent text without its token ids"
+        prompt, completion, by_choice = counted
+        if prompt + completion > self.meter.room:
+            self._refuse(Refused(Reason.BUDGET, "This answer needs more tokens than are left of the key's budget."))
+            return None
+        self.meter.spend(prompt + completion)
+        self.prompt_tokens, self.completion_tokens = prompt, completion
+        capped = self._capped(answer, by_choice)
+        self.body = self._given(raw, capped)
+        self.ending = Ending.BUDGET if capped else Ending.FINISHED
+        return None
+
+    async def finish(self) -> None:
+        """Nothing is owed: a plain answer is delivered whole or not at all."""
+
+    def fail(self, ending: Ending, detail: str) -> None:
+        """Give up; nothing was delivered, so the client gets an error status."""
+        if self.ending is None:
+            self._refuse(Refused(Reason.UPSTREAM, detail))
+            self.ending = ending
+
+    def _refuse(self, refusal: Refused) -> None:
+        self.ending, self.detail, self.refusal = Ending.REFUSED, refusal.detail, refusal
+
+    def _capped(self, answer: _Answer, by_choice: Sequence[int]) -> set[int]:
+        """The choices that the budget ended, not the client's own max_tokens."""
+        ended = {one.index for one in answer.choices if one.finish_reason == "length"}
+        counted = zip(answer.choices, by_choice, strict=True)
+        full = {one.index for one, count in counted if count == self.terms.max_tokens}
+        return ended & full if self.terms.capped else set()
+
+    def _given(self, raw: bytes, capped: set[int]) -> bytes:
+        """The answer as the client gets it: without what only the gateway asked for."""
+        body: dict[str, Any] = msgspec.json.decode(raw)
+        if not self.call.wants_ids:
+            clear_ids(body)
+        for choice in body["choices"]:
+            if choice["index"] in capped:
+                choice["stop_reason"] = BUDGET_STOP
+            if self.call.hides_reasoning:
+                clear_reasoning(choice.get("message") or {})
+        return encode(body)
+
+
+def _count(answer: _Answer, call: Call) -> tuple[int, int, list[int]] | None:
+    """Tokens of the prompts, of the answers, and of each answer; None where the ids do not tell."""
+    counts: list[int] = []
+    prompts: dict[int, int] = {}
+    if answer.prompt_token_ids is not None:
+        prompts[0] = len(answer.prompt_token_ids)
+    for choice in answer.choices:
+        if choice.token_ids is None:
+            return None
+        counts.append(len(choice.token_ids))
+        if choice.prompt_token_ids is not None:
+            prompts[choice.index // call.n] = len(choice.prompt_token_ids)
+    if len(prompts) != len(call.prompts):
+        return None
+    return sum(prompts.values()), sum(counts), counts

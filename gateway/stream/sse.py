@@ -1,0 +1,36 @@
+"""Server-sent events as vLLM writes them: `data: ...` and an empty line."""
+
+DATA = b"data: "
+END = b"\n\n"
+DONE = b"data: [DONE]"
+
+
+class EventTooLong(Exception):
+    """An event grew beyond its limit without an end: the peer is not speaking SSE."""
+
+
+class EventSplitter:
+    """Cut a stream of bytes into complete events; a partial one waits for the rest.
+
+    event_bytes_max: the longest event that is waited for.
+    """
+
+    __slots__ = ("_rest", "event_bytes_max")
+
+    def __init__(self, event_bytes_max: int) -> None:
+        self.event_bytes_max = event_bytes_max
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take bytes in, give complete `data:` events out, without their empty line.
+
+        Comments are dropped: they are the upstream's keep-alive and no progress, and an empty
+        event after a comment crashes clients (theopenco/llmgateway#2334).
+        Raises EventTooLong.
+        """
+        if not self._rest and data.endswith(END) and data.count(END) == 1:  # the usual case: one read, one event
+            return [data[:-2]] if data.startswith(DATA) else []
+        *events, self._rest = (self._rest + data).split(END)
+        if len(self._rest) > self.event_bytes_max:
+            raise EventTooLong
+        return [event for event in events if event.startswith(DATA)]

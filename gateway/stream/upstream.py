@@ -1,0 +1,406 @@
+"""The HTTP client to vLLM: one leg is one upstream attempt.
+
+An asyncio.Protocol with httptools and a keep-alive pool per replica. Bytes are handled where they
+arrive, in `data_received`: no task is woken and no future made per chunk, which halves the cost of a
+chunk against an `async for` over a response (docs: ARCHITECTURE.md, «push»).
+No connection is used again after a cut, a protocol error, or an answer that was not read to its end.
+"""
+
+import asyncio
+import ssl
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import httptools
+
+from gateway.stream.leg_end import Cause, LegEnd
+from gateway.stream.sse import EventSplitter, EventTooLong
+
+
+class Receiver(Protocol):
+    """Who takes in a stream's events."""
+
+    def events(self, raws: list[bytes]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a replica listens; `authority` is its Host header, `key` its upstream key, `name` its public name."""
+
+    name: str
+    host: str
+    port: int
+    tls: bool = False
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class UpstreamLimits:
+    """Times in seconds, sizes in bytes."""
+
+    connect_s: float = 0.5
+    first_token_s: float = 60.0
+    between_tokens_s: float = 10.0
+    head_bytes: int = 65536
+    event_bytes: int = 4 << 20
+    answer_bytes: int = 64 << 20
+    idle_s: float = 4.0  # below uvicorn's keep-alive of 5 s, so that the pool does not race the server's close
+    idle_connections: int = 64  # per replica
+
+
+class Leg:
+    """One upstream attempt. `ended` resolves exactly once, whatever happens.
+
+    receiver: takes a stream's events; None for a plain answer, whose body is in the LegEnd.
+    """
+
+    def __init__(self, upstream: "Upstream", target: Target, request: bytes, receiver: Receiver | None) -> None:
+        self.ended: asyncio.Future[LegEnd] = upstream.loop.create_future()
+        self.target, self.receiver, self.request = target, receiver, request
+        self._upstream, self._limits = upstream, upstream.limits
+        self.connection: Connection | None = None
+        self._splitter = EventSplitter(self._limits.event_bytes)
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self.status = 0
+        self.streaming = False
+        self.paused = False
+        self.over = False
+        self._heard_at = upstream.loop.time()
+        self._wait_s = self._limits.first_token_s
+        self._progressed = False
+        self._timer: asyncio.TimerHandle | None = None
+        if receiver is not None:
+            self._timer = upstream.loop.call_later(self._wait_s, self._check_silence)
+
+    # -- LegControl, for the relay
+
+    def pause(self) -> None:
+        """Stop reading; also what was read already waits."""
+        self.paused = True
+        if self.connection is not None:
+            self.connection.pause()
+
+    def resume(self) -> None:
+        self.paused = False
+        self._heard_at = self._upstream.loop.time()
+        if self.connection is not None:
+            self.connection.resume()
+
+    def close(self) -> None:
+        """Give the answer up; vLLM notices the closed connection and stops computing."""
+        self.end(LegEnd(Cause.CLOSED))
+
+    def progress(self) -> None:
+        self._heard_at = self._upstream.loop.time()
+        if not self._progressed and self._timer is not None:
+            self._progressed, self._wait_s = True, self._limits.between_tokens_s
+            self._timer.cancel()
+            self._timer = self._upstream.loop.call_later(self._wait_s, self._check_silence)
+
+    def fault(self, error: Exception) -> None:
+        """A bug of ours was met: it must surface in the flow, not vanish in the event loop."""
+        if not self.over:
+            self.over = True
+            if not self.ended.done():
+                self.ended.set_exception(error)
+            self._release()
+
+    # -- for the connection
+
+    def begin(self, status: int, content_type: bytes) -> None:
+        """The head has arrived."""
+        self.status = status
+        self.streaming = status == 200 and self.receiver is not None and content_type.startswith(b"text/event-stream")
+
+    def data(self, parts: list[bytes]) -> None:
+        """Body bytes have arrived."""
+        try:
+            if self.streaming:
+                assert self.receiver is not None
+                raws = self._splitter.feed(b"".join(parts))
+                if raws:
+                    self.receiver.events(raws)
+            else:
+                self._gather(parts)
+        except EventTooLong:
+            self.end(LegEnd(Cause.PROTOCOL, "the server sent an event without an end"))
+        except Exception as error:
+            self.fault(error)
+
+    def complete(self) -> None:
+        """The whole answer has arrived."""
+        body = b"".join(self._body)
+        if self.status >= 500:
+            self.end(LegEnd(Cause.FAILED, f"the server answered status {self.status}", self.status, body))
+        elif self.status >= 400:
+            self.end(LegEnd(Cause.REFUSED, f"the server answered status {self.status}", self.status, body))
+        elif self.status != 200 or (self.receiver is not None and not self.streaming):
+            self.end(LegEnd(Cause.PROTOCOL, "the server's answer was not the one asked for", self.status))
+        else:
+            self.end(LegEnd(Cause.DONE, "the stream ended without a finish_reason", self.status, body))
+
+    def end(self, end: LegEnd) -> None:
+        """Settle `ended`, once, and let the connection go; also when whoever awaited it was cancelled."""
+        if self.over:
+            return
+        self.over = True
+        if not self.ended.done():
+            self.ended.set_result(end)
+        self._release()
+
+    def _release(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._upstream.released(self)
+
+    def _gather(self, parts: list[bytes]) -> None:
+        self._body += parts
+        self._body_bytes += sum(map(len, parts))
+        if self._body_bytes > self._limits.answer_bytes:
+            self.end(LegEnd(Cause.PROTOCOL, "the server's answer was too large"))
+
+    def _check_silence(self) -> None:
+        """One timer a leg, re-armed when it fires: nothing is scheduled per chunk."""
+        left = self._heard_at + self._wait_s - self._upstream.loop.time()
+        if left <= 0 and not self.paused:
+            self.end(LegEnd(Cause.SILENT, f"no token arrived within {self._wait_s:g} s"))
+        else:
+            self._timer = self._upstream.loop.call_later(left if left > 0 else self._wait_s, self._check_silence)
+
+
+class Connection(asyncio.Protocol):
+    """One TCP connection to a replica, used for one leg at a time."""
+
+    def __init__(self, upstream: "Upstream", target: Target) -> None:
+        self._upstream, self.target = upstream, target
+        self.transport: asyncio.Transport | None = None
+        self.leg: Leg | None = None
+        self.used = False  # answered a request before: its silence may be the server's idle timeout
+        self.idle_since = 0.0
+        self._parser: httptools.HttpResponseParser | None = None
+        self._parts: list[bytes] = []
+        self._head_bytes = 0
+        self._content_type = b""
+        self._whole = False
+        self._heard = False
+        self._reading = True
+
+    def send(self, leg: Leg) -> None:
+        """Begin a leg on this connection."""
+        self.leg, leg.connection = leg, self
+        self._parser = httptools.HttpResponseParser(self)
+        self._parts, self._head_bytes, self._content_type = [], 0, b""
+        self._whole = self._heard = False
+        assert self.transport is not None
+        self.transport.write(leg.request)
+        if leg.paused:
+            self.pause()
+
+    @property
+    def reusable(self) -> bool:
+        assert self._parser is not None
+        assert self.transport is not None
+        return self._whole and self._parser.should_keep_alive() and not self.transport.is_closing()
+
+    def pause(self) -> None:
+        if self._reading and self.transport is not None and not self.transport.is_closing():
+            self._reading = False
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        if not self._reading and self.transport is not None and not self.transport.is_closing():
+            self._reading = True
+            self.transport.resume_reading()
+
+    def abort(self) -> None:
+        self.leg = None
+        if self.transport is not None:
+            self.transport.abort()
+
+    # -- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
+
+    def data_received(self, data: bytes) -> None:
+        leg, parser = self.leg, self._parser
+        if leg is None or parser is None:
+            self._upstream.forget(self)  # bytes that nobody asked for
+            self.abort()
+            return
+        self._heard = True
+        try:
+            parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade, HeadTooLarge):
+            leg.end(LegEnd(Cause.PROTOCOL, "the server does not speak HTTP as expected"))
+            return
+        if self._parts and self.leg is leg:
+            parts, self._parts = self._parts, []
+            leg.data(parts)
+        if self._whole and self.leg is leg:
+            leg.complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        leg, self.leg = self.leg, None
+        self._upstream.forget(self)
+        if leg is None or leg.over:
+            return
+        if self.used and not self._heard:
+            self._upstream.connect(leg)  # a kept-alive connection that the server had closed: not an attempt
+        else:
+            leg.end(LegEnd(Cause.BROKEN, "its connection ended in mid-answer"))
+
+    # -- httptools
+
+    def on_message_begin(self) -> None:
+        if self._whole:
+            raise HeadTooLarge  # a second answer to one request
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > self._upstream.limits.head_bytes:
+            raise HeadTooLarge
+        if name.lower() == b"content-type":
+            self._content_type = value
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        assert self.leg is not None
+        self.leg.begin(self._parser.get_status_code(), self._content_type)
+
+    def on_body(self, body: bytes) -> None:
+        self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        self._whole = True
+
+
+class HeadTooLarge(Exception):
+    """More head than one answer may have."""
+
+
+class Upstream:
+    """Legs to any replica, over pooled connections."""
+
+    def __init__(self, limits: UpstreamLimits) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.limits = limits
+        self._idle: dict[str, deque[Connection]] = {}
+        self._legs: dict[str, set[Leg]] = {}
+        self._tls = ssl.create_default_context()
+        self._connecting: set[asyncio.Task[None]] = set()
+
+    def open(
+        self,
+        target: Target,
+        path: str,
+        body: bytes | None,
+        receiver: Receiver | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> Leg:
+        """Begin a leg; POST where there is a body, else GET. Never raises: whatever happens is in `ended`."""
+        leg = Leg(self, target, _request(target, path, body, headers), receiver)
+        self._legs.setdefault(target.name, set()).add(leg)
+        idle = self._idle.get(target.name)
+        while idle:
+            connection = idle.pop()
+            fresh = self.loop.time() - connection.idle_since < self.limits.idle_s
+            if fresh and connection.transport is not None and not connection.transport.is_closing():
+                connection.send(leg)
+                return leg
+            connection.abort()
+        self.connect(leg)
+        return leg
+
+    async def fetch(self, target: Target, path: str, body: bytes | None = None, timeout_s: float = 5.0) -> LegEnd:
+        """Ask for a small plain answer: a probe, /tokenize, /v1/models."""
+        leg = self.open(target, path, body)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await leg.ended
+        except TimeoutError:
+            return LegEnd(Cause.SILENT, f"no answer within {timeout_s:g} s")
+        finally:
+            leg.close()
+
+    def connect(self, leg: Leg) -> None:
+        """Open a new connection for a leg."""
+        task = self.loop.create_task(self._connect(leg))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    def abandon(self, name: str) -> None:
+        """A replica was found dead: end all its legs now, rather than when each socket notices."""
+        for leg in list(self._legs.get(name, ())):
+            leg.end(LegEnd(Cause.ABANDONED, "its server was found dead"))
+        for connection in self._idle.pop(name, ()):
+            connection.abort()
+
+    def released(self, leg: Leg) -> None:
+        """A leg has ended: keep its connection if its answer was read to the end, else close it."""
+        self._legs[leg.target.name].discard(leg)
+        connection, leg.connection = leg.connection, None
+        if connection is None:
+            return
+        if not connection.reusable:
+            connection.abort()
+            return
+        connection.leg, connection.used, connection.idle_since = None, True, self.loop.time()
+        connection.resume()
+        idle = self._idle.setdefault(leg.target.name, deque())
+        idle.append(connection)
+        if len(idle) > self.limits.idle_connections:
+            idle.popleft().abort()
+
+    def forget(self, connection: Connection) -> None:
+        """A connection is gone."""
+        idle = self._idle.get(connection.target.name)
+        if idle is not None and connection in idle:
+            idle.remove(connection)
+
+    async def close(self) -> None:
+        """End every leg and connection."""
+        for name in list(self._legs):
+            self.abandon(name)
+        for task in list(self._connecting):
+            task.cancel()
+        await asyncio.gather(*self._connecting, return_exceptions=True)
+
+    async def _connect(self, leg: Leg) -> None:
+        target = leg.target
+        connection = Connection(self, target)
+        try:
+            async with asyncio.timeout(self.limits.connect_s):
+                await self.loop.create_connection(
+                    lambda: connection, target.host, target.port, ssl=self._tls if target.tls else None
+                )
+        except TimeoutError:
+            leg.end(LegEnd(Cause.SILENT, "it took no connection in time"))
+            return
+        except OSError:
+            leg.end(LegEnd(Cause.UNREACHED, "it could not be reached"))
+            return
+        except Exception as error:
+            leg.fault(error)
+            return
+        if leg.over:
+            connection.abort()
+        else:
+            connection.send(leg)
+
+
+def _request(target: Target, path: str, body: bytes | None, headers: tuple[tuple[str, str], ...]) -> bytes:
+    """Write a request. Header values were checked for CR and LF by whoever let them in; checked again here."""
+    lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1", f"host: {target.host}:{target.port}"]
+    if body is not None:
+        lines += ["content-type: application/json", f"content-length: {len(body)}"]
+    if target.key is not None:
+        lines.append(f"authorization: Bearer {target.key}")
+    lines += [f"{name}: {value}" for name, value in headers]
+    if any("\r" in line or "\n" in line for line in lines):
+        raise ValueError("a header holds a line break")
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + (body or b"")
+
+

@@ -1,0 +1,134 @@
+"""vLLM's stream events: read what a meter needs, take out what only the gateway asked for, write our own.
+
+Decoding is typed and partial (msgspec): about two microseconds a chunk. Forwarding is by bytes; a chunk
+is decoded and encoded again only when its bytes are not what vLLM writes.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from gateway.stream.sse import DATA, END
+
+TokenIds = list[Annotated[int, Meta(ge=0, lt=1 << 31)]]
+
+
+class Delta(Struct, gc=False):
+    """What a chat chunk adds. Anything beyond plain content is kept only to be noticed."""
+
+    role: str | None = None
+    content: str | None = None
+    reasoning: Any = None
+    reasoning_content: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
+    refusal: Any = None
+
+    @property
+    def beyond_text(self) -> str | None:
+        """Name the feature that made this delta more than text, if one did."""
+        if self.tool_calls or self.function_call:
+            return "tools"
+        if self.reasoning or self.reasoning_content:
+            return "reasoning"
+        return "refusal" if self.refusal else None
+
+
+class ChunkChoice(Struct, gc=False):
+    """One choice of one chunk, chat or completion."""
+
+    index: int = 0
+    delta: Delta | None = None
+    text: str | None = None
+    token_ids: TokenIds | None = None
+    prompt_token_ids: TokenIds | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    @property
+    def content(self) -> str:
+        """The text this chunk adds."""
+        return (self.delta.content if self.delta else self.text) or ""
+
+
+class Usage(Struct, gc=False):
+    """vLLM's own count, in tokens."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int | None = 0
+
+
+class UpstreamError(Struct, gc=False):
+    """The error body of vLLM, whose `code` is an HTTP status as a number."""
+
+    message: str = ""
+    type: str | None = None
+    param: str | None = None
+    code: int | str | None = None
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that vLLM meant; 500 where it did not say."""
+        return self.code if isinstance(self.code, int) and 400 <= self.code <= 599 else 500
+
+
+class Chunk(Struct, gc=False):
+    """One event of a stream."""
+
+    id: str = ""
+    created: int = 0
+    model: str = ""
+    choices: list[ChunkChoice] = []
+    prompt_token_ids: TokenIds | None = None
+    usage: Usage | None = None
+    error: UpstreamError | None = None
+
+
+decode_chunk = msgspec.json.Decoder(Chunk).decode
+encode = msgspec.json.encode
+
+
+def event(payload: Any) -> bytes:
+    """Write one event."""
+    return DATA + encode(payload) + END
+
+
+def without_ids(raw: bytes) -> bytes:
+    """Take the token ids out of an event, leaving what vLLM sends to who did not ask for them: null.
+
+    An unescaped quote cannot occur inside a JSON string, so the pattern cannot be the client's text.
+    """
+    for name in (b',"token_ids":', b',"prompt_token_ids":'):
+        start = raw.find(name + b"[")
+        if start >= 0:
+            end = raw.index(b"]", start)
+            raw = raw[: start + len(name)] + b"null" + raw[end + 1 :]
+    return raw
+
+
+def rewritten(raw: bytes, *, drop_ids: bool, stop_reason: str | None = None, drop_reasoning: bool = False) -> bytes:
+    """Decode and encode an event: for bytes that are not vLLM's usual ones. Some 15 times dearer."""
+    body = msgspec.json.decode(raw[len(DATA) :])
+    if drop_ids:
+        clear_ids(body)
+    for choice in body.get("choices", ()):
+        if stop_reason is not None:
+            choice["stop_reason"] = stop_reason
+        if drop_reasoning:
+            clear_reasoning(choice.get("delta") or {})
+    return DATA + encode(body)
+
+
+def clear_ids(body: dict[str, Any]) -> None:
+    """Blank the token ids of a decoded chunk or plain answer."""
+    for part in (body, *body.get("choices", ())):
+        for name in ("token_ids", "prompt_token_ids"):
+            if part.get(name) is not None:
+                part[name] = None
+
+
+def clear_reasoning(message: dict[str, Any]) -> None:
+    """Take the reasoning out of a delta or message, for a client that asked for none."""
+    for name in ("reasoning", "reasoning_content"):
+        message.pop(name, None)

@@ -1,0 +1,71 @@
+"""Chunks of our own, in vLLM's shape: what a client reads after a leg was lost or a budget ended."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from gateway.stream.call import Call, Endpoint
+from gateway.stream.choice import Choice
+from gateway.stream.sse import DONE, END
+from gateway.stream.wire import Chunk, event
+
+BUDGET_STOP = "budget_exceeded"  # the stop_reason of an answer that its budget ended
+
+
+class Wording:
+    """Writes events for one stream; keeps the id, the time and the model of its first chunk."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._chat = call.endpoint is Endpoint.CHAT
+        self.head: Chunk | None = None
+
+    def role(self, choice: Choice) -> bytes:
+        """The event that opens a chat choice; nothing for a completion, or when it was sent."""
+        if choice.role_sent or not self._chat:
+            return b""
+        choice.role_sent = True
+        body = {"index": choice.index, "delta": {"role": "assistant", "content": ""}, "logprobs": None}
+        return event(self._envelope() | {"choices": [body | {"finish_reason": None}]})
+
+    def text(
+        self,
+        choice: Choice,
+        text: str,
+        ids: Sequence[int],
+        stop_reason: int | str | None,
+        prompt_tokens: int,
+        told: dict[str, Any],
+    ) -> bytes:
+        """One chunk of a choice: its new text and ids, its finish_reason if it has one by now."""
+        said: dict[str, Any] = {"delta": {"content": text}} if self._chat else {"text": text}
+        body = {"index": choice.index, **said, "logprobs": None, "finish_reason": choice.finish_reason}
+        if choice.finish_reason is not None or not self._chat:
+            body["stop_reason"] = stop_reason
+        body["token_ids"] = list(ids) if self._call.wants_ids else None
+        chunk = self._envelope() | {"choices": [body]} | told
+        if self._call.continuous_usage:
+            chunk["usage"] = _usage(prompt_tokens, len(choice.ids))
+        return self.role(choice) + event(chunk)
+
+    def usage(self, prompt_tokens: int, completion_tokens: int, told: dict[str, Any]) -> bytes:
+        """The last chunk: usage over all legs, each token counted once."""
+        usage = _usage(prompt_tokens, completion_tokens)
+        return event(self._envelope() | {"choices": [], "usage": usage} | told)
+
+    @staticmethod
+    def error(detail: str, code: str) -> bytes:
+        """The event that ends a stream that broke. No [DONE] follows: clients take that for success."""
+        return event({"error": {"message": detail, "type": "server_error", "param": None, "code": code}})
+
+    @staticmethod
+    def done() -> bytes:
+        return DONE + END
+
+    def _envelope(self) -> dict[str, Any]:
+        head = self.head or Chunk(id=self._call.request_id, model=self._call.model)
+        kind = "chat.completion.chunk" if self._chat else "text_completion"
+        return {"id": head.id, "object": kind, "created": head.created, "model": head.model}
+
+
+def _usage(prompt: int, completion: int) -> dict[str, int]:
+    return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}

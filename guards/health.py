@@ -1,0 +1,39 @@
+"""Evidence about a replica -> verdict. Pure.
+
+A replica is down as soon as its process is known to be gone (connection refused, or its API answers
+that the engine is dead), and after `strikes` probes in a row without an answer: on a starved machine
+a healthy server misses one. It is up again after one good probe.
+"""
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+STRIKES = 3  # unanswered probes in a row
+
+
+class Probe(Enum):
+    """What one look at a replica's /health showed."""
+
+    GOOD = "answers"
+    DEAD = "its engine is dead"
+    REFUSED = "cannot be reached"
+    SILENT = "does not answer"
+    WRONG = "does not serve the model"
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What is known of one replica. `up` is None until the first probe."""
+
+    up: bool | None = None
+    why: str = "not probed yet"
+    missed: int = 0
+
+    def after(self, probe: Probe) -> "Health":
+        """Weigh one more probe."""
+        if probe is Probe.GOOD:
+            return Health(up=True, why=probe.value)
+        missed = self.missed + 1
+        if probe is Probe.SILENT and missed < STRIKES and self.up:
+            return replace(self, missed=missed)
+        return Health(up=False, why=probe.value, missed=missed)
