@@ -249,8 +249,10 @@ def judge(
 
 def report(screen: Screen, verdict: Verdict, reference: Answer, answer: Answer) -> None:
     """Say what was seen, good or bad."""
-    went_on = f"the answer went on at {verdict.legs[-1]}" if verdict.failed_over else "but NO OTHER took over"
-    screen.say(f"  killed    vLLM {verdict.killed} in mid-stream; {went_on}", None if verdict.failed_over else "bold red")
+    if verdict.failed_over:
+        screen.say(f"  killed    vLLM {verdict.killed} in mid-stream; {verdict.legs[-1]} took over", "green")
+    else:
+        screen.say(f"  killed    vLLM {verdict.killed} in mid-stream; NOBODY took over", "bold red")
     screen.say(f"  pause     {verdict.pause_ms:.0f} ms, seen by the client (usual gap: {verdict.usual_gap_ms:.0f} ms)")
     if verdict.text_equal:
         screen.say(f"  text      equal to the uninterrupted answer, all {verdict.chars} characters", "green")

@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from openai import OpenAI
 
 from gateway.local.engine import MODEL_SCRIPT, Engine, EngineFailed, start_fleet, stop_fleet, vllm_python
 from gateway.local.leashed import group
+from tests.conftest import SERVED_NAME, Server
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_server.py")), "{port}"]
 OWNER = """
@@ -165,3 +167,15 @@ def test_tiny_model_is_the_same_every_time(tmp_path: Path) -> None:
 
     for file in ("model.safetensors", "tokenizer.json", "chat_template.jinja", "config.json"):
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+
+
+@pytest.mark.vllm
+def test_two_servers_give_the_same_answer(engines: tuple[Server, Server]) -> None:
+    """Same model, same precision: what one began, the other can continue."""
+    answers = set()
+    for server in engines:
+        client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
+        done = client.completions.create(model=SERVED_NAME, prompt="def main", temperature=0, max_tokens=64)
+        answers.add(done.choices[0].text)
+
+    assert len(answers) == 1
