@@ -32,7 +32,7 @@ class Engine(Leashed):
     model: directory of the model.
     log: file that receives the server's output.
     port: 0 takes a free one.
-    arguments: more arguments for vLLM, for example `["--block-size", "16"]`.
+    arguments: more arguments for vLLM, for example `["--block-size", "32"]`.
     environment: more environment variables; these win.
     command: run this instead of vLLM; `{port}` in an argument becomes the port. For tests.
     """
