@@ -62,6 +62,7 @@ class Answer:
         self._begun_s = self._loop.time() + order.ttft_s
         self._timer: asyncio.Handle | None = None
         self._out: list[bytes] = []
+        self._over = False  # nothing more will be said, whether or not the connection stays
 
     def begin(self) -> None:
         """Start to answer."""
@@ -72,7 +73,8 @@ class Answer:
             self._end()
         elif self._asked.stream:
             self.pipe.write(wire.HEAD_STREAM)
-            if not self._is("silence"):
+            self._over = self._is("silence")
+            if not self._over:
                 self._later(self._order.ttft_s, self._first)
         elif not self._is("silence"):
             rate = self._order.tokens_per_s
@@ -82,6 +84,7 @@ class Answer:
 
     def abandon(self) -> None:
         """Stop: the peer has gone."""
+        self._over = True
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None
@@ -89,7 +92,7 @@ class Answer:
 
     def resume(self) -> None:
         """Go on after the socket was full."""
-        if self._timer is None and not self.work.finished and self._live and self._asked.stream:
+        if self._timer is None and not self._over and self._asked.stream:
             self._later(0.0, self._turn)
 
     def _is(self, name: str) -> bool:
@@ -188,6 +191,7 @@ class Answer:
         self._end(wire.STREAM_END)
 
     def _end(self, data: bytes = b"") -> None:
+        self._over = True
         self._live = []
         self.work.finished = True
         if data:
@@ -209,7 +213,8 @@ class Answer:
         if self._choices[0].finish is not None and not self._live:
             return False  # too late to be seen: the answer is complete
         self._flush()
-        return _STRIKES[self._fault.name](self)
+        self._over = _STRIKES[self._fault.name](self)
+        return self._over
 
     def _cut(self) -> bool:
         assert self._fault is not None
