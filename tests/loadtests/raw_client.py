@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,10 +58,13 @@ class Seen:
 
 
 class Client:
-    """One keep-alive connection."""
+    """One keep-alive connection.
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    handle: a socket with options of its own; reading: nothing is read before it is set.
+    """
+
+    def __init__(self, port: int, handle: socket.socket | None = None, reading: asyncio.Event | None = None) -> None:
+        self._port, self._handle, self._reading = port, handle, reading
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(
@@ -73,9 +77,13 @@ class Client:
     ) -> Seen:
         """Ask and read to the end of the answer, or until the condition holds."""
         if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+            self._streams = await self._connect()
         reader, writer = self._streams
         writer.write(_request(path, body, headers or {}))
+        if self._reading is not None:
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await self._reading.wait()
+            writer.transport.resume_reading()  # type: ignore[attr-defined]
         messages, seen = MessageReader(responses=True), Seen()
         try:
             async with asyncio.timeout(READ_S_MAX):
@@ -91,6 +99,13 @@ class Client:
         if seen.ended != "clean":
             await self.close()
         return seen
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._handle is None:
+            return await asyncio.open_connection("127.0.0.1", self._port)
+        self._handle.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(self._handle, ("127.0.0.1", self._port))
+        return await asyncio.open_connection(sock=self._handle)
 
     async def close(self) -> None:
         """Hang up."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -518,11 +519,22 @@ async def test_stats_tell_what_was_asked_and_sent(stub):
     assert stats["open_streams"] == 0
 
 
-async def test_slow_reader_gets_everything(stub):
-    """An answer larger than all socket buffers waits for its reader and arrives whole."""
+async def test_slow_reader_stalls_the_stub_and_still_gets_everything(stub):
+    """The stub stops saying tokens that nobody reads, and says the rest when somebody does."""
     request = {**chat(max_tokens=4000), "prompt": [300], "messages": None, "n": 4, "temperature": 1}
+    reading = asyncio.Event()
+    handle = socket.socket()
+    handle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
 
-    seen = await ask(stub.port, TEXT, request)
+    async with Client(stub.port, handle, reading) as client:
+        asking = asyncio.create_task(client.ask(TEXT, request, headers={"x-request-id": "slow"}))
+        said = [0, -1]
+        async with asyncio.timeout(5):
+            while said[-1] < 1 or said[-1] != said[-2]:
+                said.append((await asyncio.to_thread(stub.stats))["tokens_sent"].get("slow", 0))
+        reading.set()
+        seen = await asking
 
+    assert said[-1] < 4 * 4000
     assert seen.events[-1]["usage"]["completion_tokens"] == 4 * 4000
     assert seen.done
