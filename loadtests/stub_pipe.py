@@ -16,6 +16,7 @@ class Pipe:
         transport.set_write_buffer_limits(high=BUFFER_BYTES_MAX)
         self.transport = transport
         self.full = False  # kept by the protocol's pause_writing and resume_writing
+        self.ended = False  # by this side, as ordered
 
     def write(self, data: bytes) -> None:
         """Send bytes."""
@@ -30,10 +31,12 @@ class Pipe:
 
     def reset(self) -> None:
         """End the connection by RST, after what was written."""
+        self.ended = True
         self.after(self._reset)
 
     def close(self) -> None:
         """End the connection by FIN, after what was written."""
+        self.ended = True
         self.after(self.transport.close)
 
     def _reset(self) -> None:

@@ -12,8 +12,9 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from loadtests import stub_tokenizer
+from loadtests.processes import StubProcess
 from loadtests.stub_orders import FAULTS
-from loadtests.stub_pipe import DripPipe
+from loadtests.stub_pipe import LINGER_ZERO, DripPipe
 from tests.loadtests.raw_client import Client, Seen, ask
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -376,6 +377,28 @@ async def test_silence_keeps_the_socket_and_says_nothing(stub, fault, tokens):
 
     assert seen.ended == "left"
     assert stub.stats()["aborted"][-1]["tokens"] == tokens
+
+
+async def test_reset_by_the_client_is_an_abort_but_an_ordered_cut_is_not(stub):
+    """The books tell a client that left, even by a reset, from a stream that the stub itself cut."""
+    handle = socket.socket()
+    handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ZERO)
+    headers = {"x-request-id": "mine"}
+
+    await ask(stub.port, CHAT, faulty("cut"), headers={"x-request-id": "cut"})
+    async with Client(stub.port, handle) as client:
+        await client.ask(CHAT, faulty("silence_after"), headers=headers, until=lambda seen: len(seen.ids) == 10)
+    async with asyncio.timeout(5):
+        while not (mine := await _aborts(stub, "mine")):
+            pass
+
+    assert [abort["tokens"] for abort in mine] == [10]
+    assert not await _aborts(stub, "cut")
+
+
+async def _aborts(stub: StubProcess, request_id: str) -> list[dict[str, Any]]:
+    stats = await asyncio.to_thread(stub.stats)
+    return [abort for abort in stats["aborted"] if abort["request_id"] == request_id]
 
 
 async def test_wrong_usage_lies_threefold_and_usage_missing_says_nothing(stub):

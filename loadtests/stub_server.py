@@ -1,0 +1,136 @@
+"""One upstream: its language, its orders, its books and its routes; no sockets."""
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+from loadtests import stub_wire as wire
+from loadtests.stub_answer import Answer, Work
+from loadtests.stub_books import Books, decoded
+from loadtests.stub_language import Language
+from loadtests.stub_orders import Armory, BadOrder, Order, parse_order
+from loadtests.stub_pipe import DripPipe, Pipe
+from loadtests.stub_plain import PlainAnswer
+from loadtests.stub_request import Refusal, ask, chat_ids, read_body
+from loadtests.stub_stream import StreamedAnswer
+from loadtests.stub_tokenizer import VOCAB_DEFAULT, decode_bytes, encode
+
+
+class Stub:
+    """Makes answers, and answers at once what needs no saying."""
+
+    def __init__(
+        self,
+        model: str,
+        seed: int = 7,
+        vocab: int = VOCAB_DEFAULT,
+        window: int = 4096,
+        key: str | None = None,
+        pace: Order | None = None,
+        armory: Armory | None = None,
+    ) -> None:
+        self.model, self.window, self.key = model, window, key
+        self.language = Language(vocab, seed)
+        self.pace = pace or Order()
+        self.armory = armory or Armory()
+        self.books = Books()
+        self.health = 200
+        self._rng = random.Random(seed)
+        self._created = int(time.time())
+
+    def answer(
+        self, chat: bool, data: bytes, headers: dict[str, str], transport: Any, done: Callable[[], None]
+    ) -> Answer:
+        """Make the answer to a request; raises Refusal."""
+        body = read_body(data)
+        asked = ask(body, chat, self.model, self.language.vocab, self.window)
+        try:
+            order = parse_order(asked.order or {}, self.pace)
+        except BadOrder as error:
+            raise Refusal(400, str(error), param="stub") from error
+        order = self.armory.apply(order, repr(asked.order))
+        own_id = f"{self._rng.getrandbits(64):016x}"
+        request_id = headers.get("x-request-id", own_id)
+        work = Work(request_id, ("chatcmpl-" if chat else "cmpl-") + request_id, int(time.time()))
+        pipe = DripPipe(transport) if order.fault is not None and order.fault.name == "drip" else Pipe(transport)
+        kind = StreamedAnswer if asked.stream else PlainAnswer
+        return kind(asked, order, self.language, self.model, work, pipe, done)
+
+    def knows(self, authorization: str | None) -> bool:
+        """Tell whether a request carries the key, if one is needed."""
+        return self.key is None or authorization == f"Bearer {self.key}"
+
+    def control(self, method: str, path: str, data: bytes) -> bytes:
+        """Answer everything that is said at once; raises Refusal."""
+        routes: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+            "/v1/models": ("GET", lambda _: self._json(self._models())),
+            "/health": ("GET", lambda _: wire.answer(self.health, b"")),
+            "/metrics": ("GET", lambda _: wire.answer(200, self._metrics(), b"text/plain; version=0.0.4")),
+            "/tokenize": ("POST", self._tokenize),
+            "/detokenize": ("POST", self._detokenize),
+            "/stub/stats": ("GET", lambda _: self._json(self.books.report())),
+            "/stub/fault": ("POST", self._arm),
+        }
+        if path in ("/v1/chat/completions", "/v1/completions"):
+            return self._json({"detail": "Method Not Allowed"}, 405)
+        if path not in routes:
+            return self._json({"detail": "Not Found"}, 404)
+        wanted, act = routes[path]
+        return act(data) if method == wanted else self._json({"detail": "Method Not Allowed"}, 405)
+
+    def _json(self, value: Any, status: int = 200) -> bytes:
+        return wire.answer(status, wire.encode(value))
+
+    def _models(self) -> dict[str, Any]:
+        allowed = {"create_engine": False, "sampling": True, "logprobs": True, "search_indices": False, "view": True}
+        permission = {"id": "modelperm-99603e6dd052400c", "object": "model_permission", "created": self._created}
+        permission |= {f"allow_{name}": value for name, value in allowed.items()}
+        permission |= {"allow_fine_tuning": False, "organization": "*", "group": None, "is_blocking": False}
+        card = {"id": self.model, "object": "model", "created": self._created, "owned_by": "vllm", "root": self.model}
+        card |= {"parent": None, "max_model_len": self.window, "permission": [permission]}
+        return {"object": "list", "data": [card]}
+
+    def _metrics(self) -> bytes:
+        labels = f'{{engine="0",model_name="{self.model}"}}'
+        running = float(len(self.books.open))
+        values = {
+            "num_requests_running": ("gauge", "Number of requests in model execution batches.", running),
+            "num_requests_waiting": ("gauge", "Number of requests waiting to be processed.", 0.0),
+            "kv_cache_usage_perc": ("gauge", "KV-cache usage. 1 means 100 percent usage.", min(1.0, running / 256)),
+            "prefix_cache_queries_total": ("counter", "Prefix cache queries, in tokens.", 0.0),
+            "prefix_cache_hits_total": ("counter", "Prefix cache hits, in tokens.", 0.0),
+            "num_preemptions_total": ("counter", "Cumulative number of preemption from the engine.", 0.0),
+            "generation_tokens_total": ("counter", "Number of generation tokens processed.", float(self.books.tokens)),
+        }
+        lines = [
+            f"# HELP vllm:{name} {told}\n# TYPE vllm:{name} {kind}\nvllm:{name}{labels} {value}\n"
+            for name, (kind, told, value) in values.items()
+        ]
+        return "".join(lines).encode()
+
+    def _tokenize(self, data: bytes) -> bytes:
+        body = read_body(data)
+        vocab = self.language.vocab
+        ids = encode(str(body.prompt or ""), vocab) if body.messages is None else chat_ids(body.messages, vocab)
+        return self._json({"count": len(ids), "max_model_len": self.window, "tokens": ids, "token_strs": None})
+
+    def _detokenize(self, data: bytes) -> bytes:
+        tokens = (decoded(data) or {}).get("tokens", [])
+        known = [token for token in tokens if 0 <= token < self.language.vocab]
+        return self._json({"prompt": decode_bytes(known, self.language.vocab).decode("utf-8", "replace")})
+
+    def _arm(self, data: bytes) -> bytes:
+        """Arm the next `times` requests, set /health's status, or disarm with {"fault": null}."""
+        given = dict(decoded(data) or {})
+        times = int(given.pop("times", 1))
+        self.health = int(given.pop("health", self.health))
+        try:
+            order = parse_order(given, self.pace, here=True)
+        except BadOrder as error:
+            raise Refusal(400, str(error), param="fault") from error
+        if order.fault is not None:
+            self.armory.arm(order.fault, times)
+        elif "fault" in given:
+            self.armory.disarm()
+        return self._json({"armed": self.armory.armed, "health": self.health})
