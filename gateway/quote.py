@@ -5,6 +5,7 @@ dispatch and cannot be extended on a running request, so it is what the whole bu
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from gateway.asides import Asides
@@ -82,4 +83,5 @@ class Quotes:
     def _quote(self, call: Call, grant: Grant, max_tokens: int | None, *, capped: bool) -> Quote:
         hold = Hold(self._ledger, call.request_id, grant, self._lease_tokens, self._low_tokens)
         decoder, spells_special = self._decoders(call)
-        return Quote(hold, Terms(self._legs_max, max_tokens, capped, decoder, spells_special))
+        window = partial(self._fleet.window, call.model)
+        return Quote(hold, Terms(self._legs_max, max_tokens, capped, decoder, spells_special, window))

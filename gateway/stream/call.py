@@ -111,7 +111,7 @@ class Call:
         self.max_tokens = said.max_tokens
         if isinstance(said, _Chat):
             self.max_tokens = said.max_completion_tokens or said.max_tokens
-        elif "max_tokens" not in self.body:
+        elif self.max_tokens is None:  # a null counts as left out, in vLLM too
             self.max_tokens = TOKENS_COMPLETION_DEFAULT
         self._check(bounds)
 

@@ -74,16 +74,14 @@ def repeats_obstacle(call: Call, ids: Sequence[int]) -> str | None:
     return "frequency_penalty on a token this frequent" if any(abs(b) > LOGIT_BIAS_MAX for b in bias.values()) else None
 
 
-def body(call: Call, prompt: Sequence[int], ids: Sequence[int], max_tokens: int | None) -> dict[str, Any]:
+def body(call: Call, prompt: Sequence[int], ids: Sequence[int], max_tokens: int) -> dict[str, Any]:
     """What the next server is asked for: go on after `prompt` + `ids`.
 
-    max_tokens: of the whole choice; None where the model's window is the only limit.
+    max_tokens: of the whole choice.
     Stop strings stay here: on the new server they would also match in text it leaks (vLLM issue 48853).
     """
     asked = {name: call.body[name] for name in CARRIED if call.body.get(name) is not None}
-    asked |= {"prompt": [*prompt, *ids], "stream": True, "return_token_ids": True, "max_tokens": None}
-    if max_tokens is not None:
-        asked["max_tokens"] = max_tokens - len(ids)
+    asked |= {"prompt": [*prompt, *ids], "stream": True, "return_token_ids": True, "max_tokens": max_tokens - len(ids)}
     if call.min_tokens > len(ids):
         asked["min_tokens"] = call.min_tokens - len(ids)
     penalty = call.body.get("frequency_penalty") or 0.0

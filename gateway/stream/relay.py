@@ -80,6 +80,7 @@ class Terms:
     capped: whether the budget, not the client, set max_tokens.
     decoder: makes the decoder of one choice; None where no text can be made after a loss.
     spells_special: that decoder cannot leave special tokens out.
+    window: tells the model's length limit in tokens, prompt and answer together; None while no server told it.
     """
 
     legs_max: int
@@ -87,6 +88,7 @@ class Terms:
     capped: bool = False
     decoder: Callable[[], Decoder] | None = None
     spells_special: bool = False
+    window: Callable[[], int | None] = lambda: None
 
 
 def refusal(end: LegEnd) -> Refused:
@@ -194,10 +196,10 @@ class Relay:
         try:
             for choice in unfinished:
                 await self._adopt(choice)
+            asks = [self._next_ask(choice) for choice in unfinished if not self._finished_at_length(choice)]
         except TextLost as lost:
             self.fail(Ending.UNCONTINUABLE, f"The server that generated this answer was lost, and {lost}.")
             return []
-        asks = [self._next_ask(choice) for choice in unfinished if not self._finished_at_length(choice)]
         if not asks:
             self._finish()
         self._flush()
@@ -465,9 +467,24 @@ class Relay:
         transcript = Transcript(self.call.stop, self.call.include_stop, self.call.min_tokens)
         await choice.adopt(self.terms.decoder(), transcript, self._prompts[choice.prompt] or ())
 
+    def _length_max(self, choice: Choice) -> int:
+        """The most tokens this choice may have, the delivered ones included. Raises TextLost where nothing tells.
+
+        Said explicitly to the next server: /v1/completions takes a missing max_tokens for 16, a null one too,
+        while the chat that is continued had all of the model's window.
+        """
+        window, asked = self.terms.window(), self.terms.max_tokens
+        bounds = [] if asked is None else [asked]
+        prompt = self._prompts[choice.prompt]
+        if window is not None and prompt is not None:
+            bounds.append(window - len(prompt))
+        if not bounds:
+            raise TextLost("how long it may become is not known")
+        return min(bounds)
+
     def _finished_at_length(self, choice: Choice) -> bool:
         """Finish a choice whose last token was delivered and whose finish was lost with its leg."""
-        if len(choice.ids) == self.terms.max_tokens:
+        if len(choice.ids) >= self._length_max(choice):
             self._worded(choice, [], (), "length", None)
         return choice.finish_reason is not None
 
@@ -476,7 +493,7 @@ class Relay:
         if prompt is None:
             asked = continuation.fresh(self.call, self.call.prompts[choice.prompt], self.terms.max_tokens)
         else:
-            asked = continuation.body(self.call, prompt, choice.ids, self.terms.max_tokens)
+            asked = continuation.body(self.call, prompt, choice.ids, self._length_max(choice))
             self.recomputed += len(prompt) + len(choice.ids)
         return Ask(Endpoint.COMPLETIONS, encode(asked), (choice.index,))
 
