@@ -169,6 +169,8 @@ class Edge:
         return card | {"max_model_len": window}
 
     def _no_model(self, model: str) -> Refused:
+        if not self._fleet.models:  # none was discovered yet: for clients a 404 would be final
+            return Refused(Reason.NO_REPLICA, "No server has told its models yet.", retry_after_s=RETRY_WHEN_FULL_S)
         known = ", ".join(self._fleet.models[:20]) or "none yet"
         return Refused(Reason.MODEL_UNKNOWN, f"There is no model {model[:100]!r} here. Models: {known}.", param="model")
 

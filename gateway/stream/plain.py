@@ -7,7 +7,7 @@ import msgspec
 
 from gateway.stream.call import Call
 from gateway.stream.leg_end import Cause, LegEnd
-from gateway.stream.relay import Ask, Lease, LegControl, Terms, refusal
+from gateway.stream.relay import Ask, Lease, LegControl, Terms, given_up, refusal
 from gateway.stream.wire import TokenIds, clear_ids, clear_reasoning, encode
 from gateway.stream.wording import BUDGET_STOP
 from guards.refusal import Ending, Reason, Refused
@@ -87,9 +87,11 @@ class Plain:
     def _answered(self, raw: bytes) -> str | None:
         """Count an answer by its ids, then let it go, or refuse it uncounted; say what is wrong with it."""
         try:
-            answer = _decode(raw)
+            answer, body = _decode(raw), msgspec.json.decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return "the server's answer is not one of vLLM's"
+        if any(choice.finish_reason == "abort" for choice in answer.choices):
+            return "the server aborted the request"
         counted = _count(answer, self.call)
         if counted is None:
             return "the server sent text without its token ids"
@@ -100,7 +102,7 @@ class Plain:
         self.meter.spend(prompt + completion)
         self.prompt_tokens, self.completion_tokens = prompt, completion
         capped = self._capped(answer, by_choice)
-        self.body = self._given(raw, capped)
+        self.body = self._given(body, capped)
         self.ending = Ending.BUDGET if capped else Ending.FINISHED
         return None
 
@@ -110,8 +112,7 @@ class Plain:
     def fail(self, ending: Ending, detail: str) -> None:
         """Give up; nothing was delivered, so the client gets an error status."""
         if self.ending is None:
-            self._refuse(Refused(Reason.UPSTREAM, detail))
-            self.ending = ending
+            self._refuse(given_up(ending, detail))
 
     def _refuse(self, refusal: Refused) -> None:
         self.ending, self.detail, self.refusal = Ending.REFUSED, refusal.detail, refusal
@@ -123,13 +124,12 @@ class Plain:
         full = {one.index for one, count in counted if count == self.terms.max_tokens}
         return ended & full if self.terms.capped else set()
 
-    def _given(self, raw: bytes, capped: set[int]) -> bytes:
+    def _given(self, body: dict[str, Any], capped: set[int]) -> bytes:
         """The answer as the client gets it: without what only the gateway asked for."""
-        body: dict[str, Any] = msgspec.json.decode(raw)
         if not self.call.wants_ids:
             clear_ids(body)
         for choice in body["choices"]:
-            if choice["index"] in capped:
+            if choice.get("index", 0) in capped:
                 choice["stop_reason"] = BUDGET_STOP
             if self.call.hides_reasoning:
                 clear_reasoning(choice.get("message") or {})

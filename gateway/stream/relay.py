@@ -6,6 +6,7 @@ lost, what follows is worded here, from the ids (see `text`).
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -23,6 +24,7 @@ from guards.budget import Meter, Verdict
 from guards.refusal import Ending, Reason, Refused
 
 GAPS_BATCH = 64  # gaps between tokens that are kept before they are handed on
+RETRY_AFTER_S = 1.0  # where no server is up: about one round of probes
 
 
 class Sink(Protocol):
@@ -101,6 +103,13 @@ def refusal(end: LegEnd) -> Refused:
     return Refused(Reason.UPSTREAM, message, param=error.param, status=end.status)
 
 
+def given_up(ending: Ending, detail: str) -> Refused:
+    """The refusal for a request that ended by us while nothing was delivered, so that it still has a status."""
+    if ending is Ending.TIMEOUT:
+        return Refused(Reason.UPSTREAM, detail, status=504)
+    return Refused(Reason.NO_REPLICA, detail, retry_after_s=RETRY_AFTER_S)
+
+
 class Part:
     """What one leg delivers to the relay."""
 
@@ -166,6 +175,8 @@ class Relay:
         self._usage: bytes | None = None
         self._beyond: str | None = None  # a feature seen in the stream that makes its text more than its ids
         self._cut: tuple[Choice, Sequence[int]] | None = None
+        self._full = False  # the sink is: it tells when there is room
+        self._over = False  # nothing is written any more
 
     # ---------------------------------------------------------------- for the flow
 
@@ -237,18 +248,27 @@ class Relay:
         """End the stream with an error that the client sees; a clean end would pass for success."""
         if self.ending is not None:
             return
+        if not self.delivered:
+            self._refuse(given_up(ending, detail))
+            return
         self.ending, self.detail = ending, detail
-        if self.delivered:
-            self._out.append(self._wording.error(detail, ending.value))
-            self._flush()
+        self._out.append(self._wording.error(detail, ending.value))
+        self._flush()
         self._close_legs()
 
     async def finish(self) -> None:
-        """Write what an ending still owes the client: the part of a chunk that the budget pays for."""
+        """Write what an ending still owes the client: the part of a chunk that the budget pays for.
+
+        After it, what the meter counted is what was delivered.
+        """
+        if self.ending in (Ending.FINISHED, Ending.BUDGET):
+            await self._texts_made()
         if self._cut is not None:
             choice, ids = self._cut
             self._cut = None
             await self._write_cut(choice, ids)
+        self._over = True
+        self.meter.give_back(self.meter.spent - self.prompt_tokens - self.completion_tokens)
         if self._gaps:
             self._on_gaps(self._gaps)
 
@@ -285,7 +305,7 @@ class Relay:
             self._upstream_error(part, chunk.error)
             return True
         if not chunk.choices:
-            self._usage = raw
+            self._usage = raw if chunk.usage is not None else self._usage
             return True
         said = chunk.choices[0]
         if len(chunk.choices) != 1 or not 0 <= said.index < len(part.choices):
@@ -303,6 +323,9 @@ class Relay:
             part.lose("the server aborted the request")
             return True
         if ids:
+            if self._prompts[choice.prompt] is None:
+                part.lose("the server sent tokens without their prompt's ids")
+                return True
             assert part.leg is not None
             part.leg.progress()
             if not self._covered(len(ids)):
@@ -362,7 +385,10 @@ class Relay:
         silent = ids[-1:] if finish == "stop" and not self.call.include_stop else []
 
         def then(pieces: list[Piece]) -> None:
-            if self.ending is not None or choice.finish_reason is not None:
+            if self._over:
+                return  # given back already
+            if self.ending not in (None, Ending.BUDGET) or choice.finish_reason is not None:
+                self.meter.give_back(len(ids))
                 return
             self._worded(choice, [*pieces, Piece(silent, "")], ids, finish, said.stop_reason)
             if choice.finish_reason is not None and finish is None:  # a stop string found here
@@ -399,8 +425,8 @@ class Relay:
 
     @property
     def _must_count(self) -> bool:
-        """Whether text must come with its ids. A parser of tools or reasoning may send some apart, later."""
-        return self._beyond is None and not self.call.body.get("tools")
+        """Whether text must come with its ids. A parser may send some apart, an echo has none."""
+        return self._beyond is None and not self.call.body.get("tools") and not self.call.body.get("echo")
 
     def _upstream_error(self, part: Part, error: UpstreamError) -> None:
         """An error event: the request's fault while nothing was delivered, else the server's."""
@@ -410,8 +436,11 @@ class Relay:
             part.lose(f"the server answered an error of type {error.type or 'unknown'}")
 
     def _refuse(self, refusal: Refused) -> None:
+        """End it with an error status; nothing was delivered, so nothing is charged."""
         self.ending, self.detail, self.refusal = Ending.REFUSED, refusal.detail, refusal
         self._out.clear()
+        self._prompts = [None] * len(self._prompts)
+        self.meter.give_back(self.meter.spent)
         self._close_legs()
 
     def _granted(self) -> None:
@@ -424,7 +453,7 @@ class Relay:
                 self.events(part, waiting)
             except Exception as error:
                 part.leg.fault(error)
-            if part.waiting is None and self.open:
+            if part.waiting is None and self.open and not self._full:
                 part.leg.resume()
 
     def _note_token(self) -> None:
@@ -455,7 +484,9 @@ class Relay:
 
     def _first_ask(self) -> Ask:
         body = self.call.upstream_body(self.terms.max_tokens)
-        body["stream_options"] = (body.get("stream_options") or {}) | {"include_usage": True}
+        body["stream_options"] = {"include_usage": True}
+        if self.call.continuous_usage:
+            body["stream_options"]["continuous_usage_stats"] = True
         return Ask(self.call.endpoint, encode(body), tuple(range(self.call.choices)))
 
     async def _adopt(self, choice: Choice) -> None:
@@ -533,14 +564,14 @@ class Relay:
     async def _write_cut(self, choice: Choice, ids: Sequence[int]) -> None:
         """Word the part of the last chunk that was paid for, then end every choice."""
         try:
-            if ids and self._beyond is None:
+            if ids and self._beyond is None and choice.finish_reason is None:
                 await self._adopt(choice)
                 assert choice.decoder is not None
                 self.meter.spend(len(ids))
                 choice.decoder.push(ids, lambda pieces: self._worded(choice, pieces, ids, "length", BUDGET_STOP))
                 await choice.decoder.drained()
         except TextLost:
-            self.meter.give_back(len(ids))  # that part stays undelivered, and uncharged
+            pass  # that part stays undelivered, and `finish` gives it back
         for one in self._choices:
             if one.finish_reason is None:
                 if self.call.stop and self._beyond is None:
@@ -549,6 +580,13 @@ class Relay:
                 self._say(one, one.transcript.take(True) if one.transcript else "", (), BUDGET_STOP)
         self._close()
         self._flush()
+
+    async def _texts_made(self) -> None:
+        """Wait for what is being decoded; what never will be stays undelivered."""
+        for choice in self._choices:
+            if choice.decoder is not None:
+                with suppress(TextLost):
+                    await choice.decoder.drained()
 
     async def _release(self, choice: Choice) -> None:
         """Make ready what the server held back of delivered tokens, lest it begin a stop string."""
@@ -596,9 +634,12 @@ class Relay:
             for part in self._parts:
                 if part.leg is not None:
                     part.leg.pause()
-            self.sink.on_room(self._room)
+            if not self._full:
+                self._full = True
+                self.sink.on_room(self._room)
 
     def _room(self) -> None:
+        self._full = False
         for part in self._parts:
             if part.leg is not None and part.waiting is None:
                 part.leg.resume()
