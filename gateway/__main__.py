@@ -1,0 +1,5 @@
+"""`python -m gateway` is `holdfast`."""
+
+from gateway.cli import main
+
+main()
