@@ -319,6 +319,8 @@ class Relay:
 
     def _choice_event(self, part: Part, raw: bytes, choice: Choice, said: ChunkChoice) -> bool:
         ids = said.token_ids
+        if choice.finish_reason is not None:
+            return True  # a stop string found here ended it; what its server said until it noticed costs nothing
         if said.finish_reason == "abort":
             part.lose("the server aborted the request")
             return True
