@@ -18,7 +18,7 @@ from gateway.local.engine import Engine, EngineFailed, start_fleet, stop_fleet, 
 RUNNING = "HOLDFAST_TEST_ENGINES"
 SERVED_NAME = "tiny"
 
-FreshEngine = Callable[..., Engine]
+FreshEngines = Callable[..., list[Engine]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def engine_model() -> Path:
 def engines(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Server, Server]]:
-    """Two warm vLLM servers with the same model, for the whole session. Tests that kill take `fresh_engine`."""
+    """Two warm vLLM servers with the same model, for the whole session. Tests that kill take `fresh_engines`."""
     if running := os.environ.get(RUNNING):
         first, second = (Server(url.strip().rstrip("/")) for url in running.split(","))
         yield first, second
@@ -58,15 +58,15 @@ def engines(
 
 
 @pytest.fixture
-def fresh_engine(engine_model: Path, tmp_path: Path) -> Iterator[FreshEngine]:
-    """Starts a warm server of one's own, to be killed: `fresh_engine(arguments=[...])`, as for Engine."""
+def fresh_engines(engine_model: Path, tmp_path: Path) -> Iterator[FreshEngines]:
+    """Starts warm servers of one's own, to be killed: `fresh_engines(2, arguments=[...])`, as for Engine."""
     started: list[Engine] = []
 
-    def start(**options: Any) -> Engine:
-        number = len(started) + 1
-        (engine,) = start_fleet(1, engine_model, logs=tmp_path / f"engine-{number}", on_progress=Teller(), **options)
-        started.append(engine)
-        return engine
+    def start(count: int = 1, **options: Any) -> list[Engine]:
+        logs = tmp_path / f"engines-{len(started)}"
+        fleet = start_fleet(count, engine_model, logs=logs, on_progress=Teller(), **options)
+        started.extend(fleet)
+        return fleet
 
     yield start
     stop_fleet(started)

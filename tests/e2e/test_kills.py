@@ -1,0 +1,74 @@
+"""Real vLLM servers, killed by real signals in mid-stream."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from gateway.local.engine import Engine
+from tests.answers import Answer, ask
+from tests.conftest import FreshEngines, Server
+from tests.e2e.requests import chat
+from tests.processes import Gateway
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+STREAMS = 8
+TOKENS = 400
+PAUSE_S_MAX = 10.0  # a bound for starved machines, not the goal: `make prove` measures that
+
+DEATHS: dict[str, Callable[[Engine], None]] = {
+    "the whole process group": lambda engine: engine.kill(signal.SIGKILL),
+    "EngineCore, under a living API server": lambda engine: os.kill(engine.core_pid, signal.SIGKILL),
+    "the API server, its engine left behind": lambda engine: os.kill(engine.pid, signal.SIGKILL),
+}
+
+
+async def test_streams_outlive_their_server_whatever_of_it_is_killed(
+    fresh_engines: FreshEngines, engines: tuple[Server, Server], engine_model: Path, tmp_path: Path
+) -> None:
+    """Three servers die one after the other, each in its own way; all eight streams of each go on exactly."""
+    bodies = [chat(f"Tell me {n} things.", max_tokens=TOKENS, repetition_penalty=1.3) for n in range(STREAMS)]
+    doomed = await asyncio.to_thread(fresh_engines, len(DEATHS))
+    async with aiohttp.ClientSession() as session:
+        wanted = await asyncio.gather(*(ask(session, engines[0].url, body) for body in bodies))
+        for number, (engine, (what, kill)) in enumerate(zip(doomed, DEATHS.items(), strict=True)):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            upstreams = [engine.url, engines[1].url]
+            tokenizer = engine_model / "tokenizer.json"
+            with Gateway(folder, upstreams, model="tiny", tokenizer=tokenizer) as gateway:
+                key = gateway.keys_create("alice", 100_000)
+                asked = [asyncio.create_task(ask(session, gateway.url, body, key=key)) for body in bodies]
+                await _generating(session, engine)
+                kill(engine)
+                got = await asyncio.gather(*asked)
+
+                for want, have in zip(wanted, got, strict=True):
+                    assert have.content == want.content, what
+                    assert have.said is not None, what  # it was cut, and says so
+                    assert max(have.gaps_s) < PAUSE_S_MAX
+                assert gateway.balance(key).held == 0
+                assert gateway.balance(key).spent == sum(map(_cost, got)) == sum(map(_cost, wanted))
+                assert gateway.faults() == []
+
+
+async def _generating(session: aiohttp.ClientSession, engine: Engine) -> None:
+    """Wait until the engine computes all the streams, and some way into them."""
+    for _ in range(600):
+        async with session.get(engine.url + "/metrics") as response:
+            metrics = await response.text()
+        if f'vllm:num_requests_running{{engine="0",model_name="tiny"}} {STREAMS:.1f}' in metrics:
+            break
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.3)
+
+
+def _cost(answer: Answer) -> int:
+    assert answer.usage is not None
+    total: int = answer.usage["prompt_tokens"] + answer.tokens
+    return total
