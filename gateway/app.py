@@ -31,6 +31,7 @@ from gateway.stream.leg_end import LegEnd
 from gateway.stream.text import Decoder, LocalDecoder, RemoteDecoder, load_tokenizer
 from gateway.stream.upstream import Target, Upstream, UpstreamLimits
 from gateway.watch.metrics import Metrics
+from guards.health import Health
 
 log = structlog.get_logger()
 
@@ -83,7 +84,7 @@ async def gateway(config: Config) -> AsyncIterator[None]:
         def ready() -> list[str]:
             return fleet.not_ready() + ([] if journal.healthy else ["the journal cannot be written"])
 
-        edge = _edge(config, flow, fleet, keys, ready)
+        edge = _edge(config, flow, fleet, keys, ready, metrics)
         probing = asyncio.create_task(fleet.run())
         stack.callback(probing.cancel)
         listen, head_bytes = config.listen, limits.head_bytes
@@ -125,7 +126,9 @@ async def _listen(
     await web.TCPSite(runner, host, port, backlog=4096).start()
 
 
-def _edge(config: Config, flow: Flow, fleet: Fleet, keys: Keys, ready: Callable[[], list[str]]) -> Edge:
+def _edge(
+    config: Config, flow: Flow, fleet: Fleet, keys: Keys, ready: Callable[[], list[str]], metrics: Metrics
+) -> Edge:
     limits = config.limits
     salts = None if config.share_prefix_cache else Salts(config.data)
 
@@ -145,6 +148,7 @@ def _edge(config: Config, flow: Flow, fleet: Fleet, keys: Keys, ready: Callable[
         budget_status=config.budget_status,
         salt=salt,
         ready=ready,
+        on_refused=metrics.refused,
     )
 
 
@@ -152,9 +156,10 @@ def _fleet(config: Config, targets: dict[str, Target], upstream: Upstream) -> Fl
     models = {replica.name: model.name for model in config.models for replica in model.replicas}
     replicas = [Replica(one.name, one.role == "standby", models.get(one.name)) for one in config.replicas]
 
-    def changed(name: str, up: bool, why: str) -> None:
-        (log.info if up else log.warning)("replica.up" if up else "replica.down", replica=name, why=why)
-        if not up:
+    def changed(name: str, health: Health) -> None:
+        say, event = (log.info, "replica.up") if health.up else (log.warning, "replica.down")
+        say(event, replica=name, why=health.why)
+        if health.gone:
             upstream.abandon(name)
 
     async def fetch(name: str, path: str, timeout_s: float) -> LegEnd:

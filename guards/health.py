@@ -23,11 +23,16 @@ class Probe(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What is known of one replica. `up` is None until the first probe."""
+    """What is known of one replica. `up` is None until the first probe.
+
+    gone: it is known to compute nothing any more, so its streams need not wait for their own timers. A
+    replica that merely does not answer is not `gone`: its streams may well be making progress.
+    """
 
     up: bool | None = None
     why: str = "not probed yet"
     missed: int = 0
+    gone: bool = False
 
     def after(self, probe: Probe) -> "Health":
         """Weigh one more probe."""
@@ -36,4 +41,5 @@ class Health:
         missed = self.missed + 1
         if probe is Probe.SILENT and missed < STRIKES and self.up:
             return replace(self, missed=missed)
-        return Health(up=False, why=probe.value, missed=missed)
+        gone = probe in (Probe.DEAD, Probe.REFUSED)
+        return Health(up=False, why=probe.value, missed=missed, gone=gone)

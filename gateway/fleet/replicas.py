@@ -60,14 +60,14 @@ class Fleet:
     """Knows every replica and its health. Probes run in `run`; suspicions are looked into at once.
 
     fetch: GET from a replica.
-    on_change: told (replica name, up, why) at each change of a verdict; a change to down ends its streams.
+    on_change: told the replica's name and health at each change of the verdict.
     """
 
     def __init__(
         self,
         replicas: list[Replica],
         fetch: Fetch,
-        on_change: Callable[[str, bool, str], None],
+        on_change: Callable[[str, Health], None],
         *,
         probe_every_s: float,
         probe_timeout_s: float,
@@ -136,8 +136,8 @@ class Fleet:
         if seen is Probe.GOOD and (not replica.serves or not replica.health.up):
             seen = await self._models(replica)
         before, replica.health = replica.health, replica.health.after(seen)
-        if replica.health.up != before.up:
-            self._on_change(name, bool(replica.health.up), replica.health.why)
+        if (replica.health.up, replica.health.gone) != (before.up, before.gone):
+            self._on_change(name, replica.health)
 
     async def _look(self, name: str) -> None:
         try:
@@ -148,10 +148,11 @@ class Fleet:
     async def _models(self, replica: Replica) -> Probe:
         answer = await self._fetch(replica.name, "/v1/models", self._timeout_s)
         if answer.status != 200:
-            return Probe.SILENT if not answer.reached else Probe.WRONG
+            seen = _seen(answer)
+            return seen if seen in (Probe.REFUSED, Probe.SILENT) else Probe.WRONG
         try:
             cards = msgspec.json.decode(answer.body, type=_Cards).data
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return Probe.WRONG
         replica.serves = {card.id: card.max_model_len for card in cards}
         return Probe.GOOD if replica.model is None or replica.model in replica.serves else Probe.WRONG
