@@ -17,6 +17,7 @@ from guards.refusal import Reason, Refused
 DROPPED = ("priority", "cache_salt", "request_id", "session_id")
 # Could name hosts, inject engine state or hide the tokens that a budget counts.
 FORBIDDEN = ("kv_transfer_params", "ec_transfer_params", "prompt_embeds", "mm_payload", "routed_experts_prompt_start")
+TEXT_TYPES = ("text", "refusal", "thinking", "input_text", "output_text")  # of a message's content part
 OWN_XARG_PREFIX = "holdfast"
 TOKENS_COMPLETION_DEFAULT = 16  # OpenAI's and vLLM's default for /v1/completions
 
@@ -196,8 +197,7 @@ def _media(messages: list[dict[str, Any]], urls_allowed: bool) -> bool:
     for number, message in enumerate(messages):
         content = message.get("content")
         for part in content if isinstance(content, list) else ():
-            kind = part.get("type", "text") if isinstance(part, dict) else "text"
-            if kind in ("text", "refusal", "thinking", "input_text", "output_text"):
+            if _is_text(part):
                 continue
             found = True
             if not urls_allowed and _names_a_url(part):
@@ -206,10 +206,21 @@ def _media(messages: list[dict[str, Any]], urls_allowed: bool) -> bool:
     return found
 
 
+def _is_text(part: Any) -> bool:
+    """Say whether vLLM takes a content part for text alone.
+
+    It goes by the type, but by the other fields where there is no type, or a uuid (renderers/chat_utils.py).
+    """
+    if not isinstance(part, dict):
+        return True
+    if part.get("type") is None:
+        return part.keys() <= {"type", "text"}
+    return part["type"] in TEXT_TYPES and part.get("uuid") is None
+
+
 def _names_a_url(part: Any) -> bool:
     """Say whether any string inside a content part is an address to fetch (anything but data:)."""
     if isinstance(part, str):
-        scheme = part[:16].partition(":")[0].lower()
-        return "://" in part[:4096] and scheme != "data"
+        return "://" in part and part[:5].lower() != "data:"
     values = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
     return any(_names_a_url(value) for value in values)
