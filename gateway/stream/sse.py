@@ -28,9 +28,10 @@ class EventSplitter:
         event after a comment crashes clients (theopenco/llmgateway#2334).
         Raises EventTooLong.
         """
-        if not self._rest and data.endswith(END) and data.count(END) == 1:  # the usual case: one read, one event
+        if not self._rest and data.find(END) == len(data) - 2 >= 0:  # the usual case: one read, one event
             return [data[:-2]] if data.startswith(DATA) else []
         *events, self._rest = (self._rest + data).split(END)
+        events = [event.lstrip(b"\n") for event in events]  # more empty lines than one say nothing
         if len(self._rest) > self.event_bytes_max:
             raise EventTooLong
         return [event for event in events if event.startswith(DATA)]
