@@ -58,6 +58,8 @@ def obstacle(call: Call, *, spells_special: bool) -> str | None:
         return "frequency_penalty with this logit_bias"
     if spells_special and call.skip_special and body.get("ignore_eos"):
         return "ignore_eos without a tokenizer in the configuration"
+    if body.get("logprobs") == 0 and body["logprobs"] is not False:
+        return "logprobs"  # of a completion: 0 still asks for those of the chosen tokens
     for name, value in body.items():
         known = name in CARRIED or name in SPENT or name in ("tools", "seed")
         if not known and value not in (None, False, 0, "", [], {}) and value not in HARMLESS.get(name, ()):
@@ -92,9 +94,13 @@ def body(call: Call, prompt: Sequence[int], ids: Sequence[int], max_tokens: int)
 
 
 def fresh(call: Call, prompt: Any, max_tokens: int | None) -> dict[str, Any]:
-    """What is asked for a choice of a completion of which nothing was delivered yet: its own prompt, once."""
+    """What is asked for a choice of a completion of which nothing was delivered yet: its own prompt, once.
+
+    Its text is worded here like the others', so stop strings stay here too.
+    """
     assert call.endpoint is Endpoint.COMPLETIONS
-    return call.body | {"prompt": prompt, "n": 1, "stream": True, "return_token_ids": True, "max_tokens": max_tokens}
+    asked = {name: value for name, value in call.body.items() if name not in ("stop", "include_stop_str_in_output")}
+    return asked | {"prompt": prompt, "n": 1, "stream": True, "return_token_ids": True, "max_tokens": max_tokens}
 
 
 def _greedy(body: dict[str, Any]) -> bool:
