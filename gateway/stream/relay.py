@@ -449,14 +449,14 @@ class Relay:
         """A lease was answered: take in what waited for it."""
         for part in list(self._parts):
             waiting, part.waiting = part.waiting, None
-            if not waiting or not self.open or part.leg is None:
+            if waiting is None or part.leg is None:
                 continue
             try:
                 self.events(part, waiting)
             except Exception as error:
                 part.leg.fault(error)
-            if part.waiting is None and self.open and not self._full:
-                part.leg.resume()
+            if part.waiting is None and not self._full:
+                part.leg.resume()  # also when all has ended: its answer is to be read to the end
 
     def _note_token(self) -> None:
         now = self._clock()
