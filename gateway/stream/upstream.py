@@ -183,6 +183,8 @@ class Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._head_bytes = 0
         self._content_type = b""
+        self._head_room = 0  # bytes that may still come before the head must have ended
+        self._headed = False
         self._whole = False
         self._heard = False
         self._reading = True
@@ -192,7 +194,8 @@ class Connection(asyncio.Protocol):
         self.leg, leg.connection = leg, self
         self._parser = httptools.HttpResponseParser(self)
         self._parts, self._head_bytes, self._content_type = [], 0, b""
-        self._whole = self._heard = False
+        self._head_room = self._upstream.limits.head_bytes
+        self._headed = self._whole = self._heard = False
         assert self.transport is not None
         self.transport.write(leg.request)
         if leg.paused:
@@ -213,6 +216,8 @@ class Connection(asyncio.Protocol):
         if not self._reading and self.transport is not None and not self.transport.is_closing():
             self._reading = True
             self.transport.resume_reading()
+        if self._whole and self.leg is not None:
+            self.leg.complete()  # all of it was read before the pause
 
     def abort(self) -> None:
         self.leg = None
@@ -239,12 +244,18 @@ class Connection(asyncio.Protocol):
         if self._parts and self.leg is leg:
             parts, self._parts = self._parts, []
             leg.data(parts)
-        if self._whole and self.leg is leg:
+        if not self._headed and len(data) > self._head_room:
+            leg.end(LegEnd(Cause.PROTOCOL, "the server's head has no end"))
+            return
+        self._head_room -= len(data)
+        if self._whole and self.leg is leg and not leg.paused:
             leg.complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        leg, self.leg = self.leg, None
         self._upstream.forget(self)
+        if self._whole and self.leg is not None and self.leg.paused:
+            return  # all of it was read; it completes when it is resumed
+        leg, self.leg = self.leg, None
         if leg is None or leg.over:
             return
         if self.used and not self._heard:
@@ -268,6 +279,7 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         assert self._parser is not None
         assert self.leg is not None
+        self._headed = True
         self.leg.begin(self._parser.get_status_code(), self._content_type)
 
     def on_body(self, body: bytes) -> None:
@@ -300,7 +312,10 @@ class Upstream:
         receiver: Receiver | None = None,
         headers: tuple[tuple[str, str], ...] = (),
     ) -> Leg:
-        """Begin a leg; POST where there is a body, else GET. Never raises: whatever happens is in `ended`."""
+        """Begin a leg; POST where there is a body, else GET. Whatever happens then is in `ended`.
+
+        Raises ValueError for a header that cannot be one: a bug of whoever let it in.
+        """
         leg = Leg(self, target, _request(target, path, body, headers), receiver)
         self._legs.setdefault(target.name, set()).add(leg)
         idle = self._idle.get(target.name)
