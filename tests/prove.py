@@ -239,7 +239,8 @@ def report() -> None:
         "# Failover: what was measured",
         "",
         f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {platform.machine()}, "
-        f"Python {platform.python_version()}, holdfast {version('holdfast')}, vLLM 0.32.0 on the CPU, seed {SEED}. Written by `make prove`; "
+        f"Python {platform.python_version()}, holdfast {version('holdfast')}, "
+        f"vLLM 0.32.0 on the CPU, seed {SEED}. Written by `make prove`; "
         "times are of this machine, and of no other.",
         "",
         *(f"- {'yes' if good else 'NO '}: {claim}" for claim, good in verdicts(done).items()),
