@@ -28,7 +28,7 @@ from gateway.local.site import Site, SiteFailed
 MODEL = "tiny"
 USER = "demo"
 BUDGET_TOKENS = 5000
-ANSWER_TOKENS = 400
+ANSWER_TOKENS = 1000  # seconds of work, so that a client on a busy machine kills in time
 KILL_AFTER_CHUNKS = 120
 REQUEST: dict[str, Any] = {
     "model": MODEL,
@@ -190,6 +190,7 @@ class Killing:
         self.killed_s = 0.0
         self.pieces_before = 0
         self._engines = engines
+        self._pids: list[int] = []
         self._screen = screen
         self._pieces = 0
 
@@ -198,6 +199,8 @@ class Killing:
         for engine in self._engines:
             if engine.address == answer.replica:
                 self.victim = engine
+                # Looked up now: on a busy machine the answer could be over before /proc is read.
+                self._pids = [process.pid for process in engine.processes()]
                 return
         raise DemoFailed(f"the gateway did not say which server answers (x-holdfast-replica: {answer.replica})")
 
@@ -211,11 +214,10 @@ class Killing:
     def fire(self) -> None:
         """SIGKILL to the whole process group: no goodbye, no last words."""
         assert self.victim is not None
-        pids = [process.pid for process in self.victim.processes()]
         self.victim.kill(signal.SIGKILL)
         self.killed_s = time.monotonic()
         self.pieces_before = self._pieces
-        self._screen.text(f" «kill -9 {self.victim.address}, pids {pids}» ", "bold white on red")
+        self._screen.text(f" «kill -9 {self.victim.address}, pids {self._pids}» ", "bold white on red")
 
 
 def judge(
@@ -252,7 +254,7 @@ def report(screen: Screen, verdict: Verdict, reference: Answer, answer: Answer) 
     if verdict.failed_over:
         screen.say(f"  killed    vLLM {verdict.killed} in mid-stream; {verdict.legs[-1]} took over", "green")
     else:
-        screen.say(f"  killed    vLLM {verdict.killed} in mid-stream; NOBODY took over", "bold red")
+        screen.say(f"  killed    vLLM {verdict.killed} too late, or NOBODY took over: {verdict.legs}", "bold red")
     screen.say(f"  pause     {verdict.pause_ms:.0f} ms, seen by the client (usual gap: {verdict.usual_gap_ms:.0f} ms)")
     if verdict.text_equal:
         screen.say(f"  text      equal to the uninterrupted answer, all {verdict.chars} characters", "green")

@@ -17,7 +17,7 @@ from gateway.local.leashed import Leashed
 HOLDFAST = str(Path(sys.executable).with_name("holdfast"))
 GATEWAY_READY_S_MAX = 30.0
 CLI_S_MAX = 30.0
-SETTLED_S_MAX = 5.0  # the charge is in the books when the answer ends; a reader may be a moment behind
+SETTLED_S_MAX = 15.0  # the journal is written in groups, and a busy disk takes its time
 
 
 class SiteFailed(Exception):
@@ -100,6 +100,12 @@ class Site:
             time.sleep(0.1)
 
     def legs(self) -> list[str]:
-        """The servers that have worked on answers, in order, as the journal has them."""
-        facts = [json.loads(line) for line in (self.data / "journal.jsonl").read_text().splitlines()]
-        return [fact["replica"] for fact in facts if fact["kind"] == "leg.opened"]
+        """The servers that worked on the only request, in order; waits a moment for the journal to have its end."""
+        deadline_s = time.monotonic() + SETTLED_S_MAX
+        while True:
+            facts = [json.loads(line) for line in (self.data / "journal.jsonl").read_text().splitlines()]
+            if any(fact["kind"] == "request.settled" for fact in facts):
+                return [fact["replica"] for fact in facts if fact["kind"] == "leg.opened"]
+            if time.monotonic() > deadline_s:
+                raise SiteFailed("the journal does not have the end of the request")
+            time.sleep(0.1)
