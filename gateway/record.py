@@ -84,7 +84,7 @@ class Record:
     ) -> None:
         refused = error if isinstance(error, Refused) else self.relay.refusal if self.relay else None
         ending, detail = self._ending(error, refused)
-        self._measure(ending, refused)
+        self._measure(ending)
         relay = self.relay
         facts = {
             "ending": ending,
@@ -102,13 +102,11 @@ class Record:
         self._fact("request.settled", **facts)
         log.info("request.settled", request_id=self._call.request_id, model=self._call.model, detail=detail, **facts)
 
-    def _measure(self, ending: Ending, refused: Refused | None) -> None:
+    def _measure(self, ending: Ending) -> None:
         relay, metrics, model = self.relay, self._books.metrics, self._call.model
         metrics.stream_closed()
         if self._held:
             metrics.hold_settled()
-        if refused is not None:
-            metrics.refused(refused.reason)
         metrics.request_ended(model, ending)
         if relay is None:
             return

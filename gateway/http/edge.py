@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from secrets import token_hex
 
 import msgspec
@@ -23,6 +24,7 @@ log = structlog.get_logger()
 TRACE_HEADERS = ("traceparent", "tracestate")
 TRACE_VALUE = re.compile(r"[\x20-\x7e]{1,512}")
 RETRY_WHEN_FULL_S = 1.0
+LINGER_S = 1.0  # for a client to read why its body was refused
 
 Handler = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]
 
@@ -32,6 +34,7 @@ class Edge:
 
     salt: what keeps one org from timing another's cached prefixes; None shares them.
     ready: says what keeps the gateway from serving, line by line.
+    on_refused: told of every refusal, whoever refused.
     """
 
     def __init__(
@@ -49,12 +52,13 @@ class Edge:
         budget_status: int,
         salt: Callable[[Tenant], str | None],
         ready: Callable[[], list[str]],
+        on_refused: Callable[[Reason], None],
     ) -> None:
         self._flow, self._fleet, self._keys, self._bounds = flow, fleet, keys, bounds
         self._body_bytes_max, self._body_s = body_bytes_max, body_s
         self._client_buffer_bytes, self._client_stall_s = client_buffer_bytes, client_stall_s
         self._requests_max, self._budget_status = requests_max, budget_status
-        self._salt, self._ready = salt, ready
+        self._salt, self._ready, self._on_refused = salt, ready, on_refused
         self._in_flight = 0
         self._started_at = int(time.time())
         self._routes: dict[tuple[str, str], Handler] = {
@@ -72,10 +76,11 @@ class Edge:
         try:
             response = await self._route(request)(request, request_id)
         except Refused as refused:
+            self._on_refused(refused.reason)
             log.info("request.refused", request_id=request_id, reason=refused.reason, detail=refused.detail)
             response = error_response(refused, self._budget_status)
             if request.body_exists and not request.content.is_eof():
-                response.force_close()  # the rest of its body is not worth reading
+                await _part(request, response, request_id)
         if not response.prepared:
             response.headers.setdefault("x-request-id", request_id)
         return response
@@ -185,6 +190,21 @@ class Edge:
 
 def _json(body: object, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
+
+
+async def _part(request: web.BaseRequest, response: web.Response, request_id: str) -> None:
+    """Answer a client whose body is still coming, and hang up.
+
+    Closing at once would reset its connection before it has read the answer, and it would try again.
+    """
+    response.headers["x-request-id"] = request_id
+    response.force_close()
+    await response.prepare(request)
+    await response.write_eof()
+    with suppress(TimeoutError, web.RequestPayloadError):
+        async with asyncio.timeout(LINGER_S):
+            async for _ in request.content.iter_any():
+                pass
 
 
 def _trace(request: web.BaseRequest, request_id: str) -> Headers:
