@@ -1,0 +1,1 @@
+"""Scenarios with real processes: the gateway as users start it, in front of stub upstreams."""
