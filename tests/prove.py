@@ -18,7 +18,6 @@ import signal
 import statistics
 import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -98,7 +97,7 @@ async def one_kill(number: int, fleet: list[Engine], gateway: Gateway, key: str)
         spent = gateway.balance(key).spent if number else 0
         asked = [asyncio.create_task(ask(session, gateway.url, body, key=key)) for body in bodies]
         await asyncio.sleep(rng.uniform(0.3, 1.2))
-        serving = max(fleet, key=running)
+        serving = max(fleet, key=Engine.running)
         killed_at = time.time()
         serving.kill(signal.SIGKILL)
         got = await asyncio.gather(*asked)
@@ -122,13 +121,6 @@ def restart(engine: Engine) -> None:
     engine.stop()
     engine.start()
     engine.wait_ready(on_progress=say)
-
-
-def running(engine: Engine) -> float:
-    """How many requests a server computes now."""
-    with urllib.request.urlopen(engine.url + "/metrics", timeout=5) as response:
-        lines = response.read().decode().splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:num_requests_running{"))
 
 
 def cost(answer: Answer) -> int:

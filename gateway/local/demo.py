@@ -27,9 +27,9 @@ from gateway.local.site import Site, SiteFailed
 
 MODEL = "tiny"
 USER = "demo"
-BUDGET_TOKENS = 5000
-ANSWER_TOKENS = 1000  # seconds of work, so that a client on a busy machine kills in time
-KILL_AFTER_CHUNKS = 120
+BUDGET_TOKENS = 10_000
+ANSWER_TOKENS = (300, 1000, 3000)  # tried in turn: on a busy machine a server may be done before the client reads
+KILL_AFTER_CHUNKS = 60
 REQUEST: dict[str, Any] = {
     "model": MODEL,
     "messages": [
@@ -37,12 +37,15 @@ REQUEST: dict[str, Any] = {
         {"role": "user", "content": "Tell me how a stream survives the death of its server."},
     ],
     "temperature": 0,
-    "max_tokens": ANSWER_TOKENS,
     "stream": True,
     "stream_options": {"include_usage": True},
-    "extra_body": {"ignore_eos": True},
+    "extra_body": {"ignore_eos": True, "repetition_penalty": 1.3},
 }
 REQUEST_S_MAX = 60.0
+
+
+class TooLate(Exception):
+    """The server had finished before the kill; it still lives."""
 
 
 class DemoFailed(Exception):
@@ -119,8 +122,8 @@ def show(screen: Screen) -> Verdict:
     """The story, from an empty machine to the verdict; whatever it started is stopped at the end."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-demo-")))
-        with screen.busy("A tiny model (7 million random weights: its answers are gibberish, its KV pages are real)"):
-            model = tiny_model()
+        with screen.busy("A small model (32 million random weights: its answers are gibberish, its KV pages are real)"):
+            model = tiny_model(size="small")
         with screen.busy("Two real vLLM servers, usually 30 to 60 s") as progress:
             engines = start_fleet(2, model, logs=folder, on_progress=progress)
             stack.callback(stop_fleet, engines)
@@ -129,25 +132,38 @@ def show(screen: Screen) -> Verdict:
         with screen.busy("The gateway in front of them"):
             stack.enter_context(site.gateway)
             site.wait_ready()
-        before = site.budget()
-        screen.say(f"  {before}")
+        for tokens in ANSWER_TOKENS:
+            with contextlib.suppress(TooLate):
+                return interrupted(screen, site, secret, engines, tokens)
+            screen.say("\n\nThe server had finished before the kill: once more, with a longer answer.", "yellow")
+        raise DemoFailed("this machine is too busy: each answer was complete before its server could be killed")
 
-        screen.say("\nThe answer as it should be, directly from a vLLM server:", "bold")
-        reference = ask(f"{engines[0].url}/v1", "none", screen.text)
 
-        screen.say("\n\nThe same request through the gateway; its server is going to be killed:", "bold")
-        killing = Killing(engines, screen)
-        answer = ask(f"{site.url}/v1", secret, killing.text, on_start=killing.aim)
-        screen.say("\n")
-        after = site.settled_budget(before.spent + answer.usage_tokens)
-        screen.say(f"  {after}")
-        verdict = judge(answer, reference, killing, site.legs(), (before.spent, after.spent))
-        report(screen, verdict, reference, answer)
-        return verdict
+def interrupted(screen: Screen, site: Site, secret: str, engines: list[Engine], tokens: int) -> Verdict:
+    """One answer without and one with a kill, compared. Raises TooLate, and then nobody was killed."""
+    before = site.budget()
+    screen.say(f"  {before}")
+
+    screen.say("\nThe answer as it should be, directly from a vLLM server:", "bold")
+    reference = ask(f"{engines[0].url}/v1", "none", tokens, screen.text)
+
+    screen.say("\n\nThe same request through the gateway; its server is going to be killed:", "bold")
+    killing = Killing(engines, screen)
+    answer = ask(f"{site.url}/v1", secret, tokens, killing.text, on_start=killing.aim)
+    screen.say("\n")
+    after = site.settled_budget(before.spent + answer.usage_tokens)
+    screen.say(f"  {after}")
+    verdict = judge(answer, reference, killing, site.legs(), (before.spent, after.spent))
+    report(screen, verdict, reference, answer)
+    return verdict
 
 
 def ask(
-    base_url: str, key: str, on_text: Callable[[str], None], on_start: Callable[[Answer], None] = lambda _: None
+    base_url: str,
+    key: str,
+    tokens: int,
+    on_text: Callable[[str], None],
+    on_start: Callable[[Answer], None] = lambda _: None,
 ) -> Answer:
     """Stream one answer with the official client; `on_text` sees each piece when it arrives."""
     try:
@@ -158,7 +174,7 @@ def ask(
     try:
         with (
             OpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=REQUEST_S_MAX) as client,
-            client.chat.completions.create(**REQUEST) as stream,
+            client.chat.completions.create(**REQUEST, max_tokens=tokens) as stream,
         ):
             answer.replica = stream.response.headers.get("x-holdfast-replica")
             on_start(answer)
@@ -212,8 +228,10 @@ class Killing:
             self.fire()
 
     def fire(self) -> None:
-        """SIGKILL to the whole process group: no goodbye, no last words."""
+        """SIGKILL to the whole process group: no goodbye, no last words. Raises TooLate, before, where it is idle."""
         assert self.victim is not None
+        if not self.victim.running():
+            raise TooLate
         self.victim.kill(signal.SIGKILL)
         self.killed_s = time.monotonic()
         self.pieces_before = self._pieces

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ CONTEXT_TOKENS = 4096
 READY_S_MAX = 240.0  # on two cores shared by two starting engines, 20-60 s are usual
 WARM_UP_S_MAX = 120.0  # the very first request can take 20 s
 MODEL_S_MAX = 300.0  # 6 s are usual
+METRICS_S_MAX = 10.0
 POLL_S = 0.25
 
 Progress = Callable[[str], None]
@@ -108,6 +110,13 @@ class Engine(Leashed):
         for left_behind in self._shared_memory:  # by a server killed without warning
             left_behind.unlink(missing_ok=True)
 
+    def running(self) -> int:
+        """How many requests the server computes now, as its own metrics say."""
+        with urllib.request.urlopen(self.url + "/metrics", timeout=METRICS_S_MAX) as response:
+            lines = response.read().decode().splitlines()
+        gauges = [line for line in lines if line.startswith("vllm:num_requests_running{")]
+        return sum(int(float(line.rpartition(" ")[2])) for line in gauges)
+
     def _healthy(self) -> bool:
         try:
             return self._request("GET", "/health", None, timeout_s=2.0) == 200
@@ -176,11 +185,11 @@ def stop_fleet(engines: Sequence[Engine]) -> None:
         list(stopping.map(lambda engine: engine.stop(), engines))
 
 
-def tiny_model(dtype: str = "float32") -> Path:
-    """The directory of the tiny random model, built at first use (a few seconds)."""
+def tiny_model(dtype: str = "float32", size: str = "tiny") -> Path:
+    """The directory of a random model, «tiny» for tests or «small» for people; built at first use (a few seconds)."""
     root = REPOSITORY if (REPOSITORY / "pyproject.toml").exists() else Path.cwd()
-    directory = root / ".cache" / f"tiny-model-{dtype}"
-    command = [str(vllm_python()), str(MODEL_SCRIPT), str(directory), "--dtype", dtype]
+    directory = root / ".cache" / f"{size}-model-{dtype}"
+    command = [str(vllm_python()), str(MODEL_SCRIPT), str(directory), "--dtype", dtype, "--size", size]
     if not (directory / "complete").exists():
         done = subprocess.run(
             command, env=vllm_environment(), capture_output=True, text=True, timeout=MODEL_S_MAX, check=False
