@@ -15,14 +15,14 @@ from tests.scenarios.asking import CHAT, TEXT, House, ask, chat, error, order, p
 HELLO = {"model": "stub", "messages": [{"role": "user", "content": "hello"}]}
 
 
-async def send(gateway: Gateway, data: bytes, *more: bytes) -> Seen:
+async def send(gateway: Gateway, data: bytes, *more: bytes, pause_s: float = 0.0) -> Seen:
     """Send bytes as they are, piece by piece, and read until the gateway hangs up or falls silent."""
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     got = b""
     try:
         for piece in (data, *more):
             writer.write(piece)
-            await asyncio.sleep(0)
+            await asyncio.sleep(pause_s)
         async with asyncio.timeout(2):
             while piece := await reader.read(1 << 16):
                 got += piece
@@ -118,8 +118,8 @@ async def test_prompt_beyond_the_window_is_refused_in_the_servers_words(house, b
 
 
 async def test_body_over_the_limit_is_413_before_it_is_sent(house):
-    """A Content-Length over the limit is refused while the body is still to come."""
-    seen = await send(house.gateway, post(house.key, b"{", length=1 << 30))
+    """A Content-Length over the limit is refused while the body is still to come; its sender can read why."""
+    seen = await send(house.gateway, post(house.key, b"{", length=1 << 30), *[b" " * 65536] * 4, pause_s=0.1)
 
     assert seen.status == 413
     assert error(seen)["code"] == "request_too_large"

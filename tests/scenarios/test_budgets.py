@@ -136,17 +136,17 @@ async def test_max_tokens_upstream_is_what_the_whole_budget_could_pay(house, str
     """A lone request is sent upstream with exactly the budget's rest as max_tokens, ends there and says why."""
     body = (chat if stream else plain)(order(tokens=3000, per_chunk=16))
     prompt = prompt_tokens(body)
-    key = house.gateway.key("alone", prompt + 77)
+    key = house.gateway.key("alone", prompt + 700)
 
     seen = await ask(house.gateway, key, body)
     again = await ask(house.gateway, key, body)
 
-    assert house.active.stats()["recorded"][-1]["body"]["max_tokens"] == 77
-    assert len(ids_of(seen)) == 77
-    assert usage(seen) == (prompt, 77)
+    assert house.active.stats()["recorded"][-1]["body"]["max_tokens"] == 700
+    assert len(ids_of(seen)) == 700
+    assert usage(seen) == (prompt, 700)
     choice = (seen.events[-2] if stream else seen.json)["choices"][0]
     assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "budget_exceeded")
-    assert settled(house, key) == (prompt + 77, 0)
+    assert settled(house, key) == (prompt + 700, 0)
     assert (again.status, error(again)["code"]) == (402, "budget_exceeded")
 
 
