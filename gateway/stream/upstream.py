@@ -186,6 +186,7 @@ class Connection(asyncio.Protocol):
         self._head_room = 0  # bytes that may still come before the head must have ended
         self._headed = False
         self._whole = False
+        self._kept_alive = False  # the server keeps the connection after this answer
         self._heard = False
         self._reading = True
 
@@ -203,9 +204,8 @@ class Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        assert self._parser is not None
         assert self.transport is not None
-        return self._whole and self._parser.should_keep_alive() and not self.transport.is_closing()
+        return self._whole and self._kept_alive and not self.transport.is_closing()
 
     def pause(self) -> None:
         if self._reading and self.transport is not None and not self.transport.is_closing():
@@ -239,6 +239,7 @@ class Connection(asyncio.Protocol):
         try:
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, HeadTooLarge):
+            self._kept_alive = False
             leg.end(LegEnd(Cause.PROTOCOL, "the server does not speak HTTP as expected"))
             return
         if self._parts and self.leg is leg:
@@ -286,7 +287,9 @@ class Connection(asyncio.Protocol):
         self._parts.append(body)
 
     def on_message_complete(self) -> None:
+        assert self._parser is not None
         self._whole = True
+        self._kept_alive = self._parser.should_keep_alive()  # known only now: afterwards it always says no
 
 
 class HeadTooLarge(Exception):
