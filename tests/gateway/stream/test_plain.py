@@ -1,0 +1,137 @@
+"""A plain answer: counted by its ids, delivered whole or not at all."""
+
+import json
+
+import pytest
+
+from gateway.stream.call import Endpoint
+from gateway.stream.leg_end import Cause, LegEnd
+from gateway.stream.plain import Plain
+from guards.refusal import Ending, Reason
+from loadtests.stub_wire import chat_choice, plain, text_choice, usage
+from tests.gateway.stream.fakes import FakeLease, call_for, terms_for
+
+COMPLETIONS = Endpoint.COMPLETIONS
+HEAD = {"id": "x", "created": 1, "model": "tiny"}
+
+
+def chat_answer(*ids, finish="stop", prompt=(1, 2, 3)):
+    """vLLM's plain chat answer with one choice per list of ids."""
+    choices = [chat_choice(index, "text", finish, None, one) for index, one in enumerate(ids)]
+    return plain(True, HEAD, choices, usage(3, 4), "print", prompt and list(prompt))
+
+
+def fine(body: bytes) -> LegEnd:
+    return LegEnd(Cause.DONE, "", 200, body)
+
+
+async def answer(call, *ends, leased=1000, **terms):
+    """Run a plain answer over legs that end like this, and check what must hold."""
+    lease = FakeLease(leased)
+    whole = Plain(call, lease, terms_for(call, **terms))
+    for end in ends:
+        assert whole.open
+        (ask,) = await whole.asks()
+        whole.lost = await whole.ended(whole.part(ask), end)
+    await whole.finish()
+    assert lease.meter.spent == whole.prompt_tokens + whole.completion_tokens
+    assert (whole.body is None) == (lease.meter.spent == 0)
+    return whole
+
+
+async def test_an_answer_is_counted_and_given_without_what_only_the_gateway_asked_for():
+    """Prompt and answer are charged by their ids; the client gets vLLM's fields, its ids blanked."""
+    raw = chat_answer([4, 5], [6])
+
+    whole = await answer(call_for(stream=False, n=2), fine(raw))
+
+    expected = json.loads(raw)
+    expected["prompt_token_ids"] = expected["choices"][0]["token_ids"] = expected["choices"][1]["token_ids"] = None
+    assert json.loads(whole.body) == expected
+    assert (whole.prompt_tokens, whole.completion_tokens, whole.ending) == (3, 3, Ending.FINISHED)
+
+
+async def test_a_client_that_asked_for_ids_gets_them():
+    """return_token_ids is the client's to ask."""
+    raw = chat_answer([4, 5])
+
+    assert json.loads((await answer(call_for(return_token_ids=True), fine(raw))).body) == json.loads(raw)
+
+
+async def test_each_of_several_prompts_is_charged_once():
+    """With arrays of prompts and n, each prompt's ids count once."""
+    choices = [text_choice(i, "t", "stop", None, [9], [1] * (2 + i // 2)) for i in range(4)]
+    raw = plain(False, HEAD, choices, usage(5, 4), "print", None)
+
+    whole = await answer(call_for(COMPLETIONS, prompt=["a", "b"], n=2), fine(raw))
+
+    assert (whole.prompt_tokens, whole.completion_tokens) == (5, 4)
+
+
+@pytest.mark.parametrize("leased", [4, 5])
+async def test_an_answer_beyond_the_budget_is_not_given_and_not_charged(leased):
+    """What the lease does not cover is refused whole."""
+    whole = await answer(call_for(), fine(chat_answer([4, 5])), leased=leased)
+
+    assert (whole.refusal is None) == (leased == 5)
+    assert whole.refusal is None or whole.refusal.reason is Reason.BUDGET
+
+
+@pytest.mark.parametrize(("capped", "reason"), [(True, "budget_exceeded"), (False, None)])
+async def test_an_answer_that_the_budget_shortened_says_so(capped, reason):
+    """stop_reason names the budget exactly where it, not the client, set the length that was reached."""
+    whole = await answer(call_for(n=2), fine(chat_answer([4, 5], [6], finish="length")), max_tokens=2, capped=capped)
+
+    assert [choice["stop_reason"] for choice in json.loads(whole.body)["choices"]] == [reason, None]
+    assert whole.ending is (Ending.BUDGET if capped else Ending.FINISHED)
+
+
+NO_ANSWER = {
+    "not json": b"oops", "not utf-8": b'{"choices":[],"x":"\xff"}', "no choices": b'{"id":"x"}', "a list": b"[]",
+    "no ids": chat_answer(None), "no prompt ids": chat_answer([4], prompt=None), "aborted": chat_answer([4], finish="abort"),
+    "bottomless": b'{"choices":' + b"[" * 100_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", NO_ANSWER.values(), ids=NO_ANSWER.keys())
+async def test_an_answer_that_cannot_be_counted_is_asked_for_elsewhere(body):
+    """An answer that is not vLLM's, aborted, or without its ids is neither given nor charged; another server is asked."""
+    whole = await answer(call_for(), fine(body), fine(chat_answer([4])))
+
+    assert (whole.ending, whole.failovers, whole.completion_tokens) == (Ending.FINISHED, 1, 1)
+
+
+async def test_lost_servers_are_replaced_up_to_a_limit():
+    """Each lost server is followed by another, until no more are allowed; then the client gets a status."""
+    broken = LegEnd(Cause.BROKEN, "its connection ended in mid-answer")
+
+    whole = await answer(call_for(), broken, broken, legs_max=2)
+
+    assert (whole.ending, whole.refusal.reason) == (Ending.REFUSED, Reason.UPSTREAM)
+
+
+async def test_a_request_at_fault_is_refused_at_once():
+    """vLLM's 400 is the client's, in its words."""
+    end = LegEnd(Cause.REFUSED, "", 400, b'{"error":{"message":"too long","param":"p","code":400}}')
+
+    whole = await answer(call_for(), end)
+
+    assert (whole.refusal.detail, whole.refusal.param, whole.refusal.status) == ("too long", "p", 400)
+
+
+async def test_hidden_reasoning_is_taken_out():
+    """A client that wants no reasoning gets none, though the server was asked for it."""
+    raw = chat_answer([4]).replace(b'"reasoning":null', b'"reasoning":"hm"')
+
+    assert b"hm" not in (await answer(call_for(include_reasoning=False), fine(raw))).body
+
+
+async def test_giving_up_is_a_refusal():
+    """A time limit, while nothing can have been delivered, is a status; a second end changes nothing."""
+    whole = Plain(call_for(), FakeLease(), terms_for(call_for()))
+
+    whole.fail(Ending.TIMEOUT, "too long")
+    whole.fail(Ending.UPSTREAM_LOST, "gone")
+
+    assert (whole.open, whole.refusal.detail, whole.refusal.status) == (False, "too long", 504)
+    assert await whole.ended(whole.part(None), fine(chat_answer([4]))) is False

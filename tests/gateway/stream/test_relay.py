@@ -1,0 +1,598 @@
+"""One client stream across legs: events in, client bytes out. Every scenario ends with `Play.check`."""
+
+import json
+import re
+from collections.abc import Sequence
+from functools import partial
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.stream.call import Endpoint
+from gateway.stream.leg_end import Cause, LegEnd
+from gateway.stream.relay import Relay
+from gateway.stream.text import LocalDecoder, RemoteDecoder, TextLost
+from guards.refusal import Ending, Reason
+from tests.gateway.stream.fakes import (
+    BROKEN, PLENTY, PROMPT, Engine, FakeLeg, FakeLease, FakeSink, Play, call_for, ids_of, terms_for, text_of,
+)  # fmt: skip
+from tests.gateway.stream.vllm_text import tokenizer
+
+COMPLETIONS = Endpoint.COMPLETIONS
+SAID = ids_of('Größe 🦀🦀 naïve ,"token_ids":[7,8] data: [DONE]\n\nok')
+N = len(SAID)
+
+
+async def uncut(call, engine, **options):
+    """The same scenario without a loss."""
+    return (await Play(call, Engine(engine.answers, engine.prompts), **options).run()).seen
+
+
+# -------------------------------------------------------------------- a leg that lives
+
+
+@pytest.mark.parametrize("endpoint", list(Endpoint))
+async def test_a_whole_stream_is_passed_on_byte_by_byte_less_the_ids(endpoint):
+    """A stream that nothing happens to is the server's, with null where the ids were, and without its usage."""
+    play = await Play(call_for(endpoint), Engine([SAID])).run()
+
+    sent = b"".join(raw + b"\n\n" for raw in play.sent[0] if b'"choices":[]' not in raw)
+    ids = [json.dumps(one, separators=(",", ":")).encode() for one in ([token] for token in SAID)]
+    for one in ids:
+        sent = sent.replace(b'"token_ids":%b}]' % one, b'"token_ids":null}]')
+    sent = sent.replace(json.dumps(PROMPT, separators=(",", ":")).encode(), b"null")
+    assert play.sink.data == sent
+    assert play.relay.ending is Ending.FINISHED
+    assert play.seen.text[0] == text_of(SAID)
+
+
+async def test_a_client_that_asks_for_ids_gets_the_servers_bytes_whole():
+    """With return_token_ids and usage asked for, not a byte is changed."""
+    call = call_for(return_token_ids=True, stream_options={"include_usage": True})
+
+    play = await Play(call, Engine([SAID])).run()
+
+    assert play.sink.data == b"".join(raw + b"\n\n" for raw in play.sent[0])
+
+
+@pytest.mark.parametrize("options", [None, {"include_usage": False}, {"continuous_usage_stats": True}])
+async def test_the_usage_chunk_comes_only_when_asked_for(options):
+    """Usage is asked of the server, always, and given to the client only if it asked; nor in each chunk then."""
+    play = await Play(call_for(stream_options=options), Engine([SAID])).run()
+
+    assert play.engine.asked[0]["stream_options"] == {"include_usage": True}
+    assert play.seen.usage is None
+
+
+async def test_an_event_that_tells_no_usage_is_not_taken_for_it():
+    """An empty chunk after the usage does not replace it."""
+    call = call_for(stream_options={"include_usage": True})
+
+    play = await Play(call, Engine([SAID]), edit=lambda leg, raws: [*raws[:-1], b'data: {"id":"x"}', raws[-1]]).run()
+
+    assert play.seen.usage["completion_tokens"] == N
+
+
+async def test_reasoning_is_hidden_from_a_client_that_wants_none():
+    """include_reasoning false: the server is asked for it, so that its tokens are counted, and it is left out here."""
+
+    def reasons(leg, raws):
+        return [re.sub(rb'"delta":{"content":"(?!")', b'"delta":{"reasoning":"', raw) for raw in raws]
+
+    play = await Play(call_for(include_reasoning=False), Engine([SAID]), edit=reasons).run()
+
+    assert play.engine.asked[0]["include_reasoning"] is True
+    assert b"reasoning" not in play.sink.data
+    assert play.relay.completion_tokens == N
+
+
+async def test_an_echo_of_the_last_message_needs_no_ids():
+    """A chat's echo is the client's own text: it comes without ids and is passed on."""
+    echo = b'data: {"id":"x","choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":null}]}'
+
+    play = await Play(call_for(echo=True), Engine([SAID]), edit=lambda leg, raws: [raws[0], echo, *raws[1:]]).run()
+
+    assert play.seen.text[0] == "Hi" + text_of(SAID)
+
+
+# -------------------------------------------------------------------- a leg that is lost
+
+
+@pytest.mark.parametrize("endpoint", list(Endpoint))
+async def test_a_loss_before_the_first_token_is_not_seen_by_the_client(endpoint):
+    """A server lost before a token was delivered is replaced: the request starts anew, and the prompt is paid once."""
+    cut = 1 if endpoint is Endpoint.CHAT else 0
+
+    play = await Play(call_for(endpoint), Engine([SAID]), cuts=[cut, 0]).run()
+
+    assert [asked.get("prompt", "Hi") for asked in play.engine.asked] == ["Hi"] * 3
+    assert play.seen.text[0] == text_of(SAID)
+    assert play.seen.told is None
+    assert play.relay.failovers == 0
+    assert play.lease.meter.spent == len(PROMPT) + N
+
+
+@pytest.mark.parametrize("endpoint", list(Endpoint))
+@pytest.mark.parametrize("per_chunk", [1, 3])
+async def test_the_text_is_the_same_for_every_cut(endpoint, per_chunk):
+    """Wherever a stream is cut, another server is asked to go on after exactly prompt and ids, and nothing shows."""
+    call = call_for(endpoint, return_token_ids=True, stream_options={"include_usage": True})
+    engine = Engine([SAID])
+    whole = await uncut(call, engine, per_chunk=per_chunk)
+    roles = 1 if endpoint is Endpoint.CHAT else 0
+    for cut in range(1 + roles, len(engine.events(Relay(call, None, FakeLease(), terms_for(call), None)._first_ask()))):
+        play = await Play(call, Engine([SAID]), cuts=[cut], per_chunk=per_chunk).run()
+        seen, told = play.seen, min((cut - roles) * per_chunk, N)
+        if len(play.engine.asked) > 1:
+            assert play.engine.asked[1]["prompt"] == PROMPT + SAID[:told]
+            assert play.engine.asked[1]["max_tokens"] == 500 - told
+        assert (seen.text, seen.ids, seen.finish) == (whole.text, whole.ids, whole.finish)
+        assert (seen.stop_reason, seen.usage, seen.roles) == (whole.stop_reason, whole.usage, whole.roles)
+        assert seen.answer_ids == {"cmpl-1"}
+        assert seen.done
+
+
+@given(st.lists(st.integers(min_value=2, max_value=N), min_size=2, max_size=2))
+async def test_two_losses_in_one_stream_do_not_show(cuts):
+    """A stream that loses two servers has the same text and counts each token once."""
+    play = await Play(call_for(return_token_ids=True), Engine([SAID]), cuts=cuts).run()
+
+    assert (play.seen.text[0], play.seen.ids[0]) == (text_of(SAID), SAID)
+
+
+@given(st.integers(min_value=4, max_value=60), st.integers(min_value=1, max_value=4))
+async def test_each_of_several_choices_goes_on_from_its_own_cut(cut, batch):
+    """With n=2 each choice goes on from where it was, and a choice that was finished is left alone."""
+    engine = Engine([ids_of("first ü 🦀"), ids_of("second, somewhat longer ö")])
+    call = call_for(n=2, return_token_ids=True)
+    whole = await uncut(call, engine)
+
+    seen = (await Play(call, engine, cuts=[cut], batch=batch).run()).seen
+
+    assert (seen.text, seen.ids, seen.finish, seen.roles) == (whole.text, whole.ids, whole.finish, whole.roles)
+
+
+@pytest.mark.parametrize("cut", range(1, 30))
+async def test_each_of_several_prompts_goes_on_from_its_own_cut(cut):
+    """With an array of prompts, those of which nothing came are asked anew, the others go on; each is paid once."""
+    engine = Engine([ids_of("one ü"), ids_of("two, longer ö")], [PROMPT, [*PROMPT, 65]])
+    call = call_for(COMPLETIONS, prompt=["0", "1"], return_token_ids=True)
+    engine_whole = Engine(engine.answers, engine.prompts)
+    whole = (await Play(call, engine_whole).run()).seen
+
+    play = await Play(call, engine, cuts=[cut]).run()
+
+    assert (play.seen.text, play.seen.ids, play.seen.finish) == (whole.text, whole.ids, whole.finish)
+    assert play.lease.meter.spent == 2 * len(PROMPT) + 1 + sum(map(len, engine.answers))
+
+
+async def test_a_stop_string_of_a_choice_that_is_asked_anew_is_found_here():
+    """A prompt that had no token yet goes on under the same rules: no part of its stop string is sent."""
+    engine = Engine([ids_of("one"), ids_of("two xEND three")], [PROMPT, [*PROMPT, 65]])
+    call = call_for(COMPLETIONS, prompt=["0", "1"], stop=["xEND"], return_token_ids=True)
+
+    play = await Play(call, engine, cuts=[1]).run()
+
+    assert play.seen.text == {0: "one", 1: "two "}
+    assert play.seen.stop_reason[1] == "xEND"
+    assert "stop" not in play.engine.asked[2]
+
+
+@pytest.mark.parametrize("include", [False, True])
+@pytest.mark.parametrize("batch", [1, 100])
+async def test_a_stop_string_across_the_cut_ends_the_answer_as_it_would_have(include, batch):
+    """Wherever the cut falls, also inside the stop string, text, tokens and stop_reason are the uninterrupted ones."""
+    ids = ids_of("some words, then xENDx and more")
+    call = call_for(stop=["nope", "END"], include_stop_str_in_output=include, return_token_ids=True)
+    whole = await uncut(call, Engine([ids]))
+    for cut in range(2, len(whole.ids[0]) + 1):
+        play = await Play(call, Engine([ids]), cuts=[cut], batch=batch).run()
+        seen = play.seen
+        assert (seen.text, seen.ids, seen.stop_reason) == (whole.text, whole.ids, whole.stop_reason)
+        assert play.legs[1].closed
+
+
+async def test_a_lost_finish_is_written_here_when_all_tokens_were_delivered():
+    """A server lost between the last token of max_tokens and its finish is not replaced."""
+
+    def hide_finish(leg, raws):
+        return [raw.replace(b'"finish_reason":"length"', b'"finish_reason":null') for raw in raws]
+
+    call = call_for(max_tokens=5, return_token_ids=True, stream_options={"include_usage": True})
+    play = await Play(call, Engine([SAID]), cuts=[6], edit=hide_finish).run()
+
+    assert len(play.engine.asked) == 1
+    assert (play.seen.ids[0], play.seen.finish[0], play.seen.done) == (SAID[:5], "length", True)
+    assert play.seen.usage["completion_tokens"] == 5
+
+
+@pytest.mark.parametrize("missing", [1, 2])
+async def test_a_lost_end_after_every_finish_is_no_loss(missing):
+    """Once every choice is finished, a lost usage or [DONE] is written here."""
+    call = call_for(stream_options={"include_usage": True})
+
+    play = await Play(call, Engine([SAID]), cuts=[N + 3 - missing]).run()
+
+    assert len(play.engine.asked) == 1
+    assert (play.seen.done, play.seen.usage["completion_tokens"]) == (True, N)
+
+
+GARBAGE = {
+    "error": b'data: {"error": {"message": "Internal server error", "type": "InternalServerError", "code": 500}}',
+    "not json": b"data: {oops",
+    "not an object": b"data: [1]",
+    "not utf-8": b'data: {"id":"\xff","choices":[]}',
+    "unknown index": b'data: {"id":"x","choices":[{"index":7,"delta":{"content":"?"},"token_ids":[65]}]}',
+    "negative index": b'data: {"id":"x","choices":[{"index":-1,"delta":{"content":"?"},"token_ids":[65]}]}',
+    "two choices": b'data: {"id":"x","choices":[{"index":0,"token_ids":[65]},{"index":0,"token_ids":[65]}]}',
+    "text without ids": b'data: {"id":"x","choices":[{"index":0,"delta":{"content":"?"}}]}',
+    "negative id": b'data: {"id":"x","choices":[{"index":0,"delta":{"content":"?"},"token_ids":[-1]}]}',
+    "abort": b'data: {"id":"x","choices":[{"index":0,"delta":{"content":"?"},"finish_reason":"abort","token_ids":[]}]}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
+@pytest.mark.parametrize("after", [1, 7])
+async def test_a_server_that_talks_nonsense_is_left(garbage, after):
+    """An error event, an abort or anything that is not vLLM's costs the server its stream, and the client nothing."""
+
+    def spoil(leg, raws):
+        return [*raws[:after], garbage, *raws[after:]] if leg == 0 else raws
+
+    play = await Play(call_for(return_token_ids=True), Engine([SAID]), batch=3, edit=spoil).run()
+
+    assert play.legs[0].closed
+    assert (play.seen.text[0], play.seen.ids[0], play.seen.done) == (text_of(SAID), SAID, True)
+
+
+async def test_tokens_whose_prompt_was_not_told_are_not_delivered():
+    """A server that does not tell the prompt's ids cannot be charged for: it is left, and at last refused."""
+
+    def hide(leg, raws):
+        return [b'data: {"id":"x","choices":[{"index":0,"delta":{"role":"assistant"}}]}', *raws[1:]]
+
+    play = await Play(call_for(), Engine([SAID]), edit=hide).run()
+
+    assert play.relay.refusal.reason is Reason.UPSTREAM
+    assert "prompt's ids" in play.relay.detail
+
+
+async def test_an_error_of_the_requests_own_fault_keeps_its_words_and_status():
+    """A 4xx in the stream before any token refuses the request, and no other server is asked."""
+    error = b'data: {"error": {"message": "too long", "type": "BadRequestError", "param": "input", "code": 400}}'
+
+    play = await Play(call_for(), Engine([SAID]), edit=lambda leg, raws: [error, b"data: [DONE]"]).run()
+
+    refusal = play.relay.refusal
+    assert (refusal.reason, refusal.detail, refusal.param, refusal.status) == (Reason.UPSTREAM, "too long", "input", 400)
+    assert len(play.engine.asked) == 1
+
+
+async def test_a_status_of_the_requests_own_fault_refuses_it():
+    """A 400 instead of a stream is the client's to see, with vLLM's message."""
+    call, lease = call_for(), FakeLease()
+    relay = Relay(call, FakeSink(), lease, terms_for(call), lambda: 0.0)
+    (ask,) = await relay.asks()
+    part = relay.part(ask)
+
+    lost = await relay.ended(part, LegEnd(Cause.REFUSED, "", 400, b'{"error":{"message":"no","code":400}}'))
+
+    assert (lost, relay.refusal.detail, relay.refusal.status) == (False, "no", 400)
+
+
+async def test_every_server_lost_before_a_token_is_a_refusal_that_costs_nothing():
+    """When no server delivers anything, the client gets a status, and the prompt that was counted is given back."""
+    play = await Play(call_for(), Engine([SAID]), cuts=[1, 1, 1]).run()
+
+    assert play.relay.refusal.reason is Reason.UPSTREAM
+    assert (play.relay.ending, play.lease.meter.spent) == (Ending.REFUSED, 0)
+
+
+async def test_every_server_lost_after_tokens_is_an_error_in_the_stream():
+    """When the last server allowed is lost in mid-answer, the stream ends with an error and never with [DONE]."""
+    play = await Play(call_for(), Engine([SAID]), cuts=[5, 5, 5]).run()
+
+    assert play.relay.ending is Ending.UPSTREAM_LOST
+    assert play.seen.error["code"] == "upstream_lost"
+    assert not play.seen.done
+
+
+@pytest.mark.parametrize("delivered", [0, 5])
+async def test_giving_up_is_a_status_before_the_first_byte_and_an_error_after_it(delivered):
+    """A time limit ends a stream visibly, whether anything was delivered or not."""
+    play = Play(call_for(), Engine([SAID]))
+    (ask,) = await play.relay.asks()
+    part, leg, raws, _ = play._leg(ask)
+    part.events(raws[:delivered])
+
+    play.relay.fail(Ending.TIMEOUT, "too long")
+    await play.relay.finish()
+
+    play.check()
+    assert leg.closed
+    assert (play.relay.refusal is not None) == (delivered == 0)
+
+
+OBSTACLES = [
+    ({"tools": [{"type": "function"}]}, "tools"),
+    ({"seed": 1, "temperature": 1.0}, "seed"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"logprobs": True}, "logprobs"),
+]
+
+
+@pytest.mark.parametrize(("said", "feature"), OBSTACLES)
+async def test_what_cannot_go_on_exactly_ends_with_an_error_that_names_it(said, feature):
+    """A request whose state is more than its ids ends with an error after a loss, not with garbled text."""
+    play = await Play(call_for(**said), Engine([SAID]), cuts=[5]).run()
+
+    assert play.relay.ending is Ending.UNCONTINUABLE
+    assert feature in play.seen.error["message"]
+    assert play.seen.error["code"] == "uncontinuable"
+    assert not play.seen.done
+
+
+@pytest.mark.parametrize("beyond", [b'"reasoning":"hm"', b'"tool_calls":[{"index":0}]', b'"refusal":"no"'])
+async def test_a_stream_that_turned_out_to_be_more_than_text_is_not_continued(beyond):
+    """Reasoning, tool calls and refusals seen in the stream keep it from going on elsewhere."""
+
+    def spoil(leg, raws):
+        return [raws[0], raws[1].replace(b'"content":"G"', beyond), *raws[2:]]
+
+    play = await Play(call_for(), Engine([SAID]), cuts=[5], edit=spoil).run()
+
+    assert play.relay.ending is Ending.UNCONTINUABLE
+
+
+async def test_text_that_is_not_what_its_ids_decode_to_is_not_continued():
+    """When the server's text and the tokenizer here disagree, the stream ends with an error rather than garbled."""
+
+    def other(leg, raws):
+        return [raw.replace(b'"content":"G"', b'"content":"g"') for raw in raws]
+
+    play = await Play(call_for(), Engine([SAID]), cuts=[5], edit=other).run()
+
+    assert play.relay.ending is Ending.UNCONTINUABLE
+    assert "not what its tokens decode to" in play.seen.error["message"]
+
+
+async def test_the_pause_of_a_failover_is_told_in_the_last_chunk():
+    """How many servers were lost and how long the client waited rides in the last chunk."""
+    play = Play(call_for(stream_options={"include_usage": True}), Engine([SAID]), cuts=[5])
+
+    await play.run()
+
+    assert play.seen.told == {"failovers": 1, "gap_ms": 10.0}
+    assert play.relay.recomputed == len(PROMPT) + 4
+
+
+# -------------------------------------------------------------------- a budget that ends
+
+
+@given(
+    st.integers(min_value=0, max_value=N + 10), st.integers(min_value=1, max_value=9),
+    st.integers(min_value=1, max_value=7), st.integers(min_value=1, max_value=5), st.booleans(),
+)  # fmt: skip
+async def test_a_budget_is_delivered_to_its_last_token_and_not_beyond(room, step, batch, per_chunk, cut):
+    """Whatever the chunks and leases, the client gets exactly what its budget pays for, and is told why it ended."""
+    call = call_for(return_token_ids=True, stream_options={"include_usage": True})
+    leased = len(PROMPT) + min(room, 3)
+    lease = FakeLease(leased, room - min(room, 3), step)
+    cuts = [6] if cut else []
+
+    play = await Play(call, Engine([SAID]), lease=lease, batch=batch, per_chunk=per_chunk, cuts=cuts).run()
+
+    if room >= N:
+        assert (play.relay.ending, play.seen.ids[0]) == (Ending.FINISHED, SAID)
+        return
+    if play.relay.refusal is not None:
+        assert play.relay.refusal.reason is Reason.BUDGET
+        assert room < per_chunk
+        return
+    seen = play.seen
+    assert seen.ids[0] == SAID[:room]
+    assert seen.text[0] == text_of(SAID[:room])
+    assert (seen.finish[0], seen.stop_reason[0], seen.done) == ("length", "budget_exceeded", True)
+    assert seen.usage["completion_tokens"] == room
+    assert seen.told["ended_by"] == "budget_exceeded"
+    assert play.lease.meter.room == 0
+
+
+async def test_events_that_wait_for_a_lease_come_in_order():
+    """While a lease is asked for, its leg is paused and what was read waits; then all comes out once, in order."""
+    lease = FakeLease(len(PROMPT) + 2, left=PLENTY, step=1, low=0)
+
+    play = await Play(call_for(return_token_ids=True), Engine([SAID]), lease=lease, batch=N, per_chunk=2).run()
+
+    assert play.seen.ids[0] == SAID
+    assert play.legs[0].pauses > N // 2
+
+
+async def test_nothing_is_delivered_while_a_lease_is_asked_for():
+    """An event that no lease covers yet is not written, not even in part."""
+    play = Play(call_for(), Engine([SAID]), lease=FakeLease(len(PROMPT) + 1, left=100, low=0))
+    (ask,) = await play.relay.asks()
+    part, leg, raws, _ = play._leg(ask)
+
+    part.events(raws[:2])
+    before = play.sink.data
+    part.events(raws[2:5])
+
+    assert leg.paused
+    assert play.sink.data == before != b""
+    play.lease.answer()
+    assert not leg.paused
+    assert play.sink.data.count(b"\n\n") == 5
+
+
+async def test_a_prompt_larger_than_the_budget_is_refused_before_anything_is_written():
+    """A prompt that the lease cannot cover gets a status, costs nothing, and no part of its answer goes out."""
+    play = await Play(call_for(), Engine([SAID]), lease=FakeLease(len(PROMPT) - 1, 0), batch=5).run()
+
+    assert play.relay.refusal.reason is Reason.BUDGET
+    assert play.legs[0].closed
+
+
+async def test_a_budget_that_set_max_tokens_is_named_as_the_reason():
+    """Where the budget, not the client, set max_tokens, a finish at that length says so."""
+    call = call_for(max_tokens=100, stream_options={"include_usage": True})
+
+    play = await Play(call, Engine([SAID]), terms=terms_for(call, max_tokens=5, capped=True)).run()
+
+    assert (play.seen.finish[0], play.seen.stop_reason[0]) == ("length", "budget_exceeded")
+    assert (play.relay.ending, play.seen.told) == (Ending.BUDGET, {"ended_by": "budget_exceeded"})
+
+
+async def test_a_clients_own_max_tokens_is_not_blamed_on_the_budget():
+    """A finish at the client's max_tokens has no stop_reason of ours."""
+    play = await Play(call_for(max_tokens=5), Engine([SAID])).run()
+
+    assert (play.seen.finish[0], play.seen.stop_reason[0]) == ("length", None)
+    assert play.relay.ending is Ending.FINISHED
+
+
+@pytest.mark.parametrize("room", range(1, 12))
+async def test_a_budget_that_ends_gives_out_what_was_held_back_for_a_stop_string(room):
+    """Text that the server held back lest it begin a stop string was paid for, and is given at the cut."""
+    call = call_for(stop=["END of all"], return_token_ids=True)
+    ids = ids_of("the END of none")
+
+    play = await Play(call, Engine([ids]), lease=FakeLease(len(PROMPT) + room)).run()
+
+    assert play.seen.text[0] == text_of(ids[:room], ["END of all"])
+
+
+async def test_a_budget_without_a_tokenizer_ends_before_the_part_it_cannot_word():
+    """Where no text can be made here, the paid part of the last chunk stays undelivered, and uncharged."""
+    call = call_for(return_token_ids=True)
+
+    play = await Play(
+        call, Engine([SAID]), lease=FakeLease(len(PROMPT) + 5), per_chunk=3, terms=terms_for(call, decoder=None)
+    ).run()
+
+    assert play.seen.ids[0] == SAID[:3]
+    assert play.seen.stop_reason[0] == "budget_exceeded"
+
+
+async def test_every_choice_is_ended_when_the_budget_ends():
+    """With n=2 the budget ends both, each with a finish."""
+    call = call_for(n=2, return_token_ids=True)
+
+    play = await Play(call, Engine([SAID, SAID[1:]]), lease=FakeLease(len(PROMPT) + 7)).run()
+
+    assert play.seen.stop_reason == {0: "budget_exceeded", 1: "budget_exceeded"}
+    assert play.relay.completion_tokens == 7
+
+
+# -------------------------------------------------------------------- a client that is slow
+
+
+async def test_a_client_that_is_full_pauses_its_leg_until_there_is_room():
+    """A full sink pauses the leg, room resumes it, and nothing is lost."""
+    play = Play(call_for(), Engine([SAID]), sink=FakeSink(full=[1]))
+    (ask,) = await play.relay.asks()
+    part, leg, raws, _ = play._leg(ask)
+
+    part.events(raws[:3])
+    paused = leg.paused
+    play.sink.catch_up()
+
+    assert (paused, leg.paused) == (True, False)
+
+
+async def test_a_leased_stream_stays_paused_while_its_client_is_full():
+    """A lease that arrives does not resume a leg whose client has yet to read."""
+    play = Play(call_for(), Engine([SAID]), sink=FakeSink(full=[1, 2]), lease=FakeLease(len(PROMPT) + 1, 99, low=0))
+    (ask,) = await play.relay.asks()
+    part, leg, raws, _ = play._leg(ask)
+
+    part.events(raws[:5])  # one token is covered, its write fills the client, the rest waits
+    play.lease.answer()
+    still = leg.paused
+    play.sink.catch_up()
+
+    assert (still, leg.paused, play.sink.writes) == (True, False, 2)
+
+
+@given(st.sets(st.integers(min_value=1, max_value=40)), st.integers(min_value=2, max_value=N), st.integers(1, 9))
+async def test_a_slow_client_gets_the_same_text(full, cut, step):
+    """Pauses for the client, for leases and for a lost server, in any mixture, change nothing of the text."""
+    lease = FakeLease(len(PROMPT), PLENTY, step, low=0)
+
+    play = await Play(call_for(), Engine([SAID]), sink=FakeSink(sorted(full)), cuts=[cut], lease=lease).run()
+
+    assert play.seen.text[0] == text_of(SAID)
+
+
+# -------------------------------------------------------------------- text made elsewhere
+
+
+def remote(broken_after: int | None = None):
+    """A decoder maker over a replica's /detokenize, which fails after so many questions."""
+    asked = 0
+
+    async def decode(ids: Sequence[int]) -> str:
+        nonlocal asked
+        asked += 1
+        if broken_after is not None and asked > broken_after:
+            raise TextLost("no server's /detokenize answered")
+        return tokenizer().decode(list(ids), skip_special_tokens=False)
+
+    return partial(RemoteDecoder, decode)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 100])
+@pytest.mark.parametrize("stop", [None, "na"])
+async def test_a_stream_goes_on_with_text_made_by_a_replica(batch, stop):
+    """Without a tokenizer here the text is a replica's /detokenize, and the same; later tokens are not charged."""
+    call = call_for(stop=stop, return_token_ids=True)
+    terms = terms_for(call, decoder=remote(), spells_special=True)
+
+    play = await Play(call, Engine([SAID]), cuts=[5], batch=batch, terms=terms).run()
+
+    assert play.seen.text[0] == text_of(SAID, [stop] if stop else [])
+    assert play.seen.done
+
+
+async def test_a_budget_cut_waits_for_text_that_is_being_made():
+    """Tokens whose text a replica still makes when the budget ends are delivered, in order, before the cut."""
+    call = call_for(return_token_ids=True)
+    terms = terms_for(call, decoder=remote(), spells_special=True)
+
+    play = await Play(call, Engine([SAID]), cuts=[5], batch=100, lease=FakeLease(len(PROMPT) + 13), terms=terms).run()
+
+    assert play.seen.ids[0] == SAID[:13]
+    assert play.seen.text[0] == text_of(SAID[:13])
+
+
+@pytest.mark.parametrize("broken_after", range(1, 30, 3))
+async def test_tokens_whose_text_was_never_made_are_not_charged(broken_after):
+    """When /detokenize fails in mid-answer, the stream ends with an error and only what was delivered is charged."""
+    call = call_for(return_token_ids=True)
+    terms = terms_for(call, decoder=remote(broken_after), spells_special=True)
+
+    play = await Play(call, Engine([SAID]), cuts=[5], batch=100, terms=terms).run()
+
+    assert play.relay.ending in (Ending.UPSTREAM_LOST, Ending.UNCONTINUABLE)
+    assert play.seen.ids[0] == SAID[: len(play.seen.ids[0])]
+
+
+async def test_a_bug_met_while_waiting_events_are_taken_in_reaches_the_leg():
+    """An exception in a lease's answer is handed to the leg, whose flow sees it; it does not vanish in the loop."""
+    play = Play(call_for(), Engine([SAID]), lease=FakeLease(len(PROMPT) + 1, left=100, low=0))
+    (ask,) = await play.relay.asks()
+    part, leg, raws, _ = play._leg(ask)
+    part.events(raws[:5])
+    play.sink.write = None
+
+    play.lease.answer()
+
+    assert isinstance(leg.faults[0], TypeError)
+
+
+def test_the_fakes_are_what_the_relay_expects():
+    """The decoder of these scenarios is the one that the product uses."""
+    assert isinstance(terms_for(call_for()).decoder(), LocalDecoder)
+    assert BROKEN.cause is Cause.BROKEN
+    assert FakeLeg().closed is False

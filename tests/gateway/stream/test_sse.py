@@ -1,0 +1,49 @@
+"""Events do not depend on how their bytes arrive."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.stream.sse import EventSplitter, EventTooLong
+
+LINES = st.text(st.characters(codec="utf-8", exclude_characters="\n"), max_size=12)
+BLOCKS = st.one_of(LINES.map(lambda line: f"data: {line}"), LINES.map(lambda line: f": {line}"), st.just(""))
+
+
+def split(data: bytes, cuts, limit: int = 1000) -> list[bytes]:
+    """Feed bytes cut at these places."""
+    splitter, events = EventSplitter(limit), []
+    edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    for start, end in zip(edges, edges[1:], strict=False):
+        events += splitter.feed(data[start:end])
+    return events
+
+
+@given(st.lists(BLOCKS, max_size=8), st.lists(st.integers(min_value=0), max_size=8))
+def test_any_chunking_gives_the_same_events(blocks, cuts):
+    """However bytes are cut, the complete data events come out, in order, and comments and empty ones do not."""
+    data = "".join(block + "\n\n" for block in blocks).encode()
+
+    assert split(data, cuts) == [block.encode() for block in blocks if block.startswith("data: ")]
+
+
+@pytest.mark.parametrize("cut", range(20))
+def test_more_line_feeds_than_needed_change_nothing(cut):
+    """An empty line too many is neither part of the event before it nor of the one after."""
+    assert split(b"data: a\n\n\ndata: b\n\n\n\n", [cut]) == [b"data: a", b"data: b"]
+
+
+def test_a_partial_event_waits():
+    """What has no empty line yet is not given out."""
+    assert split(b"data: a\n\ndata: b\n", []) == [b"data: a"]
+
+
+@pytest.mark.parametrize("size", [1, 7, 50])
+def test_an_event_without_an_end_is_given_up(size):
+    """A peer that never ends its event is stopped at the limit, and one byte less is waited for."""
+    splitter = EventSplitter(100)
+    for _ in range(100 // size):
+        splitter.feed(b"x" * size)
+
+    with pytest.raises(EventTooLong):
+        splitter.feed(b"x" * (size + 2))
