@@ -55,14 +55,14 @@ class ClientSink:
         return not self._connection.writing_paused
 
     def on_room(self, then: Callable[[], None]) -> None:
-        """Call `then` once when the client has caught up."""
+        """Call `then` once when the client has caught up; hang up where it stops reading altogether."""
         transport = self._connection.transport
         if transport is None:
             return
-        stalled = asyncio.get_running_loop().call_later(self._stall_s, transport.abort)
+        stall = Stall(transport, self._stall_s)
 
         def room() -> None:
-            stalled.cancel()
+            stall.cancel()
             then()
 
         self._connection.on_room = room
@@ -89,6 +89,26 @@ class ClientSink:
         overhead_ms = self.overhead_s * 1e3
         fields = {"request_id": self.request_id, "replica": self.replica, "overhead_ms": overhead_ms}
         return HEAD.format(**fields, framing=framing).encode("latin-1")
+
+
+class Stall:
+    """Hangs up on a client that reads nothing for `stall_s` seconds; a slow one may take its time."""
+
+    def __init__(self, transport: asyncio.Transport, stall_s: float) -> None:
+        self._transport, self._stall_s = transport, stall_s
+        self._unread = transport.get_write_buffer_size()
+        self._timer = asyncio.get_running_loop().call_later(stall_s, self._check)
+
+    def cancel(self) -> None:
+        """The client has caught up."""
+        self._timer.cancel()
+
+    def _check(self) -> None:
+        before, self._unread = self._unread, self._transport.get_write_buffer_size()
+        if self._unread >= before:
+            self._transport.abort()
+        else:
+            self._timer = asyncio.get_running_loop().call_later(self._stall_s, self._check)
 
 
 class StreamedResponse(web.StreamResponse):
