@@ -1,4 +1,4 @@
-"""Hand-made parts around a relay: a client, a budget, a leg, an engine, and the loop that joins them as the flow does."""
+"""Hand-made parts around a relay: a client, a budget, a leg, an engine, and a loop that joins them as the flow does."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -87,15 +87,20 @@ async def test_an_answer_that_the_budget_shortened_says_so(capped, reason):
 
 
 NO_ANSWER = {
-    "not json": b"oops", "not utf-8": b'{"choices":[],"x":"\xff"}', "no choices": b'{"id":"x"}', "a list": b"[]",
-    "no ids": chat_answer(None), "no prompt ids": chat_answer([4], prompt=None), "aborted": chat_answer([4], finish="abort"),
+    "not json": b"oops",
+    "not utf-8": b'{"choices":[],"x":"\xff"}',
+    "no choices": b'{"id":"x"}',
+    "a list": b"[]",
+    "no ids": chat_answer(None),
+    "no prompt ids": chat_answer([4], prompt=None),
+    "aborted": chat_answer([4], finish="abort"),
     "bottomless": b'{"choices":' + b"[" * 100_000,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("body", NO_ANSWER.values(), ids=NO_ANSWER.keys())
 async def test_an_answer_that_cannot_be_counted_is_asked_for_elsewhere(body):
-    """An answer that is not vLLM's, aborted, or without its ids is neither given nor charged; another server is asked."""
+    """An answer that is not vLLM's, aborted, or without its ids is not given or charged; another server is asked."""
     whole = await answer(call_for(), fine(body), fine(chat_answer([4])))
 
     assert (whole.ending, whole.failovers, whole.completion_tokens) == (Ending.FINISHED, 1, 1)

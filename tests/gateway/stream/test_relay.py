@@ -15,7 +15,18 @@ from gateway.stream.relay import Relay
 from gateway.stream.text import LocalDecoder, RemoteDecoder, TextLost
 from guards.refusal import Ending, Reason
 from tests.gateway.stream.fakes import (
-    BROKEN, PLENTY, PROMPT, Engine, FakeLeg, FakeLease, FakeSink, Play, call_for, ids_of, terms_for, text_of,
+    BROKEN,
+    PLENTY,
+    PROMPT,
+    Engine,
+    FakeLease,
+    FakeLeg,
+    FakeSink,
+    Play,
+    call_for,
+    ids_of,
+    terms_for,
+    text_of,
 )  # fmt: skip
 from tests.gateway.stream.vllm_text import tokenizer
 
@@ -265,7 +276,12 @@ async def test_an_error_of_the_requests_own_fault_keeps_its_words_and_status():
     play = await Play(call_for(), Engine([SAID]), edit=lambda leg, raws: [error, b"data: [DONE]"]).run()
 
     refusal = play.relay.refusal
-    assert (refusal.reason, refusal.detail, refusal.param, refusal.status) == (Reason.UPSTREAM, "too long", "input", 400)
+    assert (refusal.reason, refusal.detail, refusal.param, refusal.status) == (
+        Reason.UPSTREAM,
+        "too long",
+        "input",
+        400,
+    )
     assert len(play.engine.asked) == 1
 
 

@@ -1,5 +1,7 @@
 """Events do not depend on how their bytes arrive."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ def split(data: bytes, cuts, limit: int = 1000) -> list[bytes]:
     """Feed bytes cut at these places."""
     splitter, events = EventSplitter(limit), []
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         events += splitter.feed(data[start:end])
     return events
 

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from tokenizers.decoders import DecodeStream
 
 from gateway.stream import text as text_module
-from gateway.stream.text import IDS_WAITING_MAX, LocalDecoder, Piece, RemoteDecoder, TextLost, Transcript, load_tokenizer
+from gateway.stream.text import (
+    IDS_WAITING_MAX,
+    LocalDecoder,
+    Piece,
+    RemoteDecoder,
+    TextLost,
+    Transcript,
+    load_tokenizer,
+)
 from loadtests.stub_tokenizer import SPECIALS
 from tests.gateway.stream.vllm_text import VOCAB, VllmText, tokenizer
 

@@ -11,7 +11,7 @@ from gateway.stream.upstream import Target, Upstream, UpstreamLimits
 
 LIMITS = {"connect_s": 2.0, "first_token_s": 5.0, "between_tokens_s": 5.0}
 SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-EVENT = b"f\r\ndata: {\"a\":1}\n\n\r\n"
+EVENT = b'f\r\ndata: {"a":1}\n\n\r\n'
 END = b"0\r\n\r\n"
 Handler = Callable[["Server", asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -397,7 +397,7 @@ async def test_a_bug_in_the_receiver_surfaces_where_the_leg_is_awaited():
 
 async def test_a_refused_connection_is_told():
     """A port that nobody listens on is unreached, at once."""
-    async with serving(always(plain())) as (server, upstream, target):
+    async with serving(always(plain())) as (_, upstream, _):
         listener = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
         port = listener.sockets[0].getsockname()[1]
         listener.close()

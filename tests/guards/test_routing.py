@@ -1,0 +1,58 @@
+"""Which replica is next."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guards.routing import Candidate, pick
+
+CANDIDATES = st.lists(
+    st.builds(Candidate, st.sampled_from("abcdef"), st.booleans(), st.booleans(), st.integers(0, 3)),
+    max_size=6, unique_by=lambda one: one.name,
+)  # fmt: skip
+AVOID = st.frozensets(st.sampled_from("abcdef"))
+
+
+def up(name: str, load: int = 0, standby: bool = False) -> Candidate:
+    return Candidate(name, True, standby, load)
+
+
+def down(name: str, load: int = 0) -> Candidate:
+    return Candidate(name, False, False, load)
+
+
+def test_the_order_is_up_then_not_failed_then_active_then_load_then_name():
+    """Each rule decides only between those that are equal by the rules before it."""
+    assert pick([down("a"), up("b", 9)]) == "b"
+    assert pick([up("a"), up("b", 9, standby=True)], frozenset("a")) == "b"
+    assert pick([up("a", standby=True), up("b", 9)]) == "b"
+    assert pick([up("a", 2), up("b", 1)]) == "b"
+    assert pick([up("a", 1), up("b", 1)]) == "a"
+
+
+def test_a_replica_held_for_down_is_tried_when_nothing_else_is_left():
+    """The verdict may be stale; but who failed this very request and is down is not tried again."""
+    assert pick([down("a", 3), down("b", 1)]) == "b"
+    assert pick([down("a"), down("b")], frozenset("b")) == "a"
+    assert pick([down("a")], frozenset("a")) is None
+    assert pick([]) is None
+
+
+def test_who_failed_and_is_up_comes_before_who_is_down():
+    """A server that lost this request and answers its probes is a better bet than one that does not."""
+    assert pick([down("a"), up("b")], frozenset("b")) == "b"
+
+
+@given(CANDIDATES, AVOID)
+def test_somebody_is_picked_whenever_somebody_could_answer(candidates, avoid):
+    """None only when every replica is both down and failed; never one that is worse by any rule."""
+    named = {one.name: one for one in candidates}
+
+    picked = pick(candidates, avoid)
+
+    assert (picked is None) == all(not one.up and one.name in avoid for one in candidates)
+    if picked is not None:
+        rank = [(not one.up, one.name in avoid, one.standby, one.load) for one in candidates]
+        one = named[picked]
+        assert (not one.up, one.name in avoid, one.standby, one.load) == min(
+            rank[i] for i, c in enumerate(candidates) if c.up or c.name not in avoid
+        )
