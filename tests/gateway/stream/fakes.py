@@ -316,6 +316,8 @@ class Play:
             self.now_s += 0.01
             part.events(raws[start : start + self.batch])
             self.settle(leg)
+            if not self.relay.terms.spells_special:  # else its text, and so its end, may still be on the way
+                assert self.lease.meter.spent == self.relay.prompt_tokens + self.relay.completion_tokens
         return LegEnd(Cause.CLOSED) if leg.closed else end
 
     def settle(self, leg: FakeLeg) -> None:

@@ -239,7 +239,7 @@ GARBAGE = {
     "two choices": b'data: {"id":"x","choices":[{"index":0,"token_ids":[65]},{"index":0,"token_ids":[65]}]}',
     "text without ids": b'data: {"id":"x","choices":[{"index":0,"delta":{"content":"?"}}]}',
     "negative id": b'data: {"id":"x","choices":[{"index":0,"delta":{"content":"?"},"token_ids":[-1]}]}',
-    "abort": b'data: {"id":"x","choices":[{"index":0,"delta":{"content":"?"},"finish_reason":"abort","token_ids":[]}]}',
+    "abort": b'data: {"id":"x","choices":[{"index":0,"delta":{"content":""},"finish_reason":"abort","token_ids":[]}]}',
 }  # fmt: skip
 
 
@@ -349,9 +349,12 @@ async def test_what_cannot_go_on_exactly_ends_with_an_error_that_names_it(said, 
     assert not play.seen.done
 
 
-@pytest.mark.parametrize("beyond", [b'"reasoning":"hm"', b'"tool_calls":[{"index":0}]', b'"refusal":"no"'])
-async def test_a_stream_that_turned_out_to_be_more_than_text_is_not_continued(beyond):
-    """Reasoning, tool calls and refusals seen in the stream keep it from going on elsewhere."""
+@pytest.mark.parametrize(
+    ("beyond", "feature"),
+    [(b'"reasoning":"hm"', "reasoning"), (b'"tool_calls":[{"index":0}]', "tools"), (b'"refusal":"no"', "refusal")],
+)
+async def test_a_stream_that_turned_out_to_be_more_than_text_is_not_continued(beyond, feature):
+    """Reasoning, tool calls and refusals seen in the stream keep it from going on elsewhere, by their names."""
 
     def spoil(leg, raws):
         return [raws[0], raws[1].replace(b'"content":"G"', beyond), *raws[2:]]
@@ -359,6 +362,7 @@ async def test_a_stream_that_turned_out_to_be_more_than_text_is_not_continued(be
     play = await Play(call_for(), Engine([SAID]), cuts=[5], edit=spoil).run()
 
     assert play.relay.ending is Ending.UNCONTINUABLE
+    assert f"and {feature} cannot" in play.seen.error["message"]
 
 
 async def test_text_that_is_not_what_its_ids_decode_to_is_not_continued():

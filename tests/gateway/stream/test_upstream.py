@@ -342,8 +342,8 @@ async def test_a_server_that_does_not_speak_http_as_expected_is_left(answer):
 
 @pytest.mark.parametrize(
     "head",
-    [b"x: " + b"y" * 5000, b"x: y\r\n" * 1000, b"x" * 5000],
-    ids=["a value without an end", "many headers", "a name without an end"],
+    [b"x: " + b"y" * 5000, b"x: y\r\n" * 1000, b"x" * 5000, b"x: yyyy\r\n" * 1000 + b"content-length: 0\r\n\r\n"],
+    ids=["a value without an end", "many headers", "a name without an end", "too many, but whole"],
 )
 async def test_a_head_beyond_its_bound_is_not_gathered(head):
     """A server that sends more head than one answer may have is left, also when it never ends a line."""
