@@ -192,13 +192,14 @@ async def test_a_stop_string_of_a_choice_that_is_asked_anew_is_found_here():
 
 @pytest.mark.parametrize("include", [False, True])
 @pytest.mark.parametrize("batch", [1, 100])
-async def test_a_stop_string_across_the_cut_ends_the_answer_as_it_would_have(include, batch):
+@pytest.mark.parametrize("per_chunk", [1, 4])
+async def test_a_stop_string_across_the_cut_ends_the_answer_as_it_would_have(include, batch, per_chunk):
     """Wherever the cut falls, also inside the stop string, text, tokens and stop_reason are the uninterrupted ones."""
     ids = ids_of("some words, then xENDx and more")
     call = call_for(stop=["nope", "END"], include_stop_str_in_output=include, return_token_ids=True)
-    whole = await uncut(call, Engine([ids]))
-    for cut in range(2, len(whole.ids[0]) + 1):
-        play = await Play(call, Engine([ids]), cuts=[cut], batch=batch).run()
+    whole = await uncut(call, Engine([ids]), per_chunk=per_chunk)
+    for cut in range(2, len(whole.ids[0]) // per_chunk + 1):
+        play = await Play(call, Engine([ids]), cuts=[cut], batch=batch, per_chunk=per_chunk).run()
         seen = play.seen
         assert (seen.text, seen.ids, seen.stop_reason) == (whole.text, whole.ids, whole.stop_reason)
         assert play.legs[1].closed
