@@ -35,6 +35,8 @@ from guards.health import Health
 
 log = structlog.get_logger()
 
+CLIENT_IDLE_S = 75.0  # for a connection on which no request has come whole
+
 
 def run(config: Config) -> None:
     """Serve until SIGINT or SIGTERM. Raises OSError where a port or the data directory cannot be had."""
@@ -54,7 +56,7 @@ async def _main(config: Config) -> None:
 async def gateway(config: Config) -> AsyncIterator[None]:
     """Build a gateway, listen, and tear all of it down again, streams first and books last."""
     async with AsyncExitStack() as stack:
-        clock = asyncio.get_running_loop().time
+        clock = time.monotonic  # the loop's own stands still while a callback runs
         journal = Journal(config.data / "journal.jsonl", time.time)
         stack.callback(journal.close)
         ledger = SqliteLedger(config.data, time.time)
@@ -79,7 +81,7 @@ async def gateway(config: Config) -> AsyncIterator[None]:
             legs_max=limits.legs,
         )
         records = Records(journal, metrics, clock, quotes.lengths.note)
-        flow = Flow(quotes, fleet, upstream, targets, records, config.timeouts.total_s, clock)
+        flow = Flow(quotes, fleet, upstream, targets, records, total_s=config.timeouts.total_s, clock=clock)
 
         def ready() -> list[str]:
             return fleet.not_ready() + ([] if journal.healthy else ["the journal cannot be written"])
@@ -88,7 +90,7 @@ async def gateway(config: Config) -> AsyncIterator[None]:
         probing = asyncio.create_task(fleet.run())
         stack.callback(probing.cancel)
         listen, head_bytes = config.listen, limits.head_bytes
-        admin = Admin(metrics, config.admin_key_sha256, ready)
+        admin = Admin(metrics, config.admin_key_sha256)
         await _listen(stack, admin.handle, listen.admin_host, listen.admin_port, head_bytes, config.timeouts.drain_s)
         await _listen(stack, edge.handle, listen.host, listen.port, head_bytes, config.timeouts.drain_s)
         _say_hello(config, keys)
@@ -119,7 +121,8 @@ def _say_hello(config: Config, keys: Keys) -> None:
 async def _listen(
     stack: AsyncExitStack, handler: Callable[[Any], Any], host: str, port: int, head_bytes: int, drain_s: float
 ) -> None:
-    options = {"max_line_size": head_bytes, "max_field_size": head_bytes, "access_log": None, "lingering_time": 0}
+    options: dict[str, Any] = {"max_line_size": head_bytes, "max_field_size": head_bytes}
+    options |= {"access_log": None, "lingering_time": 0, "keepalive_timeout": CLIENT_IDLE_S}
     runner = web.ServerRunner(Listener(handler, **options), shutdown_timeout=drain_s)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
@@ -159,8 +162,8 @@ def _fleet(config: Config, targets: dict[str, Target], upstream: Upstream) -> Fl
     def changed(name: str, health: Health) -> None:
         say, event = (log.info, "replica.up") if health.up else (log.warning, "replica.down")
         say(event, replica=name, why=health.why)
-        if health.gone:
-            upstream.abandon(name)
+        if not health.up:
+            upstream.abandon(name, streams=health.gone)
 
     async def fetch(name: str, path: str, timeout_s: float) -> LegEnd:
         return await upstream.fetch(targets[name], path, timeout_s=timeout_s)

@@ -74,13 +74,14 @@ def _chosen(file: Path | None, upstreams: list[str], data: Path | None, listen: 
 def _run(config: Config) -> None:
     from gateway.app import run
     from gateway.books.ledger.tables import LedgerInUse
+    from gateway.stream.text import TokenizerInvalid
     from gateway.watch import logs
 
     logs.set_up()
     config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         run(config)
-    except LedgerInUse as error:
+    except (LedgerInUse, TokenizerInvalid) as error:
         _fail(str(error))
 
 

@@ -7,6 +7,7 @@ becomes a `Config`, with the line of every error, in `config_file`.
 import difflib
 import os.path
 import re
+from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -102,8 +103,13 @@ def _host(text: str) -> str:
 
 
 def _host_port(replica: dict[str, Any]) -> str:
-    """Name a replica that has no name. The URL is absent when it was wrong, which is an error of its own."""
+    """Name a replica that has no name. The URL is absent when it was wrong, which is an error of its own.
+
+    Clients see the name, so beyond this machine it does not tell the address.
+    """
     parts = urlsplit(replica.get("url", "http://unknown"))
+    if not is_loopback(parts.hostname or ""):
+        return f"replica-{sha256(parts.geturl().encode()).hexdigest()[:8]}"
     return f"{_bracketed(parts.hostname or '')}:{parts.port or _DEFAULT_PORTS[parts.scheme]}"
 
 

@@ -14,7 +14,7 @@ from gateway.books.ledger.contract import Grant, Ledger
 from gateway.books.ledger.hold import Hold
 from gateway.fleet.replicas import Fleet
 from gateway.stream.call import Call
-from gateway.stream.relay import Terms
+from gateway.stream.seams import Terms
 from gateway.stream.text import Decoder
 from guards.estimate import AnswerLengths, prompt_bound
 from guards.refusal import Reason, Refused

@@ -12,6 +12,7 @@ from gateway.stream.call import Call
 from gateway.stream.leg_end import Cause, LegEnd
 from gateway.stream.plain import Plain
 from gateway.stream.relay import Relay
+from gateway.stream.seams import Sink
 from gateway.watch.metrics import Metrics
 from guards.refusal import Ending, Refused
 
@@ -30,19 +31,19 @@ class Records:
     ) -> None:
         self.journal, self.metrics, self.clock, self.learn = journal, metrics, clock, learn
 
-    def open(self, call: Call, tenant: Tenant, received_at: float) -> "Record":
-        return Record(self, call, tenant, received_at)
+    def open(self, call: Call, tenant: Tenant, sink: Sink) -> "Record":
+        return Record(self, call, tenant, sink)
 
 
 class Record:
     """A block around one request; leaving it, by whatever way, writes its one Ending."""
 
-    def __init__(self, books: Records, call: Call, tenant: Tenant, received_at: float) -> None:
-        self._books, self._call, self._tenant = books, call, tenant
-        self._received_at = received_at
-        self.relay: Relay | Plain | None = None
+    def __init__(self, books: Records, call: Call, tenant: Tenant, sink: Sink) -> None:
+        self._books, self._call, self._tenant, self._sink = books, call, tenant, sink
+        self.answer: Relay | Plain | None = None
         self.replica: str | None = None
-        self._losses: list[Cause] = []
+        self._overhead_s = 0.0
+        self._losses: list[Cause] = []  # in mid-answer
         self._held = False
 
     def held(self, leased: int) -> None:
@@ -56,13 +57,13 @@ class Record:
         self._books.metrics.inter_token(self._call.model, gaps)
 
     def leg_opened(self, replica: str) -> float:
-        """A server is being asked; answers the gateway's own time so far, in seconds."""
-        overhead_s = self._books.clock() - self._received_at
+        """A server is being asked; answers the gateway's own time before the first one was, in seconds."""
         if self.replica is None:
-            self._books.metrics.added_latency(overhead_s)
+            self._overhead_s = self._books.clock() - self._sink.received_at
+            self._books.metrics.added_latency(self._overhead_s)
         self.replica = replica
         self._fact("leg.opened", replica=replica, tokens=self._delivered())
-        return overhead_s
+        return self._overhead_s
 
     def leg_ended(self, replica: str, end: LegEnd, lost: bool) -> None:
         """A server has answered, or not."""
@@ -70,66 +71,70 @@ class Record:
         if lost or end.cause is not Cause.DONE:
             self._fact("leg.ended", replica=replica, cause=end.cause, lost=lost, tokens=self._delivered())
         if lost:
-            self._losses.append(end.cause)
+            if self._delivered():
+                self._losses.append(end.cause)
             log.warning(
                 "leg.lost", request_id=self._call.request_id, replica=replica, cause=end.cause, detail=end.detail
             )
 
     def __enter__(self) -> Self:
-        self._books.metrics.stream_opened()
+        self._books.metrics.request_opened()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        refused = error if isinstance(error, Refused) else self.relay.refusal if self.relay else None
-        ending, detail = self._ending(error, refused)
+        answer = self.answer
+        refused = error if isinstance(error, Refused) else answer.refusal if answer else None
+        ending = self._ending(error, refused)
         self._measure(ending)
-        relay = self.relay
-        facts = {
-            "ending": ending,
-            "reason": refused.reason if refused else None,
-            "replica": self.replica,
-            "prompt_tokens": relay.prompt_tokens if relay else 0,
-            "completion_tokens": relay.completion_tokens if relay else 0,
-            "charged_tokens": relay.meter.spent if relay else 0,
-            "failovers": relay.failovers if relay else 0,
-            "recomputed_tokens": relay.recomputed if relay else 0,
-            "gap_ms": round(relay.gap_s * 1e3, 1) if relay else 0,
-            "took_s": round(self._books.clock() - self._received_at, 4),
-        }
-        facts = {name: value for name, value in facts.items() if value is not None}
+        facts: dict[str, object] = {"ending": ending}
+        if refused is not None:
+            facts["reason"] = refused.reason
+        if self.replica is not None:
+            facts["replica"] = self.replica
+        facts["took_s"] = round(self._books.clock() - self._sink.received_at, 4)
+        facts |= {"prompt_tokens": 0, "completion_tokens": 0, "charged_tokens": 0}
+        if answer is not None:
+            facts |= {
+                "prompt_tokens": answer.prompt_tokens,
+                "completion_tokens": answer.completion_tokens,
+                "charged_tokens": answer.meter.spent,
+                "failovers": answer.failovers,
+                "recomputed_tokens": answer.recomputed,
+                "gap_ms": round(max(answer.pace.pauses, default=0.0) * 1e3, 1),
+            }
         self._fact("request.settled", **facts)
+        detail = answer.detail if answer is not None and refused is None else ""  # a server's words may quote a prompt
         log.info("request.settled", request_id=self._call.request_id, model=self._call.model, detail=detail, **facts)
 
     def _measure(self, ending: Ending) -> None:
-        relay, metrics, model = self.relay, self._books.metrics, self._call.model
-        metrics.stream_closed()
+        answer, metrics, model = self.answer, self._books.metrics, self._call.model
+        metrics.request_ended(model, ending)
         if self._held:
             metrics.hold_settled()
-        metrics.request_ended(model, ending)
-        if relay is None:
+        if answer is None:
             return
-        completion = relay.completion_tokens
-        metrics.tokens(model, prompt=relay.prompt_tokens, completion=completion, recomputed=relay.recomputed)
-        for cause in self._losses if relay.completion_tokens else ():
-            metrics.failed_over(model, cause, relay.gap_s)
-        if relay.first_token_at is not None:
-            metrics.first_token(model, relay.first_token_at - self._received_at)
+        completion = answer.completion_tokens
+        metrics.tokens(model, prompt=answer.prompt_tokens, completion=completion, recomputed=answer.recomputed)
+        for cause, pause_s in zip(self._losses, answer.pace.pauses, strict=False):  # a last loss may have no pause
+            metrics.failed_over(model, cause, pause_s)
+        if answer.pace.first_token_at is not None:
+            metrics.first_token(model, answer.pace.first_token_at - self._sink.received_at)
         if ending is Ending.FINISHED and completion:
-            self._books.learn(model, relay.prompt_tokens, completion // self._call.choices)
+            self._books.learn(model, answer.prompt_tokens, completion // self._call.choices)
 
-    def _ending(self, error: BaseException | None, refused: Refused | None) -> tuple[Ending, str]:
+    def _ending(self, error: BaseException | None, refused: Refused | None) -> Ending:
         if refused is not None:
-            return Ending.REFUSED, refused.detail
-        if self.relay is not None and self.relay.ending is not None:
-            return self.relay.ending, self.relay.detail
+            return Ending.REFUSED
+        if self.answer is not None and self.answer.ending is not None:
+            return self.answer.ending
         if error is None or isinstance(error, Exception):
-            return Ending.FAULT, repr(error)
-        return Ending.CLIENT_LEFT, "the client hung up"
+            return Ending.FAULT
+        return Ending.CLIENT_LEFT if self._sink.gone else Ending.STOPPED
 
     def _delivered(self) -> int:
-        return self.relay.completion_tokens if self.relay else 0
+        return self.answer.completion_tokens if self.answer else 0
 
     def _fact(self, kind: str, **fields: object) -> None:
         call, tenant = self._call, self._tenant

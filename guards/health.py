@@ -1,14 +1,14 @@
 """Evidence about a replica -> verdict. Pure.
 
 A replica is down as soon as its process is known to be gone (connection refused, or its API answers
-that the engine is dead), and after `strikes` probes in a row without an answer: on a starved machine
+that the engine is dead), and after `STRIKES` probes in a row without a proper answer: on a starved machine
 a healthy server misses one. It is up again after one good probe.
 """
 
 from dataclasses import dataclass, replace
 from enum import Enum
 
-STRIKES = 3  # unanswered probes in a row
+STRIKES = 3  # probes in a row without a proper answer
 
 
 class Probe(Enum):
@@ -18,6 +18,8 @@ class Probe(Enum):
     DEAD = "its engine is dead"
     REFUSED = "cannot be reached"
     SILENT = "does not answer"
+    ODD = "does not answer as vLLM does"
+    KEY = "refuses the upstream key"
     WRONG = "does not serve the model"
 
 
@@ -39,7 +41,7 @@ class Health:
         if probe is Probe.GOOD:
             return Health(up=True, why=probe.value)
         missed = self.missed + 1
-        if probe is Probe.SILENT and missed < STRIKES and self.up:
+        if probe in (Probe.SILENT, Probe.ODD) and missed < STRIKES and self.up:
             return replace(self, missed=missed)
         gone = probe in (Probe.DEAD, Probe.REFUSED)
         return Health(up=False, why=probe.value, missed=missed, gone=gone)

@@ -18,16 +18,18 @@ class Reason(StrEnum):
     NO_REPLICA = "no_replica"
     UPSTREAM = "upstream_error"
     BOOKS = "books_unavailable"
+    FAULT = "internal_error"
 
 
 class Refused(Exception):
     """A request that is refused for a stated reason; an expected event, never a bug.
 
     reason: the closed set above, for metrics and the status code.
-    detail: for humans; never holds a secret, an address or a prompt.
+    detail: for humans, and for the client; never a secret nor an address. For `Reason.UPSTREAM` these are
+        the server's words, which may quote the request: they are not for logs.
     param: the request field at fault, where there is one.
     retry_after_s: when another try may succeed, in seconds; None where it may not.
-    status: the upstream's own status for `Reason.UPSTREAM`, else None.
+    status: a status of its own, such as the server's; None for the one that goes with the reason.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class Ending(StrEnum):
 
     FINISHED        the engine said so: stop, length
     BUDGET          the key's budget ended in mid-stream
+    BOOKS           the ledger could not be written in mid-stream
     CLIENT_LEFT     the client hung up
+    STOPPED         the gateway was told to stop, and its time for draining was over
     UPSTREAM_LOST   every leg that was allowed was lost
     UNCONTINUABLE   a leg was lost, and a feature of the request cannot go on exactly elsewhere
     TIMEOUT         the whole request took longer than it may
@@ -62,7 +66,9 @@ class Ending(StrEnum):
 
     FINISHED = "finished"
     BUDGET = "budget_exceeded"
+    BOOKS = "books_unavailable"
     CLIENT_LEFT = "client_left"
+    STOPPED = "stopped"
     UPSTREAM_LOST = "upstream_lost"
     UNCONTINUABLE = "uncontinuable"
     TIMEOUT = "timeout"

@@ -6,10 +6,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
+import structlog
 
 from guards import routing
 from guards.health import Health, Probe
 from guards.routing import Candidate
+
+log = structlog.get_logger()
+
+LOOKS_MAX = 3  # at a replica that lost a leg, before the next round of probes
+LOOK_AGAIN_S = 0.1
 
 
 class Answer(Protocol):
@@ -30,7 +36,7 @@ class Replica:
     """One vLLM server.
 
     model: the model it is configured to serve; None where it is discovered.
-    window_tokens: the model's length limit as the server tells it; None until it did.
+    serves: each model it told of, with its length limit in tokens.
     """
 
     name: str
@@ -115,9 +121,12 @@ class Fleet:
         return list(self._replicas.values())
 
     async def run(self) -> None:
-        """Probe every replica, for as long as the gateway lives."""
+        """Probe every replica, for as long as the gateway lives; one that cannot be probed does not end the others."""
         while True:
-            await asyncio.gather(*(self.probe(name) for name in self._replicas))
+            rounds = await asyncio.gather(*(self.probe(name) for name in self._replicas), return_exceptions=True)
+            for name, fault in zip(self._replicas, rounds, strict=True):
+                if isinstance(fault, Exception):
+                    log.error("probe.fault", replica=name, exc_info=fault)
             await asyncio.sleep(self._every_s)
 
     def suspect(self, name: str) -> None:
@@ -128,7 +137,7 @@ class Fleet:
             self._looks.add(task)
             task.add_done_callback(self._looks.discard)
 
-    async def probe(self, name: str) -> None:
+    async def probe(self, name: str) -> Probe:
         """Look at one replica once, and note what was seen."""
         replica = self._replicas[name]
         answer = await self._fetch(name, "/health", self._timeout_s)
@@ -138,18 +147,22 @@ class Fleet:
         before, replica.health = replica.health, replica.health.after(seen)
         if (replica.health.up, replica.health.gone) != (before.up, before.gone):
             self._on_change(name, replica.health)
+        return seen
 
     async def _look(self, name: str) -> None:
+        """Look until it is clear: a server that is dying resets connections before it refuses them."""
         try:
-            await self.probe(name)
+            for _ in range(LOOKS_MAX):
+                if await self.probe(name) not in (Probe.ODD, Probe.SILENT):
+                    break
+                await asyncio.sleep(LOOK_AGAIN_S)
         finally:
             self._looking.discard(name)
 
     async def _models(self, replica: Replica) -> Probe:
         answer = await self._fetch(replica.name, "/v1/models", self._timeout_s)
         if answer.status != 200:
-            seen = _seen(answer)
-            return seen if seen in (Probe.REFUSED, Probe.SILENT) else Probe.WRONG
+            return _seen(answer)
         try:
             cards = msgspec.json.decode(answer.body, type=_Cards).data
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -166,8 +179,10 @@ class Fleet:
 
 
 def _seen(answer: Answer) -> Probe:
-    if answer.status == 200:
-        return Probe.GOOD
+    """Read a verdict off an answer. Only what vLLM says of a dead engine is DEAD: that ends its streams."""
     if not answer.reached:
         return Probe.REFUSED
-    return Probe.SILENT if answer.silent else Probe.DEAD
+    if answer.silent:
+        return Probe.SILENT
+    verdicts = {200: Probe.GOOD, 401: Probe.KEY, 403: Probe.KEY, 500: Probe.DEAD, 503: Probe.DEAD}
+    return verdicts.get(answer.status, Probe.ODD)

@@ -1,7 +1,6 @@
 """The admin port: metrics, for operators. Loopback unless configured otherwise, and then behind a key."""
 
 import hmac
-from collections.abc import Callable
 from hashlib import sha256
 
 from aiohttp import web
@@ -15,11 +14,10 @@ class Admin:
     """Handles every request on the admin port.
 
     key_sha256: hex digest of the admin key; None where the port is on loopback and needs none.
-    ready: says what keeps the gateway from serving.
     """
 
-    def __init__(self, metrics: Metrics, key_sha256: str | None, ready: Callable[[], list[str]]) -> None:
-        self._metrics, self._key_sha256, self._ready = metrics, key_sha256, ready
+    def __init__(self, metrics: Metrics, key_sha256: str | None) -> None:
+        self._metrics, self._key_sha256 = metrics, key_sha256
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one HTTP request."""

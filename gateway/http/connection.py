@@ -49,7 +49,7 @@ class ClientConnection(RequestHandler):
         """Word what aiohttp met: a request it could not parse (400), or a bug of ours (500). No header is logged."""
         if status >= 500:
             log.error("request.fault", path=request.path, error=repr(exc), exc_info=exc)
-            refused = Refused(Reason.UPSTREAM, "Something broke in the gateway; it was logged.", status=500)
+            refused = Refused(Reason.FAULT, "Something broke in the gateway; it was logged.")
         else:
             log.info("request.malformed", error=type(exc).__name__)
             refused = Refused(Reason.INVALID, "This is not an HTTP request that can be read, or its head is too large.")

@@ -77,7 +77,8 @@ class Edge:
             response = await self._route(request)(request, request_id)
         except Refused as refused:
             self._on_refused(refused.reason)
-            log.info("request.refused", request_id=request_id, reason=refused.reason, detail=refused.detail)
+            detail = refused.detail if refused.reason is not Reason.UPSTREAM else ""  # which may quote the request
+            log.info("request.refused", request_id=request_id, reason=refused.reason, detail=detail)
             response = error_response(refused, self._budget_status)
             if request.body_exists and not request.content.is_eof():
                 await _part(request, response, request_id)
@@ -98,13 +99,14 @@ class Edge:
     # ---------------------------------------------------------------- generation
 
     async def _generate(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
-        received_at = self._flow.clock()
         tenant = self._tenant(request)
         if self._in_flight >= self._requests_max:
             raise Refused(Reason.OVERLOADED, "Too many requests are in flight here.", retry_after_s=RETRY_WHEN_FULL_S)
         self._in_flight += 1
         try:
-            call = Call(Endpoint(request.path), await self._body(request), request_id, self._bounds)
+            body = await self._body(request)
+            received_at = self._flow.clock()  # the client's own time to send is not ours
+            call = Call(Endpoint(request.path), body, request_id, self._bounds)
             if not self._fleet.knows(call.model):
                 raise self._no_model(call.model)
             if (salt := self._salt(tenant)) is not None:

@@ -30,6 +30,7 @@ TABLE: dict[Reason, Wire] = {
     Reason.NO_REPLICA: Wire(503, "server_error", True),
     Reason.UPSTREAM: Wire(502, "server_error", True),
     Reason.BOOKS: Wire(503, "server_error", True),
+    Reason.FAULT: Wire(500, "server_error", False),
 }
 
 

@@ -7,6 +7,7 @@ from aiohttp import web
 
 from gateway.http.connection import ClientConnection
 from gateway.stream.wording import Wording
+from guards.refusal import Reason
 
 HEAD = (
     "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
@@ -36,6 +37,11 @@ class ClientSink:
         self.request_id = request_id
         self.replica = ""
         self.overhead_s = 0.0
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client hung up."""
+        return self._connection.transport is None
 
     def from_replica(self, name: str, overhead_s: float) -> None:
         """Note which replica answers; the head names the first one that delivered."""
@@ -71,7 +77,7 @@ class ClientSink:
         """End a stream that failed here: an error event, and no clean end of the connection's framing."""
         transport = self._connection.transport
         if transport is not None:
-            self.write(Wording.error(detail, "internal_error"))
+            self.write(Wording.error(detail, Reason.FAULT.value))
             self._keep_alive = self._chunked = False
             transport.close()
 

@@ -5,6 +5,7 @@ budget, a continuation or the fleet depends on. Fields that steer the engine are
 those that could do harm are refused, those that clients send innocently are dropped.
 """
 
+import re
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -13,12 +14,13 @@ from msgspec import Meta, Struct
 
 from guards.refusal import Reason, Refused
 
-# Sent innocently by clients, yet they steer the engine: priority queues, request ids, cache salts.
-DROPPED = ("priority", "cache_salt", "request_id", "session_id")
+# Sent innocently by clients, yet they steer the engine: queues, ids, cache salts, how long a stream is silent.
+DROPPED = ("priority", "cache_salt", "request_id", "session_id", "stream_interval")
 # Could name hosts, inject engine state or hide the tokens that a budget counts.
 FORBIDDEN = ("kv_transfer_params", "ec_transfer_params", "prompt_embeds", "mm_payload", "routed_experts_prompt_start")
 TEXT_TYPES = ("text", "refusal", "thinking", "input_text", "output_text")  # of a message's content part
-OWN_XARG_PREFIX = "holdfast"
+XARG_PREFIXES = ("holdfast", "kv_", "ec_")  # our own, and what vLLM reads as the fields above
+SCHEME = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]*):")
 TOKENS_COMPLETION_DEFAULT = 16  # OpenAI's and vLLM's default for /v1/completions
 
 Count = Annotated[int, Meta(ge=1, le=1 << 31)]
@@ -91,7 +93,7 @@ class Call:
     def __init__(self, endpoint: Endpoint, raw: bytes, request_id: str, bounds: Bounds) -> None:
         """Parse `raw`. Raises Refused (INVALID) naming the field at fault."""
         self.endpoint, self.request_id, self.body_bytes = endpoint, request_id, len(raw)
-        self.body = _json_object(raw)
+        self.body = {name: value for name, value in _json_object(raw).items() if name not in DROPPED}
         said = _convert(self.body, endpoint)
         _refuse_forbidden(self.body, said.vllm_xargs)
         self.model = said.model
@@ -134,12 +136,14 @@ class Call:
     def _check(self, bounds: Bounds) -> None:
         if len(self.prompts) > bounds.prompts:
             raise _invalid(f"At most {bounds.prompts} prompts may be sent in one request.", "prompt")
-        if self.choices > bounds.choices * len(self.prompts):
+        if self.n > bounds.choices:
             raise _invalid(f"n may be at most {bounds.choices}.", "n")
+        if self.choices > max(bounds.choices, bounds.prompts):  # each is a leg of its own once a server was lost
+            raise _invalid(f"n times the prompts may be at most {max(bounds.choices, bounds.prompts)}.", "n")
+        if not all(re.fullmatch(r"[0-9]{1,10}", token) for token in self.body.get("logit_bias") or ()):
+            raise _invalid("logit_bias takes token ids as its keys.", "logit_bias")
         if len(self.stop) > bounds.stop_strings or any(not stop for stop in self.stop):
             raise _invalid(f"stop takes at most {bounds.stop_strings} strings, none of them empty.", "stop")
-        for name in DROPPED:
-            self.body.pop(name, None)
 
 
 def _invalid(detail: str, param: str | None = None) -> Refused:
@@ -173,8 +177,8 @@ def _refuse_forbidden(body: dict[str, Any], xargs: dict[str, Any] | None) -> Non
         if body.get(name) is not None:
             raise _invalid(f"{name} steers the engine and may not be set by clients.", name)
     for name in xargs or ():
-        if name.startswith(OWN_XARG_PREFIX):
-            raise _invalid(f"vllm_xargs.{name} is the gateway's own and may not be set by clients.", "vllm_xargs")
+        if name.startswith(XARG_PREFIXES) or name in FORBIDDEN or name in DROPPED:
+            raise _invalid(f"vllm_xargs.{name} steers the engine and may not be set by clients.", "vllm_xargs")
 
 
 def _prompts(said: _Completion) -> list[Any]:
@@ -219,8 +223,14 @@ def _is_text(part: Any) -> bool:
 
 
 def _names_a_url(part: Any) -> bool:
-    """Say whether any string inside a content part is an address to fetch (anything but data:)."""
-    if isinstance(part, str):
-        return "://" in part and part[:5].lower() != "data:"
-    values = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
-    return any(_names_a_url(value) for value in values)
+    """Say whether any string inside a content part is an address to fetch: it has a scheme, and not data:."""
+    left = [part]
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            scheme = SCHEME.match(one)
+            if (scheme is not None and scheme[1].lower() != "data") or (scheme is None and "://" in one):
+                return True
+        else:
+            left += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+    return False

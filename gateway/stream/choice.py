@@ -28,6 +28,11 @@ class Choice:
         self._characters = 0
         self._crc = 0
 
+    @property
+    def begun(self) -> bool:
+        """Whether the client has any text of it."""
+        return self._characters > 0
+
     def passed(self, ids: Sequence[int], text: str) -> None:
         """Note what the client got in the engine's own words."""
         self.ids.extend(ids)

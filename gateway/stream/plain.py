@@ -1,21 +1,19 @@
 """A plain answer: asked for whole, and asked for again whole elsewhere, since nothing was delivered."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
+from gateway.stream import asks
 from gateway.stream.call import Call
 from gateway.stream.leg_end import Cause, LegEnd
-from gateway.stream.relay import Ask, Lease, LegControl, Terms, given_up, refusal
+from gateway.stream.pace import Pace
+from gateway.stream.refusals import given_up, refusal
+from gateway.stream.seams import Ask, Lease, LegControl, Sink, Terms
 from gateway.stream.wire import TokenIds, clear_ids, clear_reasoning, encode
 from gateway.stream.wording import BUDGET_STOP
 from guards.refusal import Ending, Reason, Refused
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int | None = 0
 
 
 class _Choice(msgspec.Struct):
@@ -28,7 +26,6 @@ class _Choice(msgspec.Struct):
 class _Answer(msgspec.Struct):
     choices: list[_Choice]
     prompt_token_ids: TokenIds | None = None
-    usage: _Usage | None = None
 
 
 _decode = msgspec.json.Decoder(_Answer).decode
@@ -42,9 +39,17 @@ class PlainPart:
 
 
 class Plain:
-    """The counterpart of `Relay` for one plain answer; `body` is what the client gets."""
+    """The counterpart of `Relay` for one plain answer, built alike; but `body` is what the client gets."""
 
-    def __init__(self, call: Call, lease: Lease, terms: Terms) -> None:
+    def __init__(
+        self,
+        call: Call,
+        sink: Sink,
+        lease: Lease,
+        terms: Terms,
+        clock: Callable[[], float],
+        on_gaps: Callable[[list[float]], None] = lambda gaps: None,
+    ) -> None:
         self.call, self.meter, self.terms = call, lease.meter, terms
         self.ending: Ending | None = None
         self.detail = ""
@@ -52,8 +57,7 @@ class Plain:
         self.body: bytes | None = None
         self.prompt_tokens = self.completion_tokens = 0
         self.failovers = self.recomputed = 0
-        self.gap_s = 0.0
-        self.first_token_at: float | None = None
+        self.pace = Pace(clock, on_gaps)  # never gets a token: the answer comes at once
         self._legs_left = terms.legs_max
 
     @property
@@ -63,8 +67,7 @@ class Plain:
     async def asks(self) -> list[Ask]:
         """Say what the next server is asked for: always the whole request."""
         self._legs_left -= 1
-        body = self.call.upstream_body(self.terms.max_tokens)
-        return [Ask(self.call.endpoint, encode(body), tuple(range(self.call.choices)))]
+        return [asks.whole(self.call, self.terms)]
 
     def part(self, ask: Ask) -> PlainPart:
         """Make the counterpart of a leg: a plain answer comes with the leg's end."""
@@ -92,6 +95,8 @@ class Plain:
             return "the server's answer is not one of vLLM's"
         if any(choice.finish_reason == "abort" for choice in answer.choices):
             return "the server aborted the request"
+        if len(answer.choices) != self.call.choices:
+            return "the server sent fewer answers than were asked for"
         counted = _count(answer, self.call)
         if counted is None:
             return "the server sent text without its token ids"
@@ -108,6 +113,9 @@ class Plain:
 
     async def finish(self) -> None:
         """Nothing is owed: a plain answer is delivered whole or not at all."""
+
+    def close(self) -> None:
+        """Leave it; what was counted is what is delivered."""
 
     def fail(self, ending: Ending, detail: str) -> None:
         """Give up; nothing was delivered, so the client gets an error status."""

@@ -15,11 +15,12 @@ class EventSplitter:
     event_bytes_max: the longest event that is waited for.
     """
 
-    __slots__ = ("_rest", "event_bytes_max")
+    __slots__ = ("_parts", "_size", "event_bytes_max")
 
     def __init__(self, event_bytes_max: int) -> None:
         self.event_bytes_max = event_bytes_max
-        self._rest = b""
+        self._parts: list[bytes] = []  # of the partial event: joined once it is whole
+        self._size = 0
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take bytes in, give complete `data:` events out, without their empty line.
@@ -28,10 +29,17 @@ class EventSplitter:
         event after a comment crashes clients (theopenco/llmgateway#2334).
         Raises EventTooLong.
         """
-        if not self._rest and data.find(END) == len(data) - 2 >= 0:  # the usual case: one read, one event
+        if not self._parts and data.find(END) == len(data) - 2 >= 0:  # the usual case: one read, one event
             return [data[:-2]] if data.startswith(DATA) else []
-        *events, self._rest = (self._rest + data).split(END)
-        events = [event.lstrip(b"\n") for event in events]  # more empty lines than one say nothing
-        if len(self._rest) > self.event_bytes_max:
+        ends = END in data or (data[:1] == b"\n" and self._parts and self._parts[-1].endswith(b"\n"))
+        if data:
+            self._parts.append(data)
+            self._size += len(data)
+        events: list[bytes] = []
+        if ends:
+            *events, rest = b"".join(self._parts).split(END)
+            self._parts, self._size = [rest] if rest else [], len(rest)
+        if self._size > self.event_bytes_max:
             raise EventTooLong
+        events = [event.lstrip(b"\n") for event in events]  # more empty lines than one say nothing
         return [event for event in events if event.startswith(DATA)]

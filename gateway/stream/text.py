@@ -16,7 +16,7 @@ from tokenizers.decoders import DecodeStream
 
 INCOMPLETE = "�"  # what a decoder writes for a character whose bytes have not all arrived
 PROMPT_TAIL = 16  # ids of context that the remote decoder keeps in front: enough to settle leading spaces
-IDS_WAITING_MAX = 4096  # ids that may wait for the remote decoder before the leg is paused
+IDS_WAITING_MAX = 256  # ids that wait for a remote decoder when the leg that brings more is paused
 
 
 class Piece(NamedTuple):
@@ -30,6 +30,9 @@ class TextLost(Exception):
     """The ids can no longer be turned into text; the message says why, for the client."""
 
 
+Then = Callable[[list[Piece]], None]
+
+
 class Decoder(Protocol):
     """Turns the ids of one choice into text, in order."""
 
@@ -39,11 +42,21 @@ class Decoder(Protocol):
     async def adopt(self, prompt: Sequence[int], ids: Sequence[int]) -> list[Piece]:
         """Take in what was generated before; answer its pieces. Raises TextLost."""
 
-    def push(self, ids: Sequence[int], then: Callable[[list[Piece]], None]) -> None:
-        """Decode further ids and hand the pieces to `then`, at once or later, in order."""
+    @property
+    def room(self) -> bool:
+        """Whether it keeps up; where not, whoever pushes should wait."""
+
+    def push(self, ids: Sequence[int], then: Then, lost: Callable[[TextLost], None]) -> bool:
+        """Decode further ids and hand the pieces to `then`, at once or later, in order; answers `room`.
+
+        lost: told once, instead, when there will be no more text.
+        """
 
     async def drained(self) -> None:
-        """Wait until every push has been answered. Raises TextLost."""
+        """Wait until every push has been answered, or lost."""
+
+    def close(self) -> None:
+        """Answer no more."""
 
 
 class LocalDecoder:
@@ -64,10 +77,18 @@ class LocalDecoder:
         self.prime(prompt)
         return [Piece((one,), self._step(one)) for one in ids]
 
-    def push(self, ids: Sequence[int], then: Callable[[list[Piece]], None]) -> None:
+    @property
+    def room(self) -> bool:
+        return True
+
+    def push(self, ids: Sequence[int], then: Then, lost: Callable[[TextLost], None]) -> bool:
         then([Piece((one,), self._step(one)) for one in ids])
+        return True
 
     async def drained(self) -> None:
+        return
+
+    def close(self) -> None:
         return
 
     def _step(self, one: int) -> str:
@@ -93,49 +114,69 @@ class RemoteDecoder:
     def __init__(self, decode: Callable[[Sequence[int]], Awaitable[str]]) -> None:
         self._decode = decode
         self._context: list[int] = []  # ids whose text was given
+        self._context_chars: int | None = 0  # of their text; None while it is not known
         self._open: list[int] = []  # ids after them, whose text may end inside a character
         self._given = 0  # characters of the open ids' text that were given
-        self._queue: deque[tuple[Sequence[int], Callable[[list[Piece]], None]]] = deque()
+        self._queue: deque[tuple[Sequence[int], Then]] = deque()
         self._waiting = 0
         self._work: asyncio.Task[None] | None = None
+        self._failed = False
 
     def prime(self, prompt: Sequence[int]) -> None:
         self._context = list(prompt[-PROMPT_TAIL:])
+        self._context_chars = None if self._context else 0
 
     async def adopt(self, prompt: Sequence[int], ids: Sequence[int]) -> list[Piece]:
         self.prime(prompt)
         return [Piece(ids, await self._text(ids))] if ids else []
 
-    def push(self, ids: Sequence[int], then: Callable[[list[Piece]], None]) -> None:
-        self._queue.append((ids, then))
-        self._waiting += len(ids)
-        if self._work is None:
-            self._work = asyncio.get_running_loop().create_task(self._drain())
+    @property
+    def room(self) -> bool:
+        return self._waiting < IDS_WAITING_MAX
+
+    def push(self, ids: Sequence[int], then: Then, lost: Callable[[TextLost], None]) -> bool:
+        if not self._failed:
+            self._queue.append((ids, then))
+            self._waiting += len(ids)
+            if self._work is None:
+                self._work = asyncio.get_running_loop().create_task(self._drain(lost))
+        return self.room
 
     async def drained(self) -> None:
         if self._work is not None:
-            await self._work
+            await asyncio.wait([self._work])
 
-    async def _drain(self) -> None:
-        while self._queue:
-            if self._waiting > IDS_WAITING_MAX:
-                raise TextLost("its text could not be made as fast as its tokens arrived")
-            ids, then = self._queue.popleft()
-            then([Piece(ids, await self._text(ids))])
-            self._waiting -= len(ids)
-        self._work = None
+    def close(self) -> None:
+        self._failed = True
+        if self._work is not None:
+            self._work.cancel()
+
+    async def _drain(self, lost: Callable[[TextLost], None]) -> None:
+        try:
+            while self._queue:
+                ids, then = self._queue.popleft()
+                text = await self._text(ids)
+                self._waiting -= len(ids)
+                then([Piece(ids, text)])
+        except TextLost as error:
+            self._failed = True
+            lost(error)
+        finally:
+            self._work = None
 
     async def _text(self, ids: Sequence[int]) -> str:
         """Decode a window with and without what is new (the prefix offsets of vLLM's slow detokenizer)."""
         self._open += ids
+        if self._context_chars is None:
+            self._context_chars = len(await self._decode(self._context))
         window = self._context + self._open
-        before = len(await self._decode(self._context)) if self._context else 0
-        text = (await self._decode(window))[before:]
+        text = (await self._decode(window))[self._context_chars :]
         whole = text.rstrip(INCOMPLETE)
         new = whole[self._given :] if len(whole) < len(text) else text[self._given :]
         self._given += len(new)
         if len(whole) == len(text):
             self._context, self._open, self._given = window[-PROMPT_TAIL:], [], 0
+            self._context_chars = None
         return new
 
 
@@ -196,10 +237,14 @@ class Transcript:
             self._text = self._text[: found[0] if self._include else found[1]]
 
 
+class TokenizerInvalid(Exception):
+    """A tokenizer.json that cannot be loaded; the message names it."""
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Load a model's tokenizer.json, given itself or its directory. Raises ValueError that names the file."""
+    """Load a model's tokenizer.json, given itself or its directory. Raises TokenizerInvalid."""
     file = path / "tokenizer.json" if path.is_dir() else path
     try:
         return Tokenizer.from_file(str(file))
     except Exception as error:
-        raise ValueError(f"{file}: not a tokenizer.json that can be loaded ({error})") from None
+        raise TokenizerInvalid(f"{file}: not a tokenizer.json that can be loaded ({error})") from None

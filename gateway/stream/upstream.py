@@ -26,7 +26,7 @@ class Receiver(Protocol):
 
 @dataclass(frozen=True)
 class Target:
-    """Where a replica listens; `authority` is its Host header, `key` its upstream key, `name` its public name."""
+    """Where a replica listens; `key` its upstream key, `name` its public name."""
 
     name: str
     host: str
@@ -238,7 +238,7 @@ class Connection(asyncio.Protocol):
         self._heard = True
         try:
             parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade, HeadTooLarge):
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade, Unexpected):
             self._kept_alive = False
             leg.end(LegEnd(Cause.PROTOCOL, "the server does not speak HTTP as expected"))
             return
@@ -268,12 +268,12 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         if self._whole:
-            raise HeadTooLarge  # a second answer to one request
+            raise Unexpected  # a second answer to one request
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > self._upstream.limits.head_bytes:
-            raise HeadTooLarge
+            raise Unexpected
         if name.lower() == b"content-type":
             self._content_type = value
 
@@ -292,8 +292,8 @@ class Connection(asyncio.Protocol):
         self._kept_alive = self._parser.should_keep_alive()  # known only now: afterwards it always says no
 
 
-class HeadTooLarge(Exception):
-    """More head than one answer may have."""
+class Unexpected(Exception):
+    """More head than one answer may have, or a second answer."""
 
 
 class Upstream:
@@ -349,9 +349,12 @@ class Upstream:
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
 
-    def abandon(self, name: str) -> None:
-        """A replica was found dead: end all its legs now, rather than when each socket notices."""
-        for leg in list(self._legs.get(name, ())):
+    def abandon(self, name: str, *, streams: bool = True) -> None:
+        """A replica was found dead: end all its legs now, rather than when each socket notices.
+
+        streams: also those that bring tokens; they show by themselves whether their server lives.
+        """
+        for leg in [leg for leg in self._legs.get(name, ()) if streams or leg.receiver is None]:
             leg.end(LegEnd(Cause.ABANDONED, "its server was found dead"))
         for connection in self._idle.pop(name, ()):
             connection.abort()
@@ -397,7 +400,7 @@ class Upstream:
         except TimeoutError:
             leg.end(LegEnd(Cause.SILENT, "it took no connection in time"))
             return
-        except OSError:
+        except (OSError, UnicodeError):  # a name that cannot be one, such as a..b, is a UnicodeError
             leg.end(LegEnd(Cause.UNREACHED, "it could not be reached"))
             return
         except Exception as error:

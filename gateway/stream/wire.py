@@ -89,22 +89,33 @@ decode_chunk = msgspec.json.Decoder(Chunk).decode
 encode = msgspec.json.encode
 
 
+def read(raw: bytes) -> Chunk | None:
+    """Decode an event; None where it is none of vLLM's, which has one line of JSON."""
+    if b"\n" in raw or b"\r" in raw:
+        return None
+    try:
+        return decode_chunk(memoryview(raw)[len(DATA) :])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 def event(payload: Any) -> bytes:
     """Write one event."""
     return DATA + encode(payload) + END
 
 
-def without_ids(raw: bytes) -> bytes:
+def without_ids(raw: bytes, *, has_ids: bool) -> bytes:
     """Take the token ids out of an event, leaving what vLLM sends to who did not ask for them: null.
 
     An unescaped quote cannot occur inside a JSON string, so the pattern cannot be the client's text.
+    has_ids: it is known to have some; where they are not found as vLLM writes them, they are taken out the dear way.
     """
     for name in (b',"token_ids":', b',"prompt_token_ids":'):
         start = raw.find(name + b"[")
         if start >= 0:
             end = raw.index(b"]", start)
-            raw = raw[: start + len(name)] + b"null" + raw[end + 1 :]
-    return raw
+            raw, has_ids = raw[: start + len(name)] + b"null" + raw[end + 1 :], False
+    return rewritten(raw, drop_ids=True) if has_ids else raw
 
 
 def rewritten(raw: bytes, *, drop_ids: bool, stop_reason: str | None = None, drop_reasoning: bool = False) -> bytes:

@@ -27,8 +27,9 @@ class Metrics:
         self._measure_streams()
 
     def request_ended(self, model: str, ending: Ending) -> None:
-        """Count a request that was admitted, once, at its end."""
+        """Count a request, once, at its end."""
         self._requests.labels(model, ending.value).inc()
+        self._in_flight.dec()
 
     def tokens(self, model: str, *, prompt: int = 0, completion: int = 0, recomputed: int = 0) -> None:
         """Count tokens: read, delivered, and those that a failover made the fleet compute again."""
@@ -61,13 +62,9 @@ class Metrics:
         """Note that a hold was settled."""
         self._holds.dec()
 
-    def stream_opened(self) -> None:
-        """Note that a client is being streamed to now; `stream_closed` must follow."""
-        self._streams.inc()
-
-    def stream_closed(self) -> None:
-        """Note that a stream to a client ended, whatever the end."""
-        self._streams.dec()
+    def request_opened(self) -> None:
+        """Note that a request is being served now; `request_ended` must follow."""
+        self._in_flight.inc()
 
     def first_token(self, model: str, after_s: float) -> None:
         """Note the time from the request's arrival to its first token, in seconds."""
@@ -97,7 +94,7 @@ class Metrics:
         )
         self._legs = Counter("holdfast_legs", "Upstream attempts, by end.", ["replica", "end"], registry=registry)
         self._holds = Gauge("holdfast_holds", "Requests that hold budget now.", registry=registry)
-        self._streams = Gauge("holdfast_streams", "Clients that are streamed to now.", registry=registry)
+        self._in_flight = Gauge("holdfast_requests_in_flight", "Requests that are served now.", registry=registry)
 
     def _measure_streams(self) -> None:
         registry = self._registry

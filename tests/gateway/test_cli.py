@@ -186,7 +186,8 @@ def test_serve_upstreams(served: list[Config], data: str, monkeypatch: pytest.Mo
     run("serve", *upstreams, "--data", data, "--port", "0")
 
     [config] = served
-    assert [replica.name for replica in config.upstreams] == ["10.0.0.1:8000", "10.0.0.2:8000"]
+    assert [replica.url for replica in config.upstreams] == ["http://10.0.0.1:8000", "http://10.0.0.2:8000"]
+    assert not any("10.0.0" in replica.name for replica in config.upstreams)  # clients see the name
     assert config.upstreams[0].key is not None
     assert (config.listen.port, str(config.data)) == (0, data)
     assert Path(data).stat().st_mode & 0o777 == 0o700

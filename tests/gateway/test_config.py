@@ -362,7 +362,7 @@ def test_replica_helpers():
     config = from_upstreams(["HTTPS://Example.org:443/", "http://[::1]:8000"], key="k")
 
     assert [(r.url, r.host, r.port, r.tls, r.name) for r in config.replicas] == [
-        ("https://example.org", "example.org", 443, True, "example.org:443"),
+        ("https://example.org", "example.org", 443, True, "replica-50d7a905"),
         ("http://[::1]:8000", "::1", 8000, False, "[::1]:8000"),
     ]
     assert {replica.role for replica in config.upstreams} == {"active"}

@@ -68,7 +68,7 @@ async def test_upstream_is_closed_when_the_client_is_gone(house, when, how):
 
     seen = until(lambda: aborts(house.active)[before:], 2)
     assert seen[0]["unix_s"] - left_at < NOTICED_S_MAX
-    until(lambda: house.gateway.metric("holdfast_streams") == 0, 2)
+    until(lambda: house.gateway.metric("holdfast_requests_in_flight") == 0, 2)
     assert house.gateway.metric("holdfast_holds") == 0
     assert house.active.stats()["open_streams"] == 0
     fact = house.gateway.settled(seen[0]["request_id"])
@@ -95,7 +95,7 @@ def test_client_that_reads_nothing_pauses_its_server_and_is_ended(start_gateway)
         assert time.monotonic() - paused_at < 3.5
         assert sent < 100_000
         assert rss - rss_before < RSS_GROWTH_MAX
-        until(lambda: gateway.metric("holdfast_streams") == 0)
+        until(lambda: gateway.metric("holdfast_requests_in_flight") == 0)
         assert gateway.settled(aborts(stub)[0]["request_id"])["ending"] == "client_left"
         client.close()
 

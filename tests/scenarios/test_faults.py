@@ -234,7 +234,7 @@ async def test_metrics_move_as_they_should(house):
     assert moved("holdfast_refusals_total", reason="model_not_found") == 1
     assert moved("holdfast_refusals_total", reason="invalid_api_key") == 1
     assert house.gateway.metric("holdfast_holds") == 0
-    assert house.gateway.metric("holdfast_streams") == 0
+    assert house.gateway.metric("holdfast_requests_in_flight") == 0
 
 
 def _frozen(house: House) -> Callable[..., float]:

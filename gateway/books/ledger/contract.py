@@ -46,6 +46,9 @@ class Ledger(Protocol):
     def extend(self, request_id: str, tokens: int) -> asyncio.Future[int]:
         """Add up to `tokens` to a hold; the answer is how many, 0 when none are free or nothing is held."""
 
+    def others(self, request_id: str) -> asyncio.Future[int]:
+        """Tell how many tokens other requests hold of this one's account: some may be given back."""
+
     def settle(self, request_id: str, spent: int) -> asyncio.Future[bool]:
         """Give a hold back and charge `spent` tokens of it, once; False when there is no such hold (any more).
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 from gateway.books.ledger.contract import Grant
-from gateway.books.ledger.steps import Audit, Balance, Extend, Held, Open, Settle, Step, limit_or_unlimited
+from gateway.books.ledger.steps import Audit, Balance, Extend, Held, Open, Others, Settle, Step, limit_or_unlimited
 from guards.budget import Account, Limit
 from guards.refusal import Reason, Refused
 
@@ -29,6 +29,9 @@ class MemoryLedger:
 
     def extend(self, request_id: str, tokens: int) -> asyncio.Future[int]:
         return self._take(Extend(request_id, tokens))
+
+    def others(self, request_id: str) -> asyncio.Future[int]:
+        return self._take(Others(request_id))
 
     def settle(self, request_id: str, spent: int) -> asyncio.Future[bool]:
         return self._take(Settle(request_id, spent))

@@ -10,7 +10,7 @@ import structlog
 
 from gateway.books.ledger.contract import Grant, Ledger
 from gateway.books.ledger.settlement import Settlement
-from gateway.books.ledger.steps import Audit, Balance, Extend, Open, Settle, limit_or_unlimited
+from gateway.books.ledger.steps import Audit, Balance, Extend, Open, Others, Settle, limit_or_unlimited
 from gateway.books.ledger.tables import charge_leftovers, connect, lock
 from gateway.books.ledger.writer import Writer
 from guards.budget import Account, Limit
@@ -58,6 +58,9 @@ class SqliteLedger:
 
     def extend(self, request_id: str, tokens: int) -> asyncio.Future[int]:
         return self._writer.put(Extend(request_id, tokens))
+
+    def others(self, request_id: str) -> asyncio.Future[int]:
+        return self._writer.put(Others(request_id))
 
     def settle(self, request_id: str, spent: int) -> asyncio.Future[bool]:
         # Never refused for a full queue: there is one for each hold, and a lost one blocks its tokens.

@@ -93,6 +93,16 @@ class Extend(NamedTuple):
         return granted
 
 
+class Others(NamedTuple):
+    """See `Ledger.others`."""
+
+    request_id: str
+
+    def apply(self, shelf: Shelf, now_s: float) -> int:
+        held = shelf.hold(self.request_id)
+        return 0 if held is None else owner(shelf, held).held - held.leased
+
+
 class Settle(NamedTuple):
     """See `Ledger.settle`."""
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from gateway.books.ledger.steps import Held
 from guards.budget import UNLIMITED, Account
+from guards.refusal import Reason, Refused
 
 BUSY_S_MAX = 1.0  # how long a transaction waits for a lock that a stranger has on the file
 
@@ -102,12 +103,18 @@ def lock(data: Path) -> int:
 
 
 def connect(data: Path) -> sqlite3.Connection:
-    """Open the ledger's file for the one writer, with its tables; commits are on disk when they return."""
-    # Opened by one thread and handed over to another, never used by two at a time.
-    db = sqlite3.connect(ledger_file(data), timeout=BUSY_S_MAX, isolation_level=None, check_same_thread=False)
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
-    db.executescript(SCHEMA)
+    """Open the ledger's file for the one writer, with its tables; commits are on disk when they return.
+
+    Raises Refused (BOOKS) where it is damaged or cannot be opened.
+    """
+    try:
+        # Opened by one thread and handed over to another, never used by two at a time.
+        db = sqlite3.connect(ledger_file(data), timeout=BUSY_S_MAX, isolation_level=None, check_same_thread=False)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.executescript(SCHEMA)
+    except sqlite3.Error as error:
+        raise Refused(Reason.BOOKS, f"the ledger {ledger_file(data)} cannot be opened: {error}") from None
     return db
 
 

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from gateway.books.ledger import hold as hold_module
 from gateway.books.ledger import settlement
 from gateway.books.ledger.hold import Hold
 from gateway.books.ledger.memory import MemoryLedger
@@ -69,7 +70,7 @@ async def turns(count=3):
 async def test_leaving_the_block_charges_what_was_metered(ledger):
     """The charge is what the meter counted, the rest is free again."""
     async with await enter(ledger) as hold:
-        assert (hold.request_id, hold.payable, hold.meter.leased) == ("r1", 1_000, 100)
+        assert (hold.request_id, hold.meter.leased) == ("r1", 100)
         hold.meter.spend(30)
 
     assert await ledger.balance("alice", LIMIT) == Account(1_000, spent=30)
@@ -202,18 +203,66 @@ async def test_top_ups_are_asked_for_one_at_a_time(ledger):
     assert hold.meter.leased == 10 + 2 * 256
 
 
-async def test_a_failed_top_up_ends_the_stream_within_its_lease(ledger):
-    """Without a ledger there is no more than what is leased: the meter is dry, and the caller is told."""
-    hold = await enter(ledger, want=10)
-    told = []
-    ledger.failures = 1
+async def test_a_top_up_outlasts_a_ledger_that_cannot_be_written_for_a_while(ledger, monkeypatch):
+    """A failed top-up is asked again; when the ledger is back, the stream has its lease and no failure."""
+    monkeypatch.setattr(hold_module, "ASK_AGAIN_S", 0.01)
+    async with await enter(ledger, want=10, low_tokens=2) as hold:
+        assert hold.meter.spend(9) is Verdict.TOP_UP
+        ledger.failures = 3
+        told = asyncio.Event()
 
-    hold.top_up(lambda: told.append(True))
-    await turns()
+        hold.top_up(told.set)
+        await asyncio.wait_for(told.wait(), 2)
 
-    assert told == [True]
-    assert hold.meter.spend(10) is Verdict.GO
-    assert hold.meter.spend(1) is Verdict.CUT
+        assert (hold.meter.leased, hold.failure, hold.meter.dry) == (266, None, False)
+
+
+async def test_a_ledger_that_stays_broken_is_not_taken_for_a_spent_budget(ledger, monkeypatch):
+    """After a while the hold says that the ledger failed; the meter hears that there is no more."""
+    monkeypatch.setattr(hold_module, "ASK_AGAIN_S", 0.01)
+    monkeypatch.setattr(hold_module, "BROKEN_S_MAX", 0.03)
+    async with await enter(ledger, want=10, low_tokens=2) as hold:
+        hold.meter.spend(9)
+        ledger.failures = 100
+        told = asyncio.Event()
+
+        hold.top_up(told.set)
+        await asyncio.wait_for(told.wait(), 2)
+
+        assert isinstance(hold.failure, Refused)
+        assert hold.failure.reason is Reason.BOOKS
+        assert hold.meter.dry
+        ledger.failures = 0
+
+
+async def test_a_top_up_waits_for_what_other_requests_may_give_back(ledger, monkeypatch):
+    """A budget that others only hold is not a spent one: the lease comes when they settle."""
+    monkeypatch.setattr(hold_module, "ASK_AGAIN_S", 0.01)
+    await ledger.open("other", "alice", LIMIT, 990)
+    async with await enter(ledger, want=10, low_tokens=2) as hold:
+        hold.meter.spend(9)
+        told = asyncio.Event()
+        hold.top_up(told.set)
+        await asyncio.sleep(0.05)
+        assert not told.is_set()
+
+        await ledger.settle("other", 100)
+        await asyncio.wait_for(told.wait(), 2)
+
+        assert (hold.meter.leased, hold.meter.dry) == (266, False)
+
+
+async def test_a_spent_budget_ends_at_once(ledger):
+    """Where nobody else holds anything, a top-up that gets nothing is final, without waiting."""
+    async with await enter(ledger, want=1_000, low_tokens=2) as hold:
+        hold.meter.spend(999)
+        told = asyncio.Event()
+
+        hold.top_up(told.set)
+        await asyncio.wait_for(told.wait(), 0.2)
+
+        assert hold.meter.dry
+        assert hold.failure is None
 
 
 async def test_no_callback_after_the_end(ledger):

@@ -95,7 +95,7 @@ async def test_a_replica_that_fails_its_probe_is_named_with_the_reason(answer, w
         (models(other=1), "does not serve the model"),
         (LegEnd(Cause.DONE, "", 200, b"oops"), "does not serve the model"),
         (LegEnd(Cause.DONE, "", 200, b'{"data":[{"id":"\xff"}]}'), "does not serve the model"),
-        (LegEnd(Cause.REFUSED, "", 401), "does not serve the model"),
+        (LegEnd(Cause.REFUSED, "", 401), "refuses the upstream key"),
         (SILENT, "does not answer"),
         (REFUSED, "cannot be reached"),
     ],

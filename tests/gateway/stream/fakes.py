@@ -1,5 +1,6 @@
 """Hand-made parts around a relay: a client, a budget, a leg, an engine, and a loop that joins them as the flow does."""
 
+import asyncio
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +9,8 @@ from typing import Any
 
 from gateway.stream.call import Bounds, Call, Endpoint
 from gateway.stream.leg_end import Cause, LegEnd
-from gateway.stream.relay import Ask, Part, Relay, Terms
+from gateway.stream.relay import Part, Relay
+from gateway.stream.seams import Ask, Terms
 from gateway.stream.text import LocalDecoder
 from guards.budget import Meter
 from loadtests.stub_tokenizer import ASSISTANT, BOS, EOS, USER, encode_ordinary
@@ -36,7 +38,7 @@ class FakeSink:
     """A client that notes what it gets. full: the numbers of the writes after which it must catch up."""
 
     def __init__(self, full: Sequence[int] = ()) -> None:
-        self.started = False
+        self.started = self.gone = False
         self.received_at = 0.0
         self.data = b""
         self.writes = 0
@@ -67,6 +69,7 @@ class FakeLease:
 
     def __init__(self, leased: int = PLENTY, left: int = 0, step: int = 8, low: int = 4) -> None:
         self.meter = Meter(leased, low)
+        self.failure: Exception | None = None
         self.left, self.step = left, step
         self._asked: list[Callable[[], None]] = []
 
@@ -284,6 +287,7 @@ class Play:
                 end = await self._feed(part, leg, raws, end)
                 await self.relay.ended(part, end)
         await self.relay.finish()
+        self.relay.close()
         self.check()
         return self
 
@@ -315,6 +319,8 @@ class Play:
                 break
             self.now_s += 0.01
             part.events(raws[start : start + self.batch])
+            if part.behind:  # its text is being made elsewhere
+                await asyncio.gather(*(one.decoder.drained() for one in self.relay._choices if one.decoder is not None))
             self.settle(leg)
             if not self.relay.terms.spells_special:  # else its text, and so its end, may still be on the way
                 assert self.lease.meter.spent == self.relay.prompt_tokens + self.relay.completion_tokens

@@ -114,8 +114,10 @@ def test_a_prompt_that_is_neither_is_refused(prompt):
 
 
 def test_many_prompts_are_bounded():
-    """So many prompts may be sent at once and no more, each with so many answers."""
-    assert completion(["x"] * 64, n=16).choices == 1024
+    """So many prompts may be sent at once and no more, and so many answers in all: each may become a leg."""
+    assert completion(["x"] * 64, n=1).choices == 64
+    assert completion(["x"] * 4, n=16).choices == 64
+    assert refused(completion, ["x"] * 5, n=16).param == "n"
     assert refused(completion, ["x"] * 65).param == "prompt"
 
 

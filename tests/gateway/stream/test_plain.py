@@ -9,7 +9,7 @@ from gateway.stream.leg_end import Cause, LegEnd
 from gateway.stream.plain import Plain
 from guards.refusal import Ending, Reason
 from loadtests.stub_wire import chat_choice, plain, text_choice, usage
-from tests.gateway.stream.fakes import FakeLease, call_for, terms_for
+from tests.gateway.stream.fakes import FakeLease, FakeSink, call_for, terms_for
 
 COMPLETIONS = Endpoint.COMPLETIONS
 HEAD = {"id": "x", "created": 1, "model": "tiny"}
@@ -28,7 +28,7 @@ def fine(body: bytes) -> LegEnd:
 async def answer(call, *ends, leased=1000, **terms):
     """Run a plain answer over legs that end like this, and check what must hold."""
     lease = FakeLease(leased)
-    whole = Plain(call, lease, terms_for(call, **terms))
+    whole = Plain(call, FakeSink(), lease, terms_for(call, **terms), lambda: 0.0)
     for end in ends:
         assert whole.open
         (ask,) = await whole.asks()
@@ -133,7 +133,7 @@ async def test_hidden_reasoning_is_taken_out():
 
 async def test_giving_up_is_a_refusal():
     """A time limit, while nothing can have been delivered, is a status; a second end changes nothing."""
-    whole = Plain(call_for(), FakeLease(), terms_for(call_for()))
+    whole = Plain(call_for(), FakeSink(), FakeLease(), terms_for(call_for()), lambda: 0.0)
 
     whole.fail(Ending.TIMEOUT, "too long")
     whole.fail(Ending.UPSTREAM_LOST, "gone")

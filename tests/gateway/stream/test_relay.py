@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.stream import asks
 from gateway.stream.call import Endpoint
 from gateway.stream.leg_end import Cause, LegEnd
 from gateway.stream.relay import Relay
@@ -132,7 +133,7 @@ async def test_the_text_is_the_same_for_every_cut(endpoint, per_chunk):
     engine = Engine([SAID])
     whole = await uncut(call, engine, per_chunk=per_chunk)
     roles = 1 if endpoint is Endpoint.CHAT else 0
-    for cut in range(1 + roles, len(engine.events(Relay(call, None, FakeLease(), terms_for(call), None)._first_ask()))):
+    for cut in range(1 + roles, len(engine.events(asks.whole(call, terms_for(call))))):
         play = await Play(call, Engine([SAID]), cuts=[cut], per_chunk=per_chunk).run()
         seen, told = play.seen, min((cut - roles) * per_chunk, N)
         if len(play.engine.asked) > 1:

@@ -14,6 +14,7 @@ from gateway.stream.text import (
     Piece,
     RemoteDecoder,
     TextLost,
+    TokenizerInvalid,
     Transcript,
     load_tokenizer,
 )
@@ -77,6 +78,11 @@ def test_a_long_transcript_keeps_only_its_tail(include):
     assert transcript.stopped == "END!"
 
 
+def never(lost):
+    """Text that must not be lost."""
+    raise AssertionError(lost)
+
+
 def decode_all(prompt, ids, skip):
     """One pass of the library's own DecodeStream, whose text after each id is what vLLM streams."""
     stream = DecodeStream(ids=list(prompt), skip_special_tokens=skip)
@@ -89,7 +95,7 @@ def test_the_local_decoder_is_the_librarys_stream(prompt, ids, skip):
     decoder, pieces = LocalDecoder(tokenizer(), skip), []
     decoder.prime(prompt)
 
-    decoder.push(ids, pieces.extend)
+    decoder.push(ids, pieces.extend, never)
 
     assert pieces == [Piece((one,), text) for one, text in zip(ids, decode_all(prompt, ids, skip), strict=True)]
 
@@ -101,7 +107,7 @@ async def test_a_local_decoder_takes_over_at_any_point(prompt, ids, skip):
     for split in range(len(ids) + 1):
         decoder, pieces = LocalDecoder(tokenizer(), skip), []
         pieces += await decoder.adopt(prompt, ids[:split])
-        decoder.push(ids[split:], pieces.extend)
+        decoder.push(ids[split:], pieces.extend, never)
         await decoder.drained()
         assert [piece.text for piece in pieces] == whole
 
@@ -124,7 +130,7 @@ async def test_a_remote_decoder_makes_the_same_text_as_a_local_one(prompt, ids, 
     at = adopted
     for size in [*batches, *[1] * len(ids)]:
         if ids[at : at + size]:
-            decoder.push(ids[at : at + size], pieces.extend)
+            decoder.push(ids[at : at + size], pieces.extend, never)
         at += size
     await decoder.drained()
 
@@ -143,36 +149,53 @@ async def test_a_remote_decoder_asks_for_a_short_window():
     decoder, pieces = RemoteDecoder(note), []
     decoder.prime([65] * 5000)
     for _ in range(200):
-        decoder.push([66], pieces.extend)
+        decoder.push([66], pieces.extend, never)
     await decoder.drained()
 
     assert max(asked) <= text_module.PROMPT_TAIL + 2
     assert len(pieces) == 200
 
 
-async def test_a_remote_decoder_that_cannot_keep_up_gives_up():
-    """Ids that wait for their text are bounded: beyond, the text is lost, and whoever waits is told."""
-    decoder = RemoteDecoder(decode)
-    for _ in range(IDS_WAITING_MAX + 1):
-        decoder.push([65], lambda pieces: None)
+async def test_a_remote_decoder_that_falls_behind_says_so():
+    """Ids that wait for their text are bounded: at the bound, whoever pushes is told to wait, and later that it may."""
+    decoder, pieces = RemoteDecoder(decode), []
 
-    with pytest.raises(TextLost, match="as fast"):
-        await decoder.drained()
+    kept_up = [decoder.push([65], pieces.extend, never) for _ in range(IDS_WAITING_MAX)]
+    await decoder.drained()
+
+    assert kept_up == [True] * (IDS_WAITING_MAX - 1) + [False]
+    assert len(pieces) == IDS_WAITING_MAX
+    assert decoder.room
 
 
 async def test_a_remote_decoder_passes_on_that_no_replica_answers():
-    """A failed /detokenize is told to whoever waits, and adopting fails at once."""
+    """A failed /detokenize is told at once, and only once; what comes later is not decoded, and adopting fails."""
 
     async def fail(ids):
         raise TextLost("nobody answers")
 
-    decoder = RemoteDecoder(fail)
-    decoder.push([65], lambda pieces: None)
+    decoder, lost, pieces = RemoteDecoder(fail), [], []
+    for _ in range(3):
+        decoder.push([65], pieces.extend, lost.append)
+    await decoder.drained()
+    decoder.push([65], pieces.extend, lost.append)
+    await decoder.drained()
 
-    with pytest.raises(TextLost, match="nobody"):
-        await decoder.drained()
+    assert [str(one) for one in lost] == ["nobody answers"]
+    assert pieces == []
     with pytest.raises(TextLost, match="nobody"):
         await RemoteDecoder(fail).adopt([1], [65])
+
+
+async def test_a_closed_remote_decoder_is_still():
+    """Once closed, no piece is answered any more, also none whose decoding was under way."""
+    decoder, pieces = RemoteDecoder(decode), []
+    decoder.push([65], pieces.extend, never)
+
+    decoder.close()
+    await asyncio.sleep(0.01)
+
+    assert pieces == []
 
 
 @pytest.mark.parametrize("content", [None, "{}", "\x00"])
@@ -181,7 +204,7 @@ def test_a_tokenizer_that_cannot_be_loaded_is_named(tmp_path, content):
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
 
-    with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer"):
+    with pytest.raises(TokenizerInvalid, match=r"tokenizer\.json: not a tokenizer"):
         load_tokenizer(tmp_path)
 
 
@@ -203,7 +226,7 @@ async def test_a_stream_that_breaks_is_begun_afresh(error, text):
     decoder, pieces = LocalDecoder(tokenizer(), True), []
     decoder._stream = Jumpy(error)
 
-    decoder.push([65], pieces.extend)
+    decoder.push([65], pieces.extend, never)
 
     assert pieces == [Piece((65,), text)]
 
@@ -214,4 +237,4 @@ async def test_another_error_of_the_library_is_not_hidden():
     decoder._stream = Jumpy(ValueError("a bug"))
 
     with pytest.raises(ValueError, match="a bug"):
-        decoder.push([65], print)
+        decoder.push([65], print, never)

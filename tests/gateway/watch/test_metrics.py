@@ -50,12 +50,12 @@ def test_gauges_go_up_and_down(metrics):
     metrics.hold_opened()
     metrics.hold_opened()
     metrics.hold_settled()
-    metrics.stream_opened()
-    metrics.stream_closed()
+    metrics.request_opened()
+    metrics.request_ended("tiny", Ending.FINISHED)
 
     seen = samples(metrics)
 
-    assert (seen["holdfast_holds",], seen["holdfast_streams",]) == (1, 0)
+    assert (seen["holdfast_holds",], seen["holdfast_requests_in_flight",]) == (1, 0)
 
 
 def test_durations_are_in_seconds_in_their_buckets(metrics):

@@ -1,0 +1,28 @@
+"""Refusals that servers cause: in their own words, or because there was none."""
+
+import msgspec
+
+from gateway.stream.leg_end import LegEnd
+from gateway.stream.wire import Chunk, UpstreamError
+from guards.refusal import Ending, Reason, Refused
+
+RETRY_AFTER_S = 1.0  # where no server is up: about one round of probes
+
+
+def refusal(end: LegEnd) -> Refused:
+    """Turn a server's 4xx into the refusal that the client gets: vLLM's own words, in OpenAI's shape."""
+    try:
+        error = msgspec.json.decode(end.body, type=Chunk).error or UpstreamError()
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        error = UpstreamError()
+    message = error.message or "The server refused this request."
+    return Refused(Reason.UPSTREAM, message, param=error.param, status=end.status)
+
+
+def given_up(ending: Ending, detail: str) -> Refused:
+    """The refusal for a request that ended by us while nothing was delivered, so that it still has a status."""
+    if ending is Ending.BOOKS:
+        return Refused(Reason.BOOKS, detail, retry_after_s=RETRY_AFTER_S)
+    if ending is Ending.TIMEOUT:
+        return Refused(Reason.UPSTREAM, detail, status=504)
+    return Refused(Reason.NO_REPLICA, detail, retry_after_s=RETRY_AFTER_S)

@@ -1,0 +1,82 @@
+"""What a relay touches: the client's sink, the budget's lease, the legs; and the terms it is given."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from gateway.stream.text import Decoder
+from guards.budget import Meter
+
+
+class Sink(Protocol):
+    """The client's side. Writing never waits; a full sink pauses the leg instead."""
+
+    started: bool
+    received_at: float  # when the request arrived, by the loop's clock, in seconds
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client hung up."""
+
+    def from_replica(self, name: str, overhead_s: float) -> None:
+        """Note which replica answers, and the gateway's own time before it was asked; the head tells both."""
+
+    def write(self, data: bytes) -> bool:
+        """Send bytes, the head first if it was not sent; False when the client must catch up first."""
+
+    def on_room(self, then: Callable[[], None]) -> None:
+        """Call `then` once, when a sink that was full can take more."""
+
+
+class Lease(Protocol):
+    """A request's hold on its budget, as far as a relay needs it.
+
+    failure: why no more could be asked for, where that was the books' fault and not the budget's end.
+    """
+
+    meter: Meter
+    failure: BaseException | None
+
+    def top_up(self, then: Callable[[], None]) -> None:
+        """Ask for more tokens, unless that was asked already; `then` is called, later, when the meter knows."""
+
+
+class LegControl(Protocol):
+    """What a relay may do to the leg that feeds it."""
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def close(self) -> None: ...
+    def progress(self) -> None:
+        """Tokens arrived: the leg's silence is over."""
+
+    def fault(self, error: Exception) -> None:
+        """A bug was met while its events were taken in."""
+
+
+class Ask(NamedTuple):
+    """What one leg is asked for; `choices[i]` is the client's number of the leg's choice i."""
+
+    path: str
+    body: bytes
+    choices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What was settled before the stream began.
+
+    legs_max: how many servers are tried, one after the other.
+    max_tokens: per choice, as sent upstream; None where the model decides.
+    capped: whether the budget, not the client, set max_tokens.
+    decoder: makes the decoder of one choice; None where no text can be made after a loss.
+    spells_special: that decoder cannot leave special tokens out.
+    window: tells the model's length limit in tokens, prompt and answer together; None while no server told it.
+    """
+
+    legs_max: int
+    max_tokens: int | None = None
+    capped: bool = False
+    decoder: Callable[[], Decoder] | None = None
+    spells_special: bool = False
+    window: Callable[[], int | None] = lambda: None
