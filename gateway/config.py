@@ -191,13 +191,13 @@ class DeclaredKey(Part):
 
 
 class Timeouts(Part):
-    """How long each wait may last, in seconds. No wait is unbounded."""
+    """How long each wait may last, in seconds."""
 
     connect_s: float = Field(default=0.5, ge=0.01, le=60)  # a dead host never answers; all of this is added TTFT
     first_token_s: float = Field(default=60, ge=0.1, le=3600)  # long prompts compute for tens of seconds
     between_tokens_s: float = Field(default=10, ge=0.05, le=600)  # above one scheduling stall of a busy server
     total_s: float = Field(default=3600, ge=1, le=86_400)  # one request, all its legs together
-    probe_s: float = Field(default=1.0, ge=0.01, le=60)  # one health probe; a hung server is found below two seconds
+    probe_s: float = Field(default=1.0, ge=0.01, le=60)  # one health probe; three in a row without a proper answer are a verdict
     probe_every_s: float = Field(default=1.0, ge=0.05, le=300)  # between probes of one replica
     body_s: float = Field(default=30, ge=0.1, le=600)  # for a client to send its request: slow senders hold memory
     client_stall_s: float = Field(default=30, ge=0.1, le=3600)  # for a client that stopped reading and holds KV
@@ -209,11 +209,11 @@ class Limits(Part):
     """How much of everything there may be; each protects memory, or another tenant."""
 
     body_bytes: int = Field(default=16 * 2**20, ge=1024, le=2**30)  # one request body: images are inline
-    head_bytes: int = Field(default=16_384, ge=1024, le=2**20)  # request line and headers together
+    head_bytes: int = Field(default=16_384, ge=1024, le=2**20)  # the request line, and each header; aiohttp takes 128 headers
     requests_in_flight: int = Field(default=2000, ge=1, le=1_000_000)  # beyond: refused as overloaded
-    legs: int = Field(default=4, ge=1, le=64)  # upstream attempts of one request
-    choices: int = Field(default=16, ge=1, le=128)  # `n`: each choice is a stream of its own
-    prompts: int = Field(default=64, ge=1, le=2048)  # in one completions request
+    legs: int = Field(default=4, ge=1, le=64)  # servers tried for one request, one after the other
+    choices: int = Field(default=16, ge=1, le=128)  # `n`: each choice is a leg of its own after a loss
+    prompts: int = Field(default=64, ge=1, le=2048)  # in one completions request; also bounds n times the prompts
     stop_strings: int = Field(default=16, ge=0, le=256)  # each is searched for after a failover
     event_bytes: int = Field(default=4 * 2**20, ge=4096, le=2**28)  # one SSE event: logprobs are wide
     answer_bytes: int = Field(default=64 * 2**20, ge=4096, le=2**32)  # one answer that is not streamed

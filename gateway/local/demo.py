@@ -169,7 +169,7 @@ def ask(
     try:
         from openai import OpenAI, OpenAIError
     except ImportError:
-        raise DemoFailed("the OpenAI client is missing: pip install 'holdfast[demo]'") from None
+        raise DemoFailed("the OpenAI client is missing: pip install '.[demo]'") from None
     answer = Answer()
     try:
         with (
