@@ -197,7 +197,7 @@ class Timeouts(Part):
     first_token_s: float = Field(default=60, ge=0.1, le=3600)  # long prompts compute for tens of seconds
     between_tokens_s: float = Field(default=10, ge=0.05, le=600)  # above one scheduling stall of a busy server
     total_s: float = Field(default=3600, ge=1, le=86_400)  # one request, all its legs together
-    probe_s: float = Field(default=1.0, ge=0.01, le=60)  # one health probe; three in a row without a proper answer are a verdict
+    probe_s: float = Field(default=1.0, ge=0.01, le=60)  # one health probe; three bad ones in a row are a verdict
     probe_every_s: float = Field(default=1.0, ge=0.05, le=300)  # between probes of one replica
     body_s: float = Field(default=30, ge=0.1, le=600)  # for a client to send its request: slow senders hold memory
     client_stall_s: float = Field(default=30, ge=0.1, le=3600)  # for a client that stopped reading and holds KV
@@ -209,7 +209,7 @@ class Limits(Part):
     """How much of everything there may be; each protects memory, or another tenant."""
 
     body_bytes: int = Field(default=16 * 2**20, ge=1024, le=2**30)  # one request body: images are inline
-    head_bytes: int = Field(default=16_384, ge=1024, le=2**20)  # the request line, and each header; aiohttp takes 128 headers
+    head_bytes: int = Field(default=16_384, ge=1024, le=2**20)  # the request line, and each of 128 headers
     requests_in_flight: int = Field(default=2000, ge=1, le=1_000_000)  # beyond: refused as overloaded
     legs: int = Field(default=4, ge=1, le=64)  # servers tried for one request, one after the other
     choices: int = Field(default=16, ge=1, le=128)  # `n`: each choice is a leg of its own after a loss
