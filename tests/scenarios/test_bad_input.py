@@ -3,6 +3,8 @@
 import asyncio
 import gzip
 import json
+import re
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -296,3 +298,37 @@ def test_log_holds_no_bug_and_no_secret(house: House):
     """After all of it the log has no traceback, no Authorization value and no key."""
     assert "request.malformed" in house.gateway.log()
     assert house.gateway.faults() == []
+
+
+async def quoting_server(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A healthy server that refuses every prompt, and quotes the request in its words."""
+    with suppress(asyncio.IncompleteReadError, ConnectionError):
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: *(\d+)", head.lower())
+            asked = await reader.readexactly(int(length[1])) if length else b""
+            status, said = "200 OK", b'{"object":"list","data":[{"id":"stub","max_model_len":1000}]}'
+            if length:
+                error = {"message": f"I do not like {asked.decode()}", "type": "BadRequestError", "code": 400}
+                status, said = "400 Bad Request", json.dumps({"error": error}).encode()
+            kind = "content-type: application/json\r\n"
+            writer.write(f"HTTP/1.1 {status}\r\n{kind}content-length: {len(said)}\r\n\r\n".encode() + said)
+
+
+@pytest.mark.parametrize("budget", [None, 900], ids=["asked", "counted before"])
+@pytest.mark.parametrize("make", [chat, plain])
+async def test_servers_words_reach_the_client_and_not_the_log(start_gateway, make, budget):
+    """A server's refusal, which may quote the prompt, is the client's to read; neither log nor journal has it."""
+    listener = await asyncio.start_server(quoting_server, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    gateway = await asyncio.to_thread(start_gateway, [url])
+
+    seen = await ask(gateway, gateway.key("private", budget), make("my secret marker"))
+
+    assert seen.status == 400
+    assert "my secret marker" in error(seen)["message"]
+    await asyncio.to_thread(gateway.stop)
+    listener.close()
+    assert request_id(seen) in gateway.log()
+    assert "marker" not in gateway.log()
+    assert all("marker" not in file.read_text(errors="replace") for file in gateway.data.glob("*") if file.is_file())

@@ -2,11 +2,14 @@
 
 import asyncio
 import random
+import sqlite3
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 
+from gateway.books.ledger.tables import ledger_file
 from loadtests.stub_tokenizer import decode_bytes
 from tests.loadtests.raw_client import Seen
 from tests.processes import Gateway, id_of, until
@@ -26,6 +29,8 @@ from tests.scenarios.asking import (
     text_of,
     usage,
 )
+
+LOCKED_S = 2.0
 
 
 class Watch(threading.Thread):
@@ -272,6 +277,37 @@ async def test_failover_is_paid_by_the_house(house):
 
     assert settled(house, key) == (prompt_tokens(body) + 40, 0)
     assert house.gateway.settled(request_id(seen))["recomputed_tokens"] == prompt_tokens(body) + 17
+
+
+async def test_locked_ledger_pauses_a_stream_and_ends_none(start_gateway, house):
+    """A stranger's lock on the ledger, for two seconds of a long answer: the stream waits, then comes whole."""
+    gateway: Gateway = start_gateway([house.active.url])
+    body, key = chat(order(tokens=4000, tokens_per_s=2000, per_chunk=4)), gateway.key("patient", 100_000)
+    locks: list[threading.Thread] = []
+    times: list[tuple[float, int]] = []
+
+    def lock() -> None:
+        db = sqlite3.connect(ledger_file(gateway.data), timeout=5, isolation_level=None)
+        db.execute("BEGIN IMMEDIATE")
+        time.sleep(LOCKED_S)
+        db.execute("ROLLBACK")
+        db.close()
+
+    def lock_once(seen: Seen) -> bool:
+        times.append((time.monotonic(), len(seen.ids)))
+        if len(seen.ids) >= 300 and not locks:
+            locks.append(threading.Thread(target=lock))
+            locks[0].start()
+        return False
+
+    seen = await ask(gateway, key, body, until=lock_once)
+    locks[0].join()
+
+    assert max(later - earlier for (earlier, _), (later, _) in pairwise(times)) > LOCKED_S / 3
+    assert (seen.done, seen.finish, len(seen.ids)) == (True, "stop", 4000)
+    assert gateway.settled(request_id(seen))["ending"] == "finished"
+    account = until(lambda: (one := gateway.balance(key)).held == 0 and one)
+    assert account.spent == prompt_tokens(body) + 4000
 
 
 async def test_revoked_key_is_refused_at_once(house):

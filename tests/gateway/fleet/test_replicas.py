@@ -4,6 +4,7 @@ import asyncio
 import json
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.fleet.replicas import Fleet, Replica
 from gateway.stream.leg_end import Cause, LegEnd
@@ -27,6 +28,7 @@ class World:
     def __init__(self, *replicas: Replica, **cards: LegEnd) -> None:
         self.health: dict[str, LegEnd] = {}
         self.cards = cards
+        self.broken: set[str] = set()
         self.asked: list[tuple[str, str]] = []
         self.changes: list[tuple[str, bool | None, str]] = []
         self.held: asyncio.Event | None = None
@@ -37,6 +39,8 @@ class World:
         if self.held is not None:
             await self.held.wait()
         await asyncio.sleep(0)
+        if name in self.broken:
+            raise RuntimeError("a bug")
         return self.health.get(name, GOOD) if path == "/health" else self.cards.get(name, models(m=100))
 
     def changed(self, name, health) -> None:
@@ -180,4 +184,60 @@ async def test_every_replica_is_probed_again_and_again():
     task.cancel()
 
     assert min(world.asked.count((name, "/health")) for name in "ab") > 3
+    assert world.fleet.models == ["m"]
+
+
+def answered(status: int) -> LegEnd:
+    """An answer of this status to a probe."""
+    return LegEnd(Cause.REFUSED if status < 500 else Cause.FAILED, "", status)
+
+
+@pytest.mark.parametrize(
+    ("status", "why", "gone"),
+    [(401, "refuses the upstream key", False), (403, "refuses the upstream key", False),
+     (500, "its engine is dead", True), (503, "its engine is dead", True)],
+)  # fmt: skip
+async def test_a_clear_answer_takes_a_replica_down_at_once(status, why, gone):
+    """A wrong key and a dead engine need no strikes; only of a dead one the streams are known to be lost."""
+    world = World(Replica("a"))
+    await world.fleet.probe("a")
+    world.health["a"] = answered(status)
+
+    await world.fleet.probe("a")
+
+    assert world.changes[-1] == ("a", False, why)
+    assert world.fleet.all()[0].health.gone is gone
+
+
+@pytest.mark.parametrize("status", [404, 429, 502, 504])
+async def test_a_proxys_answer_is_a_strike_and_ends_no_stream(status):
+    """What vLLM's /health never says takes a replica down after three probes, and its streams are left alone."""
+    world = World(Replica("a"))
+    await world.fleet.probe("a")
+    world.health["a"] = answered(status)
+
+    ups = []
+    for _ in range(3):
+        await world.fleet.probe("a")
+        ups.append(world.fleet.all()[0].health.up)
+
+    assert ups == [True, True, False]
+    assert world.changes[-1] == ("a", False, "does not answer as vLLM does")
+    assert not world.fleet.all()[0].health.gone
+
+
+async def test_a_replica_that_cannot_be_probed_does_not_end_the_others():
+    """A probe that raises is logged with its replica; the others, and it too, are probed again."""
+    world = World(Replica("a"), Replica("b"))
+    world.broken.add("a")
+    with capture_logs() as logs:
+        task = asyncio.create_task(world.fleet.run())
+        for _ in range(100):
+            await asyncio.sleep(0)
+        running = not task.done()
+        task.cancel()
+
+    assert running
+    assert min(world.asked.count((name, "/health")) for name in "ab") > 3
+    assert {(one["event"], one["replica"]) for one in logs} == {("probe.fault", "a")}
     assert world.fleet.models == ["m"]

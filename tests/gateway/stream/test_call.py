@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.stream.call import DROPPED, FORBIDDEN, Bounds, Call, Endpoint
+from gateway.stream.wire import encode
 from guards.refusal import Reason, Refused
 
 CHAT, COMPLETIONS = Endpoint.CHAT, Endpoint.COMPLETIONS
@@ -87,6 +88,40 @@ def test_our_own_engine_arguments_are_refused():
     assert chat(vllm_xargs={"other": 1}).body["vllm_xargs"] == {"other": 1}
 
 
+@pytest.mark.parametrize("make", [chat, completion])
+@pytest.mark.parametrize(
+    "name", ["kv_transfer_params", "kv_x", "ec_transfer_params", "ec_x", "priority", "session_id", "holdfast_x"]
+)
+def test_engine_arguments_that_vllm_reads_as_its_own_fields_are_refused(make, name):
+    """What may not be said as a field may not be said through vllm_xargs either; the refusal names it."""
+    refusal = refused(make, vllm_xargs={"fine": 1, name: 1})
+
+    assert (refusal.param, f"vllm_xargs.{name} " in refusal.detail) == ("vllm_xargs", True)
+
+
+@pytest.mark.parametrize("name", ["priority", "cache_salt", "request_id", "session_id", "stream_interval"])
+def test_each_field_that_steers_the_engine_quietly_is_dropped(name):
+    """Queues, salts, ids and how long a stream is silent never reach a server, nor do they refuse the request."""
+    assert name not in chat(**{name: 7}).upstream_body(5)
+
+
+@pytest.mark.parametrize("key", ["x", "", "1.5", "-1", " 1", "1\n", "٣", "1" * 11])
+def test_a_bias_on_what_is_no_token_id_is_refused(key):
+    """vLLM fails on such keys with a status of its own making; here they are the request's fault."""
+    assert refused(chat, logit_bias={"5": 1.0, key: 1.0}).param == "logit_bias"
+    assert chat(logit_bias={"5": 1.0, "4294967295": -1}).body["logit_bias"] == {"5": 1.0, "4294967295": -1}
+
+
+@pytest.mark.parametrize("depth", [100, 300, 500, 900, 950, 980, 990, 1000, 5000])
+@pytest.mark.parametrize("level", [("[", "]"), ('{"a":', "}")])
+def test_deep_content_is_parsed_or_refused(depth, level):
+    """However deep a content part is nested, it is refused or can be written for a server; nothing else is raised."""
+    part = level[0] * depth + "7" + level[1] * depth
+    raw = '{"model":"m","messages":[{"role":"user","content":[{"type":"x","a":' + part + "}]}]}"
+    with suppress(Refused):
+        assert encode(Call(CHAT, raw.encode(), "r", Bounds()).upstream_body(5))
+
+
 def test_fields_that_clients_send_innocently_are_dropped():
     """Priority, cache salt and ids of requests are the gateway's own, and everything else goes up as it came."""
     call = chat(**dict.fromkeys(DROPPED, "x"), whatever={"deep": [1]}, temperature=0.5)
@@ -141,6 +176,12 @@ PARTS = {
     "with a null type": {"type": None, "audio_url": {"url": "http://10.0.0.1/x"}},
     "text with a uuid": {"type": "text", "text": "", "uuid": "1", "image_url": "http://10.0.0.1/x"},
     "behind blanks": {"type": "image_url", "image_url": {"url": " " * 5000 + "http://10.0.0.1/x"}},
+    "one slash": {"type": "image_url", "image_url": {"url": "https:/a"}},
+    "a file without slashes": {"type": "image_url", "image_url": {"url": "file:/etc/passwd"}},
+    "a file in upper case": {"type": "image_url", "image_url": {"url": "FILE:/x"}},
+    "behind a blank": {"type": "image_url", "image_url": {"url": " \n file:/x"}},
+    "no scheme at all": {"type": "image_url", "image_url": {"url": "//x://y"}},
+    "deep inside": {"type": "image_url", "a": [{"b": [{"c": ["x", "s3:bucket"]}]}]},
     "not quite data": {"type": "image_url", "image_url": {"url": "data-http://10.0.0.1/x"}},
 }
 
@@ -164,7 +205,8 @@ def test_media_by_url_is_refused(part, role):
      (["http://x"], False), (None, False),
      ([{"type": "image_url", "image_url": {"url": "data:image/png;base64,//:"}}], True),
      ([{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}], True),
-     ([{"type": "image_url", "image_url": {"url": "DATA:image/png;base64,x"}}], True)],
+     ([{"type": "image_url", "image_url": {"url": "DATA:image/png;base64,x"}}], True),
+     ([{"type": "image_url", "image_url": {"url": " data:image/png;base64,x", "detail": "low"}}], True)],
 )  # fmt: skip
 def test_text_is_not_media_and_media_is_noticed(content, media):
     """An address in text is text; media that came with the request is allowed, and known to be there."""

@@ -1,5 +1,6 @@
 """One client stream across legs: events in, client bytes out. Every scenario ends with `Play.check`."""
 
+import asyncio
 import json
 import re
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from gateway.stream import asks
 from gateway.stream.call import Endpoint
 from gateway.stream.leg_end import Cause, LegEnd
 from gateway.stream.relay import Relay
-from gateway.stream.text import LocalDecoder, RemoteDecoder, TextLost
+from gateway.stream.text import IDS_WAITING_MAX, LocalDecoder, RemoteDecoder, TextLost
 from guards.refusal import Ending, Reason
 from tests.gateway.stream.fakes import (
     BROKEN,
@@ -106,6 +107,46 @@ async def test_an_echo_of_the_last_message_needs_no_ids():
     play = await Play(call_for(echo=True), Engine([SAID]), edit=lambda leg, raws: [raws[0], echo, *raws[1:]]).run()
 
     assert play.seen.text[0] == "Hi" + text_of(SAID)
+
+
+def unnumbered(said: str) -> bytes:
+    """An event with text and no ids."""
+    return b'data: {"id":"x","choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}' % said.encode()
+
+
+async def test_an_echo_is_given_once():
+    """Text without ids that follows an echo is no echo: its server is left, and none of that text is given."""
+
+    def more(leg, raws):
+        return [raws[0], unnumbered("Hi"), *([unnumbered("free")] if leg == 0 else []), *raws[1:]]
+
+    play = await Play(call_for(echo=True), Engine([SAID]), edit=more).run()
+
+    assert play.legs[0].closed
+    assert play.seen.text[0] == "Hi" + text_of(SAID)
+
+
+async def test_an_echo_is_given_again_by_a_server_that_begins_anew():
+    """A server lost between its echo and its first token costs nothing: the next one may echo too."""
+    play = await Play(
+        call_for(echo=True), Engine([SAID]), cuts=[2], edit=lambda leg, raws: [raws[0], unnumbered("Hi"), *raws[1:]]
+    ).run()
+
+    assert play.seen.text[0] == "Hi" + text_of(SAID)
+
+
+async def test_a_parsers_text_must_follow_a_token():
+    """With tools a parser may send text apart from its ids, but not before any token: that would be free."""
+
+    def early(leg, raws):
+        return [raws[0], *([unnumbered("free")] if leg == 0 else []), raws[1], unnumbered(" late "), *raws[2:]]
+
+    play = await Play(call_for(tools=[{"type": "function"}]), Engine([SAID]), edit=early).run()
+
+    assert play.legs[0].closed
+    assert b"free" not in play.sink.data
+    assert b" late " in play.sink.data
+    assert play.relay.completion_tokens == N
 
 
 # -------------------------------------------------------------------- a leg that is lost
@@ -231,7 +272,13 @@ async def test_a_lost_end_after_every_finish_is_no_loss(missing):
     assert (play.seen.done, play.seen.usage["completion_tokens"]) == (True, N)
 
 
+LINE_BREAK = b'"id":"x",%b"choices":[{"index":0,"delta":{"content":"?"},"token_ids":[65]}]}'
 GARBAGE = {
+    "a line break": b"data: {" + LINE_BREAK % b"\n",
+    "a carriage return": b"data: {" + LINE_BREAK % b"\r",
+    "a second data line": b'data: {"id":"x"}\ndata: {' + LINE_BREAK % b"",
+    "a key that is refused": b'data: {"error": {"message": "no", "type": "Unauthorized", "code": 401}}',
+    "a model that is gone": b'data: {"error": {"message": "no", "type": "NotFoundError", "code": 404}}',
     "error": b'data: {"error": {"message": "Internal server error", "type": "InternalServerError", "code": 500}}',
     "not json": b"data: {oops",
     "not an object": b"data: [1]",
@@ -598,6 +645,103 @@ async def test_tokens_whose_text_was_never_made_are_not_charged(broken_after):
 
     assert play.relay.ending in (Ending.UPSTREAM_LOST, Ending.UNCONTINUABLE)
     assert play.seen.ids[0] == SAID[: len(play.seen.ids[0])]
+
+
+class Gate:
+    """A /detokenize that answers nothing while it is shut. fails: what it then does is to fail."""
+
+    def __init__(self) -> None:
+        self.open, self.asked, self.fails = asyncio.Event(), 0, False
+        self.open.set()
+
+    async def decode(self, ids: Sequence[int]) -> str:
+        self.asked += 1
+        await self.open.wait()
+        if self.fails:
+            raise TextLost("no server's /detokenize answered")
+        return tokenizer().decode(list(ids), skip_special_tokens=False)
+
+
+async def moved(gate: Gate, ids: Sequence[int], cut: int, per_chunk: int = 1):
+    """A stream that was cut after so many events, and goes on with text made behind a gate; its second leg."""
+    call = call_for(return_token_ids=True, max_tokens=5000)
+    terms = terms_for(call, decoder=partial(RemoteDecoder, gate.decode), spells_special=True)
+    play = Play(call, Engine([ids]), cuts=[cut], per_chunk=per_chunk, terms=terms)
+    (ask,) = await play.relay.asks()
+    part, leg, raws, end = play._leg(ask)
+    await play.relay.ended(part, await play._feed(part, leg, raws, end))
+    (ask,) = await play.relay.asks()
+    return play, *play._leg(ask)
+
+
+async def turns(count: int = 20) -> None:
+    """Let what is ready run."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_a_client_that_leaves_pays_for_no_text_that_is_still_being_made():
+    """Tokens whose text is still being made when the client leaves are given back; text that comes later is nothing."""
+    gate = Gate()
+    play, part, _, raws, _ = await moved(gate, SAID, cut=6)
+    part.events(raws[:2])
+    await turns()
+    gate.open.clear()
+    part.events(raws[2:12])
+    await turns()
+    counted = play.lease.meter.spent
+
+    play.relay.close()
+    gate.open.set()
+    await turns()
+
+    received = len(play.seen.ids[0])
+    assert 5 < received < counted - len(PROMPT)
+    assert play.relay.completion_tokens == received
+    assert play.lease.meter.spent == play.relay.prompt_tokens + received == len(PROMPT) + received
+
+
+async def test_text_that_can_no_longer_be_made_ends_the_stream_at_once():
+    """When /detokenize fails, the client hears of it then, with its leg closed, not when the server is done."""
+    gate = Gate()
+    play, part, leg, raws, _ = await moved(gate, SAID, cut=6)
+    part.events(raws[:3])
+    await turns()
+    gate.fails = True
+
+    part.events(raws[3:4])
+    await turns()
+
+    assert play.relay.ending is Ending.UNCONTINUABLE
+    assert leg.closed
+    assert "/detokenize" in play.seen.error["message"]
+    play.relay.close()
+    play.check()
+
+
+async def test_text_that_falls_behind_pauses_its_leg():
+    """A leg waits while too many ids wait for their text, also when its client has caught up, and goes on after."""
+    ids = ids_of("xyz " * 300)
+    gate = Gate()
+    play, part, leg, raws, end = await moved(gate, ids, cut=3, per_chunk=16)
+    gate.open.clear()
+    fed = 0
+    while not leg.paused and fed < len(raws):
+        part.events(raws[fed : fed + 1])
+        fed += 1
+    play.relay._out._room()
+    held = leg.paused
+    gate.open.set()
+    await turns(500)
+
+    assert held
+    assert IDS_WAITING_MAX <= fed * 16 < IDS_WAITING_MAX + 32
+    assert not leg.paused
+    await play.relay.ended(part, await play._feed(part, leg, raws[fed:], end))
+    await play.relay.finish()
+    play.relay.close()
+    play.check()
+    assert (play.seen.ids[0], play.seen.text[0]) == (ids, text_of(ids))
 
 
 async def test_a_bug_met_while_waiting_events_are_taken_in_reaches_the_leg():

@@ -1,5 +1,6 @@
 """Events do not depend on how their bytes arrive."""
 
+import time
 from itertools import pairwise
 
 import pytest
@@ -49,3 +50,31 @@ def test_an_event_without_an_end_is_given_up(size):
 
     with pytest.raises(EventTooLong):
         splitter.feed(b"x" * (size + 2))
+
+
+@pytest.mark.parametrize("pieces", [
+    (b"data: a\n", b"\n"), (b"data: a\n", b"", b"\n"), (b"data: ", b"a\n", b"\n"), (b"data: a", b"\n", b"\n"),
+])  # fmt: skip
+def test_an_end_split_between_its_line_feeds_is_seen_at_once(pieces):
+    """When the two line feeds come in two reads, the event is given out with the second."""
+    splitter = EventSplitter(100)
+    *before, last = [splitter.feed(piece) for piece in pieces]
+
+    assert (before, last) == ([[]] * len(before), [b"data: a"])
+    assert splitter.feed(b"data: b\n\n") == [b"data: b"]
+
+
+def test_a_surplus_line_feed_before_a_whole_event_does_not_swallow_it():
+    """A read that begins with a line feed too many and holds one event gives that event."""
+    assert split(b"data: a\n\n\ndata: b\n\n", [9]) == [b"data: a", b"data: b"]
+
+
+def test_a_long_unfinished_event_is_gathered_in_linear_time():
+    """A long event in many small reads is joined once, not at every read: that would copy some 30 GB here."""
+    splitter, piece = EventSplitter(1 << 24), b"x" * 1023 + b"\n"
+    began_s = time.process_time()
+    for _ in range(8 << 10):
+        assert splitter.feed(piece) == []
+
+    assert splitter.feed(b"\n") == []  # none of ours, and over
+    assert time.process_time() - began_s < 1.0

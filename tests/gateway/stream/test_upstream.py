@@ -512,6 +512,42 @@ async def test_a_replica_found_dead_ends_all_its_legs_at_once():
         assert upstream._legs["one"] == set()
 
 
+async def test_legs_that_bring_tokens_may_be_left_to_show_whether_their_server_lives():
+    """Where streams are spared, abandoning ends plain legs only, and a stream brings its events afterwards."""
+    go_on = asyncio.Event()
+
+    async def handle(server, reader, writer):
+        if b"/stream" in await server.request(reader):
+            writer.write(SSE + EVENT)
+            await go_on.wait()
+            writer.write(EVENT + END)
+        await server.until_left(reader)
+
+    async with serving(handle) as (_, upstream, target):
+        receiver = Receiver()
+        stream = upstream.open(target, "/stream", b"{}", receiver)
+        plain_leg = upstream.open(target, "/plain", b"{}")
+        await receiver.some.wait()
+
+        upstream.abandon("one", streams=False)
+        spared = not stream.ended.done()
+        go_on.set()
+
+        assert plain_leg.ended.result().cause is Cause.ABANDONED
+        assert spared
+        assert (await stream.ended).cause is Cause.DONE
+        assert len(receiver.got) == 2
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".local"])
+async def test_a_name_that_cannot_be_one_is_a_server_that_is_not_there(host):
+    """A host name that cannot even be looked up is unreached, as any other that is wrong, and no bug."""
+    async with serving(always(plain())) as (_, upstream, _):
+        end = await upstream.open(Target("two", host, 80), "/", None).ended
+
+    assert end.cause is Cause.UNREACHED
+
+
 async def test_an_abandoned_replicas_idle_connections_are_closed():
     """What was kept to a dead server is not used when it comes back."""
     async with serving(always(plain())) as (server, upstream, target):
