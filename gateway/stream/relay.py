@@ -339,8 +339,7 @@ class Relay:
         """Nothing was delivered: the next leg begins the stream anew, as it was asked for."""
         self._out.clear()
         self._beyond = self._wording.head = self._usage = None
-        for choice in self._choices:
-            choice.role_sent, choice.finish_reason = False, None
+        self._choices = [Choice(choice.index, choice.prompt) for choice in self._choices]
 
     async def _adopt(self, choice: Choice) -> None:
         """From here on the gateway words this choice. Raises TextLost."""

@@ -30,7 +30,8 @@ class EventSplitter:
         Raises EventTooLong.
         """
         if not self._parts and data.find(END) == len(data) - 2 >= 0:  # the usual case: one read, one event
-            return [data[:-2]] if data.startswith(DATA) else []
+            event = data[:-2].lstrip(b"\n")  # an empty line too many may stand before it
+            return [event] if event.startswith(DATA) else []
         ends = END in data or (data[:1] == b"\n" and self._parts and self._parts[-1].endswith(b"\n"))
         if data:
             self._parts.append(data)
