@@ -38,8 +38,8 @@ STATE = ROOT / ".cache" / "prove"
 EVIDENCE = ROOT / "docs" / "evidence"
 SEED = 20261121
 KILLS = 20
-# The tiny model outruns vLLM's own API process on two cores: what it said then comes in lumps, seconds apart, kill or no
-# kill. The small one is slower than the path its tokens take, as models on GPUs are, so that a pause is a pause.
+# The tiny model outruns vLLM's own API process on two cores: what it said then comes in lumps, seconds apart, kill or
+# no kill. The small one is slower than the path its tokens take, as models on GPUs are, so that a pause is a pause.
 KILL_MODEL = "small"
 KILL_TOKENS = 300
 CUT_TOKENS = 60
