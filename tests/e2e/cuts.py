@@ -27,6 +27,8 @@ class Tally:
 
     def add(self, name: str, want: Answer, got: Answer) -> None:
         """Compare one stream with its uninterrupted run."""
+        assert want.done, f"{name}: the uninterrupted run was not"
+        assert want.error is None, f"{name}: the uninterrupted run failed"
         self.streams += 1
         if got.said and got.said.get("failovers"):
             self.cut += 1

@@ -100,7 +100,7 @@ async def test_plain_answer_is_asked_for_again(house, fault):
 
 @pytest.mark.parametrize("fault", BORNE)
 async def test_harmless_fault_is_borne(either, fault):
-    """Dripping bytes, wrong or missing usage and a huge event change no token and no charge, and cost no failover."""
+    """Dripping bytes, wrong or missing usage change no token and no charge, and cost no failover."""
     body = chat(order(tokens=40))
     either.active.arm(fault, bytes=2 << 20)
 
