@@ -91,6 +91,8 @@ def _config(raw: dict[str, Any], file: str, tree: Tree | None, faults: list[Faul
         config = Config.model_validate(raw)
     except ValidationError as invalid:
         errors = [error for error in invalid.errors() if error["loc"] not in broken and error["type"] != _FOLLOWS]
+        # A list whose items are all wrong counts as empty for pydantic; their own errors say what is the matter.
+        errors = [error for error in errors if not (error["type"] == "too_short" and error["input"])]
         faults += [_field_fault(error, raw) for error in errors]
     faults += [fault for fault in cross_faults(raw) if fault.loc not in broken]
     if faults or config is None:

@@ -449,3 +449,14 @@ def test_any_bytes_load_or_give_errors(tmp_path_factory: pytest.TempPathFactory,
     path.write_bytes(blob)
     with pytest.raises(ConfigErrors):
         load(path, {})
+
+
+def test_a_list_of_wrong_items_is_not_called_empty(tmp_path: Path):
+    """Where every replica has a fault, the faults are named, and not that there were no replicas."""
+    file = tmp_path / "h.yaml"
+    file.write_text('models:\n  - name: m\n    replicas:\n      - {url: "http://10.0.0.5:8000", key: "${NOT_SET}"}\n')
+
+    with pytest.raises(ConfigErrors) as caught:
+        load(file, {})
+
+    assert [error.field for error in caught.value.errors] == ["models[0].replicas[0].key"]
