@@ -18,7 +18,7 @@ from tests.processes import Gateway
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 STREAMS = 8
-TOKENS = 800  # seconds of work for eight streams at once, so that the kill falls into it
+TOKENS = 1600  # seconds of work for eight streams at once, so that the kill falls into it
 PAUSE_S_MAX = 10.0  # a bound for starved machines, not the goal: `make prove` measures that
 
 DEATHS: dict[str, Callable[[Engine], None]] = {
@@ -32,7 +32,7 @@ async def test_streams_outlive_their_server_whatever_of_it_is_killed(
     fresh_engines: FreshEngines, engines: tuple[Server, Server], engine_model: Path, tmp_path: Path
 ) -> None:
     """Three servers die one after the other, each in its own way; all eight streams of each go on exactly."""
-    bodies = [chat(f"Tell me {n} things.", max_tokens=TOKENS, repetition_penalty=1.3) for n in range(STREAMS)]
+    bodies = [chat(f"Tell me {n} things.", max_tokens=TOKENS, ignore_eos=True, repetition_penalty=1.3) for n in range(STREAMS)]
     doomed = await asyncio.to_thread(fresh_engines, len(DEATHS))
     async with aiohttp.ClientSession() as session:
         wanted = await asyncio.gather(*(ask(session, engines[0].url, body) for body in bodies))
