@@ -32,7 +32,8 @@ async def test_streams_outlive_their_server_whatever_of_it_is_killed(
     fresh_engines: FreshEngines, engines: tuple[Server, Server], engine_model: Path, tmp_path: Path
 ) -> None:
     """Three servers die one after the other, each in its own way; all eight streams of each go on exactly."""
-    bodies = [chat(f"Tell me {n} things.", max_tokens=TOKENS, ignore_eos=True, repetition_penalty=1.3) for n in range(STREAMS)]
+    lasting = {"max_tokens": TOKENS, "ignore_eos": True, "repetition_penalty": 1.3}
+    bodies = [chat(f"Tell me {n} things.", **lasting) for n in range(STREAMS)]
     doomed = await asyncio.to_thread(fresh_engines, len(DEATHS))
     async with aiohttp.ClientSession() as session:
         wanted = await asyncio.gather(*(ask(session, engines[0].url, body) for body in bodies))
