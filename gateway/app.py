@@ -27,9 +27,10 @@ from gateway.quote import Quotes
 from gateway.record import Records
 from gateway.salt import Salts
 from gateway.stream.call import Bounds, Call
+from gateway.stream.leg import Target, UpstreamLimits
 from gateway.stream.leg_end import LegEnd
 from gateway.stream.text import Decoder, LocalDecoder, RemoteDecoder, load_tokenizer
-from gateway.stream.upstream import Target, Upstream, UpstreamLimits
+from gateway.stream.upstream import Upstream
 from gateway.watch.metrics import Metrics
 from guards.health import Health
 

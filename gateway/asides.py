@@ -8,10 +8,11 @@ import msgspec
 
 from gateway.fleet.replicas import Fleet
 from gateway.stream.call import Call, Endpoint
+from gateway.stream.leg import Target
 from gateway.stream.leg_end import LegEnd
 from gateway.stream.refusals import refusal
 from gateway.stream.text import TextLost
-from gateway.stream.upstream import Target, Upstream
+from gateway.stream.upstream import Upstream
 from gateway.stream.wire import encode
 from guards.refusal import Reason, Refused
 

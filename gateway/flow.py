@@ -1,8 +1,8 @@
 """THE FLOW of a request.
 
-    estimate → hold budget → route → leg ─events→ relay ─bytes→ client
-                               ↑ leg lost: next leg ┘
-    at the end, whatever the end: settle once → journal
+estimate → hold budget → route → leg ─events→ relay ─bytes→ client
+                           ↑ leg lost: next leg ┘
+at the end, whatever the end: settle once → journal
 """
 
 import asyncio
@@ -15,11 +15,12 @@ from gateway.fleet.replicas import Fleet
 from gateway.quote import Quotes
 from gateway.record import Record, Records
 from gateway.stream.call import Call
+from gateway.stream.leg import Leg, Target
 from gateway.stream.leg_end import LegEnd
 from gateway.stream.plain import Plain
 from gateway.stream.relay import Relay
 from gateway.stream.seams import Sink
-from gateway.stream.upstream import Leg, Target, Upstream
+from gateway.stream.upstream import Upstream
 from guards.refusal import Ending
 
 Headers = tuple[tuple[str, str], ...]

@@ -213,5 +213,3 @@ def _trace(request: web.BaseRequest, request_id: str) -> Headers:
     """The only headers that go upstream: an id of ours, and W3C trace context where it is well-formed."""
     given = [(name, request.headers[name]) for name in TRACE_HEADERS if name in request.headers]
     return (("x-request-id", request_id), *((name, value) for name, value in given if TRACE_VALUE.fullmatch(value)))
-
-

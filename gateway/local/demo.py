@@ -238,9 +238,7 @@ class Killing:
         self._screen.text(f" «kill -9 {self.victim.address}, pids {self._pids}» ", "bold white on red")
 
 
-def judge(
-    answer: Answer, reference: Answer, killing: Killing, legs: list[str], spent: tuple[int, int]
-) -> Verdict:
+def judge(answer: Answer, reference: Answer, killing: Killing, legs: list[str], spent: tuple[int, int]) -> Verdict:
     """Compare what the client got and was charged with the uninterrupted run. Pure."""
     if killing.victim is None or not killing.killed_s:
         raise DemoFailed(f"the answer ended after {len(answer.arrivals_s)} pieces, before the kill")

@@ -9,165 +9,12 @@ No connection is used again after a cut, a protocol error, or an answer that was
 import asyncio
 import ssl
 from collections import deque
-from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 import httptools
 
+from gateway.stream.leg import Leg, Receiver, Target, UpstreamLimits
 from gateway.stream.leg_end import Cause, LegEnd
-from gateway.stream.sse import EventSplitter, EventTooLong
-
-
-class Receiver(Protocol):
-    """Who takes in a stream's events."""
-
-    def events(self, raws: list[bytes]) -> None: ...
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a replica listens; `key` its upstream key, `name` its public name."""
-
-    name: str
-    host: str
-    port: int
-    tls: bool = False
-    key: str | None = None
-
-
-@dataclass(frozen=True)
-class UpstreamLimits:
-    """Times in seconds, sizes in bytes."""
-
-    connect_s: float = 0.5
-    first_token_s: float = 60.0
-    between_tokens_s: float = 10.0
-    head_bytes: int = 65536
-    event_bytes: int = 4 << 20
-    answer_bytes: int = 64 << 20
-    idle_s: float = 4.0  # below uvicorn's keep-alive of 5 s, so that the pool does not race the server's close
-    idle_connections: int = 64  # per replica
-
-
-class Leg:
-    """One upstream attempt. `ended` resolves exactly once, whatever happens.
-
-    receiver: takes a stream's events; None for a plain answer, whose body is in the LegEnd.
-    """
-
-    def __init__(self, upstream: "Upstream", target: Target, request: bytes, receiver: Receiver | None) -> None:
-        self.ended: asyncio.Future[LegEnd] = upstream.loop.create_future()
-        self.target, self.receiver, self.request = target, receiver, request
-        self._upstream, self._limits = upstream, upstream.limits
-        self.connection: Connection | None = None
-        self._splitter = EventSplitter(self._limits.event_bytes)
-        self._body: list[bytes] = []
-        self._body_bytes = 0
-        self.status = 0
-        self.streaming = False
-        self.paused = False
-        self.over = False
-        self._heard_at = upstream.loop.time()
-        self._wait_s = self._limits.first_token_s
-        self._progressed = False
-        self._timer: asyncio.TimerHandle | None = None
-        if receiver is not None:
-            self._timer = upstream.loop.call_later(self._wait_s, self._check_silence)
-
-    # -- LegControl, for the relay
-
-    def pause(self) -> None:
-        """Stop reading; also what was read already waits."""
-        self.paused = True
-        if self.connection is not None:
-            self.connection.pause()
-
-    def resume(self) -> None:
-        self.paused = False
-        self._heard_at = self._upstream.loop.time()
-        if self.connection is not None:
-            self.connection.resume()
-
-    def close(self) -> None:
-        """Give the answer up; vLLM notices the closed connection and stops computing."""
-        self.end(LegEnd(Cause.CLOSED))
-
-    def progress(self) -> None:
-        self._heard_at = self._upstream.loop.time()
-        if not self._progressed and self._timer is not None:
-            self._progressed, self._wait_s = True, self._limits.between_tokens_s
-            self._timer.cancel()
-            self._timer = self._upstream.loop.call_later(self._wait_s, self._check_silence)
-
-    def fault(self, error: Exception) -> None:
-        """A bug of ours was met: it must surface in the flow, not vanish in the event loop."""
-        if not self.over:
-            self.over = True
-            if not self.ended.done():
-                self.ended.set_exception(error)
-            self._release()
-
-    # -- for the connection
-
-    def begin(self, status: int, content_type: bytes) -> None:
-        """The head has arrived."""
-        self.status = status
-        self.streaming = status == 200 and self.receiver is not None and content_type.startswith(b"text/event-stream")
-
-    def data(self, parts: list[bytes]) -> None:
-        """Body bytes have arrived."""
-        try:
-            if self.streaming:
-                assert self.receiver is not None
-                raws = self._splitter.feed(b"".join(parts))
-                if raws:
-                    self.receiver.events(raws)
-            else:
-                self._gather(parts)
-        except EventTooLong:
-            self.end(LegEnd(Cause.PROTOCOL, "the server sent an event without an end"))
-        except Exception as error:
-            self.fault(error)
-
-    def complete(self) -> None:
-        """The whole answer has arrived."""
-        body = b"".join(self._body)
-        if self.status >= 500:
-            self.end(LegEnd(Cause.FAILED, f"the server answered status {self.status}", self.status, body))
-        elif self.status >= 400:
-            self.end(LegEnd(Cause.REFUSED, f"the server answered status {self.status}", self.status, body))
-        elif self.status != 200 or (self.receiver is not None and not self.streaming):
-            self.end(LegEnd(Cause.PROTOCOL, "the server's answer was not the one asked for", self.status))
-        else:
-            self.end(LegEnd(Cause.DONE, "the stream ended without a finish_reason", self.status, body))
-
-    def end(self, end: LegEnd) -> None:
-        """Settle `ended`, once, and let the connection go; also when whoever awaited it was cancelled."""
-        if self.over:
-            return
-        self.over = True
-        if not self.ended.done():
-            self.ended.set_result(end)
-        self._release()
-
-    def _release(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._upstream.released(self)
-
-    def _gather(self, parts: list[bytes]) -> None:
-        self._body += parts
-        self._body_bytes += sum(map(len, parts))
-        if self._body_bytes > self._limits.answer_bytes:
-            self.end(LegEnd(Cause.PROTOCOL, "the server's answer was too large"))
-
-    def _check_silence(self) -> None:
-        """One timer a leg, re-armed when it fires: nothing is scheduled per chunk."""
-        left = self._heard_at + self._wait_s - self._upstream.loop.time()
-        if left <= 0 and not self.paused:
-            self.end(LegEnd(Cause.SILENT, f"no token arrived within {self._wait_s:g} s"))
-        else:
-            self._timer = self._upstream.loop.call_later(left if left > 0 else self._wait_s, self._check_silence)
 
 
 class Connection(asyncio.Protocol):
@@ -363,7 +210,7 @@ class Upstream:
         """A leg has ended: keep its connection if its answer was read to the end, else close it."""
         self._legs[leg.target.name].discard(leg)
         connection, leg.connection = leg.connection, None
-        if connection is None:
+        if not isinstance(connection, Connection):
             return
         if not connection.reusable:
             connection.abort()
@@ -423,5 +270,3 @@ def _request(target: Target, path: str, body: bytes | None, headers: tuple[tuple
     if any("\r" in line or "\n" in line for line in lines):
         raise ValueError("a header holds a line break")
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + (body or b"")
-
-

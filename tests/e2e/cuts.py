@@ -86,5 +86,3 @@ def _difference(want: Answer, got: Answer) -> str:
     if want.text != got.text:
         return f"text differs: {want.text!r} became {got.text!r}"
     return f"ends differ: {want.content[2:]} became {got.content[2:]}"
-
-

@@ -6,8 +6,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from gateway.stream.leg import Target, UpstreamLimits
 from gateway.stream.leg_end import Cause
-from gateway.stream.upstream import Target, Upstream, UpstreamLimits
+from gateway.stream.upstream import Upstream
 
 LIMITS = {"connect_s": 2.0, "first_token_s": 5.0, "between_tokens_s": 5.0}
 SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
