@@ -18,7 +18,8 @@ from gateway.books.keys import Keys, Tenant
 from gateway.books.ledger.sqlite import SqliteLedger
 from gateway.config import Config, is_loopback
 from gateway.config import Replica as ReplicaConfig
-from gateway.fleet.replicas import Fleet, Replica
+from gateway.fleet.pulse import Pulse
+from gateway.fleet.replicas import Care, Fleet, Replica
 from gateway.flow import Flow
 from gateway.http.admin import Admin
 from gateway.http.connection import Listener
@@ -69,7 +70,8 @@ async def gateway(config: Config) -> AsyncIterator[None]:
         targets = {replica.name: _target(replica) for replica in config.replicas}
         upstream = Upstream(_upstream_limits(config))
         stack.push_async_callback(upstream.close)
-        fleet = _fleet(config, targets, upstream)
+        fleet = _fleet(config, targets, upstream, metrics, clock)
+        stack.callback(fleet.close)
         asides = Asides(fleet, upstream, targets)
         limits = config.limits
         quotes = Quotes(
@@ -80,6 +82,7 @@ async def gateway(config: Config) -> AsyncIterator[None]:
             lease_tokens=limits.lease_tokens,
             low_tokens=limits.lease_low_tokens,
             legs_max=limits.legs,
+            hedges_max=limits.hedges,
         )
         records = Records(journal, metrics, clock, quotes.lengths.note)
         flow = Flow(quotes, fleet, upstream, targets, records, total_s=config.timeouts.total_s, clock=clock)
@@ -156,21 +159,37 @@ def _edge(
     )
 
 
-def _fleet(config: Config, targets: dict[str, Target], upstream: Upstream) -> Fleet:
+def _fleet(
+    config: Config, targets: dict[str, Target], upstream: Upstream, metrics: Metrics, clock: Callable[[], float]
+) -> Fleet:
     models = {replica.name: model.name for model in config.models for replica in model.replicas}
-    replicas = [Replica(one.name, one.role == "standby", models.get(one.name)) for one in config.replicas]
+    timeouts, limits = config.timeouts, config.limits
+    replicas = [
+        Replica(one.name, one.role == "standby", models.get(one.name), pulse=Pulse(timeouts.suspect_s))
+        for one in config.replicas
+    ]
 
     def changed(name: str, health: Health) -> None:
         say, event = (log.info, "replica.up") if health.up else (log.warning, "replica.down")
         say(event, replica=name, why=health.why)
+        metrics.verdict(name, up=bool(health.up), hung=health.hung)
         if not health.up:
             upstream.abandon(name, streams=health.gone)
 
-    async def fetch(name: str, path: str, timeout_s: float) -> LegEnd:
-        return await upstream.fetch(targets[name], path, timeout_s=timeout_s)
+    async def ask(name: str, path: str, body: bytes | None, timeout_s: float) -> LegEnd:
+        end = await upstream.fetch(targets[name], path, body, timeout_s)
+        if body is not None:
+            metrics.canary(name, "answered" if end.status == 200 else "silent" if end.silent else "refused")
+        return end
 
-    timeouts = config.timeouts
-    return Fleet(replicas, fetch, changed, probe_every_s=timeouts.probe_every_s, probe_timeout_s=timeouts.probe_s)
+    care = Care(
+        probe_every_s=timeouts.probe_every_s,
+        probe_s=timeouts.probe_s,
+        canary_s=timeouts.canary_s,
+        hedges_per_s=limits.hedges_per_s,
+        hedges_burst=limits.hedges_burst,
+    )
+    return Fleet(replicas, ask, changed, care, clock)
 
 
 def _decoders(config: Config, asides: Asides) -> Callable[[Call], tuple[Callable[[], Decoder], bool]]:

@@ -199,6 +199,8 @@ class Timeouts(Part):
     total_s: float = Field(default=3600, ge=1, le=86_400)  # one request, all its legs together
     probe_s: float = Field(default=1.0, ge=0.01, le=60)  # one health probe; three bad ones in a row are a verdict
     probe_every_s: float = Field(default=1.0, ge=0.05, le=300)  # between probes of one replica
+    suspect_s: float = Field(default=0.25, ge=0.02, le=600)  # silence below this is never suspicious; a hedge costs
+    canary_s: float = Field(default=2.0, ge=0.1, le=600)  # for one token, on a silent server or one that comes back
     body_s: float = Field(default=30, ge=0.1, le=600)  # for a client to send its request: slow senders hold memory
     client_stall_s: float = Field(default=30, ge=0.1, le=3600)  # for a client that stopped reading and holds KV
     idle_s: float = Field(default=4, ge=0.1, le=3600)  # an unused upstream connection; below vLLM's own keep-alive
@@ -212,6 +214,9 @@ class Limits(Part):
     head_bytes: int = Field(default=16_384, ge=1024, le=2**20)  # the request line, and each of 128 headers
     requests_in_flight: int = Field(default=2000, ge=1, le=1_000_000)  # beyond: refused as overloaded
     legs: int = Field(default=4, ge=1, le=64)  # servers tried for one request, one after the other
+    hedges: int = Field(default=8, ge=0, le=64)  # legs beside silent ones, per request; 0 waits for between_tokens_s
+    hedges_per_s: float = Field(default=10, ge=0, le=10_000)  # of all requests together: overload must not feed itself
+    hedges_burst: int = Field(default=64, ge=1, le=100_000)  # when a server with many streams hangs
     choices: int = Field(default=16, ge=1, le=128)  # `n`: each choice is a leg of its own after a loss
     prompts: int = Field(default=64, ge=1, le=2048)  # in one completions request; also bounds n times the prompts
     stop_strings: int = Field(default=16, ge=0, le=256)  # each is searched for after a failover

@@ -8,23 +8,21 @@ at the end, whatever the end: settle once → journal
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from gateway.books.keys import Tenant
 from gateway.fleet.replicas import Fleet
+from gateway.legs import Headers, Legs
 from gateway.quote import Quotes
 from gateway.record import Record, Records
 from gateway.stream.call import Call
-from gateway.stream.leg import Leg, Target
-from gateway.stream.leg_end import LegEnd
+from gateway.stream.leg import Target
 from gateway.stream.plain import Plain
 from gateway.stream.relay import Relay
 from gateway.stream.seams import Sink
 from gateway.stream.upstream import Upstream
 from guards.refusal import Ending
 
-Headers = tuple[tuple[str, str], ...]
-Legs = dict[asyncio.Future[LegEnd], tuple[Leg, Any]]  # by their ends, with the part of the answer that each feeds
+Names = frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -64,37 +62,36 @@ class Flow:
         return answer.body
 
     async def _legs(self, answer: Relay | Plain, sink: Sink, record: Record, headers: Headers) -> None:
-        """Ask one server after the other until the answer has ended; bounded by its legs_max."""
-        failed: frozenset[str] = frozenset()
-        while answer.open:
-            name = self.fleet.pick(answer.call.model, failed)
-            if name is None:
-                return answer.fail(Ending.UPSTREAM_LOST, "No server of this model can be reached now.")
-            sink.from_replica(name, record.leg_opened(name))
-            legs: Legs = {}
-            try:
-                for ask in await answer.asks():
-                    part = answer.part(ask)
-                    part.leg = leg = self.upstream.open(self.targets[name], ask.path, ask.body, part.receiver, headers)
-                    legs[leg.ended] = leg, part
-                    self.fleet.enter(name)
-                if await self._ends(name, answer, legs, record):
-                    failed |= {name}
-                    self.fleet.suspect(name)
-            finally:
-                for leg, _ in legs.values():
-                    leg.close()
-                    self.fleet.leave(name)
+        """Ask one server after the other until the answer has ended; bounded by its legs_max and hedges_max."""
+        failed: Names = frozenset()
+        with Legs(self.fleet, self.upstream, self.targets, headers) as legs:
+            while answer.open:
+                if answer.needs_leg:
+                    name = self.fleet.pick(answer.call.model, failed)
+                    if name is None:
+                        return answer.fail(Ending.UPSTREAM_LOST, "No server of this model can be reached now.")
+                    sink.from_replica(name, record.leg_opened(name))
+                    for ask in await answer.asks():
+                        legs.open(name, ask, answer.part(ask))
+                elif legs.silent:
+                    await self._hedge(answer, sink, record, legs, failed)
+                await legs.news()
+                while (ended := legs.take()) is not None:
+                    running, end = ended
+                    lost = await answer.ended(running.part, end)
+                    record.leg_ended(running.replica, end, lost)
+                    if lost:  # its siblings there go on elsewhere too
+                        failed |= {running.replica}
+                        self.fleet.suspect(running.replica)
+                        legs.close(running.replica)
 
-    async def _ends(self, name: str, answer: Relay | Plain, legs: Legs, record: Record) -> bool:
-        """Wait for legs to end; when one is lost, its siblings at that server are closed, to go on elsewhere too."""
-        pending, any_lost = set(legs), False
-        while pending:
-            ended, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            for future in ended:
-                lost = await answer.ended(legs[future][1], future.result())
-                record.leg_ended(name, future.result(), lost)
-                any_lost |= lost
-            for future in pending if any_lost else ():
-                legs[future][0].close()
-        return any_lost
+    async def _hedge(self, answer: Relay | Plain, sink: Sink, record: Record, legs: Legs, avoid: Names) -> None:
+        """Race silent legs on another server. They stay; whichever leg brings the next token wins."""
+        name = self.fleet.second(answer.call.model, avoid | legs.replicas)
+        if name is None:
+            return
+        for ask in await answer.hedges([one.part for one in legs.silent]):
+            if self.fleet.may_hedge():
+                record.hedged(name)
+                part = answer.part(ask, lambda: sink.from_replica(name, record.hedge_won(name)))
+                legs.open(name, ask, part)

@@ -30,7 +30,7 @@ class Quote(NamedTuple):
 
 
 class Quotes:
-    """Makes quotes. lease_tokens, low_tokens: of a top-up; legs_max: servers tried per request."""
+    """Makes quotes. lease_tokens, low_tokens: of a top-up; legs_max, hedges_max: servers tried per request."""
 
     def __init__(
         self,
@@ -42,9 +42,11 @@ class Quotes:
         lease_tokens: int,
         low_tokens: int,
         legs_max: int,
+        hedges_max: int = 8,
     ) -> None:
         self._ledger, self._fleet, self._asides, self._decoders = ledger, fleet, asides, decoders
         self._lease_tokens, self._low_tokens, self._legs_max = lease_tokens, low_tokens, legs_max
+        self._hedges_max = hedges_max
         self.lengths = AnswerLengths()
 
     async def hold(self, call: Call, tenant: Tenant) -> Quote:
@@ -84,4 +86,4 @@ class Quotes:
         hold = Hold(self._ledger, call.request_id, grant, self._lease_tokens, self._low_tokens)
         decoder, spells_special = self._decoders(call)
         window = partial(self._fleet.window, call.model)
-        return Quote(hold, Terms(self._legs_max, max_tokens, capped, decoder, spells_special, window))
+        return Quote(hold, Terms(self._legs_max, max_tokens, capped, decoder, spells_special, window, self._hedges_max))

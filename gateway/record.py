@@ -65,6 +65,20 @@ class Record:
         self._fact("leg.opened", replica=replica, tokens=self._delivered())
         return self._overhead_s
 
+    def hedged(self, replica: str) -> None:
+        """A second server is being asked, since the first is silent."""
+        self._books.metrics.hedged(self._call.model)
+        self._fact("hedge.opened", replica=replica, beside=self.replica, tokens=self._delivered())
+
+    def hedge_won(self, replica: str) -> float:
+        """The second server was faster; answers the gateway's own time before the first one was asked, in seconds."""
+        self.replica = replica
+        self._books.metrics.hedge_won(self._call.model)
+        if self._delivered():
+            self._losses.append(Cause.OUTRUN)
+        self._fact("hedge.won", replica=replica, tokens=self._delivered())
+        return self._overhead_s
+
     def leg_ended(self, replica: str, end: LegEnd, lost: bool) -> None:
         """A server has answered, or not."""
         self._books.metrics.leg_ended(replica, end.cause)
@@ -102,6 +116,7 @@ class Record:
                 "charged_tokens": answer.meter.spent,
                 "failovers": answer.failovers,
                 "recomputed_tokens": answer.recomputed,
+                "hedged_tokens": answer.hedged,
                 "gap_ms": round(max(answer.pace.pauses, default=0.0) * 1e3, 1),
             }
         self._fact("request.settled", **facts)
@@ -116,7 +131,8 @@ class Record:
         if answer is None:
             return
         completion = answer.completion_tokens
-        metrics.tokens(model, prompt=answer.prompt_tokens, completion=completion, recomputed=answer.recomputed)
+        again = {"recomputed": answer.recomputed, "hedged": answer.hedged}
+        metrics.tokens(model, prompt=answer.prompt_tokens, completion=completion, **again)
         for cause, pause_s in zip(self._losses, answer.pace.pauses, strict=False):  # a last loss may have no pause
             metrics.failed_over(model, cause, pause_s)
         if answer.pace.first_token_at is not None:

@@ -2,9 +2,11 @@
 
 A replica is down as soon as its process is known to be gone (connection refused, or its API answers
 that the engine is dead), and after `STRIKES` probes in a row without a proper answer: on a starved machine
-a healthy server misses one. It is up again after one good probe.
+a healthy server misses one. A hang is found by other evidence (guards/evidence.py). It is up again after one
+good probe, which for one that was down includes a request for one token.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -21,6 +23,7 @@ class Probe(Enum):
     ODD = "does not answer as vLLM does"
     KEY = "refuses the upstream key"
     WRONG = "does not serve the model"
+    COLD = "answers, but computes nothing yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +32,14 @@ class Health:
 
     gone: it is known to compute nothing any more, so its streams need not wait for their own timers. A
     replica that merely does not answer is not `gone`: its streams may well be making progress.
+    hung: it was ejected on other evidence than probes.
     """
 
     up: bool | None = None
     why: str = "not probed yet"
     missed: int = 0
     gone: bool = False
+    hung: bool = False
 
     def after(self, probe: Probe) -> "Health":
         """Weigh one more probe."""
@@ -45,3 +50,8 @@ class Health:
             return replace(self, missed=missed)
         gone = probe in (Probe.DEAD, Probe.REFUSED)
         return Health(up=False, why=probe.value, missed=missed, gone=gone)
+
+    @staticmethod
+    def ejected(signals: Sequence[str]) -> "Health":
+        """The verdict over a server that hangs."""
+        return Health(up=False, why="hangs: " + ", ".join(signals), gone=True, hung=True)

@@ -6,21 +6,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A replica as routing sees it. `load`: streams and requests in flight there, through this gateway."""
+    """A replica as routing sees it.
+
+    load: streams and requests in flight there, through this gateway.
+    doubtful: most of its streams are silent now.
+    """
 
     name: str
     up: bool
     standby: bool
     load: int
+    doubtful: bool = False
 
 
 def pick(candidates: Iterable[Candidate], avoid: frozenset[str] = frozenset()) -> str | None:
     """Choose the replica for the next leg; None when there is none left to try.
 
-    In order: up before down, active before standby, the least loaded, the first named.
+    In order: up before down, undoubted before doubtful, active before standby, the least loaded, the first named.
     Those in `avoid` failed this very request and come into question only when no other is up.
     A replica that is held for down is still tried when nothing else is left: the verdict may be stale.
     """
-    ranked = sorted(candidates, key=lambda one: (not one.up, one.name in avoid, one.standby, one.load))
+    ranked = sorted(candidates, key=lambda one: (not one.up, one.name in avoid, one.doubtful, one.standby, one.load))
     usable = [one for one in ranked if one.name not in avoid or one.up]
     return usable[0].name if usable else None

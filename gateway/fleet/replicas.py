@@ -2,13 +2,16 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import msgspec
 import structlog
 
+from gateway.fleet.canary import Answer, Ask, Canary
+from gateway.fleet.pulse import Pulse, Watch
 from guards import routing
+from guards.allowance import Allowance
 from guards.health import Health, Probe
 from guards.routing import Candidate
 
@@ -16,19 +19,8 @@ log = structlog.get_logger()
 
 LOOKS_MAX = 3  # at a replica that lost a leg, before the next round of probes
 LOOK_AGAIN_S = 0.1
-
-
-class Answer(Protocol):
-    """A fetched answer, as far as the fleet reads it."""
-
-    @property
-    def status(self) -> int: ...
-    @property
-    def body(self) -> bytes: ...
-    @property
-    def reached(self) -> bool: ...
-    @property
-    def silent(self) -> bool: ...
+QUIET_PROBES = 5
+EXAMINATIONS_MAX = 5  # of one silence; a later one is examined anew
 
 
 @dataclass
@@ -45,9 +37,17 @@ class Replica:
     serves: dict[str, int | None] = field(default_factory=dict)  # model -> window in tokens
     health: Health = field(default_factory=Health)
     load: int = 0
+    pulse: Pulse = field(default_factory=Pulse)
+    tokens_seen: int = 0  # at the last probe
+    quiet: int = 0  # probes in a row that found requests waiting and no token since the one before
+
+    @property
+    def any_model(self) -> str | None:
+        """A model to ask it for."""
+        return self.model or next(iter(self.serves), None)
 
     def candidate(self) -> Candidate:
-        return Candidate(self.name, bool(self.health.up), self.standby, self.load)
+        return Candidate(self.name, bool(self.health.up), self.standby, self.load, self.pulse.doubtful)
 
 
 class _Card(msgspec.Struct):
@@ -59,30 +59,43 @@ class _Cards(msgspec.Struct):
     data: list[_Card]
 
 
-Fetch = Callable[[str, str, float], Awaitable[Answer]]  # replica name, path, timeout in seconds
+@dataclass(frozen=True)
+class Care:
+    """How closely a fleet looks. Times in seconds.
+
+    probe_every_s, probe_s: between probes of one replica, and for one probe.
+    canary_s: for one token, on a server that is silent or comes back.
+    hedges_per_s, hedges_burst: how many second legs all requests together may open.
+    """
+
+    probe_every_s: float
+    probe_s: float
+    canary_s: float = 2.0
+    hedges_per_s: float = 10.0
+    hedges_burst: int = 64
 
 
 class Fleet:
     """Knows every replica and its health. Probes run in `run`; suspicions are looked into at once.
 
-    fetch: GET from a replica.
+    ask: puts a small question to a replica: GET, or POST where there is a body.
     on_change: told the replica's name and health at each change of the verdict.
+    clock: seconds, for the allowance of hedges.
     """
 
     def __init__(
         self,
         replicas: list[Replica],
-        fetch: Fetch,
+        ask: Ask,
         on_change: Callable[[str, Health], None],
-        *,
-        probe_every_s: float,
-        probe_timeout_s: float,
+        care: Care,
+        clock: Callable[[], float],
     ) -> None:
         self._replicas = {replica.name: replica for replica in replicas}
-        self._fetch, self._on_change = fetch, on_change
-        self._every_s, self._timeout_s = probe_every_s, probe_timeout_s
-        self._looking: set[str] = set()
-        self._looks: set[asyncio.Task[None]] = set()
+        self._ask, self._on_change, self._care, self._clock = ask, on_change, care, clock
+        self._canary = Canary(ask, care.probe_s)
+        self._hedges = Allowance(care.hedges_per_s, care.hedges_burst)
+        self._busy: dict[str, asyncio.Future[None]] = {}  # who is being looked at, or examined
 
     @property
     def models(self) -> list[str]:
@@ -101,6 +114,27 @@ class Fleet:
     def pick(self, model: str, avoid: frozenset[str]) -> str | None:
         """Name the replica for the next leg; None when there is none left to try."""
         return routing.pick((replica.candidate() for replica in self._for(model)), avoid)
+
+    def second(self, model: str, avoid: frozenset[str]) -> str | None:
+        """Name the replica for a leg that races a silent one; None when there is no good one.
+
+        It must be up and without silent streams of its own: when all are slow, racing makes them slower.
+        """
+        healthy = (one.candidate() for one in self._for(model) if one.health.up and not one.pulse.silent)
+        return routing.pick(one for one in healthy if one.name not in avoid)
+
+    def may_hedge(self) -> bool:
+        """Take one of the second legs that all requests together may open for now."""
+        return self._hedges.take(self._clock())
+
+    def watch(self, name: str, request_bytes: int, on_silence: Callable[[], None]) -> Watch:
+        """Keep an eye on a streaming leg there. on_silence: called when it is silent for longer than is usual."""
+
+        def silent() -> None:
+            on_silence()
+            self._once(f"examine {name}", partial(self._examine, name))
+
+        return Watch(self._replicas[name].pulse, request_bytes, silent)
 
     def enter(self, name: str) -> None:
         """A leg begins on this replica."""
@@ -127,40 +161,90 @@ class Fleet:
             for name, fault in zip(self._replicas, rounds, strict=True):
                 if isinstance(fault, Exception):
                     log.error("probe.fault", replica=name, exc_info=fault)
-            await asyncio.sleep(self._every_s)
+            await asyncio.sleep(self._care.probe_every_s)
 
     def suspect(self, name: str) -> None:
         """A leg was lost there: look now, not at the next round."""
-        if name not in self._looking:
-            self._looking.add(name)
-            task = asyncio.get_running_loop().create_task(self._look(name))
-            self._looks.add(task)
-            task.add_done_callback(self._looks.discard)
+        self._once(f"look {name}", partial(self._look, name))
 
     async def probe(self, name: str) -> Probe:
         """Look at one replica once, and note what was seen."""
         replica = self._replicas[name]
-        answer = await self._fetch(name, "/health", self._timeout_s)
-        seen = _seen(answer)
+        seen = _seen(await self._ask(name, "/health", None, self._care.probe_s))
         if seen is Probe.GOOD and (not replica.serves or not replica.health.up):
             seen = await self._models(replica)
-        before, replica.health = replica.health, replica.health.after(seen)
-        if (replica.health.up, replica.health.gone) != (before.up, before.gone):
-            self._on_change(name, replica.health)
+        if seen is Probe.GOOD and replica.health.up is False:
+            seen = await self._warm(replica)
+        self._judge(replica, replica.health.after(seen))
+        if seen is Probe.GOOD and self._quiet(replica):
+            self._once(f"examine {name}", partial(self._examine, name))
         return seen
+
+    def close(self) -> None:
+        """Look no more."""
+        for task in self._busy.values():
+            task.cancel()
+
+    # ---------------------------------------------------------------- a closer look
 
     async def _look(self, name: str) -> None:
         """Look until it is clear: a server that is dying resets connections before it refuses them."""
-        try:
-            for _ in range(LOOKS_MAX):
-                if await self.probe(name) not in (Probe.ODD, Probe.SILENT):
-                    break
-                await asyncio.sleep(LOOK_AGAIN_S)
-        finally:
-            self._looking.discard(name)
+        for _ in range(LOOKS_MAX):
+            if await self.probe(name) not in (Probe.ODD, Probe.SILENT):
+                break
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+    async def _examine(self, name: str) -> None:
+        """Find out whether a silent replica hangs; eject it on two independent signals, but never the last one."""
+        replica = self._replicas[name]
+        pulse, wait_s = replica.pulse, max(self._care.canary_s, replica.pulse.between.patience_s)
+        for _ in range(EXAMINATIONS_MAX):
+            heard = pulse.tokens
+            found = await self._canary.look(name, replica.any_model, wait_s)
+            evidence = replace(found, streams=pulse.streams, silent=pulse.silent, tokens=pulse.tokens != heard)
+            log.info("replica.examined", replica=name, signals=evidence.signals, alive=evidence.alive)
+            if evidence.alive or not replica.health.up:
+                return
+            if evidence.hung and self._others(replica):
+                return self._judge(replica, Health.ejected(evidence.signals))
+
+    async def _warm(self, replica: Replica) -> Probe:
+        """Have a replica that comes back compute one token in time, before anybody depends on it."""
+        answered = await self._canary.sing(replica.name, replica.any_model, self._care.canary_s)
+        return Probe.COLD if answered is False else Probe.GOOD
+
+    def _quiet(self, replica: Replica) -> bool:
+        """Whether requests are there and nothing shows that they are computed: plain answers bring no tokens."""
+        waits = replica.load > replica.pulse.streams and replica.pulse.tokens == replica.tokens_seen
+        replica.tokens_seen = replica.pulse.tokens
+        replica.quiet = (replica.quiet + 1) % QUIET_PROBES if waits else 0
+        return waits and not replica.quiet
+
+    def _others(self, replica: Replica) -> bool:
+        """Whether each of its models is served by another one that is up, and does not stall just as well."""
+        models = [replica.model] if replica.model else list(replica.serves)
+        others = [[one for one in self._for(model) if one is not replica] for model in models]
+        return all(any(one.health.up and not one.pulse.silent for one in those) for those in others)
+
+    def _judge(self, replica: Replica, health: Health) -> None:
+        before, replica.health = replica.health, health
+        if (health.up, health.gone) != (before.up, before.gone):
+            self._on_change(replica.name, health)
+
+    def _once(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Do something in the background, unless it is being done."""
+        if what not in self._busy:
+            task = asyncio.ensure_future(work())
+            self._busy[what] = task
+            task.add_done_callback(lambda done: self._did(what, done))
+
+    def _did(self, what: str, task: "asyncio.Future[None]") -> None:
+        del self._busy[what]
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            log.error("probe.fault", what=what, exc_info=fault)
 
     async def _models(self, replica: Replica) -> Probe:
-        answer = await self._fetch(replica.name, "/v1/models", self._timeout_s)
+        answer = await self._ask(replica.name, "/v1/models", None, self._care.probe_s)
         if answer.status != 200:
             return _seen(answer)
         try:

@@ -13,9 +13,10 @@ from aiohttp import web
 
 from gateway.books.keys import Keys, Tenant
 from gateway.fleet.replicas import Fleet
-from gateway.flow import Flow, Headers
+from gateway.flow import Flow
 from gateway.http.errors import error_response
 from gateway.http.sink import ClientSink
+from gateway.legs import Headers
 from gateway.stream.call import Bounds, Call, Endpoint
 from guards.refusal import Reason, Refused
 

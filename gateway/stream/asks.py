@@ -26,7 +26,8 @@ def rest(call: Call, terms: Terms, choice: Choice, prompt: Sequence[int] | None)
         asked = continuation.fresh(call, call.prompts[choice.prompt], terms.max_tokens)
     else:
         asked = continuation.body(call, prompt, choice.ids, length_max(terms, prompt))
-    return Ask(Endpoint.COMPLETIONS, encode(asked), (choice.index,))
+    again = 0 if prompt is None else len(prompt) + len(choice.ids)
+    return Ask(Endpoint.COMPLETIONS, encode(asked), (choice.index,), again)
 
 
 def length_max(terms: Terms, prompt: Sequence[int] | None) -> int:

@@ -1,10 +1,21 @@
-"""One answer of a stream: which ids the client has, and the text they made."""
+"""One answer of a stream: which ids the client has, the text they made, and whose turn it is to bring more."""
 
 from array import array
 from binascii import crc32
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.stream.text import Decoder, Piece, TextLost, Transcript
+
+if TYPE_CHECKING:
+    from gateway.stream.part import Part
+
+
+class Words(NamedTuple):
+    """What words the rest of a choice here, primed with all of it so far."""
+
+    decoder: Decoder
+    transcript: Transcript
 
 
 class Choice:
@@ -14,9 +25,14 @@ class Choice:
     ids: every token delivered.
     finish_reason: set once the engine (or a stop string found here) ended it.
     transcript: set once the gateway words this choice itself; before, the engine's bytes are passed on.
+    owner: the part of the leg whose tokens are delivered; None when it was lost.
+    rival: one that was asked for the same tokens, since the owner is silent.
     """
 
-    __slots__ = ("_characters", "_crc", "decoder", "finish_reason", "ids", "index", "prompt", "role_sent", "transcript")
+    __slots__ = (
+        "_characters", "_crc", "decoder", "finish_reason", "ids", "index", "owner", "prompt", "rival", "role_sent",
+        "transcript",
+    )  # fmt: skip
 
     def __init__(self, index: int, prompt: int) -> None:
         self.index, self.prompt = index, prompt
@@ -25,6 +41,8 @@ class Choice:
         self.role_sent = False
         self.transcript: Transcript | None = None
         self.decoder: Decoder | None = None
+        self.owner: Part | None = None
+        self.rival: Part | None = None
         self._characters = 0
         self._crc = 0
 
@@ -40,8 +58,8 @@ class Choice:
             self._characters += len(text)
             self._crc = crc32(text.encode(), self._crc)
 
-    async def adopt(self, decoder: Decoder, transcript: Transcript, prompt: Sequence[int]) -> None:
-        """From here on the gateway words this choice: rebuild its text from its ids.
+    async def words(self, decoder: Decoder, transcript: Transcript, prompt: Sequence[int]) -> Words:
+        """Rebuild the text of the choice from its ids, so that it can go on.
 
         Raises TextLost where the rebuilt text is not what the client was sent: then something other
         than the ids shaped it (a parser, another tokenizer), and going on would garble it.
@@ -49,7 +67,11 @@ class Choice:
         transcript.add(await decoder.adopt(prompt, self.ids))
         if crc32(transcript.skip(self._characters).encode(), 0) != self._crc:
             raise TextLost("the text sent so far is not what its tokens decode to")
-        self.decoder, self.transcript = decoder, transcript
+        return Words(decoder, transcript)
+
+    def adopt(self, words: Words) -> None:
+        """From here on the gateway words this choice."""
+        self.decoder, self.transcript = words
 
     def worded(self, pieces: Sequence[Piece]) -> int:
         """Take in decoded ids; answer how many of them count (those after a stop string do not)."""

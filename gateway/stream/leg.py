@@ -39,6 +39,23 @@ class UpstreamLimits:
     idle_connections: int = 64  # per replica
 
 
+class Watch(Protocol):
+    """Who keeps an eye on a leg's silences. Times in seconds."""
+
+    @property
+    def patience_s(self) -> float:
+        """How long a silence may last before it is suspicious."""
+
+    def token(self, after_s: float) -> None:
+        """Tokens have come, so long after those before, or after the leg began."""
+
+    def silence(self) -> None:
+        """A suspicious silence goes on; may be told more than once."""
+
+    def over(self) -> None:
+        """The leg has ended."""
+
+
 class Wire(Protocol):
     """The connection that carries a leg."""
 
@@ -56,13 +73,24 @@ class Carrier(Protocol):
         """A leg has ended."""
 
 
+LOOK_AGAIN_S = 0.02  # a silence is looked at twice: tokens may wait in a socket that we did not come to read
+
+
 class Leg:
     """One upstream attempt. `ended` resolves exactly once, whatever happens.
 
     receiver: takes a stream's events; None for a plain answer, whose body is in the LegEnd.
+    watch: told of a stream's tokens and silences. Comments, heads and events without tokens are silence.
     """
 
-    def __init__(self, upstream: Carrier, target: Target, request: bytes, receiver: Receiver | None) -> None:
+    def __init__(
+        self,
+        upstream: Carrier,
+        target: Target,
+        request: bytes,
+        receiver: Receiver | None,
+        watch: Watch | None = None,
+    ) -> None:
         self.ended: asyncio.Future[LegEnd] = upstream.loop.create_future()
         self.target, self.receiver, self.request = target, receiver, request
         self._upstream, self._limits = upstream, upstream.limits
@@ -77,9 +105,11 @@ class Leg:
         self._heard_at = upstream.loop.time()
         self._wait_s = self._limits.first_token_s
         self._progressed = False
+        self._doubted = False
+        self._watch = watch
         self._timer: asyncio.TimerHandle | None = None
         if receiver is not None:
-            self._timer = upstream.loop.call_later(self._wait_s, self._check_silence)
+            self._look_in(self._patience_s)
 
     # -- LegControl, for the relay
 
@@ -100,11 +130,16 @@ class Leg:
         self.end(LegEnd(Cause.CLOSED))
 
     def progress(self) -> None:
-        self._heard_at = self._upstream.loop.time()
-        if not self._progressed and self._timer is not None:
+        """Tokens arrived. Those of one read count once: the loop's clock stands still meanwhile."""
+        now = self._upstream.loop.time()
+        if now == self._heard_at:
+            return
+        if self._watch is not None:
+            self._watch.token(now - self._heard_at)
+        self._heard_at = now
+        if not self._progressed:
             self._progressed, self._wait_s = True, self._limits.between_tokens_s
-            self._timer.cancel()
-            self._timer = self._upstream.loop.call_later(self._wait_s, self._check_silence)
+            self._look_in(self._patience_s)
 
     def fault(self, error: Exception) -> None:
         """A bug of ours was met: it must surface in the flow, not vanish in the event loop."""
@@ -160,6 +195,8 @@ class Leg:
     def _release(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self._watch is not None:
+            self._watch.over()
         self._upstream.released(self)
 
     def _gather(self, parts: list[bytes]) -> None:
@@ -168,10 +205,33 @@ class Leg:
         if self._body_bytes > self._limits.answer_bytes:
             self.end(LegEnd(Cause.PROTOCOL, "the server's answer was too large"))
 
+    @property
+    def _patience_s(self) -> float:
+        return self._wait_s if self._watch is None else min(self._watch.patience_s, self._wait_s)
+
+    def _look_in(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._upstream.loop.call_later(seconds, self._check_silence)
+
     def _check_silence(self) -> None:
-        """One timer a leg, re-armed when it fires: nothing is scheduled per chunk."""
-        left = self._heard_at + self._wait_s - self._upstream.loop.time()
-        if left <= 0 and not self.paused:
-            self.end(LegEnd(Cause.SILENT, f"no token arrived within {self._wait_s:g} s"))
+        """One timer a leg, re-armed when it fires: nothing is scheduled per chunk.
+
+        1. Somebody waits for us, or tokens came: look again when they could be late.
+        2. Silent too long, for the first time: it may be this process that was not running.
+        3. Silent too long: suspicious, but the leg stays.
+        4. Silent beyond all limits: the leg ends.
+        """
+        silent_s = self._upstream.loop.time() - self._heard_at
+        if self.paused or silent_s < self._patience_s:
+            self._doubted = False
+            self._look_in(self._patience_s if self.paused else self._patience_s - silent_s)
+        elif not self._doubted:
+            self._doubted = True
+            self._look_in(LOOK_AGAIN_S)
+        elif silent_s < self._wait_s:
+            if self._watch is not None:
+                self._watch.silence()
+            self._look_in(min(self._patience_s, self._wait_s - silent_s))
         else:
-            self._timer = self._upstream.loop.call_later(left if left > 0 else self._wait_s, self._check_silence)
+            self.end(LegEnd(Cause.SILENT, f"no token arrived within {self._wait_s:g} s"))

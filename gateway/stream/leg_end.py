@@ -19,7 +19,8 @@ class Cause(StrEnum):
     BROKEN = "broken"  # the connection ended in mid-answer
     PROTOCOL = "protocol"  # not HTTP, not SSE, or beyond a limit
     SILENT = "silent"  # no progress within a timeout
-    ABANDONED = "abandoned"  # the replica was found dead meanwhile
+    ABANDONED = "abandoned"  # the replica was found dead, or hung, meanwhile
+    OUTRUN = "outrun"  # silent, while another server brought the next token
 
 
 class LegEnd(NamedTuple):

@@ -4,23 +4,43 @@ from collections.abc import Callable
 
 from gateway.stream.seams import Ask, LegControl
 
+EARLY_EVENTS_MAX = 64  # of a leg that races and has not brought a token yet: role, prompt ids
+
 
 class Part:
     """What one leg delivers to a relay.
 
     take: takes in complete events of the leg, in order.
-    choices: the client's numbers of the leg's choices.
+    ask: what the leg was asked for; `ask.choices` are the client's numbers of its choices.
+    on_win: called when it brings the next token before the leg that it races; None for a leg that races nobody.
+    early: its events so far, while it races and has brought no token; None when its events count.
     waiting: events that a lease must cover first; None while nothing waits.
     behind: the decoder of its text is.
+    heard: how many events with tokens it brought.
     loss: why what it sends is not trusted any more.
     """
 
-    def __init__(self, take: Callable[["Part", list[bytes]], None], ask: Ask) -> None:
-        self._take, self.choices = take, ask.choices
+    __slots__ = ("_take", "ask", "behind", "early", "heard", "leg", "loss", "on_win", "waiting")
+
+    def __init__(
+        self, take: Callable[["Part", list[bytes]], None], ask: Ask, on_win: Callable[[], None] | None = None
+    ) -> None:
+        self._take, self.ask, self.on_win = take, ask, on_win
         self.leg: LegControl | None = None
+        self.early: list[bytes] | None = None if on_win is None else []
         self.waiting: list[bytes] | None = None
-        self.loss: str | None = None
         self.behind = False
+        self.heard = 0
+        self.loss: str | None = None
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        return self.ask.choices
+
+    @property
+    def racing(self) -> bool:
+        """Whether it was asked for tokens that a silent leg may still bring."""
+        return self.early is not None
 
     @property
     def held(self) -> bool:

@@ -56,9 +56,10 @@ class Plain:
         self.refusal: Refused | None = None
         self.body: bytes | None = None
         self.prompt_tokens = self.completion_tokens = 0
-        self.failovers = self.recomputed = 0
+        self.failovers = self.recomputed = self.hedged = 0
         self.pace = Pace(clock, on_gaps)  # never gets a token: the answer comes at once
         self._legs_left = terms.legs_max
+        self.needs_leg = True
 
     @property
     def open(self) -> bool:
@@ -67,9 +68,14 @@ class Plain:
     async def asks(self) -> list[Ask]:
         """Say what the next server is asked for: always the whole request."""
         self._legs_left -= 1
+        self.needs_leg = False
         return [asks.whole(self.call, self.terms)]
 
-    def part(self, ask: Ask) -> PlainPart:
+    async def hedges(self, silent: Sequence[PlainPart]) -> list[Ask]:
+        """Say what second legs must ask for: nothing, since a plain answer is silent to its end."""
+        return []
+
+    def part(self, ask: Ask, on_win: Callable[[], None] | None = None) -> PlainPart:
         """Make the counterpart of a leg: a plain answer comes with the leg's end."""
         return PlainPart()
 
@@ -82,6 +88,7 @@ class Plain:
             return False
         lost = end.detail if end.cause is not Cause.DONE else self._answered(end.body)
         if lost is not None:
+            self.needs_leg = True
             self.failovers += 1
             if self._legs_left <= 0:
                 self._refuse(Refused(Reason.UPSTREAM, f"No server could answer this request: {lost}."))

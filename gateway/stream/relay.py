@@ -1,37 +1,38 @@
-"""One client stream across upstream legs.
+"""One client stream across upstream legs: who brings its tokens, who pays, how it ends.
 
 No I/O and no tasks of its own: a leg pushes events in, the meter counts tokens, bytes go out through the
-sink. While the first leg lives its bytes are passed on; afterwards all is worded here, from the ids.
+sink. What the client is told is `telling`'s.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
-from typing import Any
 
-from gateway.stream import asks, continuation
+from gateway.stream import asks
 from gateway.stream.call import Call
 from gateway.stream.choice import Choice
 from gateway.stream.leg_end import REQUEST_AT_FAULT, LegEnd
 from gateway.stream.outbox import Outbox
 from gateway.stream.pace import Pace
 from gateway.stream.part import Part
+from gateway.stream.races import Races, understood
 from gateway.stream.refusals import given_up, refusal
 from gateway.stream.seams import Ask, Lease, Sink, Terms
-from gateway.stream.sse import DONE, END
-from gateway.stream.text import Piece, TextLost, Transcript
-from gateway.stream.wire import ChunkChoice, UpstreamError, read, rewritten, without_ids
-from gateway.stream.wording import BUDGET_STOP, Wording, told
+from gateway.stream.sse import DONE
+from gateway.stream.telling import Telling
+from gateway.stream.text import Piece, TextLost
+from gateway.stream.wire import ChunkChoice, UpstreamError
+from gateway.stream.wording import BUDGET_STOP
 from guards.budget import Verdict
 from guards.refusal import Ending, Reason, Refused
 
 
 class Relay:
-    """The stream as the client sees it: `open` until it has ended, then `ending` and `detail` say how.
+    """The stream as the flow sees it: `open` until it has ended, then `ending` and `detail` say how.
 
     refusal: set when it ended before anything was delivered; the client gets it with a status of its own.
     failovers: how often it went on elsewhere after tokens were delivered.
-    recomputed: tokens that servers computed again because of it. The house pays for those.
+    recomputed: tokens that servers computed again because of it, which the house pays.
+    hedged: the same for races that the first leg won.
     """
 
     def __init__(
@@ -48,16 +49,12 @@ class Relay:
         self.detail = ""
         self.refusal: Refused | None = None
         self.body: bytes | None = None  # a stream has none: it went out through the sink
-        self.failovers = self.recomputed = 0
         self.pace = Pace(clock, on_gaps)
         self._legs_left = terms.legs_max
-        self._choices = [Choice(index, index // call.n) for index in range(call.choices)]
-        self._prompts: list[Sequence[int] | None] = [None] * len(call.prompts)
         self._parts: list[Part] = []
         self._out = Outbox(sink, self._parts)
-        self._wording = Wording(call)
-        self._usage: bytes | None = None
-        self._beyond: str | None = None  # a feature seen in the stream that makes its text more than its ids
+        self._telling = Telling(call, terms, self._out, self.pace)
+        self._races = Races(self._telling, terms.hedges_max, lambda: self.delivered)
         self._cut: tuple[Choice, Sequence[int]] | None = None
         self._over = False  # nothing is written any more
 
@@ -66,60 +63,101 @@ class Relay:
         return self.ending is None
 
     @property
+    def failovers(self) -> int:
+        return self._telling.failovers
+
+    @property
+    def recomputed(self) -> int:
+        return self._races.recomputed
+
+    @property
+    def hedged(self) -> int:
+        return self._races.hedged
+
+    @property
     def prompt_tokens(self) -> int:
-        return sum(len(ids) for ids in self._prompts if ids is not None)
+        return self._telling.prompt_tokens
 
     @property
     def completion_tokens(self) -> int:
-        return sum(len(choice.ids) for choice in self._choices)
+        return self._telling.completion_tokens
 
     @property
     def delivered(self) -> bool:
         """Whether the client has any of it; before, a lost leg is simply tried anew."""
-        return self.sink.started or any(choice.ids for choice in self._choices)
+        return self.sink.started or self._telling.begun
+
+    @property
+    def needs_leg(self) -> bool:
+        """Whether part of it is left that no leg brings."""
+        return self.open and any(one.finish_reason is None and one.owner is None for one in self._telling.choices)
+
+    # ---------------------------------------------------------------- legs, for the flow
 
     async def asks(self) -> list[Ask]:
         """Say what the next legs must ask for; none when the stream has ended instead."""
         self._legs_left -= 1
+        telling = self._telling
         if not self.delivered:
-            self._restart()
+            telling.restart()
             return [asks.whole(self.call, self.terms)]
-        self.failovers += 1
-        unfinished = [choice for choice in self._choices if choice.finish_reason is None]
+        telling.failovers += 1
+        orphans = [one for one in telling.choices if one.finish_reason is None and one.owner is None]
         try:
-            for choice in unfinished:
-                await self._adopt(choice)
-            missing = [self._rest(choice) for choice in unfinished if not self._finished_at_length(choice)]
+            for choice in orphans:
+                await telling.adopt(choice)
+            missing = [telling.rest(choice) for choice in orphans if not telling.finish_at_length(choice)]
         except TextLost as lost:
             self._uncontinuable(lost)
             return []
-        if not missing:
-            self._finish()
+        self._races.recomputed += sum(ask.again for ask in missing)
+        self._finish_if_told()
         self._flush()
         return missing
 
-    def part(self, ask: Ask) -> Part:
-        """Make the receiver for one leg."""
-        part = Part(self.events, ask)
+    async def hedges(self, silent: Sequence[Part]) -> list[Ask]:
+        """Say what second legs must ask for beside silent ones; none where that is not exact, or not needed."""
+        missing = await self._races.asks(silent) if self.open else []
+        self._finish_if_told()  # all may be there but an end that does not come
+        self._flush()
+        return missing
+
+    def part(self, ask: Ask, on_win: Callable[[], None] | None = None) -> Part:
+        """Make the receiver for one leg. on_win: of a leg that races a silent one, called if it wins."""
+        part = Part(self.events, ask, on_win)
         self._parts.append(part)
+        if part.racing:
+            self._races.enter(part)
+        else:
+            for number in ask.choices:
+                self._telling.choices[number].owner = part
         return part
 
     async def ended(self, part: Part, end: LegEnd) -> bool:
         """Take in a leg's end; answer whether its part was left unfinished, by the server's fault."""
         self._parts.remove(part)
-        await self._texts_made()
+        if part.racing:
+            self._races.withdraw(part)
+            return False
+        await self._telling.made()
         if not self.open:
             return False
         if end.request_at_fault and not self.delivered:
             self._refuse(refusal(end))
             return False
-        if any(self._choices[number].finish_reason is None for number in part.choices):
+        mine = [self._telling.choices[number] for number in part.choices]
+        mine = [choice for choice in mine if choice.owner is part and choice.finish_reason is None]
+        for choice in mine:
+            choice.owner = None
+        if self.delivered:
+            self.pace.lost(choice.index for choice in mine)
+        for heir in dict.fromkeys(choice.rival for choice in mine if choice.rival is not None):
+            self.events(heir, self._races.won(heir))
+        if self.needs_leg:
             self._lost(part.loss or end.detail)
-            return True
-        if self._all_finished:  # and the usage or [DONE] that should have followed was lost
-            self._finish()
-            self._flush()
-        return False
+        self._finish_if_told()  # and the usage or [DONE] that should have followed was lost
+        self._flush()
+        return bool(mine)
 
     def fail(self, ending: Ending, detail: str) -> None:
         """End the stream with an error that the client sees; a clean end would pass for success."""
@@ -129,14 +167,14 @@ class Relay:
             self._refuse(given_up(ending, detail))
             return
         self.ending, self.detail = ending, detail
-        self._out.add(self._wording.error(detail, ending.value))
+        self._telling.error(detail, ending.value)
         self._flush()
         self._close_legs()
 
     async def finish(self) -> None:
         """Write what an ending still owes the client: the part of a chunk that the budget pays for."""
         if self.ending in (Ending.FINISHED, Ending.BUDGET):
-            await self._texts_made()
+            await self._telling.made()
         if self._cut is not None:
             choice, ids = self._cut
             self._cut = None
@@ -145,11 +183,16 @@ class Relay:
     def close(self) -> None:
         """Leave the stream, whatever made us: from here on, what the meter counted is what was delivered."""
         self._over = True
-        for choice in self._choices:
+        for part in self._parts:
+            if part.racing:
+                self._races.withdraw(part)
+        for choice in self._telling.choices:
             if choice.decoder is not None:
                 choice.decoder.close()
         self.meter.give_back(self.meter.spent - self.prompt_tokens - self.completion_tokens)
         self.pace.flush()
+
+    # ---------------------------------------------------------------- events
 
     def events(self, part: Part, raws: list[bytes]) -> None:
         """Take in events of one leg: count them, pass them on, or have them wait for a lease."""
@@ -159,7 +202,10 @@ class Relay:
         for number, raw in enumerate(raws):
             if self.ending is not None or part.loss is not None:
                 break
-            if not self._event(part, raw):
+            if part.early is not None:
+                if self._races.early(part, raw):
+                    return self.events(part, [*self._races.won(part), *raws[number + 1 :]])
+            elif not self._event(part, raw):
                 part.waiting = raws[number:]
                 assert part.leg is not None
                 part.leg.pause()
@@ -168,28 +214,27 @@ class Relay:
 
     def _event(self, part: Part, raw: bytes) -> bool:
         """Take in one event; False when no lease covers it yet, and then it can be taken in again."""
+        telling = self._telling
         if raw == DONE:
-            if self._all_finished:  # [DONE] proves nothing by itself: vLLM also writes it after errors
-                self._finish()
+            self._finish_if_told()  # [DONE] proves nothing by itself: vLLM also writes it after errors
             return True
-        chunk = read(raw)
+        chunk = understood(part, raw)
         if chunk is None:
-            part.lose("the server sent what is no event of vLLM's")
             return True
         if chunk.error is not None:
             self._upstream_error(part, chunk.error)
             return True
         if not chunk.choices:
-            self._usage = raw if chunk.usage is not None else self._usage
+            if chunk.usage is not None:
+                telling.usage(raw)
             return True
         said = chunk.choices[0]
-        if len(chunk.choices) != 1 or not 0 <= said.index < len(part.choices):
-            part.lose("the server sent a choice that was not asked for")
-            return True
-        choice = self._choices[part.choices[said.index]]
+        choice = telling.choices[part.choices[said.index]]
+        if choice.owner is not part:
+            return True  # a faster server brings it now
         if not self._charge_prompt(choice, chunk.prompt_token_ids or said.prompt_token_ids):
             return False
-        self._wording.head = self._wording.head or chunk
+        telling.head(chunk)
         return self.ending is not None or self._choice_event(part, raw, choice, said)
 
     def _choice_event(self, part: Part, raw: bytes, choice: Choice, said: ChunkChoice) -> bool:
@@ -199,20 +244,24 @@ class Relay:
         if said.finish_reason == "abort":
             part.lose("the server aborted the request")
             return True
+        if choice.rival is not None and (ids or said.finish_reason):
+            choice.rival.close()  # its server was not silent for good
+            choice.rival = None
         if ids:
-            if self._prompts[choice.prompt] is None:
+            if self._telling.prompts[choice.prompt] is None:
                 part.lose("the server sent tokens without their prompt's ids")
                 return True
             assert part.leg is not None
             part.leg.progress()
+            part.heard += 1
             if not self._paid(choice, len(ids), ids):
                 return self.ending is not None
             self.pace.token(choice.index)
-        elif said.content and not self._may_be_apart(choice):
+        elif said.content and not self._telling.may_be_apart(choice):
             part.lose("the server sent text without its token ids")
             return True
         if choice.transcript is None:
-            self._pass_on(raw, choice, said)
+            self._telling.pass_on(raw, choice, said)
         else:
             self._reword(part, choice, said)
         return True
@@ -228,29 +277,15 @@ class Relay:
 
     def _charge_prompt(self, choice: Choice, ids: Sequence[int] | None) -> bool:
         """Charge a prompt when its ids are first seen, before anything of its answer is delivered."""
-        if ids is None or self._prompts[choice.prompt] is not None:
+        prompts = self._telling.prompts
+        if ids is None or prompts[choice.prompt] is not None:
             return True
         if not self._paid(choice, len(ids), ()):
             return self.ending is not None
-        self._prompts[choice.prompt] = ids
+        prompts[choice.prompt] = ids
         if choice.decoder is not None:
             choice.decoder.prime(ids)
         return True
-
-    def _pass_on(self, raw: bytes, choice: Choice, said: ChunkChoice) -> None:
-        """Forward the engine's bytes, less what only the gateway asked for."""
-        if said.delta is not None and self._beyond is None:
-            self._beyond = said.delta.beyond_text
-        choice.role_sent = True
-        choice.passed(said.token_ids or (), said.content)
-        choice.finish_reason = said.finish_reason
-        hide = self.call.hides_reasoning and said.delta is not None and said.delta.beyond_text == "reasoning"
-        if hide or self._capped_here(choice):
-            reason = BUDGET_STOP if self._capped_here(choice) else None
-            raw = rewritten(raw, drop_ids=not self.call.wants_ids, stop_reason=reason, drop_reasoning=hide)
-        elif not self.call.wants_ids:
-            raw = without_ids(raw, has_ids=bool(said.token_ids))
-        self._out.add(raw + END)
 
     def _reword(self, part: Part, choice: Choice, said: ChunkChoice) -> None:
         """Word a chunk here, from its ids."""
@@ -278,28 +313,10 @@ class Relay:
             part.leg.pause()
 
     def _worded(
-        self, choice: Choice, pieces: list[Piece], ids: Sequence[int], finish: str | None, stop_reason: int | str | None
+        self, choice: Choice, pieces: Sequence[Piece], ids: Sequence[int], finish: str | None, why: int | str | None
     ) -> None:
-        """Write one chunk from decoded ids; those after a stop string are neither delivered nor charged."""
-        kept = choice.worded(pieces)
+        kept = self._telling.worded(choice, pieces, ids, finish, why)
         self.meter.give_back(len(ids) - kept)
-        transcript = choice.transcript
-        assert transcript is not None
-        choice.finish_reason = choice.finish_reason or finish
-        if self._capped_here(choice):
-            stop_reason = BUDGET_STOP
-        reason = stop_reason if transcript.stopped is None else transcript.stopped
-        self._say(choice, transcript.take(choice.finish_reason is not None), ids[:kept], reason)
-
-    def _may_be_apart(self, choice: Choice) -> bool:
-        """Whether text may come without its ids: from a parser, late, or as the echo of the prompt."""
-        if self._beyond is not None or self.call.body.get("tools"):
-            return bool(choice.ids)
-        return bool(self.call.body.get("echo")) and not choice.begun
-
-    @property
-    def _all_finished(self) -> bool:
-        return all(choice.finish_reason is not None for choice in self._choices)
 
     def _upstream_error(self, part: Part, error: UpstreamError) -> None:
         """An error event: the request's fault while nothing was delivered, else the server's."""
@@ -308,11 +325,13 @@ class Relay:
         else:
             part.lose("the server answered an error in its stream")
 
+    # ---------------------------------------------------------------- ends
+
     def _refuse(self, refusal: Refused) -> None:
         """End it with an error status; nothing was delivered, so nothing is charged."""
         self.ending, self.detail, self.refusal = Ending.REFUSED, refusal.detail, refusal
         self._out.clear()
-        self._prompts = [None] * len(self._prompts)
+        self._telling.prompts = [None] * len(self._telling.prompts)
         self.meter.give_back(self.meter.spent)
         self._close_legs()
 
@@ -332,47 +351,13 @@ class Relay:
         if part.leg is not None and not part.held and not self._out.full:
             part.leg.resume()
 
-    def _capped_here(self, choice: Choice) -> bool:
-        return self.terms.capped and choice.finish_reason == "length" and len(choice.ids) == self.terms.max_tokens
-
-    def _restart(self) -> None:
-        """Nothing was delivered: the next leg begins the stream anew, as it was asked for."""
-        self._out.clear()
-        self._beyond = self._wording.head = self._usage = None
-        self._choices = [Choice(choice.index, choice.prompt) for choice in self._choices]
-
-    async def _adopt(self, choice: Choice) -> None:
-        """From here on the gateway words this choice. Raises TextLost."""
-        if choice.transcript is not None:
-            return
-        if self.terms.decoder is None:
-            raise TextLost("its text cannot be made without a tokenizer or a replica's /detokenize")
-        transcript = Transcript(self.call.stop, self.call.include_stop, self.call.min_tokens)
-        await choice.adopt(self.terms.decoder(), transcript, self._prompts[choice.prompt] or ())
-
-    def _finished_at_length(self, choice: Choice) -> bool:
-        """Finish a choice whose last token was delivered and whose finish was lost with its leg."""
-        if len(choice.ids) >= asks.length_max(self.terms, self._prompts[choice.prompt]):
-            self._worded(choice, [], (), "length", None)
-        return choice.finish_reason is not None
-
-    def _rest(self, choice: Choice) -> Ask:
-        prompt = self._prompts[choice.prompt]
-        ask = asks.rest(self.call, self.terms, choice, prompt)
-        self.recomputed += 0 if prompt is None else len(prompt) + len(choice.ids)
-        return ask
-
     def _lost(self, why: str) -> None:
         """A leg was lost: may another one go on? If not, the stream ends with the reason."""
         if not self.delivered:
             if self._legs_left <= 0:
                 self._refuse(Refused(Reason.UPSTREAM, f"No server could answer this request: {why}."))
             return
-        self.pace.lost(choice.index for choice in self._choices if choice.finish_reason is None)
-        feature = self._beyond or continuation.obstacle(self.call, spells_special=self.terms.spells_special)
-        for choice in self._choices:
-            feature = feature or continuation.repeats_obstacle(self.call, choice.ids)
-        if feature is not None:
+        if (feature := self._telling.obstacle()) is not None:
             self._uncontinuable(f"{feature} cannot be continued exactly on another")
         elif self._legs_left <= 0:
             self.fail(Ending.UPSTREAM_LOST, f"The servers that generated this answer were lost; the last: {why}.")
@@ -392,56 +377,37 @@ class Relay:
         if not self.delivered:
             self._refuse(Refused(Reason.BUDGET, "The prompt needs more tokens than are left of the key's budget."))
             return
-        self.ending, self.detail = Ending.BUDGET, "The key's token budget ended."
+        self.ending, self.detail, self._telling.by_budget = Ending.BUDGET, "The key's token budget ended.", True
         self._cut = (choice, ids[: self.meter.room])
         self._close_legs()
 
     async def _write_cut(self, choice: Choice, ids: Sequence[int]) -> None:
         """Word the part of the last chunk that was paid for, then end every choice."""
-        if ids and self._beyond is None and choice.finish_reason is None:
+        telling = self._telling
+        if ids and telling.beyond is None and choice.finish_reason is None:
             with suppress(TextLost):  # then that part stays undelivered, and `close` gives it back
-                await self._adopt(choice)
+                await telling.adopt(choice)
                 assert choice.decoder is not None
                 self.meter.spend(len(ids))
-                worded = partial(self._worded, choice, ids=ids, finish="length", stop_reason=BUDGET_STOP)
-                choice.decoder.push(ids, worded, lambda lost: None)
+                choice.decoder.push(
+                    ids, lambda pieces: self._worded(choice, pieces, ids, "length", BUDGET_STOP), lambda lost: None
+                )
                 await choice.decoder.drained()
-        for one in self._choices:
+        for one in telling.choices:
             if one.finish_reason is None:
                 with suppress(TextLost):  # what the server held back of delivered tokens, lest it begin a stop string
-                    if self.call.stop and self._beyond is None:
-                        await self._adopt(one)
-                one.finish_reason = "length"
-                self._say(one, one.transcript.take(True) if one.transcript else "", (), BUDGET_STOP)
-        self._close()
+                    if self.call.stop and telling.beyond is None:
+                        await telling.adopt(one)
+                telling.cut(one)
+        telling.close()
         self._flush()
 
-    async def _texts_made(self) -> None:
-        for choice in self._choices:
-            if choice.decoder is not None:
-                await choice.decoder.drained()
-
-    def _say(self, choice: Choice, text: str, ids: Sequence[int], stop_reason: int | str | None) -> None:
-        tale = self._told() if self._all_finished and not self.call.include_usage else {}
-        prompt = len(self._prompts[choice.prompt] or ())
-        self._out.add(self._wording.text(choice, text, ids, stop_reason, prompt, tale))
-
-    def _finish(self) -> None:
-        """Every choice is finished: usage if the client asked for it, and the end."""
-        if self.ending is None:
-            capped = any(self._capped_here(choice) for choice in self._choices)
-            self.ending = Ending.BUDGET if capped else Ending.FINISHED
-            self._close()
-
-    def _close(self) -> None:
-        if self.call.include_usage:
-            tale = self._told()
-            ours = self._wording.usage(self.prompt_tokens, self.completion_tokens, tale)
-            self._out.add(self._usage + END if self._usage is not None and not tale else ours)
-        self._out.add(self._wording.done())
-
-    def _told(self) -> dict[str, Any]:
-        return told(self.failovers, self.pace.pauses, by_budget=self.ending is Ending.BUDGET)
+    def _finish_if_told(self) -> None:
+        """Once every choice is finished: usage if the client asked for it, and the end."""
+        if self.ending is None and self._telling.all_finished:
+            self.ending = Ending.BUDGET if self._telling.capped else Ending.FINISHED
+            self._telling.by_budget = self.ending is Ending.BUDGET
+            self._telling.close()
 
     def _flush(self) -> None:
         """Give the client what has gathered, once there is a token or an end to give."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from gateway.stream.choice import Words
 from gateway.stream.text import Decoder
 from guards.budget import Meter
 
@@ -55,11 +56,17 @@ class LegControl(Protocol):
 
 
 class Ask(NamedTuple):
-    """What one leg is asked for; `choices[i]` is the client's number of the leg's choice i."""
+    """What one leg is asked for; `choices[i]` is the client's number of the leg's choice i.
+
+    again: tokens that other servers have computed already, in prompts and answers.
+    words: what will word its choice, should it win a race; None where that is known already.
+    """
 
     path: str
     body: bytes
     choices: tuple[int, ...]
+    again: int = 0
+    words: Words | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class Terms:
     """What was settled before the stream began.
 
     legs_max: how many servers are tried, one after the other.
+    hedges_max: how many more may be asked beside one that is silent.
     max_tokens: per choice, as sent upstream; None where the model decides.
     capped: whether the budget, not the client, set max_tokens.
     decoder: makes the decoder of one choice; None where no text can be made after a loss.
@@ -80,3 +88,4 @@ class Terms:
     decoder: Callable[[], Decoder] | None = None
     spells_special: bool = False
     window: Callable[[], int | None] = lambda: None
+    hedges_max: int = 8

@@ -13,7 +13,7 @@ from typing import cast
 
 import httptools
 
-from gateway.stream.leg import Leg, Receiver, Target, UpstreamLimits
+from gateway.stream.leg import Leg, Receiver, Target, UpstreamLimits, Watch
 from gateway.stream.leg_end import Cause, LegEnd
 
 
@@ -161,12 +161,13 @@ class Upstream:
         body: bytes | None,
         receiver: Receiver | None = None,
         headers: tuple[tuple[str, str], ...] = (),
+        watch: Watch | None = None,
     ) -> Leg:
         """Begin a leg; POST where there is a body, else GET. Whatever happens then is in `ended`.
 
         Raises ValueError for a header that cannot be one: a bug of whoever let it in.
         """
-        leg = Leg(self, target, _request(target, path, body, headers), receiver)
+        leg = Leg(self, target, _request(target, path, body, headers), receiver, watch)
         self._legs.setdefault(target.name, set()).add(leg)
         idle = self._idle.get(target.name)
         while idle:

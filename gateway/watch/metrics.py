@@ -31,9 +31,10 @@ class Metrics:
         self._requests.labels(model, ending.value).inc()
         self._in_flight.dec()
 
-    def tokens(self, model: str, *, prompt: int = 0, completion: int = 0, recomputed: int = 0) -> None:
-        """Count tokens: read, delivered, and those that a failover made the fleet compute again."""
-        for kind, count in (("prompt", prompt), ("completion", completion), ("recomputed", recomputed)):
+    def tokens(self, model: str, *, prompt: int = 0, completion: int = 0, recomputed: int = 0, hedged: int = 0) -> None:
+        """Count tokens: read, delivered, computed again to go on elsewhere, and asked for in races to no use."""
+        counts = {"prompt": prompt, "completion": completion, "recomputed": recomputed, "hedged": hedged}
+        for kind, count in counts.items():
             if count:
                 self._tokens.labels(model, kind).inc(count)
 
@@ -53,6 +54,24 @@ class Metrics:
     def leg_ended(self, replica: str, end: str) -> None:
         """Count one upstream attempt. end: how it ended; from a closed set."""
         self._legs.labels(replica, end).inc()
+
+    def hedged(self, model: str) -> None:
+        """Count a second leg beside a silent one."""
+        self._hedges.labels(model).inc()
+
+    def hedge_won(self, model: str) -> None:
+        """Count a second leg that was faster."""
+        self._hedges_won.labels(model).inc()
+
+    def canary(self, replica: str, outcome: str) -> None:
+        """Count a request for one token. outcome: answered, silent or refused."""
+        self._canaries.labels(replica, outcome).inc()
+
+    def verdict(self, replica: str, *, up: bool, hung: bool) -> None:
+        """Note whether a replica gets requests; hung: it was ejected."""
+        self._up.labels(replica).set(up)
+        if hung:
+            self._ejections.labels(replica).inc()
 
     def hold_opened(self) -> None:
         """Note that a request holds budget now; `hold_settled` must follow."""
@@ -93,6 +112,13 @@ class Metrics:
             "holdfast_failovers", "Streams that went on elsewhere.", ["model", "cause"], registry=registry
         )
         self._legs = Counter("holdfast_legs", "Upstream attempts, by end.", ["replica", "end"], registry=registry)
+        self._hedges = Counter("holdfast_hedges", "Legs beside silent ones.", ["model"], registry=registry)
+        self._hedges_won = Counter("holdfast_hedges_won", "Those that were faster.", ["model"], registry=registry)
+        self._canaries = Counter(
+            "holdfast_canaries", "Requests for one token, by outcome.", ["replica", "outcome"], registry=registry
+        )
+        self._ejections = Counter("holdfast_ejections", "Servers found to hang.", ["replica"], registry=registry)
+        self._up = Gauge("holdfast_replica_up", "Whether it gets requests.", ["replica"], registry=registry)
         self._holds = Gauge("holdfast_holds", "Requests that hold budget now.", registry=registry)
         self._in_flight = Gauge("holdfast_requests_in_flight", "Requests that are served now.", registry=registry)
 

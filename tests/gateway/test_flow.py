@@ -1,65 +1,304 @@
-"""Several legs of one stream, as the flow waits for them."""
+"""Several legs of one stream: losses, and races beside silent legs, as the flow sees to them."""
 
-import asyncio
-from typing import Any
+import pytest
 
-from gateway.flow import Flow
+from gateway.fleet.replicas import Care
+from gateway.stream.call import Endpoint
 from gateway.stream.leg_end import Cause, LegEnd
-from tests.gateway.stream.fakes import BROKEN, Engine, Play, call_for, ids_of, text_of
+from guards.refusal import Ending
+from tests.gateway.stage import Stage, causes
+from tests.gateway.stream.fakes import BROKEN, PROMPT, Engine, FakeLease, Play, call_for, ids_of, terms_for, text_of
+
+ANSWER = ids_of("first ü 🦀, and on")
+OTHER = ids_of("second, somewhat longer ö")
+BAD_REQUEST = LegEnd(Cause.REFUSED, "the server answered status 400", 400, b"{}")
 
 
-class Leg:
-    """A leg that ends when it is told to, or closed."""
-
-    def __init__(self) -> None:
-        self.ended: asyncio.Future[LegEnd] = asyncio.get_running_loop().create_future()
-
-    def end(self, end: LegEnd) -> None:
-        if not self.ended.done():
-            self.ended.set_result(end)
-
-    def close(self) -> None:
-        self.end(LegEnd(Cause.CLOSED))
-
-    def pause(self) -> None: ...
-    def resume(self) -> None: ...
-    def progress(self) -> None: ...
-
-
-class Record:
-    """Notes how legs ended."""
-
-    def __init__(self) -> None:
-        self.ends: list[tuple[Cause, bool]] = []
-
-    def leg_ended(self, name: str, end: LegEnd, lost: bool) -> None:
-        self.ends.append((end.cause, lost))
+async def uncut(call, answers):
+    """The bytes of a stream that nothing happens to."""
+    return (await Play(call, Engine(answers)).run()).sink.data
 
 
 async def test_a_choice_whose_leg_is_lost_does_not_wait_for_its_siblings():
     """After a failover each choice has a leg; when one is lost, the others at that server are closed, and all go on."""
-    answers = [ids_of("first ü 🦀, and on"), ids_of("second, somewhat longer ö")]
-    nothing: Any = None
-    flow, record = Flow(nothing, nothing, nothing, nothing, nothing, 60.0, nothing), Record()
-    play = Play(call_for(n=2, return_token_ids=True), Engine(answers), cuts=[8])
-    (ask,) = await play.relay.asks()
-    part, leg, raws, end = play._leg(ask)
-    assert await play.relay.ended(part, await play._feed(part, leg, raws, end))
-    legs: dict[Any, Any] = {}
-    for ask in await play.relay.asks():
-        part, _, raws, _ = play._leg(ask)
-        part.leg = leg = Leg()
-        part.events(raws[:3])
-        legs[leg.ended] = leg, part
-    first, second = (leg for leg, _ in legs.values())
+    stage = Stage(call_for(n=2, return_token_ids=True), Engine([ANSWER, OTHER]), replicas="abc")
+    first = await stage.opened(0)
+    first.bring(8)
+    first.end(BROKEN)
+    left, right = await stage.opened(1), await stage.opened(2)
+    left.bring(3)
+    right.bring(3)
+
+    left.end(BROKEN)
+    last = await stage.opened(4)
+    assert right.cause is Cause.CLOSED
+    assert [leg.replica for leg in stage.legs] == ["a", "b", "b", "c", "c"]
+    for leg in (stage.legs[3], last):
+        leg.finish()
+    await stage.end()
+
+    assert [lost for _, _, lost in stage.record.ends] == [True, True, True, False, False]
+    assert stage.seen.text == {0: text_of(ANSWER), 1: text_of(OTHER)}
+    assert stage.seen.ids == {0: ANSWER, 1: OTHER}
+
+
+@pytest.mark.parametrize("cut", range(2, len(ANSWER) + 1))
+async def test_a_silent_leg_is_outrun_by_a_second_one(cut):
+    """At whatever token a server falls silent, another one takes over exactly, and the silent leg is closed."""
+    stage = Stage(call_for(return_token_ids=True), Engine([ANSWER]))
+    first = await stage.opened(0)
+    first.bring(cut)
+    await stage.silent(first)
+    second = await stage.opened(1)
+
+    assert first.open
+    second.finish()
+    await stage.end()
+
+    assert (second.replica, stage.record.hedges, stage.record.wins) == ("b", ["b"], ["b"])
+    assert stage.record.ends == [("a", Cause.CLOSED, False), ("b", Cause.DONE, False)]
+    assert stage.seen.text[0] == text_of(ANSWER)
+    assert stage.seen.ids[0] == ANSWER
+    assert (stage.relay.failovers, stage.relay.recomputed) == (1, len(PROMPT) + cut - 1)
+    assert stage.relay.hedged == 0
+    assert stage.sink.replica == "b"
+
+
+@pytest.mark.parametrize("cut", range(2, len(ANSWER)))
+async def test_a_wrong_suspicion_costs_the_client_nothing(cut):
+    """When the silent server speaks first, its bytes go on as if nothing had been, and the second leg is closed."""
+    call = call_for(return_token_ids=True)
+    stage = Stage(call, Engine([ANSWER]))
+    first = await stage.opened(0)
+    first.bring(cut)
+    await stage.silent(first)
+    second = await stage.opened(1)
+
+    first.finish()
+    await stage.end()
+
+    assert causes([first, second]) == [Cause.DONE, Cause.CLOSED]
+    assert stage.sink.data == await uncut(call, [ANSWER])
+    assert (stage.relay.failovers, stage.relay.recomputed, stage.relay.hedged) == (0, 0, len(PROMPT) + cut - 1)
+    assert stage.record.wins == []
+
+
+@pytest.mark.parametrize("head", [0, 1])
+@pytest.mark.parametrize("winner", [0, 1])
+async def test_before_the_first_token_the_whole_request_is_raced(head, winner):
+    """A server that answers and then says nothing is raced with the same request; the prompt is charged once."""
+    call = call_for(tools=[{"type": "function", "function": {"name": "f"}}], return_token_ids=True)
+    stage = Stage(call, Engine([ANSWER]))
+    first = await stage.opened(0)
+    first.bring(head)
+    await stage.silent(first)
+    second = await stage.opened(1)
+
+    assert second.ask.path == Endpoint.CHAT
+    second.bring(1)  # the head alone wins nothing
+    (first, second)[winner].finish()
+    await stage.end()
+
+    assert causes([first, second])[1 - winner] is Cause.CLOSED
+    assert stage.seen.ids[0] == ANSWER
+    assert stage.lease.meter.spent == len(PROMPT) + len(ANSWER)
+    assert stage.relay.failovers == 0
+    assert stage.sink.replica == "ab"[winner]
+    assert stage.seen.roles == {0: 1}
+
+
+@pytest.mark.parametrize("cut", [0, 1, 4])
+async def test_a_leg_that_is_lost_during_a_race_leaves_the_stream_to_its_rival(cut):
+    """No third leg is opened: the second one is on its way already."""
+    stage = Stage(call_for(return_token_ids=True), Engine([ANSWER]), replicas="abc")
+    first = await stage.opened(0)
+    first.bring(cut)
+    await stage.silent(first)
+    second = await stage.opened(1)
 
     first.end(BROKEN)
-    async with asyncio.timeout(1):
-        lost = await flow._ends("one", play.relay, legs, record)
+    await stage.turn()
+    second.finish()
+    await stage.end()
 
-    assert lost
-    assert second.ended.result().cause is Cause.CLOSED
-    assert record.ends == [(Cause.BROKEN, True), (Cause.CLOSED, True)]
-    await play.run()
-    assert play.seen.text == {0: text_of(answers[0]), 1: text_of(answers[1])}
-    assert play.seen.ids == dict(enumerate(answers))
+    assert len(stage.legs) == 2
+    assert stage.seen.text[0] == text_of(ANSWER)
+    assert stage.relay.failovers == (cut > 1)
+    assert stage.record.ends[0] == ("a", Cause.BROKEN, True)
+
+
+@pytest.mark.parametrize("end", [BROKEN, BAD_REQUEST])
+async def test_a_rival_that_fails_harms_nobody(end):
+    """The silent leg still counts; another server is asked, and the one that failed is not asked again."""
+    stage = Stage(call_for(return_token_ids=True), Engine([ANSWER]), replicas="abc")
+    first = await stage.opened(0)
+    first.bring(3)
+    await stage.silent(first)
+    second = await stage.opened(1)
+    second.end(end)
+    await stage.opened(2)
+
+    first.finish()
+    await stage.end()
+
+    assert causes(stage.legs) == [Cause.DONE, end.cause, Cause.CLOSED]
+    assert stage.seen.text[0] == text_of(ANSWER)
+    assert stage.relay.failovers == 0
+
+
+async def test_a_rival_that_is_silent_too_is_replaced():
+    """When the second server hangs as well, a third is asked; the first leg stays through all of it."""
+    stage = Stage(call_for(return_token_ids=True), Engine([ANSWER]), replicas="abc")
+    first = await stage.opened(0)
+    first.bring(3)
+    await stage.silent(first)
+    second = await stage.opened(1)
+    await stage.silent(second)
+    third = await stage.opened(2)
+
+    assert (first.open, second.open) == (True, False)
+    third.finish()
+    await stage.end()
+    assert stage.seen.text[0] == text_of(ANSWER)
+
+
+async def test_a_rival_without_a_replacement_is_waited_for():
+    """A slow second server is better than none."""
+    stage = Stage(call_for(return_token_ids=True), Engine([ANSWER]))
+    first = await stage.opened(0)
+    first.bring(3)
+    await stage.silent(first)
+    second = await stage.opened(1)
+    await stage.silent(second)
+
+    assert (first.open, second.open, len(stage.legs)) == (True, True, 2)
+    second.finish()
+    await stage.end()
+    assert stage.seen.text[0] == text_of(ANSWER)
+
+
+@pytest.mark.parametrize("cut", range(3, 12))
+async def test_choices_of_one_silent_leg_are_raced_one_by_one(cut):
+    """Each choice is won by itself; the first leg is closed once it brings none of them any more."""
+    stage = Stage(call_for(n=2, return_token_ids=True), Engine([ANSWER, OTHER]))
+    first = await stage.opened(0)
+    first.bring(cut + 1)
+    await stage.silent(first)
+    left, right = await stage.opened(1), await stage.opened(2)
+
+    left.bring(3)
+    assert first.open
+    right.bring(3)
+    assert not first.open
+    left.finish()
+    right.finish()
+    await stage.end()
+
+    assert stage.seen.text == {0: text_of(ANSWER), 1: text_of(OTHER)}
+    assert stage.seen.ids == {0: ANSWER, 1: OTHER}
+
+
+async def test_a_leg_that_lost_one_choice_goes_on_with_the_other():
+    """What a silent leg brings of a choice that it lost is ignored; the other choice's rival loses."""
+    stage = Stage(call_for(n=2, return_token_ids=True), Engine([ANSWER, OTHER]))
+    first = await stage.opened(0)
+    first.bring(9)
+    await stage.silent(first)
+    left, right = await stage.opened(1), await stage.opened(2)
+    left.bring(3)
+
+    first.bring(2)  # one event of each choice
+    assert (first.open, right.open) == (True, False)
+    left.finish()
+    first.finish()
+    await stage.end()
+
+    assert stage.seen.text == {0: text_of(ANSWER), 1: text_of(OTHER)}
+    assert stage.seen.ids == {0: ANSWER, 1: OTHER}
+
+
+@pytest.mark.parametrize("said", [{"seed": 1, "temperature": 1.0}, {"logprobs": True}])
+async def test_what_cannot_go_on_exactly_is_not_raced(said):
+    """The silent leg is waited for; racing it would give another answer."""
+    stage = Stage(call_for(**said), Engine([ANSWER]))
+    first = await stage.opened(0)
+    first.bring(3)
+    await stage.silent(first)
+
+    assert len(stage.legs) == 1
+    first.finish()
+    await stage.end()
+    assert stage.relay.ending is Ending.FINISHED
+
+
+@pytest.mark.parametrize("why", ["no other", "down", "doubtful", "no allowance", "not wanted"])
+async def test_no_race_is_run_where_it_would_do_harm(why):
+    """A second leg needs a server that is up and not slow itself, an allowance, and somebody who wants it."""
+    call = call_for()
+    care = Care(60.0, 1.0, hedges_per_s=0.0, hedges_burst=0) if why == "no allowance" else None
+    terms = terms_for(call, hedges_max=0) if why == "not wanted" else None
+    stage = Stage(call, Engine([ANSWER]), replicas="a" if why == "no other" else "ab", care=care, terms=terms)
+    first = await stage.opened(0)
+    first.bring(3)
+    if why == "down":
+        stage.fleet.all()[1].health = stage.fleet.all()[1].health.ejected(["a test"])
+    other = stage.fleet.watch("b", 10, lambda: None) if why == "doubtful" else None
+    if other is not None:
+        other.silence()
+    await stage.silent(first)
+
+    assert len(stage.legs) == 1
+    if other is not None:
+        other.over()
+    first.finish()
+    await stage.end()
+
+
+async def test_races_of_one_request_are_bounded():
+    """Each costs the fleet a prompt; after hedges_max of them the silent leg is only waited for."""
+    call = call_for()
+    stage = Stage(call, Engine([ANSWER]), terms=terms_for(call, hedges_max=3))
+    first = await stage.opened(0)
+    first.bring(2)
+    for _ in range(5):
+        await stage.silent(first)
+        first.bring(1)
+        await stage.turn()
+
+    assert len(stage.legs) == 1 + 3
+    first.finish()
+    await stage.end()
+
+
+async def test_a_winner_waits_for_its_lease():
+    """What a rival brings is covered like all else, and the silent leg is closed although nothing was written yet."""
+    lease = FakeLease(leased=len(PROMPT) + 6, left=100, step=4, low=0)
+    stage = Stage(call_for(return_token_ids=True), Engine([ANSWER]), lease=lease, per_chunk=4)
+    first = await stage.opened(0)
+    first.bring(2)
+    await stage.silent(first)
+    second = await stage.opened(1)
+
+    second.bring(1)
+    assert not first.open
+    assert second.paused
+    for _ in range(20):
+        lease.answer()
+        second.bring()
+    second.finish()
+    await stage.end()
+    assert stage.seen.ids[0] == ANSWER
+
+
+async def test_a_stream_whose_last_token_came_is_ended_here():
+    """A server that hangs between the last token and the finish, or the [DONE], delays nobody."""
+    call = call_for(max_tokens=8, return_token_ids=True)
+    stage = Stage(call, Engine([ANSWER]))
+    first = await stage.opened(0)
+    first.bring(9)  # role and eight tokens, the last one with its finish; usage or [DONE] never come
+    await stage.silent(first)
+    await stage.end()
+
+    assert len(stage.legs) == 1
+    assert (stage.relay.ending, stage.seen.finish) == (Ending.FINISHED, {0: "length"})
+    assert stage.seen.done

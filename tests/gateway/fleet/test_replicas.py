@@ -6,7 +6,7 @@ import json
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.fleet.replicas import Fleet, Replica
+from gateway.fleet.replicas import Care, Fleet, Replica
 from gateway.stream.leg_end import Cause, LegEnd
 
 GOOD = LegEnd(Cause.DONE, "", 200)
@@ -14,6 +14,7 @@ DEAD = LegEnd(Cause.FAILED, "", 503)
 REFUSED = LegEnd(Cause.UNREACHED)
 SILENT = LegEnd(Cause.SILENT)
 NONE: frozenset[str] = frozenset()
+CARE = Care(probe_every_s=0.0, probe_s=1.0)
 
 
 def models(**windows: int | None) -> LegEnd:
@@ -32,9 +33,9 @@ class World:
         self.asked: list[tuple[str, str]] = []
         self.changes: list[tuple[str, bool | None, str]] = []
         self.held: asyncio.Event | None = None
-        self.fleet = Fleet(list(replicas), self.fetch, self.changed, probe_every_s=0.0, probe_timeout_s=1.0)
+        self.fleet = Fleet(list(replicas), self.ask, self.changed, CARE, lambda: 0.0)
 
-    async def fetch(self, name: str, path: str, timeout_s: float) -> LegEnd:
+    async def ask(self, name: str, path: str, body: bytes | None, timeout_s: float) -> LegEnd:
         self.asked.append((name, path))
         if self.held is not None:
             await self.held.wait()
@@ -167,9 +168,9 @@ async def test_a_suspicion_is_looked_into_once_at_a_time():
     await asyncio.sleep(0)
     asked = len(world.asked)
     world.held.set()
-    await asyncio.gather(*world.fleet._looks)
+    await asyncio.gather(*world.fleet._busy.values())
     world.fleet.suspect("a")
-    await asyncio.gather(*world.fleet._looks)
+    await asyncio.gather(*world.fleet._busy.values())
 
     assert asked == 1
     assert world.asked == [("a", "/health"), ("a", "/v1/models"), ("a", "/health")]

@@ -1,6 +1,5 @@
 """Hand-made parts around a relay: a client, a budget, a leg, an engine, and a loop that joins them as the flow does."""
 
-import asyncio
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -320,7 +319,7 @@ class Play:
             self.now_s += 0.01
             part.events(raws[start : start + self.batch])
             if part.behind:  # its text is being made elsewhere
-                await asyncio.gather(*(one.decoder.drained() for one in self.relay._choices if one.decoder is not None))
+                await self.relay._telling.made()
             self.settle(leg)
             if not self.relay.terms.spells_special:  # else its text, and so its end, may still be on the way
                 assert self.lease.meter.spent == self.relay.prompt_tokens + self.relay.completion_tokens

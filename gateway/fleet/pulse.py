@@ -1,0 +1,84 @@
+"""How one replica's streams are doing, as their legs feel it."""
+
+from collections.abc import Callable
+
+from guards.rhythm import Rhythm
+
+FIRST_UNKNOWN_S = 5.0  # before much is known of a replica: a long prompt is computed for seconds
+FIRST_LEAST_S = 1.0
+BETWEEN_LEAST_S = 0.25
+BETWEEN_UNKNOWN_S = 1.0  # above the 0.7 s that healthy servers on a starved machine were seen to pause
+SIZES_MAX = 16  # classes of request size, each four times the one before
+
+
+class Pulse:
+    """The rhythm of one replica, and how many of its streams are silent longer than that explains.
+
+    tokens: reads that brought tokens, ever; while it stands still, none has come.
+    streams: legs that are waiting for tokens now.
+    silent: those of them that have been waiting for too long.
+    least_s: patience between tokens, in seconds, however fast the server.
+    """
+
+    def __init__(self, least_s: float = BETWEEN_LEAST_S) -> None:
+        self.between = Rhythm(unknown_s=BETWEEN_UNKNOWN_S, least_s=least_s)
+        self._first: dict[int, Rhythm] = {}
+        self.tokens = self.streams = self.silent = 0
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it looks as if nothing is computed there, at least for half of its streams."""
+        return self.silent > 0 and self.silent * 2 >= self.streams
+
+    def first(self, request_bytes: int) -> Rhythm:
+        """The rhythm of first tokens, for requests of about that size: most of the wait is for the prompt."""
+        size = min(request_bytes.bit_length() // 2, SIZES_MAX - 1)
+        if size not in self._first:
+            least_s = max(FIRST_LEAST_S, self.between.patience_s)
+            self._first[size] = Rhythm(unknown_s=FIRST_UNKNOWN_S, least_s=least_s)
+        return self._first[size]
+
+
+class Watch:
+    """One leg's share in its replica's pulse.
+
+    on_silence: called once for each silence that lasts longer than it should.
+    """
+
+    __slots__ = ("_on_silence", "_pulse", "_rhythm", "begun", "silent")
+
+    def __init__(self, pulse: Pulse, request_bytes: int, on_silence: Callable[[], None]) -> None:
+        self._pulse, self._on_silence = pulse, on_silence
+        self._rhythm = pulse.first(request_bytes)
+        self.begun = self.silent = False
+        pulse.streams += 1
+
+    @property
+    def patience_s(self) -> float:
+        """How long it may be silent now, before that is suspicious."""
+        return self._rhythm.patience_s
+
+    def token(self, after_s: float) -> None:
+        """Tokens have come, so long after those before, or after the leg began."""
+        self._rhythm.note(after_s)
+        if not self.begun:
+            self.begun, self._rhythm = True, self._pulse.between
+        self._pulse.tokens += 1
+        self._heard()
+
+    def silence(self) -> None:
+        """It has been silent for longer than it may."""
+        if not self.silent:
+            self.silent = True
+            self._pulse.silent += 1
+            self._on_silence()
+
+    def over(self) -> None:
+        """The leg has ended."""
+        self._heard()
+        self._pulse.streams -= 1
+
+    def _heard(self) -> None:
+        if self.silent:
+            self.silent = False
+            self._pulse.silent -= 1

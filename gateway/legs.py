@@ -1,0 +1,92 @@
+"""The legs of one request: opened, waited for, and closed all together."""
+
+import asyncio
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from gateway.fleet.pulse import Watch
+from gateway.fleet.replicas import Fleet
+from gateway.stream.leg import Leg, Target
+from gateway.stream.leg_end import LegEnd
+from gateway.stream.seams import Ask
+from gateway.stream.upstream import Upstream
+
+Headers = tuple[tuple[str, str], ...]
+SILENT_AGAIN_S = 0.25  # how soon a silent leg for which nothing could be done is thought of again
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A leg on its way. part: what it feeds. watch: of a stream."""
+
+    replica: str
+    leg: Leg
+    part: Any
+    watch: Watch | None
+
+
+class Legs:
+    """A block in which legs may be opened; leaving it closes them."""
+
+    def __init__(self, fleet: Fleet, upstream: Upstream, targets: dict[str, Target], headers: Headers) -> None:
+        self._fleet, self._upstream, self._targets, self._headers = fleet, upstream, targets, headers
+        self._running: list[Running] = []
+        self._news = asyncio.Event()
+
+    @property
+    def silent(self) -> list[Running]:
+        """Those that have brought nothing for longer than is usual where they run."""
+        return [one for one in self._running if one.watch is not None and one.watch.silent]
+
+    @property
+    def replicas(self) -> frozenset[str]:
+        """Where there is one."""
+        return frozenset(one.replica for one in self._running)
+
+    def open(self, replica: str, ask: Ask, part: Any) -> None:
+        """Begin a leg; `part` takes in what it brings."""
+        watch = None
+        if part.receiver is not None:
+            watch = self._fleet.watch(replica, len(ask.body), self._news.set)
+        target = self._targets[replica]
+        part.leg = leg = self._upstream.open(target, ask.path, ask.body, part.receiver, self._headers, watch)
+        self._fleet.enter(replica)
+        self._running.append(Running(replica, leg, part, watch))
+        leg.ended.add_done_callback(self._wake)
+
+    async def news(self) -> None:
+        """Wait until a leg has ended, or is silent for too long; a short while only, if one is already."""
+        try:
+            async with asyncio.timeout(SILENT_AGAIN_S if self.silent else None):
+                await self._news.wait()
+        except TimeoutError:
+            return
+        finally:
+            self._news.clear()
+
+    def take(self) -> tuple[Running, LegEnd] | None:
+        """Take out one leg that has ended, with its end. Raises what went wrong here while it was taken in."""
+        for number, one in enumerate(self._running):
+            if one.leg.ended.done():
+                del self._running[number]
+                self._fleet.leave(one.replica)
+                return one, one.leg.ended.result()
+        return None
+
+    def close(self, replica: str) -> None:
+        """Close all legs on a replica; they can be taken at once."""
+        for one in self._running:
+            if one.replica == replica:
+                one.leg.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for one in self._running:
+            one.leg.close()
+            self._fleet.leave(one.replica)
+
+    def _wake(self, ended: Any) -> None:
+        self._news.set()

@@ -1,0 +1,185 @@
+"""What the client of one stream has been told, and the words for what comes next.
+
+While the first leg lives its bytes are passed on; afterwards all is worded here, from the ids. No leg and no
+budget is known here.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from gateway.stream import asks, continuation
+from gateway.stream.call import Call
+from gateway.stream.choice import Choice, Words
+from gateway.stream.outbox import Outbox
+from gateway.stream.pace import Pace
+from gateway.stream.seams import Ask, Terms
+from gateway.stream.sse import END
+from gateway.stream.text import Piece, TextLost, Transcript
+from gateway.stream.wire import Chunk, ChunkChoice, rewritten, without_ids
+from gateway.stream.wording import BUDGET_STOP, Wording, told
+
+
+class Telling:
+    """One stream, as its client sees it.
+
+    choices: in the client's order, with the ids delivered of each.
+    prompts: the ids of each prompt, once a server told them.
+    beyond: a feature seen in the stream that makes its text more than its ids.
+    failovers: how often it went on elsewhere after tokens were delivered.
+    by_budget: whether the end of the budget ended it.
+    """
+
+    def __init__(self, call: Call, terms: Terms, out: Outbox, pace: Pace) -> None:
+        self.call, self.terms, self.out, self.pace = call, terms, out, pace
+        self.choices = [Choice(index, index // call.n) for index in range(call.choices)]
+        self.prompts: list[Sequence[int] | None] = [None] * len(call.prompts)
+        self.beyond: str | None = None
+        self.failovers = 0
+        self.by_budget = False
+        self.wording = Wording(call)
+        self._usage: bytes | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(ids) for ids in self.prompts if ids is not None)
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(len(choice.ids) for choice in self.choices)
+
+    @property
+    def begun(self) -> bool:
+        """Whether any token of it was delivered."""
+        return any(choice.ids for choice in self.choices)
+
+    @property
+    def all_finished(self) -> bool:
+        return all(choice.finish_reason is not None for choice in self.choices)
+
+    @property
+    def capped(self) -> bool:
+        """Whether a choice ended because the budget set its length."""
+        return any(self._capped(choice) for choice in self.choices)
+
+    def restart(self) -> None:
+        """Nothing was delivered: the next leg begins the stream anew, as it was asked for."""
+        self.out.clear()
+        self.beyond = self.wording.head = self._usage = None
+        self.choices = [Choice(choice.index, choice.prompt) for choice in self.choices]
+
+    # ---------------------------------------------------------------- a server's own words
+
+    def head(self, chunk: Chunk) -> None:
+        """Keep the id, time and model of the first chunk."""
+        self.wording.head = self.wording.head or chunk
+
+    def usage(self, raw: bytes) -> None:
+        """Keep the server's own usage event: it is passed on where one leg told all."""
+        self._usage = raw
+
+    def pass_on(self, raw: bytes, choice: Choice, said: ChunkChoice) -> None:
+        """Forward the engine's bytes, less what only the gateway asked for."""
+        if said.delta is not None and self.beyond is None:
+            self.beyond = said.delta.beyond_text
+        choice.role_sent = True
+        choice.passed(said.token_ids or (), said.content)
+        choice.finish_reason = said.finish_reason
+        hide = self.call.hides_reasoning and said.delta is not None and said.delta.beyond_text == "reasoning"
+        if hide or self._capped(choice):
+            reason = BUDGET_STOP if self._capped(choice) else None
+            raw = rewritten(raw, drop_ids=not self.call.wants_ids, stop_reason=reason, drop_reasoning=hide)
+        elif not self.call.wants_ids:
+            raw = without_ids(raw, has_ids=bool(said.token_ids))
+        self.out.add(raw + END)
+
+    def may_be_apart(self, choice: Choice) -> bool:
+        """Whether text may come without its ids: from a parser, late, or as the echo of the prompt."""
+        if self.beyond is not None or self.call.body.get("tools"):
+            return bool(choice.ids)
+        return bool(self.call.body.get("echo")) and not choice.begun
+
+    # ---------------------------------------------------------------- our words
+
+    async def words(self, choice: Choice) -> Words:
+        """Make what will word the rest of a choice. Raises TextLost where its text cannot be made from its ids."""
+        if self.terms.decoder is None:
+            raise TextLost("its text cannot be made without a tokenizer or a replica's /detokenize")
+        transcript = Transcript(self.call.stop, self.call.include_stop, self.call.min_tokens)
+        return await choice.words(self.terms.decoder(), transcript, self.prompts[choice.prompt] or ())
+
+    async def adopt(self, choice: Choice) -> None:
+        """From here on the gateway words this choice. Raises TextLost."""
+        if choice.transcript is None:
+            choice.adopt(await self.words(choice))
+
+    def rest(self, choice: Choice) -> Ask:
+        """Ask for what is missing of a choice. Raises TextLost."""
+        return asks.rest(self.call, self.terms, choice, self.prompts[choice.prompt])
+
+    def at_length(self, choice: Choice) -> bool:
+        """Whether all of a choice's tokens were delivered, and only its finish is missing. Raises TextLost."""
+        return len(choice.ids) >= asks.length_max(self.terms, self.prompts[choice.prompt])
+
+    def finish_at_length(self, choice: Choice, words: Words | None = None) -> bool:
+        """Finish a choice of which only the finish is missing; answer whether it was one. Raises TextLost."""
+        if not self.at_length(choice):
+            return False
+        if words is not None:
+            choice.adopt(words)
+        self.worded(choice, [], (), "length", None)
+        return True
+
+    def obstacle(self) -> str | None:
+        """Name what keeps the stream from going on exactly elsewhere."""
+        feature = self.beyond or continuation.obstacle(self.call, spells_special=self.terms.spells_special)
+        for choice in self.choices:
+            feature = feature or continuation.repeats_obstacle(self.call, choice.ids)
+        return feature
+
+    async def made(self) -> None:
+        """Wait until all the text is made that was asked for."""
+        for choice in self.choices:
+            if choice.decoder is not None:
+                await choice.decoder.drained()
+
+    def worded(
+        self, choice: Choice, pieces: Sequence[Piece], ids: Sequence[int], finish: str | None, why: int | str | None
+    ) -> int:
+        """Write one chunk from decoded ids; answer how many count: those after a stop string are not delivered."""
+        kept = choice.worded(pieces)
+        transcript = choice.transcript
+        assert transcript is not None
+        choice.finish_reason = choice.finish_reason or finish
+        if self._capped(choice):
+            why = BUDGET_STOP
+        reason = why if transcript.stopped is None else transcript.stopped
+        self._say(choice, transcript.take(choice.finish_reason is not None), ids[:kept], reason)
+        return kept
+
+    def cut(self, choice: Choice) -> None:
+        """End a choice for the budget's sake, with what was held back of its text."""
+        choice.finish_reason = "length"
+        self._say(choice, choice.transcript.take(True) if choice.transcript else "", (), BUDGET_STOP)
+
+    def error(self, detail: str, code: str) -> None:
+        """End it visibly."""
+        self.out.add(self.wording.error(detail, code))
+
+    def close(self) -> None:
+        """End it: usage if the client asked for it, and [DONE]."""
+        if self.call.include_usage:
+            tale = self._told()
+            ours = self.wording.usage(self.prompt_tokens, self.completion_tokens, tale)
+            self.out.add(self._usage + END if self._usage is not None and not tale else ours)
+        self.out.add(self.wording.done())
+
+    def _say(self, choice: Choice, text: str, ids: Sequence[int], stop_reason: int | str | None) -> None:
+        tale = self._told() if self.all_finished and not self.call.include_usage else {}
+        prompt = len(self.prompts[choice.prompt] or ())
+        self.out.add(self.wording.text(choice, text, ids, stop_reason, prompt, tale))
+
+    def _told(self) -> dict[str, Any]:
+        return told(self.failovers, self.pace.pauses, by_budget=self.by_budget)
+
+    def _capped(self, choice: Choice) -> bool:
+        return self.terms.capped and choice.finish_reason == "length" and len(choice.ids) == self.terms.max_tokens

@@ -1,0 +1,78 @@
+"""How long the gaps between a server's tokens are, and from what silence on to worry. Pure.
+
+A timeout that fits every server does not exist: healthy gaps are 10 ms on one and 700 ms on another that is
+starved. So each replica is measured against its own p99.9.
+"""
+
+from math import frexp
+
+WINDOW = 2048  # gaps before the older half of what is known is forgotten: a server that turned slow is learnt
+STEPS = 4  # buckets per doubling: a quantile is read 19 % too high at most, never too low
+_LOWEST, _HIGHEST = -10, 7  # as powers of two: gaps below 0.5 ms and above 128 s are told apart no further
+_BUCKETS = (_HIGHEST - _LOWEST + 1) * STEPS
+
+
+class Rhythm:
+    """Gaps of one kind, in seconds: what is usual, and `patience_s`, what is not.
+
+    unknown_s: patience while fewer than `enough` gaps were seen.
+    least_s: patience never falls below this, however fast the server.
+    factor: silence is suspicious at so many times p99.9.
+    """
+
+    __slots__ = (
+        "_before",
+        "_enough",
+        "_factor",
+        "_least_s",
+        "_now",
+        "_now_count",
+        "_stale",
+        "_unknown_s",
+        "patience_s",
+    )
+
+    def __init__(self, *, unknown_s: float, least_s: float, factor: float = 3.0, enough: int = 100) -> None:
+        self._least_s, self._factor, self._enough = least_s, factor, enough
+        self._before = [0] * _BUCKETS
+        self._now = [0] * _BUCKETS
+        self._now_count = self._stale = 0
+        self.patience_s = unknown_s
+
+    def note(self, gap_s: float) -> None:
+        """Take in one gap."""
+        self._now[_bucket(gap_s)] += 1
+        self._now_count += 1
+        self._stale += 1
+        if self._stale >= self._enough:  # not at every gap: this is the path of every chunk
+            self._weigh()
+
+    def quantile_s(self, share: float) -> float:
+        """An upper bound of that share of the gaps; 0.0 when there are none."""
+        counts = [old + new for old, new in zip(self._before, self._now, strict=True)]
+        above = sum(counts) * (1.0 - share)
+        for number in range(_BUCKETS - 1, -1, -1):
+            if counts[number] and counts[number] > above:
+                return _upper_s(number)
+            above -= counts[number]
+        return 0.0
+
+    def _weigh(self) -> None:
+        self._stale = 0
+        self.patience_s = max(self._least_s, self._factor * self.quantile_s(0.999))
+        if self._now_count >= WINDOW:
+            self._before, self._now, self._now_count = self._now, [0] * _BUCKETS, 0
+
+
+def _bucket(gap_s: float) -> int:
+    mantissa, power = frexp(gap_s)  # gap = mantissa * 2**power, 0.5 <= mantissa < 1
+    if power < _LOWEST:
+        return 0
+    if power > _HIGHEST:
+        return _BUCKETS - 1
+    return (power - _LOWEST) * STEPS + int((mantissa - 0.5) * 2 * STEPS)
+
+
+def _upper_s(number: int) -> float:
+    power, step = divmod(number, STEPS)
+    return float(2.0 ** (power + _LOWEST) * (0.5 + (step + 1) / (2 * STEPS)))
