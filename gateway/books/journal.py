@@ -13,15 +13,16 @@ from gateway.books.journal_file import FACT_BYTES_MAX, FLUSH_FACTS_MAX, JournalF
 
 log = structlog.get_logger()
 
-RETRY_S = 1.0  # how soon after a failure the disk is tried again, also when there are no new facts
+RETRY_S = 1.0  # how soon after a failure the disk is tried again
 
 
 class Journal:
     """Facts in the order they were appended, on disk within `flush_s` and one flush; never prompts, never answers.
 
     Each line is `{"seq":…,"at":…,"kind":…,…}`: `seq` counts lines without a hole, across restarts too;
-    `at` is unix seconds. A fact that cannot be kept is counted as lost; once writing works again a
-    `journal.gap` fact says how many were. What a crash left of a last batch is cut off when the file is opened.
+    `at` is unix seconds. While the file cannot be written, facts wait, up to `facts_max` of them, until it can be.
+    A fact beyond that is counted as lost, and a `journal.gap` fact says how many were. What a crash left of a last
+    batch is cut off when the file is opened.
 
     clock: unix seconds.
     facts_max: how many facts may wait for the disk.
@@ -40,23 +41,25 @@ class Journal:
         assert batch_max <= FLUSH_FACTS_MAX
         self._clock = clock
         self._file = JournalFile(path)
-        self._inbox: Inbox[bytes] = Inbox(facts_max, batch_max, linger_s=flush_s, idle_s=RETRY_S)
-        # Each count has one writer: the event loop's thread, the journal's thread, the journal's thread.
+        self._inbox: Inbox[bytes] = Inbox(facts_max, batch_max, linger_s=flush_s)
+        # Each has one writer: the event loop's thread, and for the others the journal's thread.
         self._dropped = 0
-        self._failed = 0
+        self._abandoned = 0
         self._told = 0
+        self._failing = False
+        self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="holdfast-journal", daemon=True)
         self._thread.start()
 
     @property
     def lost(self) -> int:
-        """Facts that were not kept since the start, because the queue was full or the disk failed."""
-        return self._dropped + self._failed
+        """Facts that were not kept since the start: too many waited for the disk, or it failed to the end."""
+        return self._dropped + self._abandoned
 
     @property
     def healthy(self) -> bool:
-        """False from the first lost fact until a `journal.gap` that tells of it is on disk."""
-        return self.lost == self._told
+        """Whether facts reach the disk, and none is lost that no `journal.gap` there tells of."""
+        return not self._failing and self.lost == self._told
 
     def append(self, kind: str, **fields: Any) -> None:
         """Note a fact; never blocks, from one thread only.
@@ -72,23 +75,44 @@ class Journal:
             self._dropped += 1
 
     def close(self) -> None:
-        """Put what waits on disk, then end; facts appended later are lost. May be called again."""
+        """Put what waits on disk, by one last try where that fails, then end; facts appended later are lost.
+
+        May be called again.
+        """
+        self._ending.set()
         self._inbox.close()
         self._thread.join()
 
     def _run(self) -> None:
         for batch in self._inbox.batches():
-            lost = self.lost
-            facts = [*self._gap(lost - self._told), *batch]
-            if not facts:
-                continue
-            try:
-                self._file.write(facts)
-                self._told = lost
-            except OSError as error:
-                log.error("journal.write_failed", error=repr(error), facts=len(batch))
-                self._failed += len(batch)
+            if batch:
+                self._keep(batch)
+        if self._abandoned:
+            log.error("journal.abandoned", facts=self._abandoned)
         self._file.close()
+
+    def _keep(self, batch: list[bytes]) -> None:
+        """Write a batch, again and again until it is on disk or the journal ends; what follows waits meanwhile."""
+        while not self._written(batch):
+            if self._ending.wait(RETRY_S):
+                if not self._written(batch):
+                    self._abandoned += len(batch)
+                return
+
+    def _written(self, batch: list[bytes]) -> bool:
+        lost = self.lost
+        try:
+            self._file.write([*self._gap(lost - self._told), *batch])
+        except OSError as error:
+            if not self._failing:  # one line for each time that it breaks, not for each try
+                log.error("journal.write_failed", error=repr(error))
+            self._failing = True
+            return False
+        self._told = lost
+        if self._failing:
+            log.warning("journal.written_again", facts_lost=lost)
+        self._failing = False
+        return True
 
     def _gap(self, lost: int) -> list[bytes]:
         if not lost:

@@ -1,4 +1,4 @@
-"""The journal's file: numbered lines, whole after any crash."""
+"""The journal's file: numbered lines, whole after any crash and after any error of the disk."""
 
 import os
 from pathlib import Path
@@ -18,37 +18,62 @@ class JournalFile:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        self._bytes, self._seq = whole_lines(self._descriptor)
-        self._torn = True
-        self._cut()
-        sync_directory(path.parent)
+        self._path = path
+        self._inode = (-1, -1)  # of the file that the next two are about: device and number
+        self._bytes = self._seq = 0
+        self._descriptor: int | None = None
+        self._open()
 
     def write(self, facts: list[bytes]) -> None:
-        """Append facts, each an encoded JSON object, and wait until they are on disk. Raises OSError."""
-        if self._torn:
-            self._cut()
+        """Append facts, each an encoded JSON object, and wait until they are on disk.
+
+        Raises OSError; then none of them is in the file, and they may be written again.
+        """
+        descriptor = self._open() if self._descriptor is None else self._descriptor
         # Numbered here and not when noted, so that a lost fact leaves no hole: holes mean a damaged file.
         numbered = [b'{"seq":%d,%b\n' % (seq, fact[1:]) for seq, fact in enumerate(facts, self._seq + 1)]
         data = b"".join(numbered)
-        self._torn = True
-        self._write_all(data)
-        os.fdatasync(self._descriptor)
-        self._torn = False
+        try:
+            if not os.fstat(descriptor).st_nlink:
+                raise FileNotFoundError(f"{self._path} was removed")
+            write_all(descriptor, data)
+            os.fdatasync(descriptor)
+        except OSError:
+            # After a failed flush the kernel takes those pages for clean: flushing again would succeed and write
+            # nothing. So what it covered is cut off, and written anew, by a descriptor that has seen no error.
+            self.close()
+            raise
         self._seq += len(facts)
         self._bytes += len(data)
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        """Let go of the file; a later write opens it again."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
-    def _cut(self) -> None:
-        """Cut off what is not known to be whole."""
-        os.ftruncate(self._descriptor, self._bytes)
-        self._torn = False
+    def _open(self) -> int:
+        """Open the file and cut off what is not known to be whole. Makes no directory: one that is gone stays gone."""
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            found = os.fstat(descriptor)
+            inode, size, last = (found.st_dev, found.st_ino), self._bytes, self._seq
+            if inode != self._inode or found.st_size < size:  # not the one that was open before
+                size, last = whole_lines(descriptor)
+            os.ftruncate(descriptor, size)
+            sync_directory(self._path.parent)
+        except OSError:
+            os.close(descriptor)
+            raise
+        self._inode, self._bytes, self._seq = inode, size, max(self._seq, last)
+        self._descriptor = descriptor
+        return descriptor
 
-    def _write_all(self, data: bytes) -> None:
-        while data:
-            data = data[os.write(self._descriptor, data) :]
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write to the end of the data. Raises OSError."""
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def whole_lines(descriptor: int) -> tuple[int, int]:

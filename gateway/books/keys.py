@@ -21,7 +21,9 @@ from guards.refusal import Reason, Refused
 
 SECRET_BYTES = 32
 USER_CHARS_MAX = 256
-BUSY_MS = 2000  # another process commits a key in milliseconds; beyond this the books are stuck
+BUSY_MS = 2000  # to write: another process commits a key in milliseconds; beyond this the books are stuck
+LOOK_BUSY_MS = 5  # to look, which the event loop waits for
+STALE_S_MAX = 30.0  # how long keys that were read are believed while another process keeps the file locked
 SCHEMA = 1
 _DUMMY = bytes(32)
 _TABLES = """
@@ -80,18 +82,21 @@ class Keys:
     def __init__(
         self, path: Path, declared: tuple[DeclaredKey, ...] = (), clock: Callable[[], float] = time.time
     ) -> None:
+        self._path = path
         self._clock = clock
         self._declared = [_declared_entry(key) for key in declared]
         self._version = -1
+        self._looked_at = 0.0  # Unix seconds
         self._entries: dict[str, list[_Entry]] = {}
         self._any_configured = bool(declared)
         try:
             self._db = _opened(path)
             if declared:
                 self._db.execute("INSERT OR IGNORE INTO facts VALUES ('declared')")
-        except (sqlite3.Error, OSError) as error:
-            raise _unavailable(error) from None
-        self._refresh()
+            self._look()
+            self._db.execute(f"PRAGMA busy_timeout = {LOOK_BUSY_MS}")
+        except (sqlite3.Error, OSError, ValueError) as error:
+            raise _unavailable(error, path) from None
 
     @property
     def any_configured(self) -> bool:
@@ -158,15 +163,22 @@ class Keys:
     def _refresh(self) -> None:
         """Read the keys again if another process changed them; else that costs a few microseconds.
 
-        The version is read before the rows: a commit between the two is seen at the next call.
+        While the file is locked the keys stay as they were read last, for a while: whoever has the lock may be about
+        to revoke one, but nobody else can have.
         """
         try:
-            version = self._db.execute("PRAGMA data_version").fetchone()[0]
-            if version != self._version:
-                self._load()
-                self._version = version
-        except sqlite3.Error as error:
-            raise _unavailable(error) from None
+            self._look()
+        except (sqlite3.Error, ValueError) as error:
+            if not (locked(error) and self._clock() - self._looked_at < STALE_S_MAX):
+                raise _unavailable(error) from None
+
+    def _look(self) -> None:
+        """The version is read before the rows: a commit between the two is seen at the next call."""
+        version = self._db.execute("PRAGMA data_version").fetchone()[0]
+        if version != self._version:
+            self._load()
+            self._version = version
+        self._looked_at = self._clock()
 
     def _load(self) -> None:
         stored = [_stored_entry(row) for row in self._db.execute("SELECT * FROM keys")]
@@ -180,11 +192,14 @@ class Keys:
 
     def _write(self, statement: str, values: tuple[object, ...]) -> bool:
         """Run one committed statement and take its effect in; whether it changed a row."""
+        self._db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         try:
             changed = self._db.execute(statement, values).rowcount > 0
             self._load()  # data_version tells only of other connections
         except sqlite3.Error as error:
-            raise _unavailable(error) from None
+            raise _unavailable(error, self._path) from None
+        finally:
+            self._db.execute(f"PRAGMA busy_timeout = {LOOK_BUSY_MS}")
         return changed
 
 
@@ -217,6 +232,12 @@ def _declared_entry(key: DeclaredKey) -> _Entry:
     return _Entry(digest, KeyRow(tenant, None, None))
 
 
-def _unavailable(error: Exception) -> Refused:
-    """SQLite's words name tables and files, never values."""
-    return Refused(Reason.BOOKS, f"the key store cannot be used: {error}")
+def locked(error: Exception) -> bool:
+    """Whether another process is at work on the file, rather than the file being at fault."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _unavailable(error: Exception, path: Path | None = None) -> Refused:
+    """SQLite's words name tables, never values. path: for those who run the gateway, not for its clients."""
+    store = f"the key store {path}" if path else "the key store"
+    return Refused(Reason.BOOKS, f"{store} cannot be used: {error}", retry_after_s=1.0)

@@ -141,12 +141,12 @@ def test_bad_budget_is_a_usage_error(data: str):
 
 
 def test_broken_store_is_one_line(tmp_path: Path):
-    """A keys.db that is no database is an error line."""
+    """A keys.db that is no database is an error line that names it."""
     (tmp_path / "keys.db").write_bytes(b"x" * 4096)
 
     _, err = run("keys", "list", "--data", str(tmp_path), code=1)
 
-    assert err == "the key store cannot be used: file is not a database\n"
+    assert err == f"the key store {tmp_path / 'keys.db'} cannot be used: file is not a database\n"
 
 
 def test_check(tmp_path: Path):

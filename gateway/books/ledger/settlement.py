@@ -37,6 +37,8 @@ class Settlement:
         error = answer.exception()
         if isinstance(error, Refused):
             self._try_later(error)
+        elif self._tries > 1:
+            log.warning("ledger.settled_late", request_id=self._request_id, tries=self._tries)
         if self.tried.done():
             return
         if error is None or isinstance(error, Refused):
@@ -49,6 +51,7 @@ class Settlement:
         if self._tries >= TRIES_MAX:
             log.error("ledger.settlement_abandoned", error=error.detail, **known)
             return
-        log.warning("ledger.settlement_delayed", error=error.detail, **known)
+        if self._tries == 1:
+            log.warning("ledger.settlement_delayed", error=error.detail, **known)
         delay_s = min(RETRY_S_MAX, RETRY_S_FIRST * 2 ** min(self._tries - 1, 10))
         asyncio.get_running_loop().call_later(delay_s, self._try)

@@ -11,7 +11,7 @@ import structlog
 from gateway.books.ledger.contract import Grant, Ledger
 from gateway.books.ledger.settlement import Settlement
 from gateway.books.ledger.steps import Audit, Balance, Extend, Open, Others, Settle, limit_or_unlimited
-from gateway.books.ledger.tables import charge_leftovers, connect, lock
+from gateway.books.ledger.tables import LedgerFile, charge_leftovers, connect, lock
 from gateway.books.ledger.writer import Writer
 from guards.budget import Account, Limit
 
@@ -38,19 +38,25 @@ class SqliteLedger:
         self._lock = lock(data)
         try:
             db = connect(data)
-            self.recovered = charge_leftovers(db)
+            self.recovered = charge_leftovers(db, data)
+            file = LedgerFile(data)
         except BaseException:
             os.close(self._lock)
             raise
         if self.recovered:
             log.warning("ledger.recovered", holds_charged=self.recovered)
         self._closed = False
-        self._writer = Writer(db, clock, commands_max, batch_max)
+        self._writer = Writer(db, file, clock, commands_max, batch_max)
 
     @property
     def commits(self) -> int:
         """Transactions committed since the ledger was opened."""
         return self._writer.commits
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the ledger can be written, as far as is known; while it cannot be, it is tried every second."""
+        return self._writer.healthy
 
     def open(self, request_id: str, key_id: str, limit: Limit | None, want: int, least: int = 1) -> Awaitable[Grant]:
         step = Open(request_id, key_id, limit_or_unlimited(limit), want, least)

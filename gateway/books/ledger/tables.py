@@ -3,7 +3,8 @@
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from guards.refusal import Reason, Refused
 
 BUSY_S_MAX = 1.0  # how long a transaction waits for a lock that a stranger has on the file
 
+FORMAT = 1  # of the tables
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS accounts (
     key_id TEXT NOT NULL, window TEXT NOT NULL, limit_tokens INTEGER NOT NULL,
@@ -102,44 +104,81 @@ def lock(data: Path) -> int:
     return descriptor
 
 
+class LedgerFile:
+    """The file that a connection has open, and whether it still is the one in its directory.
+
+    SQLite goes on writing to a file that was removed, and what it commits there is gone with the process.
+    """
+
+    def __init__(self, data: Path) -> None:
+        path = os.fspath(ledger_file(data))
+        self._inodes = [(one, os.stat(one).st_ino) for one in (path, f"{path}-wal")]
+
+    def check(self) -> None:
+        """Raises FileNotFoundError where the file, or the log beside it, was removed or replaced."""
+        for path, inode in self._inodes:
+            if os.stat(path).st_ino != inode:
+                raise FileNotFoundError(f"{path} was replaced")
+
+
 def connect(data: Path) -> sqlite3.Connection:
     """Open the ledger's file for the one writer, with its tables; commits are on disk when they return.
 
-    Raises Refused (BOOKS) where it is damaged or cannot be opened.
+    Raises Refused (BOOKS), naming the file, where it is damaged or cannot be opened.
     """
-    try:
+    with explained(data):
         # Opened by one thread and handed over to another, never used by two at a time.
         db = sqlite3.connect(ledger_file(data), timeout=BUSY_S_MAX, isolation_level=None, check_same_thread=False)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.executescript(SCHEMA)
-    except sqlite3.Error as error:
-        raise Refused(Reason.BOOKS, f"the ledger {ledger_file(data)} cannot be opened: {error}") from None
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            found = db.execute("PRAGMA quick_check(1)").fetchone()[0]  # damage shows now, not in mid-stream
+            if found != "ok":
+                raise sqlite3.DatabaseError(found)
+            if db.execute("PRAGMA user_version").fetchone()[0] > FORMAT:
+                raise sqlite3.DatabaseError("made by a newer holdfast")
+            db.executescript(f"{SCHEMA} PRAGMA user_version = {FORMAT};")
+        except sqlite3.Error:
+            db.close()
+            raise
     return db
 
 
-def charge_leftovers(db: sqlite3.Connection) -> int:
-    """Charge the holds of a process that died in full, for all of it may have been delivered; return their number."""
-    db.execute("BEGIN IMMEDIATE")
-    db.execute("UPDATE accounts SET spent = spent + held, held = 0 WHERE held > 0")
-    charged = db.execute("DELETE FROM holds").rowcount
-    db.execute("COMMIT")
+def charge_leftovers(db: sqlite3.Connection, data: Path) -> int:
+    """Charge the holds of a process that died in full, for all of it may have been delivered; return their number.
+
+    Raises Refused (BOOKS), naming the file, where it cannot be written.
+    """
+    with explained(data):
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("UPDATE accounts SET spent = spent + held, held = 0 WHERE held > 0")
+        charged = db.execute("DELETE FROM holds").rowcount
+        db.execute("COMMIT")
     return charged
 
 
+@contextmanager
+def explained(data: Path) -> Iterator[None]:
+    """Turn SQLite's errors into a refusal that names the file."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise Refused(Reason.BOOKS, f"the ledger {ledger_file(data)} cannot be used: {error}") from None
+
+
 def read_balances(data: Path) -> list[KeyBalance]:
-    """List all accounts in a data directory, also while a gateway runs on it; reads only."""
+    """List all accounts in a data directory, also while a gateway runs on it; reads only.
+
+    Raises Refused (BOOKS), naming the file, where it is damaged.
+    """
     if not ledger_file(data).exists():
         return []
-    db = sqlite3.connect(f"{ledger_file(data).absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_S_MAX)
-    try:
+    address = f"{ledger_file(data).absolute().as_uri()}?mode=ro"
+    with explained(data), closing(sqlite3.connect(address, uri=True, timeout=BUSY_S_MAX)) as db:
         rows = Tables(db).accounts()
-        return [
-            KeyBalance(key, window, None if a.limit == UNLIMITED else a.limit, a.spent, a.held)
-            for key, window, a in rows
-        ]
-    finally:
-        db.close()
+    return [
+        KeyBalance(key, window, None if a.limit == UNLIMITED else a.limit, a.spent, a.held) for key, window, a in rows
+    ]
 
 
 def ledger_file(data: Path) -> Path:

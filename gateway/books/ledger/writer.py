@@ -10,11 +10,13 @@ import structlog
 
 from gateway.books.inbox import Inbox
 from gateway.books.ledger.steps import Step
-from gateway.books.ledger.tables import Tables
+from gateway.books.ledger.tables import FORMAT, LedgerFile, Tables
 from guards.refusal import Reason, Refused
 
 log = structlog.get_logger()
 T = TypeVar("T")
+
+TRY_S = 1.0  # how soon a ledger that cannot be written is tried again when nobody asks for anything
 
 # What SQLite says of one statement and its values; its other errors are about the file.
 STATEMENT_ERRORS = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
@@ -31,19 +33,26 @@ class Writer:
     """Takes steps in the order they were put, in batches, each batch in one durable transaction.
 
     An error of a step undoes and reaches that step alone. An error of the transaction undoes the batch
-    and reaches all of its steps, as `Refused(Reason.BOOKS)`; the next batch is tried afresh.
+    and reaches all of its steps, as `Refused(Reason.BOOKS)`; the next batch is tried afresh, and without one the
+    file is tried every TRY_S, so that `healthy` is never stale.
 
+    file: what the connection has open.
     clock: unix seconds; called from the thread.
     steps_max: how many steps may wait; batch_max: how many go into one transaction.
     commits: transactions committed so far.
+    healthy: whether the last transaction was.
     """
 
-    def __init__(self, db: sqlite3.Connection, clock: Callable[[], float], steps_max: int, batch_max: int) -> None:
+    def __init__(
+        self, db: sqlite3.Connection, file: LedgerFile, clock: Callable[[], float], steps_max: int, batch_max: int
+    ) -> None:
         self.commits = 0
+        self.healthy = True
         self._db = db
+        self._file = file
         self._tables = Tables(db)
         self._clock = clock
-        self._inbox: Inbox[Ticket] = Inbox(steps_max, batch_max)
+        self._inbox: Inbox[Ticket] = Inbox(steps_max, batch_max, idle_s=TRY_S)
         self._thread = threading.Thread(target=self._run, name="holdfast-ledger", daemon=True)
         self._thread.start()
 
@@ -63,18 +72,33 @@ class Writer:
         for batch in self._inbox.batches():
             if batch:
                 self._hand_over(batch, self._commit(batch))
+            elif not self.healthy:
+                self._commit(batch)
         self._db.close()
 
     def _commit(self, batch: list[Ticket]) -> list[Any]:
-        """Take a batch of steps in one transaction; return what each is answered, errors as values."""
+        """Take a batch of steps in one transaction; return what each is answered, errors as values.
+
+        What was refused here has not happened, with one exception: where only the flush of a commit failed, a crash
+        before the next commit may leave it in the file. Then a hold that was refused is charged at the next start;
+        a charge is never lost that way.
+        """
         try:
+            self._file.check()
             self._db.execute("BEGIN IMMEDIATE")
+            if not self.healthy:
+                self._db.execute(f"PRAGMA user_version = {FORMAT}")  # steps that only read would prove nothing
             answers = [self._take(ticket.step) for ticket in batch]
             self._db.execute("COMMIT")
         except Exception as error:
-            log.error("ledger.commit_failed", error=repr(error), steps=len(batch))
+            if self.healthy:  # one line for each time that it breaks, not for each try
+                log.error("ledger.commit_failed", error=repr(error), steps=len(batch))
+            self.healthy = False
             self._roll_back()
             return [unavailable() for _ in batch]
+        if not self.healthy:
+            log.warning("ledger.commits_again")
+        self.healthy = True
         self.commits += 1
         return answers
 

@@ -2,18 +2,21 @@
 
 import errno
 import os
+import shutil
 import threading
 import time
 
 import pytest
+from structlog.testing import capture_logs
 
+from gateway.books import journal as module
 from gateway.books.journal import Journal, read
 from gateway.books.journal_file import FACT_BYTES_MAX
 
 
 @pytest.fixture
 def path(tmp_path):
-    return tmp_path / "journal.jsonl"
+    return tmp_path / "data" / "journal.jsonl"
 
 
 @pytest.fixture
@@ -38,27 +41,41 @@ def until(condition, seconds=5.0):
 
 
 class Disk:
-    """The real disk, until it is told to fail or to hang."""
+    """The real disk, until it is told to fail or to hang.
+
+    broken: it is full. flush_fails: the next flush does; later ones of the same pages would succeed, and mean nothing.
+    """
 
     def __init__(self, monkeypatch):
-        self.flushes = 0
-        self.broken = False
+        self.flushes = self.refused = 0
+        self.broken = self.flush_fails = False
+        self.written, self.cuts = [], []
         self.moving = threading.Event()
         self.moving.set()
-        self._fdatasync, self._write = os.fdatasync, os.write
+        self._fdatasync, self._write, self._ftruncate = os.fdatasync, os.write, os.ftruncate
         monkeypatch.setattr(os, "fdatasync", self.fdatasync)
         monkeypatch.setattr(os, "write", self.write)
+        monkeypatch.setattr(os, "ftruncate", self.ftruncate)
 
     def fdatasync(self, descriptor):
         self.flushes += 1
         self.moving.wait(5)
+        if self.flush_fails:
+            self.flush_fails = False
+            raise OSError(errno.EIO, "Input/output error")
         self._fdatasync(descriptor)
 
     def write(self, descriptor, data):
         if self.broken and len(data) <= 10:
+            self.refused += 1
             raise OSError(errno.ENOSPC, "No space left on device")
+        self.written.append(data)
         # A disk that fills up takes a part first.
         return self._write(descriptor, data[:10] if self.broken else data)
+
+    def ftruncate(self, descriptor, size):
+        self.cuts.append(size)
+        self._ftruncate(descriptor, size)
 
 
 @pytest.fixture
@@ -119,6 +136,7 @@ def test_numbers_go_on_after_a_restart(open_journal, path):
 )
 def test_a_torn_end_is_cut_off(open_journal, path, torn):
     """What a crash left of a last batch is removed when the journal is opened, and nothing before it."""
+    path.parent.mkdir()
     path.write_bytes(b'{"seq":1,"kind":"a"}\n{"seq":2,"kind":"b"}\n' + torn)
 
     journal = open_journal()
@@ -132,6 +150,7 @@ def test_a_torn_end_is_cut_off(open_journal, path, torn):
 def test_a_torn_end_of_a_long_journal_is_cut_off(open_journal, path):
     """Only the tail of a long journal is searched, and its numbers still go on."""
     line = b'{"seq":%07d,"kind":"a","filler":"' + b"x" * 1_000 + b'"}\n'
+    path.parent.mkdir()
     path.write_bytes(b"".join(line.replace(b":0", b":1", 1) % i for i in range(1_000_000, 1_006_000)) + b"{")
 
     journal = open_journal()
@@ -144,6 +163,7 @@ def test_a_torn_end_of_a_long_journal_is_cut_off(open_journal, path):
 
 def test_a_reader_leaves_out_an_unfinished_line(path):
     """A line that is just being written is not read yet."""
+    path.parent.mkdir()
     path.write_bytes(b'{"seq":1}\n{"seq":2')
 
     assert list(read(path)) == [{"seq": 1}]
@@ -151,45 +171,112 @@ def test_a_reader_leaves_out_an_unfinished_line(path):
 
 def test_a_reader_names_a_damaged_line(path):
     """Damage before the end is not passed over in silence."""
+    path.parent.mkdir()
     path.write_bytes(b'{"seq":1}\n{"se\n{"seq":3}\n')
 
     with pytest.raises(ValueError, match=r"journal\.jsonl:2"):
         list(read(path))
 
 
-def test_a_failing_disk_is_told_of_once_it_works_again(open_journal, path, disk):
-    """While the disk is full facts are counted as lost; then a gap says how many, between whole lines."""
+def test_facts_wait_for_a_failing_disk(open_journal, path, disk):
+    """While the disk is full facts wait; then they are all there, between whole lines, without being asked for."""
     journal = open_journal()
     journal.append("before")
     until(lambda: disk.flushes == 1)
     disk.broken = True
-    journal.append("lost", i=1)
-    journal.append("lost", i=2)
-    until(lambda: journal.lost == 2)
-    unhealthy = not journal.healthy
+    journal.append("during", i=1)
+    until(lambda: not journal.healthy)
+    journal.append("during", i=2)
     disk.broken = False
 
-    journal.append("after")
-    until(lambda: journal.healthy)
+    until(lambda: journal.healthy and len(list(read(path))) == 3)
 
-    assert unhealthy
-    assert [(f["seq"], f["kind"]) for f in read(path)] == [(1, "before"), (2, "journal.gap"), (3, "after")]
-    assert [fact.get("lost") for fact in read(path)] == [None, 2, None]
-    assert journal.lost == 2
+    assert [(f["seq"], f["kind"], f.get("i")) for f in read(path)] == [
+        (1, "before", None),
+        (2, "during", 1),
+        (3, "during", 2),
+    ]
+    assert journal.lost == 0
 
 
 @pytest.mark.slow
-def test_a_journal_recovers_without_new_facts(open_journal, path, disk):
-    """A journal that is not asked again, because it is unhealthy, tries on its own."""
+def test_a_failing_disk_is_one_line_in_the_log(open_journal, path, disk, monkeypatch):
+    """However often it is tried, a broken disk is told once, and once that it works again."""
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
     journal = open_journal()
-    disk.broken = True
-    journal.append("lost")
-    until(lambda: not journal.healthy)
+    with capture_logs() as log:
+        disk.broken = True
+        journal.append("waits")
+        until(lambda: disk.refused > 10)
+        disk.broken = False
+        until(lambda: journal.healthy)
 
-    disk.broken = False
+    assert [line["event"] for line in log] == ["journal.write_failed", "journal.written_again"]
+
+
+def test_what_a_failed_flush_covered_is_written_anew(open_journal, path, disk, monkeypatch):
+    """After a flush that failed, flushing again proves nothing: the facts are cut off and written once more."""
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
+    journal = open_journal()
+    journal.append("before")
+    until(lambda: disk.flushes == 1)
+    disk.flush_fails = True
+
+    journal.append("after")
+    until(lambda: disk.flushes >= 3 and journal.healthy)
+
+    assert [(f["seq"], f["kind"]) for f in read(path)] == [(1, "before"), (2, "after")]
+    before, after, again = disk.written
+    assert after == again
+    assert disk.cuts == [0, len(before)]
+
+
+@pytest.mark.slow
+def test_a_journal_that_was_removed_is_begun_anew(open_journal, path, monkeypatch):
+    """Facts are not written into a file that nobody can read any more; numbers go on."""
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
+    journal = open_journal()
+    journal.append("before")
+    until(lambda: len(list(read(path))) == 1)
+
+    path.unlink()
+    journal.append("after")
+    until(lambda: path.exists() and list(read(path)))
+
+    assert [(f["seq"], f["kind"]) for f in read(path)] == [(2, "after")]
+    assert journal.lost == 0
+
+
+def test_a_directory_that_is_gone_is_not_made_again(open_journal, path, monkeypatch):
+    """A data directory that was removed makes the journal unhealthy; put back, it goes on where it was."""
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
+    journal = open_journal()
+    journal.append("before")
+    until(lambda: len(list(read(path))) == 1)
+    shutil.copytree(path.parent, path.parent.with_name("backup"))
+
+    shutil.rmtree(path.parent)
+    journal.append("during")
+    until(lambda: not journal.healthy)
+    gone = not path.parent.exists()
+    path.parent.with_name("backup").rename(path.parent)
     until(lambda: journal.healthy)
 
-    assert [fact["kind"] for fact in read(path)] == ["journal.gap"]
+    assert gone
+    assert [(f["seq"], f["kind"]) for f in read(path)] == [(1, "before"), (2, "during")]
+
+
+def test_a_disk_that_fails_to_the_end_costs_what_waited(open_journal, disk):
+    """Closing tries once more, then gives up, says how much was lost, and does not hang."""
+    journal = open_journal()
+    disk.broken = True
+    for number in range(300):
+        journal.append("never", filler=f"{number:020}")
+    with capture_logs() as log:
+        journal.close()
+
+    assert (journal.lost, journal.healthy) == (300, False)
+    assert {"event": "journal.abandoned", "facts": 300, "log_level": "error"} in log
 
 
 def test_a_full_queue_loses_facts_but_never_blocks(open_journal, path, disk):
