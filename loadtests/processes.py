@@ -36,6 +36,14 @@ class StubProcess:
         """Let /health answer with that status from now on."""
         self._call("/stub/fault", {"health": status})
 
+    def freeze_engine(self) -> None:
+        """Stop computing under a living server: /health and /metrics go on answering, nothing else comes."""
+        self._call("/stub/fault", {"engine": "frozen"})
+
+    def thaw_engine(self) -> None:
+        """Let a frozen engine go on where it was."""
+        self._call("/stub/fault", {"engine": "running"})
+
     def stats(self) -> dict[str, Any]:
         """Give the stub's books: requests, open_streams, tokens_sent, aborted, recorded."""
         stats: dict[str, Any] = self._call("/stub/stats")
@@ -45,6 +53,10 @@ class StubProcess:
         """End the process group by SIGKILL, in mid-stream if need be."""
         self._signal(signal.SIGKILL)
         self.process.wait(STOP_S_MAX)
+
+    def terminate(self) -> None:
+        """Ask the process to go down by SIGTERM: it refuses connections, and open answers end with an error."""
+        self._signal(signal.SIGTERM)
 
     def freeze(self) -> None:
         """Stop the process group without ending it: its sockets stay open and silent."""

@@ -16,7 +16,7 @@ class Books:
 
     def __init__(self) -> None:
         self.requests = 0
-        self.tokens = 0
+        self._prompt_tokens = self._tokens = 0  # of answers that have ended
         self.connections = 0
         self.open: set[Answer] = set()
         self.works: OrderedDict[int, Work] = OrderedDict()
@@ -36,10 +36,21 @@ class Books:
         if answer not in self.open:
             return
         self.open.discard(answer)
-        self.tokens += answer.work.tokens
+        self._prompt_tokens += answer.work.prompt_tokens
+        self._tokens += answer.work.tokens
         if by_peer and not answer.work.finished:
             seen = {"monotonic_s": time.monotonic(), "unix_s": time.time()}
             self.aborted.append({"request_id": answer.work.request_id, "tokens": answer.work.tokens, **seen})
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of prompts that were read, ever."""
+        return self._prompt_tokens + sum(answer.work.prompt_tokens for answer in self.open)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were said, ever."""
+        return self._tokens + sum(answer.work.tokens for answer in self.open)
 
     def report(self) -> dict[str, Any]:
         """Give it all as JSON values."""
@@ -50,7 +61,7 @@ class Books:
             "requests": self.requests,
             "open_streams": len(self.open),
             "connections": self.connections,
-            "tokens_sent_total": self.tokens + sum(answer.work.tokens for answer in self.open),
+            "tokens_sent_total": self.tokens,
             "tokens_sent": sent,
             "aborted": list(self.aborted),
             "recorded": [

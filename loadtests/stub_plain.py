@@ -16,10 +16,14 @@ class PlainAnswer(Answer):
     def _begin(self) -> None:
         if self._is("silence"):
             return
+        self._later(self._order.ttft_s, self._compute)
+
+    def _compute(self) -> None:
+        self._read_prompts()
         rate = self._order.tokens_per_s
         said = [self._said_all(choice) for choice in self._choices]
         duration_s = max(len(ids) for ids, _ in said) / rate if rate else 0.0
-        self._later(self._order.ttft_s + duration_s, lambda: self._plain(said))
+        self._later(duration_s, lambda: self._plain(said))
 
     def _said_all(self, choice: Choice) -> Said:
         ids, text = choice.step(1 << 30)
@@ -30,8 +34,7 @@ class PlainAnswer(Answer):
         self._timer = None
         name = self._fault.name if self._fault is not None else ""
         if name == "error_then_done":
-            self.pipe.write(wire.answer(500, error_body(500, "Internal server error", "InternalServerError")))
-            return self._end()
+            return self._fail()
         shown = self._asked.ids and name != "no_ids"
         choices = [self._plain_choice(choice, *one, shown) for choice, one in zip(self._choices, said, strict=True)]
         if name == "abort_finish":
@@ -45,6 +48,10 @@ class PlainAnswer(Answer):
             return self._half(name, data, len(data) - len(body) // 2)
         self.pipe.write(data)
         return self._end()
+
+    def _fail(self) -> None:
+        self.pipe.write(wire.answer(500, error_body(500, "Internal server error", "InternalServerError")))
+        self._end()
 
     def _plain_choice(self, choice: Choice, ids: list[int], text: str, shown: bool) -> dict[str, Any]:
         assert choice.finish is not None

@@ -8,6 +8,7 @@ from typing import Any
 from loadtests import stub_wire as wire
 from loadtests.stub_answer import Answer, Work
 from loadtests.stub_books import Books, decoded
+from loadtests.stub_engine import Engine
 from loadtests.stub_language import Language
 from loadtests.stub_orders import Armory, BadOrder, Order, parse_order
 from loadtests.stub_pipe import DripPipe, Pipe
@@ -36,6 +37,7 @@ class Stub:
         self.armory = armory or Armory()
         self.books = Books()
         self.health = 200
+        self.engine = Engine()
         self._rng = random.Random(seed)
         self._created = int(time.time())
 
@@ -55,7 +57,7 @@ class Stub:
         work = Work(request_id, ("chatcmpl-" if chat else "cmpl-") + request_id, int(time.time()))
         pipe = DripPipe(transport) if order.fault is not None and order.fault.name == "drip" else Pipe(transport)
         kind = StreamedAnswer if asked.stream else PlainAnswer
-        return kind(asked, order, self.language, self.model, work, pipe, done)
+        return kind(asked, order, self.language, self.model, work, pipe, self.engine, done)
 
     def knows(self, authorization: str | None) -> bool:
         """Tell whether a request carries the key, if one is needed."""
@@ -101,6 +103,7 @@ class Stub:
             "prefix_cache_queries_total": ("counter", "Prefix cache queries, in tokens.", 0.0),
             "prefix_cache_hits_total": ("counter", "Prefix cache hits, in tokens.", 0.0),
             "num_preemptions_total": ("counter", "Cumulative number of preemption from the engine.", 0.0),
+            "prompt_tokens_total": ("counter", "Number of prefill tokens processed.", float(self.books.prompt_tokens)),
             "generation_tokens_total": ("counter", "Number of generation tokens processed.", float(self.books.tokens)),
         }
         lines = [
@@ -121,10 +124,11 @@ class Stub:
         return self._json({"prompt": decode_bytes(known, self.language.vocab).decode("utf-8", "replace")})
 
     def _arm(self, data: bytes) -> bytes:
-        """Arm the next `times` requests, set /health's status, or disarm with {"fault": null}."""
+        """Arm the next `times` requests, set /health's status, freeze the engine, or disarm with {"fault": null}."""
         given = dict(decoded(data) or {})
         times = int(given.pop("times", 1))
         self.health = int(given.pop("health", self.health))
+        self._set_engine(given.pop("engine", None))
         try:
             order = parse_order(given, self.pace, here=True)
         except BadOrder as error:
@@ -134,3 +138,11 @@ class Stub:
         elif "fault" in given:
             self.armory.disarm()
         return self._json({"armed": self.armory.armed, "health": self.health})
+
+    def _set_engine(self, state: str | None) -> None:
+        if state not in (None, "frozen", "running"):
+            raise Refusal(400, f"unknown state of the engine: {state}", param="engine")
+        if state == "frozen":
+            self.engine.freeze()
+        elif state == "running":
+            self.engine.thaw()

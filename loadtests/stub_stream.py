@@ -19,7 +19,7 @@ class StreamedAnswer(Answer):
         work = self.work
         self._wire = wire.Wire(self._asked.chat, work.answer_id, work.created, self._model, self._fingerprint)
         self._live = list(self._choices)
-        self._begun_s = self._loop.time() + self._order.ttft_s
+        self._begun_s = self._engine.time() + self._order.ttft_s
         self._out: list[bytes] = []
 
     def resume(self) -> None:
@@ -33,6 +33,7 @@ class StreamedAnswer(Answer):
             self._later(self._order.ttft_s, self._first)
 
     def _first(self) -> None:
+        self._read_prompts()
         if self._asked.chat:
             ids = self._choices[0].prompt if self._asked.ids and self._with_ids else None
             counted = self._counted(self._choices[:1]) if self._asked.continuous_usage else None
@@ -66,7 +67,7 @@ class StreamedAnswer(Answer):
         if not rate:
             return 0.0
         said = self._choices[0].emitted if self._choices[0].finish is None else self._live[0].emitted
-        return self._begun_s + (said + self._order.per_chunk - 1) / rate - self._loop.time()
+        return self._begun_s + (said + self._order.per_chunk - 1) / rate - self._engine.time()
 
     def _step(self) -> None:
         tokens = self._order.per_chunk
@@ -147,11 +148,14 @@ class StreamedAnswer(Answer):
         return True
 
     def _error(self) -> bool:
+        self._fail()
+        return True
+
+    def _fail(self) -> None:
         self._put(wire.INTERNAL_ERROR)
         self._put(wire.DONE)
         self._flush()
         self._end(wire.STREAM_END)
-        return True
 
     def _abort(self) -> bool:
         for choice in self._live:

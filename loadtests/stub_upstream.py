@@ -23,6 +23,7 @@ from loadtests.stub_request import Refusal
 from loadtests.stub_server import Stub
 from loadtests.stub_tokenizer import VOCAB_DEFAULT, VOCAB_MIN
 
+DRAIN_S = 0.1  # for the last bytes of open answers
 QUEUED_MAX = 64  # requests waiting behind one connection's answer
 GUARDED = "/v1"
 
@@ -131,7 +132,7 @@ class StubProtocol(asyncio.Protocol):
 
 
 async def serve(stub: Stub, port: int) -> None:
-    """Listen until SIGTERM or SIGINT."""
+    """Listen until SIGTERM or SIGINT; answers that are open then end with an error, as vLLM's do."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -140,6 +141,9 @@ async def serve(stub: Stub, port: int) -> None:
     print(f"listening on 127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await stop.wait()
     server.close()
+    for answer in list(stub.books.open):
+        answer.drain()
+    await asyncio.sleep(DRAIN_S)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from loadtests.http_messages import MessageReader, Part
 
-READ_S_MAX = 10.0
+READ_S_MAX = 30.0
 
 
 @dataclass

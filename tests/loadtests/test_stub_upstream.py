@@ -561,3 +561,57 @@ async def test_slow_reader_stalls_the_stub_and_still_gets_everything(stub):
     assert said[-1] < 4 * 4000
     assert seen.events[-1]["usage"]["completion_tokens"] == 4 * 4000
     assert seen.done
+
+
+@pytest.mark.slow
+async def test_frozen_engine_leaves_the_server_alive_and_goes_on_where_it_was(start):
+    """Frozen, it answers /health and /metrics, whose counters stand still, and computes nothing; then it goes on."""
+    sick = start(tokens_per_s=100)
+    begun = asyncio.Event()
+
+    def reading(seen: Seen) -> bool:
+        if len(seen.ids) >= 5:
+            begun.set()
+        return False
+
+    stream = asyncio.create_task(ask(sick.port, CHAT, chat(max_tokens=40), until=reading))
+    await begun.wait()
+    await asyncio.to_thread(sick.freeze_engine)
+    before = await _counters(sick)
+    canary = asyncio.create_task(ask(sick.port, TEXT, {"model": "tiny", "prompt": [1], "max_tokens": 1}))
+    await asyncio.sleep(0.3)
+    idle = (stream.done(), canary.done(), await _counters(sick), (await ask(sick.port, "/health")).status)
+    await asyncio.to_thread(sick.thaw_engine)
+
+    assert idle == (False, False, before, 200)
+    assert (await canary).status == 200
+    assert (await stream).ids == (await ask(sick.port, CHAT, chat(max_tokens=40, stub={"tokens_per_s": 0}))).ids
+    assert await _counters(sick) != before
+
+
+async def _counters(stub: StubProcess) -> list[bytes]:
+    lines = bytes((await ask(stub.port, "/metrics")).body).split(b"\n")
+    return [line for line in lines if line.startswith((b"vllm:prompt_tokens_total{", b"vllm:generation_tokens_total{"))]
+
+
+@pytest.mark.slow
+async def test_terminated_server_ends_its_answers_with_an_error(start):
+    """On SIGTERM a stream ends by error event, [DONE] and a clean end, a plain answer by 500; then nobody listens."""
+    leaving = start(tokens_per_s=20)
+    open_ones = [
+        asyncio.create_task(ask(leaving.port, CHAT, chat(max_tokens=4000))),
+        asyncio.create_task(ask(leaving.port, CHAT, chat(max_tokens=4000, stream=False, stream_options=None))),
+    ]
+    async with asyncio.timeout(10):
+        while (await asyncio.to_thread(leaving.stats))["tokens_sent_total"] < 4003:
+            pass
+
+    leaving.terminate()
+    stream, plain = await asyncio.gather(*open_ones)
+
+    assert (stream.ended, stream.done, stream.finish) == ("clean", True, None)
+    assert stream.events[-1]["error"]["code"] == 500
+    assert plain.status == 500
+    assert await asyncio.to_thread(leaving.process.wait, 10) == 0
+    with pytest.raises(ConnectionRefusedError):
+        await ask(leaving.port, "/health")
