@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.books.ledger import hold as hold_module
 from gateway.books.ledger import settlement
@@ -135,8 +136,10 @@ async def test_an_unavailable_ledger_is_tried_until_it_is_charged(ledger, monkey
         ledger.failures = 3
     at_exit = await ledger.balance("alice", LIMIT)
 
-    await asyncio.sleep(0.05)
+    with capture_logs() as log:
+        await asyncio.sleep(0.05)
 
+    assert [line["event"] for line in log] == ["ledger.settled_late"]  # no line per try
     assert at_exit == Account(1_000, held=100)
     assert ledger.settlements == [("r1", 30)] * 4
     assert await ledger.balance("alice", LIMIT) == Account(1_000, spent=30)

@@ -7,6 +7,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -207,6 +208,65 @@ def test_a_store_that_breaks_while_running_refuses_everybody(path: Path):
     other.execute("ALTER TABLE gone RENAME TO keys")
     other.commit()
     assert keys.tenant(secret).user == "alice"
+
+
+def test_an_error_names_the_file_to_whoever_runs_the_gateway(path: Path):
+    """At the start and in key commands the file is named; clients do not learn where it is."""
+    keys = Keys(path)
+    secret, _ = keys.create("alice")
+    other = sqlite3.connect(path)
+    other.execute("ALTER TABLE keys RENAME TO gone")
+    other.commit()
+
+    with pytest.raises(Refused, match=re.escape(str(path))):
+        keys.create("bob")
+    assert str(path) not in refusal(keys, secret).detail
+
+    other.execute("CREATE TABLE keys AS SELECT 'of another shape'")
+    other.commit()
+    with pytest.raises(Refused, match=re.escape(str(path))):
+        Keys(path)
+
+
+@pytest.mark.slow
+def test_a_store_that_another_process_writes_to_is_read_all_the_same(path: Path):
+    """While a stranger has a transaction open, lookups go on at once; making a key says why it cannot be."""
+    keys = Keys(path)
+    secret, _ = keys.create("alice")
+    stranger = sqlite3.connect(path, isolation_level=None)
+    stranger.execute("BEGIN EXCLUSIVE")
+
+    begin_s = time.monotonic()
+    tenant = keys.tenant(secret)
+    took_s = time.monotonic() - begin_s
+    with pytest.raises(Refused, match="locked"):
+        keys.create("bob")
+    stranger.execute("ROLLBACK")
+
+    assert tenant.user == "alice"
+    assert took_s < 1
+    assert keys.create("bob")
+
+
+@pytest.mark.parametrize(("code", "served"), [(sqlite3.SQLITE_BUSY, True), (sqlite3.SQLITE_IOERR, False)])
+def test_keys_are_believed_for_a_while_when_the_store_cannot_be_looked_at(path: Path, monkeypatch, code, served):
+    """A locked store leaves the keys as they were, for half a minute; a broken one leaves none."""
+    now_s = 1000.0
+    keys = Keys(path, clock=lambda: now_s)
+    secret, _ = keys.create("alice")
+
+    def look() -> None:
+        error = sqlite3.OperationalError("no")
+        error.sqlite_errorcode = code
+        raise error
+
+    monkeypatch.setattr(keys, "_look", look)
+    now_s += 20
+
+    if served:
+        assert keys.tenant(secret).user == "alice"
+        now_s += 20
+    assert refusal(keys, secret).reason is Reason.BOOKS
 
 
 def test_a_newer_store_is_left_alone(path: Path):

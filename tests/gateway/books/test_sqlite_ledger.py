@@ -6,11 +6,13 @@ import sqlite3
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.books.ledger.sqlite import SqliteLedger
-from gateway.books.ledger.tables import KeyBalance, LedgerInUse, read_balances
+from gateway.books.ledger.tables import KeyBalance, LedgerInUse, connect, read_balances
 from guards.budget import Account, Limit
 from guards.refusal import Reason, Refused
 
@@ -169,6 +171,86 @@ async def test_a_locked_file_refuses_and_is_left_behind(ledger, tmp_path):
     assert refused.reason is Reason.BOOKS
     assert (await ledger.open("r1", "alice", LIMIT, want=1)).leased == 1
     stranger.close()
+
+
+async def test_a_broken_ledger_is_one_line_in_the_log(ledger, tmp_path):
+    """However many batches are refused, the log says once that it broke, and once that it is well again."""
+    pages = database(ledger).execute("PRAGMA page_count").fetchone()[0]
+    with capture_logs() as log:
+        database(ledger).execute(f"PRAGMA max_page_count = {pages}")
+        for i in range(20):
+            with suppress(Refused):
+                await ledger.open(f"{i:0500}", "alice", LIMIT, want=1)
+        unhealthy = not ledger.healthy
+        database(ledger).execute("PRAGMA max_page_count = 1000000")
+        await ledger.open("r2", "alice", LIMIT, want=1)
+
+    assert unhealthy
+    assert ledger.healthy
+    assert [line["event"] for line in log] == ["ledger.commit_failed", "ledger.commits_again"]
+
+
+@pytest.mark.slow
+async def test_a_ledger_finds_out_by_itself_that_it_can_be_written_again(ledger, tmp_path):
+    """A gateway that is asked nothing, since it is not ready, becomes ready."""
+    stranger = sqlite3.connect(tmp_path / "ledger.sqlite3", isolation_level=None)
+    stranger.execute("BEGIN IMMEDIATE")
+    await refusal(ledger.open("r1", "alice", LIMIT, want=1))
+    unhealthy = not ledger.healthy
+    stranger.execute("ROLLBACK")
+
+    for _ in range(1_000):
+        await asyncio.sleep(0 if ledger.healthy else 0.02)
+
+    assert unhealthy
+    assert ledger.healthy
+    stranger.close()
+
+
+async def test_reading_does_not_make_a_ledger_healthy(ledger):
+    """While the file cannot be written, a batch that would only read is refused too: it proves nothing."""
+    await ledger.open("r1", "alice", LIMIT, want=10)
+    database(ledger).execute("PRAGMA query_only = 1")
+    await refusal(ledger.open("r2", "alice", LIMIT, want=10))
+
+    await refusal(ledger.balance("alice", LIMIT))
+
+    assert not ledger.healthy
+    database(ledger).execute("PRAGMA query_only = 0")
+    assert await ledger.balance("alice", LIMIT) == Account(100_000, held=10)
+
+
+@pytest.mark.parametrize("name", ["ledger.sqlite3", "ledger.sqlite3-wal"])
+async def test_a_file_that_was_removed_is_not_written_to(ledger, tmp_path, name):
+    """SQLite would go on in a file that is gone with the process; put back, it is used again."""
+    await ledger.open("r1", "alice", LIMIT, want=10)
+    (tmp_path / name).rename(tmp_path / "away")
+
+    refused = await refusal(ledger.open("r2", "alice", LIMIT, want=10))
+    (tmp_path / "away").rename(tmp_path / name)
+
+    assert refused.reason is Reason.BOOKS
+    assert (await ledger.open("r2", "alice", LIMIT, want=10)).leased == 10
+
+
+def test_a_damaged_file_is_named_at_the_start(tmp_path):
+    """Neither garbage nor a torn page in a sound file gets as far as serving; the lock is let go of."""
+    file = tmp_path / "ledger.sqlite3"
+    file.write_bytes(b"x" * 8192)
+    with pytest.raises(Refused, match=f"{file}.*not a database"):
+        SqliteLedger(tmp_path, time.time)
+
+    file.unlink()
+    db = connect(tmp_path)
+    db.executemany("INSERT INTO accounts VALUES (?, 'total', 1, 0, 0)", [(f"{number:0500}",) for number in range(200)])
+    db.close()
+    damaged = bytearray(file.read_bytes())
+    damaged[3 * 4096 : 5 * 4096] = b"\x55" * 2 * 4096
+    file.write_bytes(damaged)
+    with pytest.raises(Refused, match=str(file)):
+        SqliteLedger(tmp_path, time.time)
+    with pytest.raises(Refused, match=str(file)):
+        read_balances(tmp_path)
 
 
 async def test_one_step_s_error_is_its_caller_s_alone(ledger):
