@@ -4,7 +4,8 @@ import logging
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any, TextIO
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -20,7 +21,7 @@ def set_up(stream: TextIO | None = None, *, tty: bool | None = None, level: str 
 
     tty: whether a person reads along; asked of the stream where None.
     """
-    stream = stream or sys.stderr
+    stream = cast(TextIO, Patient(stream or sys.stderr))
     # Plain tracebacks: the pretty ones print local variables, and those hold prompts and keys.
     last: Processor = structlog.processors.JSONRenderer(default=repr)
     if stream.isatty() if tty is None else tty:
@@ -37,6 +38,27 @@ def set_up(stream: TextIO | None = None, *, tty: bool | None = None, level: str 
     # remove_meta goes first: the record in it is an object, which redaction cannot look into.
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=[remove_meta, *_chain(), last]))
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
+
+
+class Patient:
+    """A stream whose errors nobody meets: where the log's disk is full, or its reader gone, requests go on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        """Write a line; one that cannot be written is lost."""
+        with suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        """Send what was written on its way."""
+        with suppress(OSError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether a person reads along."""
+        return self._stream.isatty()
 
 
 def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

@@ -1,5 +1,6 @@
 """Logs: JSON lines for machines, and no secrets in them."""
 
+import errno
 import io
 import json
 import logging
@@ -138,3 +139,31 @@ def test_quieter_events_are_dropped(out: io.StringIO):
     structlog.get_logger().debug("chatter")
 
     assert out.getvalue() == ""
+
+
+class Full(io.StringIO):
+    """A log on a full disk, until there is room."""
+
+    full = True
+
+    def write(self, text: str) -> int:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(text)
+
+    def flush(self) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_log_on_a_full_disk_breaks_nothing(out: io.StringIO):
+    """A line that cannot be written raises nothing, whoever logs it; later lines are written."""
+    stream = Full()
+    logs.set_up(stream)
+
+    structlog.get_logger().info("lost")
+    logging.getLogger("library").error("lost too")
+    stream.full = False
+    structlog.get_logger().info("kept")
+
+    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["kept"]
