@@ -7,8 +7,9 @@ starved. So each replica is measured against its own p99.9.
 from math import frexp
 
 WINDOW = 2048  # gaps before the older half of what is known is forgotten: a server that turned slow is learnt
-STEPS = 4  # buckets per doubling: a quantile is read 19 % too high at most, never too low
+STEPS = 4  # buckets per doubling: a quantile is read 25 % too high at most, never too low
 _LOWEST, _HIGHEST = -10, 7  # as powers of two: gaps below 0.5 ms and above 128 s are told apart no further
+_LEAST_S = 2.0 ** (_LOWEST - 1)
 _BUCKETS = (_HIGHEST - _LOWEST + 1) * STEPS
 
 
@@ -65,9 +66,7 @@ class Rhythm:
 
 
 def _bucket(gap_s: float) -> int:
-    mantissa, power = frexp(gap_s)  # gap = mantissa * 2**power, 0.5 <= mantissa < 1
-    if power < _LOWEST:
-        return 0
+    mantissa, power = frexp(max(gap_s, _LEAST_S))  # gap = mantissa * 2**power, 0.5 <= mantissa < 1
     if power > _HIGHEST:
         return _BUCKETS - 1
     return (power - _LOWEST) * STEPS + int((mantissa - 0.5) * 2 * STEPS)

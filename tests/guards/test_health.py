@@ -56,3 +56,31 @@ def test_only_proof_of_death_ends_streams(probes):
         health = health.after(probe)
 
     assert health.gone == (bool(probes) and probes[-1] in (Probe.DEAD, Probe.REFUSED))
+
+
+@given(PROBES.filter(lambda probes: Probe.GOOD not in probes))
+def test_an_ejected_replica_is_gone_and_stays_down_until_it_is_good(before):
+    """A hang is a verdict like death: its streams need not wait, and only a good probe lifts it."""
+    hung = Health.ejected(["a canary is not answered", "/metrics does not answer"])
+    health = hung
+    for probe in before:
+        health = health.after(probe)
+
+    assert (hung.up, hung.gone, hung.hung) == (False, True, True)
+    assert hung.why == "hangs: a canary is not answered, /metrics does not answer"
+    assert health.up is False
+    assert health.after(Probe.GOOD) == Health(up=True, why="answers")
+
+
+@pytest.mark.parametrize("probe", [Probe.SILENT, Probe.ODD, Probe.COLD, Probe.KEY])
+def test_an_ejected_replica_gets_no_benefit_of_the_doubt(probe):
+    """What a server that is up may miss a few times does not bring one back that is down."""
+    health = Health.ejected(["a test"]).after(probe)
+
+    assert (health.up, health.hung, health.why) == (False, False, probe.value)
+
+
+def test_cold_is_a_verdict_at_once():
+    """A server whose process answers while it computes nothing gets no request, and no strikes."""
+    assert Health(up=False).after(Probe.COLD).up is False
+    assert Health(up=True).after(Probe.COLD).up is False

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from guards.routing import Candidate, pick
 
 CANDIDATES = st.lists(
-    st.builds(Candidate, st.sampled_from("abcdef"), st.booleans(), st.booleans(), st.integers(0, 3)),
+    st.builds(Candidate, st.sampled_from("abcdef"), st.booleans(), st.booleans(), st.integers(0, 3), st.booleans()),
     max_size=6, unique_by=lambda one: one.name,
 )  # fmt: skip
 AVOID = st.frozensets(st.sampled_from("abcdef"))
@@ -27,6 +27,16 @@ def test_the_order_is_up_then_not_failed_then_active_then_load_then_name():
     assert pick([up("a", standby=True), up("b", 9)]) == "b"
     assert pick([up("a", 2), up("b", 1)]) == "b"
     assert pick([up("a", 1), up("b", 1)]) == "a"
+
+
+def test_a_doubtful_server_comes_after_the_others_and_before_those_that_failed():
+    """A server most of whose streams are silent gets a request only where the others are worse."""
+    doubtful = Candidate("a", True, False, 0, doubtful=True)
+
+    assert pick([doubtful, up("b", 9, standby=True)]) == "b"
+    assert pick([doubtful, up("b")], frozenset("b")) == "a"
+    assert pick([doubtful, down("b")]) == "a"
+    assert pick([doubtful]) == "a"
 
 
 def test_a_replica_held_for_down_is_tried_when_nothing_else_is_left():
@@ -51,8 +61,8 @@ def test_somebody_is_picked_whenever_somebody_could_answer(candidates, avoid):
 
     assert (picked is None) == all(not one.up and one.name in avoid for one in candidates)
     if picked is not None:
-        rank = [(not one.up, one.name in avoid, one.standby, one.load) for one in candidates]
+        rank = [(not one.up, one.name in avoid, one.doubtful, one.standby, one.load) for one in candidates]
         one = named[picked]
-        assert (not one.up, one.name in avoid, one.standby, one.load) == min(
+        assert (not one.up, one.name in avoid, one.doubtful, one.standby, one.load) == min(
             rank[i] for i, c in enumerate(candidates) if c.up or c.name not in avoid
         )
