@@ -23,9 +23,11 @@ FreshEngines = Callable[..., list[Engine]]
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A vLLM server that is shared by the session: ask it, do not kill it."""
+    """A vLLM server that is shared by the session: ask it, stop it for a while, do not kill it."""
 
     url: str
+
+    engine: Engine | None = None  # None where it was started by somebody else
 
     @property
     def address(self) -> str:
@@ -52,7 +54,7 @@ def engines(
     model = request.getfixturevalue("engine_model")
     fleet = start_fleet(2, model, logs=tmp_path_factory.mktemp("engines"), on_progress=Teller())
     try:
-        yield Server(fleet[0].url), Server(fleet[1].url)
+        yield Server(fleet[0].url, fleet[0]), Server(fleet[1].url, fleet[1])
     finally:
         stop_fleet(fleet)
 

@@ -38,7 +38,7 @@ _SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 class Gateway:
     """A running gateway with its data and log in `folder`; its process group ends with `stop` or `kill`.
 
-    upstreams: root URLs; the first is active, the others stand by.
+    upstreams: root URLs; the first is active, the others stand by, unless `standby` is false.
     discovery: name no model in the configuration, only `upstreams`.
     tokenizer: the served model's tokenizer.json; None leaves text to /detokenize.
     more: further parts of holdfast.yaml, such as timeouts={"drain_s": 1}.
@@ -52,6 +52,7 @@ class Gateway:
         model: str = "stub",
         tokenizer: Path | None = None,
         discovery: bool = False,
+        standby: bool = True,
         wait: bool = True,
         **more: Any,
     ) -> None:
@@ -60,7 +61,9 @@ class Gateway:
         self.url, self.admin_url = f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{self.admin_port}"
         self.secrets: list[str] = []
         self.config_file = folder / "holdfast.yaml"
-        replicas = [{"url": url, "role": "standby" if number else "active"} for number, url in enumerate(upstreams)]
+        replicas = [
+            {"url": url, "role": "standby" if number and standby else "active"} for number, url in enumerate(upstreams)
+        ]
         served: dict[str, Any] = {"name": model, "replicas": replicas}
         if tokenizer is not None:
             served["tokenizer"] = str(tokenizer)

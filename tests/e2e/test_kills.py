@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 STREAMS = 8
 TOKENS = 1600  # seconds of work for eight streams at once, so that the kill falls into it
-PAUSE_S_MAX = 10.0  # a bound for starved machines, not the goal: `make prove` measures that
+PAUSE_S_MAX = 30.0  # a bound for starved machines, not the goal: `make prove` measures that
 
 DEATHS: dict[str, Callable[[Engine], None]] = {
     "the whole process group": lambda engine: engine.kill(signal.SIGKILL),

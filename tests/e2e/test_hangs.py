@@ -1,0 +1,60 @@
+"""Real vLLM servers that hang, and connections that do: the client must not be able to tell."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from gateway.local.engine import Engine
+from tests.conftest import Server
+from tests.e2e.conftest import Proxy
+from tests.e2e.cuts import run_cuts
+from tests.e2e.hangs import STREAMS, one_stop, seeded_stalls
+from tests.e2e.requests import chat
+from tests.processes import Gateway
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+TOKENS = 60
+PAUSE_S_MAX = 30.0  # a bound for starved machines, not the goal: `make prove` measures that
+
+
+async def test_streams_outlive_a_server_that_is_stopped(
+    engines: tuple[Server, Server], engine_model: Path, tmp_path: Path
+) -> None:
+    """SIGSTOP of all of vLLM, then of its engine alone, whose API still says that it is well: all go on exactly."""
+    fleet = [one.engine for one in engines if isinstance(one.engine, Engine)]
+    if len(fleet) < len(engines):
+        pytest.skip("these servers were started by somebody else, and are not to be stopped")
+    tokenizer = engine_model / "tokenizer.json"
+    with Gateway(tmp_path, [engine.url for engine in fleet], model="tiny", tokenizer=tokenizer) as gateway:
+        key = gateway.key("alice", 100_000)
+
+        found = [await one_stop(number, fleet, gateway, key, alone=bool(number)) for number in range(2)]
+
+        assert [one["equal"] for one in found] == [STREAMS, STREAMS], found
+        assert all(one["charged_exactly"] for one in found)
+        assert all(one["failed_over"] > 0 for one in found)
+        assert all(gap < PAUSE_S_MAX for one in found for gap in one["gaps_s"])
+        assert gateway.faults() == []
+
+
+async def test_streams_whose_connection_falls_silent_go_on_elsewhere(
+    gateway: Gateway, key: str, proxy: Proxy, engines: tuple[Server, Server]
+) -> None:
+    """Stalls at seeded tokens, 8 streams at once, of a server that is well: each is raced, nobody is ejected."""
+    proxy.plan(seeded_stalls(seed=2026, tokens=TOKENS))
+    before, ejected = proxy.cuts, gateway.metric("holdfast_ejections_total")
+    bodies = [
+        chat(f"Write {count} lines.", max_tokens=TOKENS, ignore_eos=True, repetition_penalty=1.1 + count / 20)
+        for count in range(8)
+    ]
+
+    tally = await asyncio.wait_for(run_cuts(engines[1].url, gateway.url, bodies, 6, key=key), 240)
+
+    assert tally.differing == []
+    assert tally.equal == tally.streams == 48
+    assert proxy.cuts - before >= 40
+    assert all(gap < PAUSE_S_MAX for gap in tally.gaps_s)
+    assert gateway.metric("holdfast_ejections_total") == ejected
+    assert gateway.balance(key).held == 0
