@@ -21,31 +21,20 @@ class Rhythm:
     factor: silence is suspicious at so many times p99.9.
     """
 
-    __slots__ = (
-        "_before",
-        "_enough",
-        "_factor",
-        "_least_s",
-        "_now",
-        "_now_count",
-        "_stale",
-        "_unknown_s",
-        "patience_s",
-    )
+    __slots__ = ("_before", "_enough", "_factor", "_least_s", "_now", "_until_weighed", "patience_s")
 
     def __init__(self, *, unknown_s: float, least_s: float, factor: float = 3.0, enough: int = 100) -> None:
         self._least_s, self._factor, self._enough = least_s, factor, enough
         self._before = [0] * _BUCKETS
         self._now = [0] * _BUCKETS
-        self._now_count = self._stale = 0
+        self._until_weighed = enough
         self.patience_s = unknown_s
 
     def note(self, gap_s: float) -> None:
         """Take in one gap."""
         self._now[_bucket(gap_s)] += 1
-        self._now_count += 1
-        self._stale += 1
-        if self._stale >= self._enough:  # not at every gap: this is the path of every chunk
+        self._until_weighed -= 1
+        if not self._until_weighed:  # not at every gap: this is the path of every chunk
             self._weigh()
 
     def quantile_s(self, share: float) -> float:
@@ -59,17 +48,17 @@ class Rhythm:
         return 0.0
 
     def _weigh(self) -> None:
-        self._stale = 0
+        self._until_weighed = self._enough
         self.patience_s = max(self._least_s, self._factor * self.quantile_s(0.999))
-        if self._now_count >= WINDOW:
-            self._before, self._now, self._now_count = self._now, [0] * _BUCKETS, 0
+        if sum(self._now) >= WINDOW:
+            self._before, self._now = self._now, [0] * _BUCKETS
 
 
 def _bucket(gap_s: float) -> int:
-    mantissa, power = frexp(max(gap_s, _LEAST_S))  # gap = mantissa * 2**power, 0.5 <= mantissa < 1
+    mantissa, power = frexp(gap_s if gap_s > _LEAST_S else _LEAST_S)  # gap = mantissa * 2**power, 0.5 <= mantissa < 1
     if power > _HIGHEST:
         return _BUCKETS - 1
-    return (power - _LOWEST) * STEPS + int((mantissa - 0.5) * 2 * STEPS)
+    return (power - _LOWEST - 1) * STEPS + int(mantissa * 2 * STEPS)
 
 
 def _upper_s(number: int) -> float:

@@ -64,7 +64,8 @@ class Watch:
         if not self.begun:
             self.begun, self._rhythm = True, self._pulse.between
         self._pulse.tokens += 1
-        self._heard()
+        if self.silent:
+            self._heard()
 
     def silence(self) -> None:
         """It has been silent for longer than it may."""
@@ -75,10 +76,10 @@ class Watch:
 
     def over(self) -> None:
         """The leg has ended."""
-        self._heard()
+        if self.silent:
+            self._heard()
         self._pulse.streams -= 1
 
     def _heard(self) -> None:
-        if self.silent:
-            self.silent = False
-            self._pulse.silent -= 1
+        self.silent = False
+        self._pulse.silent -= 1

@@ -11,7 +11,8 @@ class Part:
     """What one leg delivers to a relay.
 
     take: takes in complete events of the leg, in order.
-    ask: what the leg was asked for; `ask.choices` are the client's numbers of its choices.
+    ask: what the leg was asked for.
+    choices: the client's numbers of its choices.
     on_win: called when it brings the next token before the leg that it races; None for a leg that races nobody.
     early: its events so far, while it races and has brought no token; None when its events count.
     waiting: events that a lease must cover first; None while nothing waits.
@@ -20,22 +21,19 @@ class Part:
     loss: why what it sends is not trusted any more.
     """
 
-    __slots__ = ("_take", "ask", "behind", "early", "heard", "leg", "loss", "on_win", "waiting")
+    __slots__ = ("_take", "ask", "behind", "choices", "early", "heard", "leg", "loss", "on_win", "waiting")
 
     def __init__(
         self, take: Callable[["Part", list[bytes]], None], ask: Ask, on_win: Callable[[], None] | None = None
     ) -> None:
         self._take, self.ask, self.on_win = take, ask, on_win
+        self.choices = ask.choices
         self.leg: LegControl | None = None
         self.early: list[bytes] | None = None if on_win is None else []
         self.waiting: list[bytes] | None = None
         self.behind = False
         self.heard = 0
         self.loss: str | None = None
-
-    @property
-    def choices(self) -> tuple[int, ...]:
-        return self.ask.choices
 
     @property
     def racing(self) -> bool:

@@ -232,9 +232,11 @@ class Relay:
         choice = telling.choices[part.choices[said.index]]
         if choice.owner is not part:
             return True  # a faster server brings it now
-        if not self._charge_prompt(choice, chunk.prompt_token_ids or said.prompt_token_ids):
+        prompt = chunk.prompt_token_ids or said.prompt_token_ids
+        if prompt is not None and not self._charge_prompt(choice, prompt):
             return False
-        telling.head(chunk)
+        if telling.wording.head is None:
+            telling.wording.head = chunk
         return self.ending is not None or self._choice_event(part, raw, choice, said)
 
     def _choice_event(self, part: Part, raw: bytes, choice: Choice, said: ChunkChoice) -> bool:
@@ -269,16 +271,18 @@ class Relay:
     def _paid(self, choice: Choice, tokens: int, ids: Sequence[int]) -> bool:
         """Count tokens against the lease, asking for more in time; where they are not covered, wait, or end here."""
         verdict = self.meter.spend(tokens)
+        if verdict is Verdict.GO:
+            return True
         if verdict is Verdict.CUT:
             self._end_budget(choice, ids)
-        elif verdict is not Verdict.GO:
+        else:
             self.lease.top_up(self._granted)
-        return verdict in (Verdict.GO, Verdict.TOP_UP)
+        return verdict is Verdict.TOP_UP
 
-    def _charge_prompt(self, choice: Choice, ids: Sequence[int] | None) -> bool:
+    def _charge_prompt(self, choice: Choice, ids: Sequence[int]) -> bool:
         """Charge a prompt when its ids are first seen, before anything of its answer is delivered."""
         prompts = self._telling.prompts
-        if ids is None or prompts[choice.prompt] is not None:
+        if prompts[choice.prompt] is not None:
             return True
         if not self._paid(choice, len(ids), ()):
             return self.ending is not None

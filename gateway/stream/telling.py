@@ -15,7 +15,7 @@ from gateway.stream.pace import Pace
 from gateway.stream.seams import Ask, Terms
 from gateway.stream.sse import END
 from gateway.stream.text import Piece, TextLost, Transcript
-from gateway.stream.wire import Chunk, ChunkChoice, rewritten, without_ids
+from gateway.stream.wire import ChunkChoice, rewritten, without_ids
 from gateway.stream.wording import BUDGET_STOP, Wording, told
 
 
@@ -68,10 +68,6 @@ class Telling:
         self.choices = [Choice(choice.index, choice.prompt) for choice in self.choices]
 
     # ---------------------------------------------------------------- a server's own words
-
-    def head(self, chunk: Chunk) -> None:
-        """Keep the id, time and model of the first chunk."""
-        self.wording.head = self.wording.head or chunk
 
     def usage(self, raw: bytes) -> None:
         """Keep the server's own usage event: it is passed on where one leg told all."""
