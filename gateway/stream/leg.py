@@ -102,7 +102,7 @@ class Leg:
         self.streaming = False
         self.paused = False
         self.over = False
-        self._heard_at = upstream.loop.time()
+        self._heard_at = self._paused_at = upstream.loop.time()
         self._wait_s = self._limits.first_token_s
         self._progressed = False
         self._doubted = False
@@ -115,7 +115,8 @@ class Leg:
 
     def pause(self) -> None:
         """Stop reading; also what was read already waits."""
-        self.paused = True
+        if not self.paused:
+            self.paused, self._paused_at = True, self._upstream.loop.time()
         if self.connection is not None:
             self.connection.pause()
 
@@ -130,9 +131,12 @@ class Leg:
         self.end(LegEnd(Cause.CLOSED))
 
     def progress(self) -> None:
-        """Tokens arrived. Those of one read count once: the loop's clock stands still meanwhile."""
-        now = self._upstream.loop.time()
-        if now == self._heard_at:
+        """Tokens arrived. Those of one read count once: the loop's clock stands still meanwhile.
+
+        Those that waited for a lease had come when the leg was paused for it.
+        """
+        now = self._paused_at if self.paused else self._upstream.loop.time()
+        if now == self._heard_at or self.over:
             return
         if self._watch is not None:
             self._watch.token(now - self._heard_at)
