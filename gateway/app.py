@@ -10,7 +10,6 @@ from typing import Any
 
 import structlog
 import uvloop
-from aiohttp import web
 
 from gateway.asides import Asides
 from gateway.books.journal import Journal
@@ -18,11 +17,13 @@ from gateway.books.keys import Keys, Tenant
 from gateway.books.ledger.sqlite import SqliteLedger
 from gateway.config import Config, is_loopback
 from gateway.config import Replica as ReplicaConfig
+from gateway.deadlines import Deadlines
 from gateway.fleet.pulse import Pulse
 from gateway.fleet.replicas import Care, Fleet, Replica
 from gateway.flow import Flow
 from gateway.http.admin import Admin
-from gateway.http.connection import Listener
+from gateway.http.door import Door
+from gateway.http.drain import Drain
 from gateway.http.edge import Edge
 from gateway.quote import Quotes
 from gateway.record import Records
@@ -46,17 +47,20 @@ def run(config: Config) -> None:
 
 
 async def _main(config: Config) -> None:
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    async with gateway(config):
+        loop.add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
+    async with gateway(config, hurry):
         await stop.wait()
 
 
 @asynccontextmanager
-async def gateway(config: Config) -> AsyncIterator[None]:
-    """Build a gateway, listen, and tear all of it down again, streams first and books last."""
+async def gateway(config: Config, hurry: asyncio.Event) -> AsyncIterator[None]:
+    """Build a gateway, listen, and tear all of it down again, streams first and books last.
+
+    hurry: set, it ends the time that streams have to come to an end by themselves.
+    """
     async with AsyncExitStack() as stack:
         clock = time.monotonic  # the loop's own stands still while a callback runs
         journal = Journal(config.data / "journal.jsonl", time.time)
@@ -85,18 +89,24 @@ async def gateway(config: Config) -> AsyncIterator[None]:
             hedges_max=limits.hedges,
         )
         records = Records(journal, metrics, clock, quotes.lengths.note)
-        flow = Flow(quotes, fleet, upstream, targets, records, total_s=config.timeouts.total_s, clock=clock)
+        deadlines = Deadlines(config.timeouts.total_s)
+        flow = Flow(quotes, fleet, upstream, targets, records, deadlines, clock)
+        drain = Drain(deadlines, config.timeouts.drain_s, hurry)
 
         def ready() -> list[str]:
-            return fleet.not_ready() + ([] if journal.healthy else ["the journal cannot be written"])
+            said = {"the journal cannot be written": journal.healthy, "the ledger cannot be written": ledger.healthy}
+            said["the gateway is stopping"] = not drain.begun
+            return fleet.not_ready() + [why for why, fine in said.items() if not fine]
 
         edge = _edge(config, flow, fleet, keys, ready, metrics)
         probing = asyncio.create_task(fleet.run())
         stack.callback(probing.cancel)
-        listen, head_bytes = config.listen, limits.head_bytes
-        admin = Admin(metrics, config.admin_key_sha256)
-        await _listen(stack, admin.handle, listen.admin_host, listen.admin_port, head_bytes, config.timeouts.drain_s)
-        await _listen(stack, edge.handle, listen.host, listen.port, head_bytes, config.timeouts.drain_s)
+        admin = Admin(metrics, ready, config.admin_key_sha256)
+        listen, options = config.listen, _connections(config)
+        side_door = await Door.open(admin.handle, listen.admin_host, listen.admin_port, **options)
+        stack.push_async_callback(side_door.clear, 0.0)
+        door = await Door.open(edge.handle, listen.host, listen.port, **options)
+        stack.push_async_callback(drain.run, edge, door)
         _say_hello(config, keys)
         yield
 
@@ -122,15 +132,9 @@ def _say_hello(config: Config, keys: Keys) -> None:
         log.warning("gateway.open", why="no API key was ever made: anyone on this machine may use it, unbounded")
 
 
-async def _listen(
-    stack: AsyncExitStack, handler: Callable[[Any], Any], host: str, port: int, head_bytes: int, drain_s: float
-) -> None:
-    options: dict[str, Any] = {"max_line_size": head_bytes, "max_field_size": head_bytes}
-    options |= {"access_log": None, "lingering_time": 0, "keepalive_timeout": CLIENT_IDLE_S}
-    runner = web.ServerRunner(Listener(handler, **options), shutdown_timeout=drain_s)
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    await web.TCPSite(runner, host, port, backlog=4096).start()
+def _connections(config: Config) -> dict[str, Any]:
+    head_bytes = config.limits.head_bytes
+    return {"max_line_size": head_bytes, "max_field_size": head_bytes, "keepalive_timeout": CLIENT_IDLE_S}
 
 
 def _edge(

@@ -5,11 +5,11 @@ estimate → hold budget → route → leg ─events→ relay ─bytes→ client
 at the end, whatever the end: settle once → journal
 """
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway.books.keys import Tenant
+from gateway.deadlines import Deadlines
 from gateway.fleet.replicas import Fleet
 from gateway.legs import Headers, Legs
 from gateway.quote import Quotes
@@ -27,14 +27,14 @@ Names = frozenset[str]
 
 @dataclass(frozen=True)
 class Flow:
-    """Serves requests. Everything it needs is built once, by `app`. total_s: for one request, all its legs together."""
+    """Serves requests. Everything it needs is built once, by `app`."""
 
     quotes: Quotes
     fleet: Fleet
     upstream: Upstream
     targets: dict[str, Target]
     records: Records
-    total_s: float
+    deadlines: Deadlines
     clock: Callable[[], float]
 
     async def serve(self, call: Call, tenant: Tenant, sink: Sink, headers: Headers = ()) -> bytes | None:
@@ -49,10 +49,10 @@ class Flow:
                 kind = Relay if call.stream else Plain
                 answer = record.answer = kind(call, sink, hold, quote.terms, self.clock, record.gaps)
                 try:
-                    async with asyncio.timeout(self.total_s):
+                    async with self.deadlines.one():
                         await self._legs(answer, sink, record, headers)
                 except TimeoutError:
-                    answer.fail(Ending.TIMEOUT, f"This request took longer than {self.total_s:g} s, the limit here.")
+                    answer.fail(*self.deadlines.verdict())
                 else:
                     await answer.finish()
                 finally:

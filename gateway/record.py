@@ -14,7 +14,7 @@ from gateway.stream.plain import Plain
 from gateway.stream.relay import Relay
 from gateway.stream.seams import Sink
 from gateway.watch.metrics import Metrics
-from guards.refusal import Ending, Refused
+from guards.refusal import Ending, Reason, Refused
 
 log = structlog.get_logger()
 
@@ -32,6 +32,9 @@ class Records:
         self.journal, self.metrics, self.clock, self.learn = journal, metrics, clock, learn
 
     def open(self, call: Call, tenant: Tenant, sink: Sink) -> "Record":
+        """Raises Refused (BOOKS) while facts cannot be written: what nobody could account for is not begun."""
+        if not self.journal.healthy:
+            raise Refused(Reason.BOOKS, "The journal cannot be written right now.", retry_after_s=1.0)
         return Record(self, call, tenant, sink)
 
 

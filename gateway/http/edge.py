@@ -15,6 +15,7 @@ from gateway.books.keys import Keys, Tenant
 from gateway.fleet.replicas import Fleet
 from gateway.flow import Flow
 from gateway.http.errors import error_response
+from gateway.http.readiness import readiness
 from gateway.http.sink import ClientSink
 from gateway.legs import Headers
 from gateway.stream.call import Bounds, Call, Endpoint
@@ -36,6 +37,7 @@ class Edge:
     salt: what keeps one org from timing another's cached prefixes; None shares them.
     ready: says what keeps the gateway from serving, line by line.
     on_refused: told of every refusal, whoever refused.
+    in_flight: requests whose answers are not made yet.
     """
 
     def __init__(
@@ -60,7 +62,8 @@ class Edge:
         self._client_buffer_bytes, self._client_stall_s = client_buffer_bytes, client_stall_s
         self._requests_max, self._budget_status = requests_max, budget_status
         self._salt, self._ready, self._on_refused = salt, ready, on_refused
-        self._in_flight = 0
+        self.in_flight = 0
+        self._stopping = False
         self._started_at = int(time.time())
         self._routes: dict[tuple[str, str], Handler] = {
             ("POST", Endpoint.CHAT): self._generate,
@@ -70,6 +73,10 @@ class Edge:
             ("GET", "/readyz"): self._readyz,
         }
         self._paths = {path for _, path in self._routes}
+
+    def stop(self) -> None:
+        """Refuse new requests from now on, and let go of each connection with its next answer."""
+        self._stopping = True
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one HTTP request."""
@@ -85,6 +92,8 @@ class Edge:
                 await _part(request, response, request_id)
         if not response.prepared:
             response.headers.setdefault("x-request-id", request_id)
+            if self._stopping:
+                response.force_close()
         return response
 
     def _route(self, request: web.BaseRequest) -> Handler:
@@ -100,10 +109,12 @@ class Edge:
     # ---------------------------------------------------------------- generation
 
     async def _generate(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+        if self._stopping:
+            raise Refused(Reason.OVERLOADED, "This gateway is stopping.", retry_after_s=RETRY_WHEN_FULL_S)
         tenant = self._tenant(request)
-        if self._in_flight >= self._requests_max:
+        if self.in_flight >= self._requests_max:
             raise Refused(Reason.OVERLOADED, "Too many requests are in flight here.", retry_after_s=RETRY_WHEN_FULL_S)
-        self._in_flight += 1
+        self.in_flight += 1
         try:
             body = await self._body(request)
             received_at = self._flow.clock()  # the client's own time to send is not ours
@@ -116,7 +127,7 @@ class Edge:
             sink = ClientSink(request, request_id, received_at, buffer_bytes_max=buffer, stall_s=stall_s)
             plain = await self._serve(call, tenant, sink, _trace(request, request_id))
         finally:
-            self._in_flight -= 1
+            self.in_flight -= 1
         if plain is None:
             return sink.response()
         headers = {"x-holdfast-replica": sink.replica, "x-holdfast-overhead-ms": f"{sink.overhead_s * 1e3:.2f}"}
@@ -187,12 +198,11 @@ class Edge:
         return _json({"status": "ok"})
 
     async def _readyz(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
-        why = self._ready()
-        return _json({"ready": not why, "why": why}, status=503 if why else 200)
+        return readiness(self._ready())
 
 
-def _json(body: object, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
+def _json(body: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(body), content_type="application/json")
 
 
 async def _part(request: web.BaseRequest, response: web.Response, request_id: str) -> None:

@@ -23,6 +23,8 @@ def given_up(ending: Ending, detail: str) -> Refused:
     """The refusal for a request that ended by us while nothing was delivered, so that it still has a status."""
     if ending is Ending.BOOKS:
         return Refused(Reason.BOOKS, detail, retry_after_s=RETRY_AFTER_S)
+    if ending is Ending.STOPPED:
+        return Refused(Reason.OVERLOADED, detail, retry_after_s=RETRY_AFTER_S)
     if ending is Ending.TIMEOUT:
         return Refused(Reason.UPSTREAM, detail, status=504)
     return Refused(Reason.NO_REPLICA, detail, retry_after_s=RETRY_AFTER_S)
