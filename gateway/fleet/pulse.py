@@ -17,13 +17,14 @@ class Pulse:
     tokens: reads that brought tokens, ever; while it stands still, none has come.
     streams: legs that are waiting for tokens now.
     silent: those of them that have been waiting for too long.
+    silences: how many silences there were, ever, those of legs that have ended included.
     least_s: patience between tokens, in seconds, however fast the server.
     """
 
     def __init__(self, least_s: float = BETWEEN_LEAST_S) -> None:
         self.between = Rhythm(unknown_s=BETWEEN_UNKNOWN_S, least_s=least_s)
         self._first: dict[int, Rhythm] = {}
-        self.tokens = self.streams = self.silent = 0
+        self.tokens = self.streams = self.silent = self.silences = 0
 
     @property
     def doubtful(self) -> bool:
@@ -72,6 +73,7 @@ class Watch:
         if not self.silent:
             self.silent = True
             self._pulse.silent += 1
+            self._pulse.silences += 1
             self._on_silence()
 
     def over(self) -> None:

@@ -199,9 +199,11 @@ class Fleet:
         replica = self._replicas[name]
         pulse, wait_s = replica.pulse, max(self._care.canary_s, replica.pulse.between.patience_s)
         for _ in range(EXAMINATIONS_MAX):
-            heard = pulse.tokens
+            heard, streams, ended = pulse.tokens, pulse.streams, pulse.silences - pulse.silent
             found = await self._canary.look(name, replica.any_model, wait_s)
-            evidence = replace(found, streams=pulse.streams, silent=pulse.silent, tokens=pulse.tokens != heard)
+            silent = pulse.silences - ended  # also those that were outrun, and ended, meanwhile
+            streams = max(streams, pulse.streams)
+            evidence = replace(found, streams=streams, silent=silent, tokens=pulse.tokens != heard)
             log.info("replica.examined", replica=name, signals=evidence.signals, alive=evidence.alive)
             if evidence.alive or not replica.health.up:
                 return

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 
 import pytest
 from structlog.testing import capture_logs
@@ -23,17 +24,31 @@ def models(**windows: int | None) -> LegEnd:
     return LegEnd(Cause.DONE, "", 200, json.dumps({"object": "list", "data": cards}).encode())
 
 
-class World:
-    """Replicas that answer as told: `health[name]` and `cards[name]`; `asked` and `changes` note what happened."""
+def counters(tokens: int) -> LegEnd:
+    """The answer of /metrics; 0 where counters are switched off."""
+    return LegEnd(Cause.DONE, "", 200, b'vllm:generation_tokens_total{engine="0"} %d\n' % tokens)
 
-    def __init__(self, *replicas: Replica, **cards: LegEnd) -> None:
+
+class World:
+    """Replicas that answer as told; `asked` and `changes` note what happened.
+
+    health, cards, pages, canaries: what /health, /v1/models, /metrics and a request for one token are answered.
+    meanwhile: done while a canary of that replica waits.
+    """
+
+    def __init__(self, *replicas: Replica, care: Care = CARE, **cards: LegEnd) -> None:
         self.health: dict[str, LegEnd] = {}
         self.cards = cards
+        self.pages: dict[str, LegEnd] = {}
+        self.canaries: dict[str, LegEnd] = {}
+        self.meanwhile: dict[str, Callable[[], None]] = {}
+        self.waits: list[float] = []  # of canaries
+        self.now_s = 0.0
         self.broken: set[str] = set()
         self.asked: list[tuple[str, str]] = []
         self.changes: list[tuple[str, bool | None, str]] = []
         self.held: asyncio.Event | None = None
-        self.fleet = Fleet(list(replicas), self.ask, self.changed, CARE, lambda: 0.0)
+        self.fleet = Fleet(list(replicas), self.ask, self.changed, care, lambda: self.now_s)
 
     async def ask(self, name: str, path: str, body: bytes | None, timeout_s: float) -> LegEnd:
         self.asked.append((name, path))
@@ -42,7 +57,12 @@ class World:
         await asyncio.sleep(0)
         if name in self.broken:
             raise RuntimeError("a bug")
-        return self.health.get(name, GOOD) if path == "/health" else self.cards.get(name, models(m=100))
+        if path == "/v1/completions":
+            self.waits.append(timeout_s)
+            self.meanwhile.get(name, lambda: None)()
+            return self.canaries.get(name, GOOD)
+        said = {"/health": self.health.get(name, GOOD), "/metrics": self.pages.get(name, counters(5))}
+        return said.get(path) or self.cards.get(name, models(m=100))
 
     def changed(self, name, health) -> None:
         self.changes.append((name, health.up, health.why))
