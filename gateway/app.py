@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any
 
 import structlog
 import uvloop
@@ -18,10 +17,12 @@ from gateway.books.ledger.sqlite import SqliteLedger
 from gateway.config import Config, is_loopback
 from gateway.config import Replica as ReplicaConfig
 from gateway.deadlines import Deadlines
+from gateway.descriptors import clients_max
 from gateway.fleet.pulse import Pulse
 from gateway.fleet.replicas import Care, Fleet, Replica
 from gateway.flow import Flow
 from gateway.http.admin import Admin
+from gateway.http.connection import ClientLimits
 from gateway.http.door import Door
 from gateway.http.drain import Drain
 from gateway.http.edge import Edge
@@ -37,8 +38,6 @@ from gateway.watch.metrics import Metrics
 from guards.health import Health
 
 log = structlog.get_logger()
-
-CLIENT_IDLE_S = 75.0  # for a connection on which no request has come whole
 
 
 def run(config: Config) -> None:
@@ -102,10 +101,10 @@ async def gateway(config: Config, hurry: asyncio.Event) -> AsyncIterator[None]:
         probing = asyncio.create_task(fleet.run())
         stack.callback(probing.cancel)
         admin = Admin(metrics, ready, config.admin_key_sha256)
-        listen, options = config.listen, _connections(config)
-        side_door = await Door.open(admin.handle, listen.admin_host, listen.admin_port, **options)
+        listen, clients = config.listen, _clients(config)
+        side_door = await Door.open(admin.handle, listen.admin_host, listen.admin_port, clients)
         stack.push_async_callback(side_door.clear, 0.0)
-        door = await Door.open(edge.handle, listen.host, listen.port, **options)
+        door = await Door.open(edge.handle, listen.host, listen.port, clients)
         stack.push_async_callback(drain.run, edge, door)
         _say_hello(config, keys)
         yield
@@ -132,9 +131,15 @@ def _say_hello(config: Config, keys: Keys) -> None:
         log.warning("gateway.open", why="no API key was ever made: anyone on this machine may use it, unbounded")
 
 
-def _connections(config: Config) -> dict[str, Any]:
-    head_bytes = config.limits.head_bytes
-    return {"max_line_size": head_bytes, "max_field_size": head_bytes, "keepalive_timeout": CLIENT_IDLE_S}
+def _clients(config: Config) -> ClientLimits:
+    timeouts, limits = config.timeouts, config.limits
+    return ClientLimits(
+        head_bytes=limits.head_bytes,
+        head_s=timeouts.head_s,
+        idle_s=timeouts.client_idle_s,
+        stall_s=timeouts.client_stall_s,
+        connections=clients_max(limits.client_connections),
+    )
 
 
 def _edge(
@@ -154,7 +159,6 @@ def _edge(
         body_bytes_max=limits.body_bytes,
         body_s=config.timeouts.body_s,
         client_buffer_bytes=limits.client_buffer_bytes,
-        client_stall_s=config.timeouts.client_stall_s,
         requests_max=limits.requests_in_flight,
         budget_status=config.budget_status,
         salt=salt,

@@ -201,7 +201,9 @@ class Timeouts(Part):
     probe_every_s: float = Field(default=1.0, ge=0.05, le=300)  # between probes of one replica
     suspect_s: float = Field(default=0.25, ge=0.02, le=600)  # silence below this is never suspicious; a hedge costs
     canary_s: float = Field(default=2.0, ge=0.1, le=600)  # for one token, on a silent server or one that comes back
+    head_s: float = Field(default=10, ge=0.1, le=600)  # for a client to send the head of a request, once it began
     body_s: float = Field(default=30, ge=0.1, le=600)  # for a client to send its request: slow senders hold memory
+    client_idle_s: float = Field(default=75, ge=0.1, le=3600)  # a client's connection between requests
     client_stall_s: float = Field(default=30, ge=0.1, le=3600)  # for a client that stopped reading and holds KV
     idle_s: float = Field(default=4, ge=0.1, le=3600)  # an unused upstream connection; below vLLM's own keep-alive
     drain_s: float = Field(default=30, ge=0, le=3600)  # for running streams after SIGTERM
@@ -211,7 +213,8 @@ class Limits(Part):
     """How much of everything there may be; each protects memory, or another tenant."""
 
     body_bytes: int = Field(default=16 * 2**20, ge=1024, le=2**30)  # one request body: images are inline
-    head_bytes: int = Field(default=16_384, ge=1024, le=2**20)  # the request line, and each of 128 headers
+    head_bytes: int = Field(default=16_384, ge=1024, le=2**20)  # a request's whole head; at most 128 headers
+    client_connections: int = Field(default=8192, ge=1, le=1_000_000)  # at once, on each port; beyond: turned away
     requests_in_flight: int = Field(default=2000, ge=1, le=1_000_000)  # beyond: refused as overloaded
     legs: int = Field(default=4, ge=1, le=64)  # servers tried for one request, one after the other
     hedges: int = Field(default=8, ge=0, le=64)  # legs beside silent ones, per request; 0 waits for between_tokens_s

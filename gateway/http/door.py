@@ -3,12 +3,11 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from gateway.http.connection import Listener
+from gateway.http.connection import ClientLimits, Listener
 
 BACKLOG = 4096  # connections that the kernel accepts for us while we are busy
 LOOK_S = 0.02  # how often a door that is being cleared is looked at
@@ -27,10 +26,10 @@ class Door:
         handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
         host: str,
         port: int,
-        **options: Any,
+        limits: ClientLimits,
     ) -> "Door":
-        """Listen. Raises OSError. options: aiohttp's, of a connection."""
-        listener = Listener(handler, access_log=None, lingering_time=0, **options)
+        """Listen. Raises OSError."""
+        listener = Listener(handler, limits)
         loop = asyncio.get_running_loop()
         return cls(listener, await loop.create_server(listener, host, port, backlog=BACKLOG))
 

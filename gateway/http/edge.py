@@ -50,7 +50,6 @@ class Edge:
         body_bytes_max: int,
         body_s: float,
         client_buffer_bytes: int,
-        client_stall_s: float,
         requests_max: int,
         budget_status: int,
         salt: Callable[[Tenant], str | None],
@@ -59,7 +58,7 @@ class Edge:
     ) -> None:
         self._flow, self._fleet, self._keys, self._bounds = flow, fleet, keys, bounds
         self._body_bytes_max, self._body_s = body_bytes_max, body_s
-        self._client_buffer_bytes, self._client_stall_s = client_buffer_bytes, client_stall_s
+        self._client_buffer_bytes = client_buffer_bytes
         self._requests_max, self._budget_status = requests_max, budget_status
         self._salt, self._ready, self._on_refused = salt, ready, on_refused
         self.in_flight = 0
@@ -123,8 +122,7 @@ class Edge:
                 raise self._no_model(call.model)
             if (salt := self._salt(tenant)) is not None:
                 call.body["cache_salt"] = salt
-            buffer, stall_s = self._client_buffer_bytes, self._client_stall_s
-            sink = ClientSink(request, request_id, received_at, buffer_bytes_max=buffer, stall_s=stall_s)
+            sink = ClientSink(request, request_id, received_at, self._client_buffer_bytes)
             plain = await self._serve(call, tenant, sink, _trace(request, request_id))
         finally:
             self.in_flight -= 1

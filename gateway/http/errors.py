@@ -1,6 +1,7 @@
 """Refusals on the wire: one table from reasons to statuses, in OpenAI's error shape."""
 
 import math
+from http import HTTPStatus
 from typing import NamedTuple
 
 from aiohttp import web
@@ -36,6 +37,20 @@ TABLE: dict[Reason, Wire] = {
 
 def error_response(refused: Refused, budget_status: int = 402) -> web.Response:
     """Word a refusal. A 4xx of the server's keeps its status: it was the request's fault."""
+    status, body, headers = _worded(refused, budget_status)
+    return web.Response(status=status, body=body, content_type="application/json", headers=headers)
+
+
+def error_bytes(refused: Refused, request_id: str) -> bytes:
+    """The same as a whole HTTP message, for a connection on which there was no request that aiohttp could answer."""
+    status, body, headers = _worded(refused)
+    headers |= {"x-request-id": request_id, "content-type": "application/json; charset=utf-8", "connection": "close"}
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, f"content-length: {len(body)}", "", ""]).encode("latin-1") + body
+
+
+def _worded(refused: Refused, budget_status: int = 402) -> tuple[int, bytes, dict[str, str]]:
+    """Status, body and headers of a refusal."""
     wire = TABLE[refused.reason]
     status = budget_status if refused.reason is Reason.BUDGET else refused.status or wire.status
     at_fault = status < 500 and refused.reason is Reason.UPSTREAM
@@ -45,9 +60,9 @@ def error_response(refused: Refused, budget_status: int = 402) -> web.Response:
         "param": refused.param,
         "code": "invalid_request" if at_fault else refused.reason.value,
     }
-    response = web.Response(status=status, body=encode({"error": body}), content_type="application/json")
+    headers = {}
     if not wire.retry or at_fault:
-        response.headers["x-should-retry"] = "false"
+        headers["x-should-retry"] = "false"
     if refused.retry_after_s is not None:
-        response.headers["retry-after"] = str(min(RETRY_AFTER_S_MAX, max(1, math.ceil(refused.retry_after_s))))
-    return response
+        headers["retry-after"] = str(min(RETRY_AFTER_S_MAX, max(1, math.ceil(refused.retry_after_s))))
+    return status, encode({"error": body}), headers

@@ -1,6 +1,5 @@
 """A client's side of a stream: bytes straight to its transport, no await per chunk."""
 
-import asyncio
 from collections.abc import Callable
 
 from aiohttp import web
@@ -21,17 +20,14 @@ class ClientSink:
 
     received_at: when the request arrived, by the loop's clock, in seconds.
     buffer_bytes_max: unread bytes at which the leg is paused.
-    stall_s: a client that reads nothing for so long, with its buffer full, is hung up on.
     """
 
-    def __init__(
-        self, request: web.BaseRequest, request_id: str, received_at: float, *, buffer_bytes_max: int, stall_s: float
-    ) -> None:
+    def __init__(self, request: web.BaseRequest, request_id: str, received_at: float, buffer_bytes_max: int) -> None:
         assert isinstance(request.protocol, ClientConnection)
         self._connection = request.protocol
         self._chunked = request.version >= (1, 1)
         self._keep_alive = request.keep_alive and self._chunked
-        self._buffer_bytes_max, self._stall_s = buffer_bytes_max, stall_s
+        self._buffer_bytes_max = buffer_bytes_max
         self.started = False
         self.received_at = received_at
         self.request_id = request_id
@@ -61,17 +57,9 @@ class ClientSink:
         return not self._connection.writing_paused
 
     def on_room(self, then: Callable[[], None]) -> None:
-        """Call `then` once when the client has caught up; hang up where it stops reading altogether."""
-        transport = self._connection.transport
-        if transport is None:
-            return
-        stall = Stall(transport, self._stall_s)
-
-        def room() -> None:
-            stall.cancel()
-            then()
-
-        self._connection.on_room = room
+        """Call `then` once when the client has caught up; its connection ends where it stops reading altogether."""
+        if self._connection.transport is not None:
+            self._connection.on_room = then
 
     def broken(self, detail: str) -> None:
         """End a stream that failed here: an error event, and no clean end of the connection's framing."""
@@ -95,26 +83,6 @@ class ClientSink:
         overhead_ms = self.overhead_s * 1e3
         fields = {"request_id": self.request_id, "replica": self.replica, "overhead_ms": overhead_ms}
         return HEAD.format(**fields, framing=framing).encode("latin-1")
-
-
-class Stall:
-    """Hangs up on a client that reads nothing for `stall_s` seconds; a slow one may take its time."""
-
-    def __init__(self, transport: asyncio.Transport, stall_s: float) -> None:
-        self._transport, self._stall_s = transport, stall_s
-        self._unread = transport.get_write_buffer_size()
-        self._timer = asyncio.get_running_loop().call_later(stall_s, self._check)
-
-    def cancel(self) -> None:
-        """The client has caught up."""
-        self._timer.cancel()
-
-    def _check(self) -> None:
-        before, self._unread = self._unread, self._transport.get_write_buffer_size()
-        if self._unread >= before:
-            self._transport.abort()
-        else:
-            self._timer = asyncio.get_running_loop().call_later(self._stall_s, self._check)
 
 
 class StreamedResponse(web.StreamResponse):
