@@ -41,6 +41,7 @@ class Gateway:
     upstreams: root URLs; the first is active, the others stand by, unless `standby` is false.
     discovery: name no model in the configuration, only `upstreams`.
     tokenizer: the served model's tokenizer.json; None leaves text to /detokenize.
+    command: what is run as `holdfast`.
     more: further parts of holdfast.yaml, such as timeouts={"drain_s": 1}.
     """
 
@@ -54,8 +55,10 @@ class Gateway:
         discovery: bool = False,
         standby: bool = True,
         wait: bool = True,
+        command: Sequence[str] = (str(HOLDFAST),),
         **more: Any,
     ) -> None:
+        self._command = command
         self.folder, self.data, self.log_file = folder, folder / "data", folder / "gateway.log"
         self.port, self.admin_port = _free_port(), _free_port()
         self.url, self.admin_url = f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{self.admin_port}"
@@ -198,7 +201,7 @@ class Gateway:
     def _start(self) -> "subprocess.Popen[bytes]":
         with self.log_file.open("ab") as log:
             return subprocess.Popen(
-                [str(HOLDFAST), "serve", "--config", str(self.config_file)],
+                [*self._command, "serve", "--config", str(self.config_file)],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
