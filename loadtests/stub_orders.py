@@ -64,13 +64,15 @@ class Order:
     """How one request is to be answered.
 
     tokens: length of the whole answer, the end of sequence included; tokens_per_s: 0 is as fast as
-    possible; per_chunk: tokens in each event; ttft_s: delay before the first token.
+    possible; per_chunk: tokens in each event; ttft_s: delay before the first token; pad: bytes by which
+    each event with tokens, or a plain answer, is longer, in a field that nobody knows.
     """
 
     tokens: int | None = None
     tokens_per_s: float = 0.0
     per_chunk: int = 1
     ttft_s: float = 0.0
+    pad: int = 0
     fault: Fault | None = None
     once: bool = False
 
@@ -88,6 +90,7 @@ def parse_order(given: dict[str, Any], default: Order, here: bool = False) -> Or
             tokens_per_s=float(given.get("tokens_per_s", default.tokens_per_s)),
             per_chunk=max(1, int(given.get("per_chunk", default.per_chunk))),
             ttft_s=float(given.get("ttft_s", default.ttft_s)),
+            pad=max(0, int(given.get("pad", 0))),
             fault=fault,
             once=bool(given.get("once", False)),
         )
@@ -157,7 +160,7 @@ class Armory:
         return self.standing if self.standing is not None and self._seen % self.every == 0 else None
 
 
-_FIELDS = {"tokens", "tokens_per_s", "per_chunk", "ttft_s", "fault", "at", "status", "how", "bytes", "once"}
+_FIELDS = {"tokens", "tokens_per_s", "per_chunk", "ttft_s", "pad", "fault", "at", "status", "how", "bytes", "once"}
 
 
 def _fault(name: str, given: dict[str, Any], here: bool) -> Fault:

@@ -43,6 +43,7 @@ class PlainAnswer(Answer):
         counted = None if name == "usage_missing" else self._counted(self._choices)
         prompt_ids = list(self._choices[0].prompt) if shown else None
         body = wire.plain(self._asked.chat, head, choices, counted, self._fingerprint, prompt_ids)
+        body = wire.padded(body, self._order.pad)
         data = wire.answer(200, b"\xff{{" + body[3:] if name == "garbage" else body)
         if name in ("cut", "cut_utf8", "cut_event", "eof_no_done", "silence_after", "comments_only"):
             return self._half(name, data, len(data) - len(body) // 2)

@@ -88,19 +88,18 @@ class StreamedAnswer(Answer):
             text = asked.echoes[choice.index // asked.choices] + text
             prompt_ids = choice.prompt
         choice.begun = True
-        self._put(
-            self._wire.content(
-                choice.index,
-                text,
-                ids if asked.ids else None,
-                with_ids=self._with_ids,
-                prompt_ids=prompt_ids,
-                finish=choice.finish,
-                stop=choice.stop,
-                counted=self._counted([choice]) if asked.continuous_usage else None,
-                last=choice.finish is not None and not asked.include_usage,
-            )
+        event = self._wire.content(
+            choice.index,
+            text,
+            ids if asked.ids else None,
+            with_ids=self._with_ids,
+            prompt_ids=prompt_ids,
+            finish=choice.finish,
+            stop=choice.stop,
+            counted=self._counted([choice]) if asked.continuous_usage else None,
+            last=choice.finish is not None and not asked.include_usage,
         )
+        self._put(wire.padded(event, self._order.pad))
 
     def _put(self, event: bytes) -> None:
         self._out.append(wire.framed(event))

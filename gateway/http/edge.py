@@ -210,9 +210,9 @@ async def _part(request: web.BaseRequest, response: web.Response, request_id: st
     """
     response.headers["x-request-id"] = request_id
     response.force_close()
-    await response.prepare(request)
-    await response.write_eof()
-    with suppress(TimeoutError, web.RequestPayloadError):
+    with suppress(TimeoutError, web.RequestPayloadError, ConnectionError):
+        await response.prepare(request)
+        await response.write_eof()
         async with asyncio.timeout(LINGER_S):
             async for _ in request.content.iter_any():
                 pass

@@ -1,6 +1,10 @@
 """A client that does not read what waits for it."""
 
 import asyncio
+import socket
+import struct
+
+RESET = struct.pack("ii", 1, 0)  # linger for no time: closing discards what the kernel could not send
 
 
 class Stall:
@@ -27,6 +31,13 @@ class Stall:
     def _check(self) -> None:
         unread = self._transport.get_write_buffer_size()
         if unread and unread >= self._unread:
-            self._transport.abort()
+            self._hang_up()
         elif unread:
             self._look()
+
+    def _hang_up(self) -> None:
+        """By a reset: else the kernel would keep megabytes for this client, and offer them for a quarter of an hour."""
+        handle = self._transport.get_extra_info("socket")
+        if handle is not None:
+            handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self._transport.abort()

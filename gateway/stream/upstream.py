@@ -7,6 +7,7 @@ No connection is used again after a cut, a protocol error, or an answer that was
 """
 
 import asyncio
+import errno
 import ssl
 from collections import deque
 from typing import cast
@@ -15,6 +16,9 @@ import httptools
 
 from gateway.stream.leg import Leg, Receiver, Target, UpstreamLimits, Watch
 from gateway.stream.leg_end import Cause, LegEnd
+
+# No connection, and no fault of the server's: it must not pass for one that is gone.
+OUR_WANTS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
 
 
 class Connection(asyncio.Protocol):
@@ -248,8 +252,11 @@ class Upstream:
         except TimeoutError:
             leg.end(LegEnd(Cause.SILENT, "it took no connection in time"))
             return
-        except (OSError, UnicodeError):  # a name that cannot be one, such as a..b, is a UnicodeError
-            leg.end(LegEnd(Cause.UNREACHED, "it could not be reached"))
+        except (OSError, UnicodeError) as error:  # a name that cannot be one, such as a..b, is a UnicodeError
+            if isinstance(error, OSError) and error.errno in OUR_WANTS:
+                leg.end(LegEnd(Cause.SILENT, "this gateway had nothing left to connect with"))
+            else:
+                leg.end(LegEnd(Cause.UNREACHED, "it could not be reached"))
             return
         except Exception as error:
             leg.fault(error)
