@@ -205,9 +205,9 @@ class Fleet:
             streams = max(streams, pulse.streams)
             evidence = replace(found, streams=streams, silent=silent, tokens=pulse.tokens != heard)
             log.info("replica.examined", replica=name, signals=evidence.signals, alive=evidence.alive)
-            if evidence.alive or not replica.health.up:
+            if evidence.alive or replica.health.gone:
                 return
-            if evidence.hung and self._others(replica):
+            if evidence.hung and await self._others(replica) and pulse.tokens == heard:
                 return self._judge(replica, Health.ejected(evidence.signals))
 
     async def _warm(self, replica: Replica) -> Probe:
@@ -222,11 +222,13 @@ class Fleet:
         replica.quiet = (replica.quiet + 1) % QUIET_PROBES if waits else 0
         return waits and not replica.quiet
 
-    def _others(self, replica: Replica) -> bool:
+    async def _others(self, replica: Replica) -> bool:
         """Whether each of its models is served by another one that is up, and does not stall just as well."""
-        models = [replica.model] if replica.model else list(replica.serves)
-        others = [[one for one in self._for(model) if one is not replica] for model in models]
-        return all(any(one.health.up and not one.pulse.silent for one in those) for those in others)
+        for model in [replica.model] if replica.model else list(replica.serves):
+            other = self.second(model, frozenset((replica.name,)))
+            if other is None or await self._canary.sing(other, model, self._care.canary_s) is False:
+                return False
+        return True
 
     def _judge(self, replica: Replica, health: Health) -> None:
         before, replica.health = replica.health, health

@@ -227,7 +227,9 @@ async def test_a_server_that_comes_to_life_between_two_looks_is_left_alone():
     assert (sung(one), one.changes) == (3, [])
 
 
-@pytest.mark.parametrize("other", ["none", "down", "silent too", "of another model"])
+@pytest.mark.parametrize(
+    "other", ["none", "down", "silent too", "idle, and computes nothing either", "of another model"]
+)
 async def test_the_last_replica_is_never_ejected(other):
     """Nor one that is no worse than the others: when all are slow, the fleet is starved, and ejection would end it."""
     one = await world("a" if other == "none" else "ab")
@@ -239,6 +241,8 @@ async def test_the_last_replica_is_never_ejected(other):
     elif other == "silent too":
         for leg in streams(one, "b", 5)[:1]:
             leg.silence()
+        one.canaries["b"] = SILENT
+    elif other == "idle, and computes nothing either":
         one.canaries["b"] = SILENT
     elif other == "of another model":
         one.fleet.all()[1].model = "n"
@@ -284,7 +288,7 @@ async def test_a_hundred_silences_make_one_examination():
 
 
 async def test_a_server_that_was_found_down_meanwhile_is_examined_no_further():
-    """Probes were faster; the reason that they found stands."""
+    """It is known to be gone; the reason that was found first stands."""
     one = await world()
     one.canaries["a"], one.pages["a"] = SILENT, SILENT
     replica = one.fleet.all()[0]
@@ -296,6 +300,42 @@ async def test_a_server_that_was_found_down_meanwhile_is_examined_no_further():
 
     assert one.changes == [("a", False, "its engine is dead")]
     assert sung(one) == 1
+
+
+async def test_a_server_that_probes_took_for_down_meanwhile_is_ejected_still():
+    """Unanswered probes alone leave its streams alone; a hang ends them."""
+    one = await world()
+    one.canaries["a"] = one.pages["a"] = one.health["a"] = SILENT
+    replica = one.fleet.all()[0]
+
+    def meanwhile() -> None:
+        for _ in range(3):
+            replica.health = replica.health.after(Probe.SILENT)
+
+    one.meanwhile["a"] = meanwhile
+    (leg,) = streams(one, "a", 1)
+    leg.silence()
+    await examined(one)
+
+    assert (replica.health.hung, replica.health.gone) == (True, True)
+
+
+async def test_a_token_that_comes_while_the_others_are_asked_saves_a_server():
+    """The last question takes time too; whoever computes meanwhile does not hang."""
+    one = await world()
+    hang(one, "a")
+    leg, other = streams(one, "a", 2)
+
+    def meanwhile() -> None:
+        other.token(0.1)
+        one.canaries["a"] = GOOD
+
+    one.meanwhile["b"] = meanwhile
+    leg.silence()
+    await examined(one)
+
+    assert one.changes == []
+    assert sung(one, "b") == 1
 
 
 @pytest.mark.parametrize(("between_s", "waited_s"), [(0.01, 2.0), (5.0, 15.0)])
