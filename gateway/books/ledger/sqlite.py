@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from gateway.books.ledger.steps import Audit, Balance, Extend, Open, Others, Set
 from gateway.books.ledger.tables import LedgerFile, charge_leftovers, connect, lock
 from gateway.books.ledger.writer import Writer
 from guards.budget import Account, Limit
+from guards.refusal import Refused
 
 log = structlog.get_logger()
 
@@ -83,7 +85,8 @@ class SqliteLedger:
             return
         self._closed = True
         # Cancelled openings are given back when their answers come; one more answer comes after them.
-        await asyncio.wait([self._writer.put(Balance("", Limit(0)), always=True)])
+        with suppress(Refused):
+            await self._writer.put(Balance("", Limit(0)), always=True)
         await self._writer.close()
         os.close(self._lock)
 
