@@ -1,0 +1,135 @@
+"""The real ledger on real SQL, in memory: only its thread and its disk are simulated. And a journal that is a list."""
+
+import sqlite3
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from gateway.books.ledger.sqlite import SqliteLedger
+from gateway.books.ledger.steps import Audit, Held, Step
+from gateway.books.ledger.tables import SCHEMA, Tables, charge_leftovers
+from gateway.books.ledger.writer import Ticket, Writer, resolve
+from guards.budget import Account
+from tests.sim.loop import SimLoop
+
+BATCH_MAX = 256
+EPOCH_S = 1_800_000_000.0  # what virtual time counts from, as unix seconds
+
+OnCommit = Callable[[list[Ticket], list[Any]], None]
+
+
+class Disk(sqlite3.Connection):
+    """A database that can fail. It outlives the gateway's process.
+
+    broken: at the first statement of a transaction, or only at its commit; None while all is well.
+    """
+
+    broken: str | None = None
+
+    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        if sql == "COMMIT" and self.broken == "commit":
+            raise sqlite3.OperationalError("disk I/O error")
+        return super().execute(sql, *values)
+
+    def check(self) -> None:
+        """Stands where LedgerFile is."""
+        if self.broken == "file":
+            raise FileNotFoundError("the ledger's file is gone")
+
+    def wipe(self) -> None:
+        """A fresh disk."""
+        self.broken = None
+        if self.in_transaction:
+            self.execute("ROLLBACK")
+        self.execute("DELETE FROM holds")
+        self.execute("DELETE FROM accounts")
+
+    def recover(self) -> int:
+        """What the ledger does with the holds of a process that died."""
+        nowhere: Any = "memory"
+        return charge_leftovers(self, nowhere)
+
+
+def disk() -> Disk:
+    """A database in memory, with the ledger's tables."""
+    made = sqlite3.connect(":memory:", isolation_level=None, factory=Disk)
+    made.executescript(SCHEMA)
+    return made
+
+
+class SimWriter(Writer):
+    """The real transactions, taken by the loop instead of a thread.
+
+    on_commit: told of each batch that was committed, with its answers. dead: the process is gone.
+    """
+
+    def __init__(self, disk: Disk, loop: SimLoop, commit_s: Callable[[], float], on_commit: OnCommit) -> None:
+        self.commits, self.healthy, self.dead = 0, True, False
+        self._db: Disk = disk
+        self._file: Any = disk
+        self._tables = Tables(disk)
+        self._loop, self._commit_s, self._on_commit = loop, commit_s, on_commit
+        self._clock = lambda: EPOCH_S + loop.time()
+        self._queue: list[Ticket] = []
+        self._busy = False
+
+    def put(self, step: Step[Any], *, always: bool = False) -> Any:
+        answer = self._loop.create_future()
+        if not self.dead:
+            self._queue.append(Ticket(step, answer))
+            self._next()
+        return answer
+
+    def audit(self) -> list[str]:
+        """What breaks an invariant."""
+        return Audit().apply(self._tables, self._clock())
+
+    def accounts(self) -> Iterable[tuple[str, str, Account]]:
+        """Every account, as committed."""
+        return self._tables.accounts()
+
+    def holds(self) -> list[tuple[str, Held]]:
+        """Every hold, as committed."""
+        return list(self._tables.holds())
+
+    def _next(self) -> None:
+        if self._queue and not self._busy:
+            self._busy = True
+            self._loop.later(self._commit_s(), self._turn)
+
+    def _turn(self) -> None:
+        """One transaction, and then its answers on their way."""
+        if self.dead:
+            return
+        batch, self._queue = self._queue[:BATCH_MAX], self._queue[BATCH_MAX:]
+        commits = self.commits
+        answers = self._commit(batch)
+        if self.commits > commits:
+            self._on_commit(batch, answers)
+        self._loop.later(self._commit_s() / 4, self._answer, batch, answers)
+
+    def _answer(self, batch: list[Ticket], answers: list[Any]) -> None:
+        self._busy = False
+        if not self.dead:
+            resolve(batch, answers)
+            self._next()
+
+
+class SimLedger(SqliteLedger):
+    """The real ledger over a simulated writer."""
+
+    def __init__(self, writer: SimWriter) -> None:
+        self._writer: Any = writer
+        self._closed = False
+        self.recovered = 0
+
+
+class Facts:
+    """A journal: told of each fact, in order."""
+
+    healthy = True
+
+    def __init__(self, on_fact: Callable[[str, dict[str, Any]], None]) -> None:
+        self._on_fact = on_fact
+
+    def append(self, kind: str, **fields: Any) -> None:
+        self._on_fact(kind, fields)

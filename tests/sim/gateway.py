@@ -1,0 +1,141 @@
+"""The product, built as `gateway.app` builds it, on a simulated network and disk. Constructors are known only here."""
+
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+from gateway import app
+from gateway.asides import Asides
+from gateway.books.keys import Tenant
+from gateway.config import Config, Limits, Model, Replica, Timeouts
+from gateway.deadlines import Deadlines
+from gateway.flow import Flow
+from gateway.quote import Quotes
+from gateway.record import Record, Records
+from gateway.stream.call import Call
+from gateway.stream.seams import Sink
+from gateway.stream.text import Decoder, LocalDecoder, RemoteDecoder
+from gateway.stream.upstream import Upstream
+from gateway.watch.metrics import Metrics
+from tests.gateway.stream.vllm_text import tokenizer
+from tests.sim.books import Facts, SimLedger
+from tests.sim.loop import SimLoop
+from tests.sim.plan import Plan
+
+NO_TLS: Any = SimpleNamespace(create_default_context=lambda: None)  # reading the CAs takes 20 ms
+
+
+def host(number: int) -> str:
+    """The address of a server."""
+    return f"10.0.0.{number + 1}"
+
+
+class SimMetrics(Metrics):
+    """The real metrics; tells of verdicts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_verdict: Callable[[str, bool, bool], None] = lambda name, up, hung: None
+
+    def verdict(self, name: str, *, up: bool, hung: bool) -> None:
+        super().verdict(name, up=up, hung=hung)
+        self.on_verdict(name, up, hung)
+
+    @property
+    def busy(self) -> tuple[float, float]:
+        """Requests in flight, and holds."""
+        return self._in_flight._value.get(), self._holds._value.get()
+
+
+class SimRecords(Records):
+    """The real records; each is told of when it is opened."""
+
+    on_open: Callable[[Call, Record], None] = lambda call, record: None
+
+    def open(self, call: Call, tenant: Tenant, sink: Sink) -> Record:
+        record = super().open(call, tenant, sink)
+        self.on_open(call, record)
+        return record
+
+
+class Gateway:
+    """One process of the gateway."""
+
+    def __init__(self, plan: Plan, loop: SimLoop, ledger: SimLedger, facts: Facts, metrics: SimMetrics) -> None:
+        config = _config(plan)
+        targets = {replica.name: app._target(replica) for replica in config.replicas}
+        with patch("gateway.stream.upstream.ssl", NO_TLS):
+            self.upstream = Upstream(app._upstream_limits(config))
+        self.fleet = app._fleet(config, targets, self.upstream, metrics, loop.time)
+        asides = Asides(self.fleet, self.upstream, targets)
+        limits = config.limits
+        quotes = Quotes(
+            ledger,
+            self.fleet,
+            asides,
+            partial(_decoders, plan, asides),
+            lease_tokens=limits.lease_tokens,
+            low_tokens=limits.lease_low_tokens,
+            legs_max=limits.legs,
+            hedges_max=limits.hedges,
+        )
+        journal: Any = facts
+        self.records = SimRecords(journal, metrics, loop.time, quotes.lengths.note)
+        self.deadlines = Deadlines(config.timeouts.total_s)
+        self.flow = Flow(quotes, self.fleet, self.upstream, targets, self.records, self.deadlines, loop.time)
+        _teach(plan, quotes, self.fleet.all())
+
+    def replicas(self) -> list[Any]:
+        """As the fleet sees them."""
+        return self.fleet.all()
+
+    def pooled(self) -> int:
+        """Connections that are kept for later."""
+        return sum(len(idle) for idle in self.upstream._idle.values())
+
+    def legs(self) -> int:
+        """Legs that are on their way, questions included."""
+        return sum(len(legs) for legs in self.upstream._legs.values())
+
+
+def _config(plan: Plan) -> Config:
+    replicas = tuple(
+        Replica(url=f"http://{host(number)}:8000", name=f"s{number}", role="standby" if one.standby else "active")
+        for number, one in enumerate(plan.servers)
+    )
+    timeouts = Timeouts(
+        first_token_s=plan.first_token_s,
+        between_tokens_s=plan.between_tokens_s,
+        total_s=plan.total_s,
+        probe_every_s=plan.probe_every_s,
+        suspect_s=min(0.05, plan.between_tokens_s),
+    )
+    limits = Limits(
+        legs=plan.legs,
+        hedges=plan.hedges,
+        hedges_burst=plan.hedges_burst,
+        lease_tokens=plan.lease_tokens,
+        lease_low_tokens=plan.low_tokens,
+    )
+    return Config(models=(Model(name="tiny", replicas=replicas),), timeouts=timeouts, limits=limits)
+
+
+def _decoders(plan: Plan, asides: Asides, call: Call) -> tuple[Callable[[], Decoder], bool]:
+    if plan.tokenizer:
+        return partial(LocalDecoder, tokenizer(), call.skip_special), False
+    return partial(RemoteDecoder, partial(asides.text, call.model)), True
+
+
+def _teach(plan: Plan, quotes: Quotes, replicas: list[Any]) -> None:
+    """What a gateway that has run for a while knows."""
+    if plan.likely is not None:
+        for prompt in (2, 4, 8, 16, 32, 1500, 2500):
+            for _ in range(10):
+                quotes.lengths.note("tiny", prompt, plan.likely)
+    if plan.patience_s is not None:
+        for replica in replicas:
+            replica.pulse.between.patience_s = plan.patience_s
+            for size in range(2, 12):
+                replica.pulse.first(1 << (2 * size)).patience_s = 4 * plan.patience_s
