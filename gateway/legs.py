@@ -1,6 +1,7 @@
 """The legs of one request: opened, waited for, and closed all together."""
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -57,13 +58,13 @@ class Legs:
 
     async def news(self) -> None:
         """Wait until a leg has ended, or is silent for too long; a short while only, if one is already."""
-        try:
-            async with asyncio.timeout(SILENT_AGAIN_S if self.silent else None):
-                await self._news.wait()
-        except TimeoutError:
-            return
-        finally:
-            self._news.clear()
+        if not self.silent:
+            await self._news.wait()
+        else:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SILENT_AGAIN_S):
+                    await self._news.wait()
+        self._news.clear()
 
     def take(self) -> tuple[Running, LegEnd] | None:
         """Take out one leg that has ended, with its end. Raises what went wrong here while it was taken in."""

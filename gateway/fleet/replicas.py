@@ -95,6 +95,7 @@ class Fleet:
         self._ask, self._on_change, self._care, self._clock = ask, on_change, care, clock
         self._canary = Canary(ask, care.probe_s)
         self._hedges = Allowance(care.hedges_per_s, care.hedges_burst)
+        self._serving: dict[str, list[Replica]] = {}  # those of each model
         self._busy: dict[str, asyncio.Future[None]] = {}  # who is being looked at, or examined
 
     @property
@@ -256,10 +257,17 @@ class Fleet:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return Probe.WRONG
         replica.serves = {card.id: card.max_model_len for card in cards}
+        self._serving.clear()
         return Probe.GOOD if replica.model is None or replica.model in replica.serves else Probe.WRONG
 
     def _for(self, model: str) -> list[Replica]:
-        return [r for r in self._replicas.values() if (r.model or model) == model and (r.model or model in r.serves)]
+        if (known := self._serving.get(model)) is not None:  # asked several times for each request
+            return known
+        all_of = self._replicas.values()
+        found = [r for r in all_of if (r.model or model) == model and (r.model or model in r.serves)]
+        if found:  # a model that nobody serves is a client's word, and would fill the memory
+            self._serving[model] = found
+        return found
 
     @staticmethod
     def _state(replica: Replica) -> str:
