@@ -208,7 +208,7 @@ def _decoders(config: Config, asides: Asides) -> Callable[[Call], tuple[Callable
         tokenizer = tokenizers.get(call.model)
         if tokenizer is not None:
             return partial(LocalDecoder, tokenizer, call.skip_special), False
-        return partial(RemoteDecoder, partial(asides.text, call.model)), True
+        return partial(RemoteDecoder, partial(asides.text, call.model), singly=bool(call.stop)), True
 
     return decoders
 

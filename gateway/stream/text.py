@@ -108,11 +108,13 @@ class RemoteDecoder:
     """Decoding by a replica's /detokenize, where no tokenizer is at hand: one call at a time, in order.
 
     decode: ids -> text, with every special token spelled out; raises TextLost.
+    singly: one call for each id, also where several come at once; else nobody could tell which of them
+        were said before a stop string.
     The window of ids that is sent again stays short: it moves on whenever the text so far is whole.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], Awaitable[str]]) -> None:
-        self._decode = decode
+    def __init__(self, decode: Callable[[Sequence[int]], Awaitable[str]], *, singly: bool = False) -> None:
+        self._decode, self._singly = decode, singly
         self._context: list[int] = []  # ids whose text was given
         self._context_chars: int | None = 0  # of their text; None while it is not known
         self._open: list[int] = []  # ids after them, whose text may end inside a character
@@ -155,9 +157,10 @@ class RemoteDecoder:
         try:
             while self._queue:
                 ids, then = self._queue.popleft()
-                text = await self._text(ids)
+                steps = [(one,) for one in ids] if self._singly else [ids]
+                pieces = [Piece(step, await self._text(step)) for step in steps]
                 self._waiting -= len(ids)
-                then([Piece(ids, text)])
+                then(pieces)
         except TextLost as error:
             self._failed = True
             lost(error)

@@ -25,7 +25,8 @@ STALL_S = 30.0  # as ClientSink's: a client that reads nothing for so long is hu
 class Client(FakeSink):
     """The client's end of one request.
 
-    expected: for each choice all of its prompt's answers; that of the choice itself first.
+    expected: for each choice all of its prompt's answers; that of the choice itself first. One that had not begun
+        when its server was lost may get any of them: the engine draws.
     leased, settled: of its hold, as committed; None where there is none, or none yet.
     """
 
@@ -34,9 +35,8 @@ class Client(FakeSink):
         self.world, self.plan, self.name = world, plan, f"r{number}"
         self.call, self.oracle = _asked(plan, number)
         self.tenant = world.tenants[plan.account]
-        whole = self.oracle.whole(dict(self.call.body), plan.chat)
-        n = self.call.n
-        self.expected = [[one, *whole[i // n * n : i // n * n + n]] for i, one in enumerate(whole)]
+        self.expected = self._answers(self.call.body)
+        self._unstopped = self._answers({name: value for name, value in self.call.body.items() if name != "stop"})
         self.seen = Seen()
         self.rest = b""
         self.record: Any = None
@@ -45,6 +45,7 @@ class Client(FakeSink):
         self.ended_s: float | None = None
         self.outcome = ""
         self.body: bytes | None = None
+        self.recovered = False  # charged by a gateway that was started anew
         self.dead = False  # the gateway's process died under it
         self.task: asyncio.Task[None] | None = None
 
@@ -82,9 +83,9 @@ class Client(FakeSink):
     # -- Sink
 
     def write(self, data: bytes) -> bool:
-        if self.dead or self.gone:
+        if self.dead:
             return True
-        self.started = True
+        self.started = True  # also when it has just left: what is on its way to it is delivered
         self.writes += 1
         self.world.note(f"{self.name} reads {len(data)} bytes")
         *raws, self.rest = (self.rest + data).split(b"\n\n")
@@ -133,12 +134,23 @@ class Client(FakeSink):
         """Ids and text are a beginning of what an uninterrupted server says."""
         for index, text in self.seen.text.items():
             ids = self.seen.ids.get(index, [])
-            if not any(_begins(one, ids, text) for one in self.expected[index]):
-                raise AssertionError(f"choice {index} is not what the oracle says: {text!r} {ids}")
+            # One whose length ended it has all of its text, also what could have begun a stop string.
+            answers = self._unstopped if self.seen.finish.get(index) == "length" else self.expected
+            if not any(_begins(one, ids, text) for one in answers[index]):
+                told = f"{text!r} {ids} {self.seen.finish.get(index)}"
+                raise AssertionError(f"choice {index} is not what the oracle says: {told}, should be {answers[index]}")
+
+    def _answers(self, body: dict[str, Any]) -> list[list[Said]]:
+        whole, n = self.oracle.whole(dict(body), self.plan.chat), self.call.n
+        return [[one, *whole[i // n * n : i // n * n + n]] for i, one in enumerate(whole)]
 
     def complete(self, choices: dict[int, Said]) -> bool:
-        """Whether these are whole answers."""
-        return all(choices[index] in self.expected[index] for index in range(len(self.expected)))
+        """Whether these are whole answers, as far as it can see."""
+        seen = self.call.wants_ids
+        return all(
+            any(choices[index] == (one if seen else one._replace(ids=[])) for one in answers)
+            for index, answers in enumerate(self.expected)
+        )
 
 
 def _begins(said: Said, ids: list[int], text: str) -> bool:

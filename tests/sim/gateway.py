@@ -125,7 +125,7 @@ def _config(plan: Plan) -> Config:
 def _decoders(plan: Plan, asides: Asides, call: Call) -> tuple[Callable[[], Decoder], bool]:
     if plan.tokenizer:
         return partial(LocalDecoder, tokenizer(), call.skip_special), False
-    return partial(RemoteDecoder, partial(asides.text, call.model)), True
+    return partial(RemoteDecoder, partial(asides.text, call.model), singly=bool(call.stop)), True
 
 
 def _teach(plan: Plan, quotes: Quotes, replicas: list[Any]) -> None:

@@ -165,7 +165,7 @@ class World:
         self.note(f"the gateway is back, {self.disk.recover()} holds were left")
         for client in self.clients.values():
             if client.leased is not None and client.settled is None:
-                client.settled = client.leased
+                client.settled, client.recovered = client.leased, True
         self._start()
         if self._waiting == 0:
             self._all_ended.set()

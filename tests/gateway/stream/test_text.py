@@ -138,6 +138,19 @@ async def test_a_remote_decoder_makes_the_same_text_as_a_local_one(prompt, ids, 
     assert "".join(piece.text for piece in pieces) == local
 
 
+@given(PLAIN, IDS, st.integers(1, 5))
+async def test_a_remote_decoder_can_tell_the_text_of_each_id(prompt, ids, size):
+    """Where stop strings are looked for, each id has its own piece, however many come at once."""
+    decoder, pieces = RemoteDecoder(decode, singly=True), []
+    decoder.prime(prompt)
+    for at in range(0, len(ids), size):
+        decoder.push(ids[at : at + size], pieces.extend, never)
+    await decoder.drained()
+
+    assert [piece.ids for piece in pieces] == [(one,) for one in ids]
+    assert [piece.text for piece in pieces] == list(decode_all(prompt, ids, False))
+
+
 async def test_a_remote_decoder_asks_for_a_short_window():
     """However long the answer, what is sent to be decoded stays short: some context and what is new."""
     asked = []
