@@ -299,7 +299,7 @@ async def test_a_server_that_was_found_down_meanwhile_is_examined_no_further():
     await examined(one)
 
     assert one.changes == [("a", False, "its engine is dead")]
-    assert sung(one) == 1
+    assert (replica.health.hung, sung(one)) == (False, 1)
 
 
 async def test_a_server_that_probes_took_for_down_meanwhile_is_ejected_still():
