@@ -17,6 +17,9 @@ test: lint install ## lint, types and all tests, those with real vLLM servers in
 prove: install   ## the measured proofs behind the promises
 	@$(BIN)/python -m tests.prove
 
+bench: install   ## what the gateway costs, beside others, in some eight minutes
+	@$(BIN)/python -m loadtests.bench --json docs/evidence/performance.json --report docs/evidence/performance.md
+
 lint:            ## ruff and mypy
 	@$(PYTHON) scripts/install.py gateway
 	@$(BIN)/ruff check
@@ -25,4 +28,4 @@ lint:            ## ruff and mypy
 clean:           ## remove everything made here
 	rm -rf .venv .venv-vllm .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install demo test prove lint clean
+.PHONY: help install demo test prove bench lint clean

@@ -1,0 +1,1 @@
+"""What the gateway costs, beside others, in one run:  make bench"""

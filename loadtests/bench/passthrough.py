@@ -1,0 +1,38 @@
+"""The least an aiohttp gateway can be: bytes in, bytes out.  python -m loadtests.bench.passthrough PORT UPSTREAM
+
+No keys, no budget, no limits, no failover, no metrics, no journal: what there is to compare with, not to use.
+"""
+
+import asyncio
+import sys
+
+import uvloop
+from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
+
+
+async def main(port: int, upstream: str) -> None:
+    """Serve until killed."""
+    connector, timeout = TCPConnector(limit=0), ClientTimeout(total=None)
+    session = ClientSession(upstream, connector=connector, timeout=timeout, cookie_jar=DummyCookieJar())
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        headers = {"content-type": "application/json"}
+        async with session.request(request.method, request.path, data=await request.read(), headers=headers) as answer:
+            if answer.content_type != "text/event-stream":
+                body = await answer.read()
+                return web.Response(status=answer.status, body=body, content_type=answer.content_type)
+            response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+            await response.prepare(request)
+            async for data in answer.content.iter_any():
+                await response.write(data)
+            await response.write_eof()
+            return response
+
+    runner = web.ServerRunner(web.Server(handle, access_log=None))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port, backlog=16_384).start()
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    uvloop.run(main(int(sys.argv[1]), sys.argv[2]))

@@ -1,0 +1,117 @@
+"""Rounds: every load on every peer, in a new random order each time."""
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from loadtests.bench.account import memory_bytes, tree
+from loadtests.bench.load import Job, Seen
+from loadtests.bench.peers import Peer, pinned
+
+JOB_S_MAX = 180.0  # beyond what the job is to take
+CALM_S = 3.0  # after the streams have ended, before memory is looked at again
+
+
+@dataclass(frozen=True)
+class Load:
+    """One kind of work. unit: what is counted; job: the work, for a peer that carries all of it."""
+
+    name: str
+    unit: str
+    job: Job
+
+    def quick(self) -> "Load":
+        """The same for a moment, to see that all works; not to be compared."""
+        fewer = max(1, self.job.connections // 10)
+        job = msgspec.structs.replace(self.job, connections=fewer, open_s=0.2, window_s=0.5)
+        return Load(self.name, self.unit, job)
+
+
+LOADS = (
+    Load("plain", "requests", Job(0, stream=False, connections=64, window_s=3)),
+    Load("plain, 100/s", "requests", Job(0, stream=False, connections=50, every_s=0.5, window_s=3)),
+    Load("paced", "chunks", Job(0, connections=100, every_s=0.05, open_s=1, window_s=4)),
+    Load("dense", "chunks", Job(0, connections=200, every_s=0.02, open_s=1, window_s=3)),
+)
+HELD = Job(0, connections=5000, every_s=2.0, open_s=8, window_s=4)
+
+
+class Memory(msgspec.Struct):
+    """Bytes of a gateway: before its first held stream, with all of them open, after they ended; and after a rest."""
+
+    streams: int
+    idle: int
+    full: int
+    after: int
+    failed: int
+
+    @property
+    def kb_per_stream(self) -> float:
+        return (self.full - self.idle) / self.streams / 1e3
+
+
+@dataclass
+class Results:
+    """seen[peer][load]: one for each round. memory[peer]: one for each time the streams were held."""
+
+    seen: dict[str, dict[str, list[Seen]]] = field(default_factory=dict)
+    memory: dict[str, list[Memory]] = field(default_factory=dict)
+
+
+class Bench:
+    """Does jobs on peers. core: where the upstream and the clients run. say: told of what goes wrong, and how far."""
+
+    def __init__(self, peers: list[Peer], core: int, ids: bool, say: Callable[[str], None]) -> None:
+        self._peers, self._core, self._ids, self._say = peers, core, ids, say
+        self.results = Results({peer.name: {} for peer in peers})
+
+    def rounds(self, loads: list[Load], count: int, rng: random.Random) -> None:
+        """Measure all, `count` times over."""
+        for number in range(count):
+            begun = time.monotonic()
+            for load in loads:
+                for peer in rng.sample(self._peers, len(self._peers)):
+                    seen = self._do(peer, load.name, load.job)
+                    self.results.seen[peer.name].setdefault(load.name, []).append(seen)
+            self._say(f"round {number + 1} of {count}: {time.monotonic() - begun:.0f} s")
+
+    def hold(self, job: Job, times: int) -> None:
+        """Hold streams open and weigh them; more than once, to see whether anything stays."""
+        for peer in self._peers:
+            if not peer.pid or not peer.recipe.holds:
+                continue
+            pids = tree(peer.pid)
+            for _ in range(times):
+                idle = memory_bytes(pids)
+                seen = self._do(peer, "held", job)
+                time.sleep(CALM_S)
+                held = Memory(seen.open, idle, seen.memory_bytes, memory_bytes(pids), seen.failed)
+                self.results.memory.setdefault(peer.name, []).append(held)
+            self._say(f"{job.connections} streams held: {peer.name}")
+
+    def _do(self, peer: Peer, what: str, job: Job) -> Seen:
+        connections = max(1, round(job.connections * peer.recipe.share))
+        mine = msgspec.structs.replace(
+            job, port=peer.place.port, pid=peer.pid, headers=peer.place.headers, ids=self._ids, connections=connections
+        )
+        seen = done(mine, self._core)
+        if seen.failed:
+            self._say(f"{peer.name}, {what}: {seen.failed} of {seen.answers} failed: {seen.faults}")
+        return seen
+
+
+def done(job: Job, core: int) -> Seen:
+    """Have a process of its own do a job."""
+    command = [sys.executable, "-m", "loadtests.bench.load", msgspec.json.encode(job).decode()]
+    limit_s = job.open_s + job.window_s + JOB_S_MAX
+    with pinned(core):
+        ran = subprocess.run(
+            command, cwd=Path(__file__).parents[2], check=True, stdout=subprocess.PIPE, timeout=limit_s
+        )
+    return msgspec.json.decode(ran.stdout, type=Seen)
