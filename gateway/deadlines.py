@@ -15,18 +15,18 @@ class Deadlines:
 
     def __init__(self, total_s: float) -> None:
         self._total_s = total_s
-        self._running: set[asyncio.Timeout] = set()
+        self._running: dict[asyncio.Timeout, None] = {}  # in order, lest anything depend on where they lie in memory
         self._stopped = False
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[None]:
         """A block that ends in time. Raises TimeoutError when it did not by itself; `verdict` then says why."""
         async with asyncio.timeout(0.0 if self._stopped else self._total_s) as timeout:
-            self._running.add(timeout)
+            self._running[timeout] = None
             try:
                 yield
             finally:
-                self._running.discard(timeout)
+                del self._running[timeout]
 
     def stop(self) -> None:
         """End every request, those that run and those to come: the gateway stops."""

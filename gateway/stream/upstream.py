@@ -154,7 +154,7 @@ class Upstream:
         self.loop = asyncio.get_running_loop()
         self.limits = limits
         self._idle: dict[str, deque[Connection]] = {}
-        self._legs: dict[str, set[Leg]] = {}
+        self._legs: dict[str, dict[Leg, None]] = {}  # in order, lest anything depend on where they lie in memory
         self._tls = ssl.create_default_context()
         self._connecting: set[asyncio.Task[None]] = set()
 
@@ -172,7 +172,7 @@ class Upstream:
         Raises ValueError for a header that cannot be one: a bug of whoever let it in.
         """
         leg = Leg(self, target, _request(target, path, body, headers), receiver, watch)
-        self._legs.setdefault(target.name, set()).add(leg)
+        self._legs.setdefault(target.name, {})[leg] = None
         idle = self._idle.get(target.name)
         while idle:
             connection = idle.pop()
@@ -213,7 +213,7 @@ class Upstream:
 
     def released(self, leg: Leg) -> None:
         """A leg has ended: keep its connection if its answer was read to the end, else close it."""
-        self._legs[leg.target.name].discard(leg)
+        self._legs[leg.target.name].pop(leg, None)
         connection, leg.connection = leg.connection, None
         if not isinstance(connection, Connection):
             return
