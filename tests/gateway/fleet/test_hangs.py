@@ -364,7 +364,7 @@ async def test_closing_ends_every_examination():
     tasks = list(one.fleet._busy.values())
 
     one.fleet.close()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.wait(tasks, timeout=2)
     await asyncio.sleep(0)
 
     assert [task.cancelled() for task in tasks] == [True, True]
