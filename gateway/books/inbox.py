@@ -14,15 +14,26 @@ class Inbox(Generic[T]):
     items_max: how many may wait before `put` says no.
     batch_max: how many are handed over together at most.
     linger_s: how long a batch that is not full waits for company, in seconds.
+    lonely: whether it waits so long also after a batch of one item.
     idle_s: an empty batch is handed over after this many seconds without an item; None: never.
     """
 
-    def __init__(self, items_max: int, batch_max: int, *, linger_s: float = 0.0, idle_s: float | None = None) -> None:
+    def __init__(
+        self,
+        items_max: int,
+        batch_max: int,
+        *,
+        linger_s: float = 0.0,
+        lonely: bool = True,
+        idle_s: float | None = None,
+    ) -> None:
         self._queue: SimpleQueue[T | None] = SimpleQueue()
         self._closed = False
         self._items_max = items_max
         self._batch_max = batch_max
         self._linger_s = linger_s
+        self._lonely = lonely
+        self._company = False
         self._idle_s = idle_s
 
     def put(self, item: T, *, always: bool = False) -> bool:
@@ -45,6 +56,7 @@ class Inbox(Generic[T]):
         """Hand over what comes in, for the taking thread, until the inbox is closed and empty."""
         while True:
             batch, last = self._take()
+            self._company = len(batch) > 1
             yield batch
             if last:
                 return
@@ -55,7 +67,8 @@ class Inbox(Generic[T]):
         try:
             item = self._queue.get(timeout=self._idle_s)
             # One sleep rather than a wait for each item: the taking thread wakes once a batch.
-            if self._linger_s and item is not None and self._queue.qsize() < self._batch_max:
+            waits = self._linger_s and (self._lonely or self._company)
+            if waits and item is not None and self._queue.qsize() < self._batch_max:
                 time.sleep(self._linger_s)
             while item is not None:
                 batch.append(item)

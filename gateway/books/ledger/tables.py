@@ -3,7 +3,7 @@
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -46,7 +46,7 @@ class KeyBalance(NamedTuple):
 
 
 class Tables:
-    """`Shelf` in SQLite. The caller begins and commits; one thread at a time."""
+    """The ledger's tables, read and written in batches. The caller begins and commits; one thread at a time."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
@@ -56,28 +56,26 @@ class Tables:
         row = self.db.execute(query, (key_id, window)).fetchone()
         return Account(*row) if row else None
 
-    def keep_account(self, key_id: str, window: str, account: Account) -> None:
-        self.db.execute(
+    def keep_accounts(self, accounts: Mapping[tuple[str, str], Account]) -> None:
+        """Write accounts, by key id and window."""
+        self.db.executemany(
             "INSERT INTO accounts (key_id, window, limit_tokens, spent, held) VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT (key_id, window) DO UPDATE"
             " SET limit_tokens = excluded.limit_tokens, spent = excluded.spent, held = excluded.held",
-            (key_id, window, account.limit, account.spent, account.held),
+            [(*place, one.limit, one.spent, one.held) for place, one in accounts.items()],
         )
 
-    def hold(self, request_id: str) -> Held | None:
-        query = "SELECT key_id, window, leased, opened_at FROM holds WHERE request_id = ?"
-        row = self.db.execute(query, (request_id,)).fetchone()
-        return Held(*row) if row else None
-
-    def keep_hold(self, request_id: str, held: Held) -> None:
-        self.db.execute(
+    def keep_holds(self, holds: Mapping[str, Held]) -> None:
+        """Write holds, by request id."""
+        self.db.executemany(
             "INSERT INTO holds (request_id, key_id, window, leased, opened_at) VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT (request_id) DO UPDATE SET leased = excluded.leased",
-            (request_id, *held),
+            [(request_id, *held) for request_id, held in holds.items()],
         )
 
-    def drop_hold(self, request_id: str) -> None:
-        self.db.execute("DELETE FROM holds WHERE request_id = ?", (request_id,))
+    def drop_holds(self, request_ids: Iterable[str]) -> None:
+        """Remove holds."""
+        self.db.executemany("DELETE FROM holds WHERE request_id = ?", [(one,) for one in request_ids])
 
     def accounts(self) -> Iterable[tuple[str, str, Account]]:
         rows = self.db.execute("SELECT key_id, window, limit_tokens, spent, held FROM accounts").fetchall()

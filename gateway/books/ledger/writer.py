@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import structlog
 
 from gateway.books.inbox import Inbox
+from gateway.books.ledger.overlay import Overlay
 from gateway.books.ledger.steps import Step
 from gateway.books.ledger.tables import FORMAT, LedgerFile, Tables
 from guards.refusal import Reason, Refused
@@ -16,6 +17,7 @@ from guards.refusal import Reason, Refused
 log = structlog.get_logger()
 T = TypeVar("T")
 
+LINGER_S = 0.002  # for company, while there is some: each commit costs as much as many steps
 TRY_S = 1.0  # how soon a ledger that cannot be written is tried again when nobody asks for anything
 
 # What SQLite says of one statement and its values; its other errors are about the file.
@@ -50,9 +52,9 @@ class Writer:
         self.healthy = True
         self._db = db
         self._file = file
-        self._tables = Tables(db)
+        self._overlay = Overlay(Tables(db))
         self._clock = clock
-        self._inbox: Inbox[Ticket] = Inbox(steps_max, batch_max, idle_s=TRY_S)
+        self._inbox: Inbox[Ticket] = Inbox(steps_max, batch_max, linger_s=LINGER_S, lonely=False, idle_s=TRY_S)
         self._thread = threading.Thread(target=self._run, name="holdfast-ledger", daemon=True)
         self._thread.start()
 
@@ -89,13 +91,18 @@ class Writer:
             if not self.healthy:
                 self._db.execute(f"PRAGMA user_version = {FORMAT}")  # steps that only read would prove nothing
             answers = [self._take(ticket.step) for ticket in batch]
+            self._overlay.write()
             self._db.execute("COMMIT")
+        except (*STATEMENT_ERRORS, OverflowError) as error:
+            self._roll_back()
+            return [answer for ticket in batch for answer in self._commit([ticket])] if len(batch) > 1 else [error]
         except Exception as error:
             if self.healthy:  # one line for each time that it breaks, not for each try
                 log.error("ledger.commit_failed", error=repr(error), steps=len(batch))
             self.healthy = False
             self._roll_back()
             return [unavailable() for _ in batch]
+        self._overlay.ended(committed=True)
         if not self.healthy:
             log.warning("ledger.commits_again")
         self.healthy = True
@@ -104,20 +111,20 @@ class Writer:
 
     def _take(self, step: Step[T]) -> T | Exception:
         """Take one step. Only an error of the file goes further: it is the whole batch's."""
-        self._db.execute("SAVEPOINT step")
         try:
-            answer: T | Exception = step.apply(self._tables, self._clock())
+            answer: T | Exception = step.apply(self._overlay, self._clock())
         except Refused as refused:
             answer = refused
         except Exception as error:
             if isinstance(error, sqlite3.Error) and not isinstance(error, STATEMENT_ERRORS):
                 raise
-            self._db.execute("ROLLBACK TO step")
-            answer = error
-        self._db.execute("RELEASE step")
+            self._overlay.undo()
+            return error
+        self._overlay.keep()
         return answer
 
     def _roll_back(self) -> None:
+        self._overlay.ended(committed=False)
         try:
             if self._db.in_transaction:  # SQLite itself has rolled back after some errors
                 self._db.execute("ROLLBACK")
