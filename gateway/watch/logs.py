@@ -1,5 +1,6 @@
 """Log set-up: one event per fact; JSON lines for machines, colours for a terminal; no secrets in either."""
 
+import json
 import logging
 import re
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, TextIO, cast
 
+import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
@@ -14,6 +16,8 @@ REDACTED = "[redacted]"
 DEPTH_MAX = 8  # levels of nested values that are looked through; deeper ones are left out
 _NAMES = frozenset({"authorization", "proxy-authorization", "key", "secret", "api_key", "api-key", "x-api-key"})
 _SECRETS = re.compile(r"hf-[A-Za-z0-9_-]{20,}|Bearer\s+\S+", re.IGNORECASE)
+# A line without any of these, in lower case, holds nothing that is redacted.
+_TRACES = (b"hf-", b"bearer", *(f'"{name}":'.encode() for name in sorted(_NAMES)))
 
 
 def set_up(stream: TextIO | None = None, *, tty: bool | None = None, level: str = "info") -> None:
@@ -22,13 +26,14 @@ def set_up(stream: TextIO | None = None, *, tty: bool | None = None, level: str 
     tty: whether a person reads along; asked of the stream where None.
     """
     stream = cast(TextIO, Patient(stream or sys.stderr))
-    # Plain tracebacks: the pretty ones print local variables, and those hold prompts and keys.
-    last: Processor = structlog.processors.JSONRenderer(default=repr)
+    chain = [*_CHAIN, line]
     if stream.isatty() if tty is None else tty:
-        last = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        # Plain tracebacks: the pretty ones print local variables, and those hold prompts and keys.
+        plain = structlog.dev.plain_traceback
+        chain = [*_CHAIN, redact, structlog.dev.ConsoleRenderer(exception_formatter=plain)]
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
-        processors=[structlog.contextvars.merge_contextvars, *_chain(), last],
+        processors=chain,
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=False,
@@ -36,7 +41,7 @@ def set_up(stream: TextIO | None = None, *, tty: bool | None = None, level: str 
     handler = logging.StreamHandler(stream)
     remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     # remove_meta goes first: the record in it is an object, which redaction cannot look into.
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=[remove_meta, *_chain(), last]))
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=[remove_meta, *chain]))
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
 
 
@@ -66,14 +71,30 @@ def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     return {name: _clean(name, value, DEPTH_MAX) for name, value in event.items()}
 
 
-def _chain() -> list[Processor]:
-    """Exceptions become text before redaction, which then sees them too."""
-    return [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-        redact,
-    ]
+def line(logger: WrappedLogger, method: str, event: EventDict) -> str:
+    """A structlog processor, the last: the event as JSON, redacted.
+
+    Looking through every value is dear, and secrets are rare: the finished line is searched for traces of one first.
+    """
+    try:
+        if all(isinstance(value, _SCALAR) for value in event.values()):
+            written = _encode(event)
+            lower = written.lower()
+            if not any(trace in lower for trace in _TRACES):
+                return written.decode()
+        return _encode(redact(logger, method, event)).decode()
+    except UnicodeEncodeError:  # half a surrogate pair
+        return json.dumps(redact(logger, method, event))
+
+
+# Exceptions become text before redaction, which then sees them too.
+_CHAIN: list[Processor] = [
+    structlog.processors.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.format_exc_info,
+]
+_SCALAR = (str, int, float, type(None))
+_encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
 def _clean(name: object, value: Any, depth: int) -> Any:

@@ -62,6 +62,24 @@ def test_secrets_in_text_are_redacted(out: io.StringIO, value: str | bytes):
     assert "sesame" not in out.getvalue()
 
 
+def test_half_a_character_is_written(out: io.StringIO):
+    """Text that cannot be encoded breaks no request, and hides no secret."""
+    structlog.get_logger().info("e", path="/\udc80", word=f"\udc80 {SECRET}")
+
+    event = json.loads(out.getvalue())
+
+    assert (event["path"], event["word"]) == ("/\udc80", "\udc80 [redacted]")
+
+
+def test_names_are_told_from_values(out: io.StringIO):
+    """A flat event with a telling name is redacted; one that only mentions it is not."""
+    structlog.get_logger().info("key", secretive="secret", SECRET="sesame")
+
+    event = json.loads(out.getvalue())
+
+    assert (event["event"], event["secretive"], event["SECRET"]) == ("key", "secret", logs.REDACTED)
+
+
 def test_what_is_no_secret_stays(out: io.StringIO):
     """Key ids, numbers and ordinary words are written as they are."""
     structlog.get_logger().info("e", key_id="key_1", n=1.5, ok=True, none=None, word="hf-short", items=["a"])
