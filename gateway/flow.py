@@ -49,12 +49,12 @@ class Flow:
                 kind = Relay if call.stream else Plain
                 answer = record.answer = kind(call, sink, hold, quote.terms, self.clock, record.gaps)
                 try:
-                    async with self.deadlines.one():
-                        await self._legs(answer, sink, record, headers)
-                except TimeoutError:
-                    answer.fail(*self.deadlines.verdict())
-                else:
-                    await answer.finish()
+                    try:
+                        async with self.deadlines.one():
+                            await self._legs(answer, sink, record, headers)
+                    except TimeoutError:
+                        answer.fail(*self.deadlines.verdict())
+                    await answer.finish()  # also then: a budget may have ended it, and its last words are owed
                 finally:
                     answer.close()
         if answer.refusal is not None:
