@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Callable, Iterable
 from typing import Any
+from unittest.mock import patch
 
 from gateway.books.ledger.sqlite import SqliteLedger
 from gateway.books.ledger.steps import Audit, Held, Step
@@ -11,7 +12,7 @@ from gateway.books.ledger.writer import Ticket, Writer, resolve
 from guards.budget import Account
 from tests.sim.loop import SimLoop
 
-BATCH_MAX = 256
+BATCH_MAX, STEPS_MAX = 256, 10_000
 EPOCH_S = 1_800_000_000.0  # what virtual time counts from, as unix seconds
 
 OnCommit = Callable[[list[Ticket], list[Any]], None]
@@ -63,14 +64,13 @@ class SimWriter(Writer):
     """
 
     def __init__(self, disk: Disk, loop: SimLoop, commit_s: Callable[[], float], on_commit: OnCommit) -> None:
-        self.commits, self.healthy, self.dead = 0, True, False
-        self._db: Disk = disk
-        self._file: Any = disk
-        self._tables = Tables(disk)
+        file: Any = disk
+        with patch("gateway.books.ledger.writer.threading.Thread"):
+            super().__init__(disk, file, lambda: EPOCH_S + loop.time(), STEPS_MAX, BATCH_MAX)
         self._loop, self._commit_s, self._on_commit = loop, commit_s, on_commit
-        self._clock = lambda: EPOCH_S + loop.time()
+        self._shelf = Tables(disk)  # what is committed, whatever the writer thinks
         self._queue: list[Ticket] = []
-        self._busy = False
+        self._busy = self.dead = False
 
     def put(self, step: Step[Any], *, always: bool = False) -> Any:
         answer = self._loop.create_future()
@@ -81,15 +81,15 @@ class SimWriter(Writer):
 
     def audit(self) -> list[str]:
         """What breaks an invariant."""
-        return Audit().apply(self._tables, self._clock())
+        return Audit().apply(self._shelf, self._clock())
 
     def accounts(self) -> Iterable[tuple[str, str, Account]]:
         """Every account, as committed."""
-        return self._tables.accounts()
+        return self._shelf.accounts()
 
     def holds(self) -> list[tuple[str, Held]]:
         """Every hold, as committed."""
-        return list(self._tables.holds())
+        return list(self._shelf.holds())
 
     def _next(self) -> None:
         if self._queue and not self._busy:

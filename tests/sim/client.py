@@ -45,6 +45,7 @@ class Client(FakeSink):
         self.ended_s: float | None = None
         self.outcome = ""
         self.body: bytes | None = None
+        self.turned_away = False  # it came when the gateway was stopping
         self.recovered = False  # charged by a gateway that was started anew
         self.dead = False  # the gateway's process died under it
         self.task: asyncio.Task[None] | None = None

@@ -75,7 +75,7 @@ def _charge(client: Client, spent: int) -> Iterable[str]:
 
 def at_end(world: "World", client: Client) -> Iterable[str]:
     """How one client's request must have ended."""
-    if client.dead:
+    if client.dead or client.turned_away:
         return
     if client.ended_s is None or client.ended_s - client.received_at > world.plan.total_s + OVERTIME_S:
         yield f"{client.name} did not end in time"
@@ -93,6 +93,9 @@ def at_end(world: "World", client: Client) -> Iterable[str]:
         yield f"{client.name} was refused, yet got {client.seen.text} and pays {client.settled}"
     if ending == Ending.FAULT:
         yield f"{client.name} ended by a fault"
+    opened = sum(kind == "leg.opened" and fact["request_id"] == client.name for kind, fact in world.facts)
+    if ending == Ending.UPSTREAM_LOST and opened < world.plan.legs and any(one.blameless for one in world.servers):
+        yield f"{client.name} was given up after {opened} of {world.plan.legs} legs, and there was a good server"
     if client.gone or client.outcome != "served":
         return
     yield from _stream_end(client, ending) if client.call.stream else _plain_end(client, ending)
@@ -147,6 +150,13 @@ def at_verdict(world: "World", name: str, hung: bool) -> Iterable[str]:
         yield f"{name} was ejected, and had been well"
 
 
+def at_ease(world: "World") -> Iterable[str]:
+    """All has been well for a while: everybody is up again."""
+    for one in world.gateway.replicas():
+        if not one.health.up:
+            yield f"{one.name} was not taken back: {one.health}"
+
+
 def at_rest(world: "World") -> Iterable[str]:
     """Nothing is left of anything."""
     gateway, network = world.gateway, world.network
@@ -173,7 +183,8 @@ def at_rest(world: "World") -> Iterable[str]:
 def at_calm(world: "World") -> Iterable[str]:
     """Where nothing goes wrong and money is no matter, everybody is served."""
     plan = world.plan
-    if plan.faults or plan.outages or plan.crashes_s or plan.total_s < 10 or any(b is not None for b in plan.budgets):
+    harm = plan.faults or plan.outages or plan.crashes_s or plan.stop_s is not None
+    if harm or plan.total_s < 10 or any(budget is not None for budget in plan.budgets):
         return
     for client in world.clients.values():
         ends = [fact["ending"] for kind, fact in world.facts if kind == "request.settled"]

@@ -6,7 +6,7 @@ from typing import Any
 
 KINDS_OF_SERVER = ("stop", "mute", "freeze", "vanish", "crash", "sick", "400", "429", "500", "503")
 KINDS_OF_STREAM = ("cut", "fin", "tear", "hush", "comments", "error", "abort", "early", "garbage", "stray", "bare")
-FAULTS_MAX = 4
+FAULTS_MAX = 6
 
 
 @dataclass
@@ -71,6 +71,8 @@ class Plan:
     likely: how long answers are thought to be; short ones make for many top-ups. None: nothing is known.
     patience_s: what silence is suspicious, as if it had been learnt; None: nothing was learnt yet.
     crashes_s: when the gateway dies; it is started anew at once.
+    stop_s: when it is told to stop, and has no time to give.
+    linger_s: how long the gateway lives on after the last answer, with everybody well in the second half.
     """
 
     seed: int = 0
@@ -80,6 +82,8 @@ class Plan:
     outages: list[Outage] = field(default_factory=list)
     budgets: list[int | None] = field(default_factory=lambda: [None])
     crashes_s: list[float] = field(default_factory=list)
+    stop_s: float | None = None
+    linger_s: float = 0.0
     latency_s: float = 0.001
     torn: float = 0.0
     commit_s: float = 0.002
@@ -107,17 +111,19 @@ def drawn(seed: int) -> Plan:
         seed=seed,
         servers=servers,
         asks=[_asking(rng, len(budgets)) for _ in range(rng.choice((1, 2, 2, 3, 3, 4, 6)))],
-        faults=[_fault(rng, len(servers)) for _ in range(rng.choice((0, 1, 1, 2, 2, 3, FAULTS_MAX)))],
+        faults=[_fault(rng, len(servers)) for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4, FAULTS_MAX)))],
         outages=[_outage(rng)] if rng.random() < 0.15 else [],
         budgets=budgets,
-        crashes_s=[rng.uniform(0.0, 2.5)] if rng.random() < 0.12 else [],
+        crashes_s=[rng.expovariate(2.0) for _ in range(rng.choice((1, 1, 2)))] if rng.random() < 0.15 else [],
+        stop_s=rng.expovariate(2.0) if rng.random() < 0.05 else None,
+        linger_s=rng.choice((0.0, 0.0, 0.0, 0.0, 0.0, 20.0)),
         latency_s=rng.choice((0.0005, 0.001, 0.003, 0.02)),
         torn=rng.choice((0.0, 0.0, 0.1, 0.6)),
         commit_s=rng.choice((0.001, 0.003, 0.01, 0.1)),
         likely=rng.choice((None, 2, 5, 10)),
         lease_tokens=lease,
         low_tokens=rng.choice((0, lease // 4, lease // 2)),
-        legs=rng.choice((1, 2, 3, 4)),
+        legs=rng.choice((1, 2, 3, 4, 4, 4)),
         hedges=rng.choice((0, 1, 8, 8)),
         hedges_burst=rng.choice((1, 64)),
         tokenizer=rng.random() < 0.75,
@@ -155,7 +161,7 @@ def _asking(rng: Random, accounts: int) -> Asking:
         said["logprobs"] = True  # cannot go on elsewhere
     leaves = rng.random()
     return Asking(
-        at_s=rng.choice((0.0, 0.05, rng.uniform(0.0, 1.5))),
+        at_s=rng.choice((0.0, 0.05, rng.uniform(0.0, 1.0))),
         account=rng.randrange(accounts),
         chat=chat,
         said=said,
@@ -173,11 +179,11 @@ def _fault(rng: Random, servers: int) -> Fault:
     return Fault(
         kind,
         rng.randrange(servers),
-        at_s=rng.uniform(0.0, 2.0) if by_time else None,
-        after=None if by_time else rng.randint(0, 60),
+        at_s=rng.uniform(0.0, 1.0) if by_time else None,
+        after=None if by_time else rng.randint(0, 30),
         for_s=rng.choice((None, rng.uniform(0.05, 1.0), rng.uniform(0.5, 8.0))),
     )
 
 
 def _outage(rng: Random) -> Outage:
-    return Outage(rng.uniform(0.0, 1.5), rng.choice((0.05, 0.5, 3.0, 14.0)), rng.random() < 0.5)
+    return Outage(rng.uniform(0.0, 1.0), rng.choice((0.05, 0.5, 3.0, 14.0)), rng.random() < 0.5)

@@ -35,6 +35,7 @@ class Server:
         self.refusal: tuple[int, int] | None = None  # a status, for so many requests
         self.tokens = self.prompt_tokens = 0
         self.harmed_s = -1e9  # when it last was not well
+        self.blameless = True  # ever
         self._seen: dict[Link, float] = {}
 
     @property
@@ -112,7 +113,7 @@ class Server:
     def obey(self, fault: Fault, answer: Answer | None) -> None:
         """Have something go wrong; with an answer, for that answer if it is the kind of thing that befalls one."""
         self._note(f"{self.name} {fault.kind} for {fault.for_s}")
-        self.harmed_s = self.loop.time()
+        self.harmed_s, self.blameless = self.loop.time(), False
         kind = fault.kind
         if kind in ("stop", "mute", "freeze"):
             self.stop(process=kind != "freeze", engine=kind != "mute")
@@ -136,7 +137,7 @@ class Server:
         """All is well again."""
         if not self.well:
             self._note(f"{self.name} heals")
-        self.harmed_s = self.loop.time()
+            self.harmed_s = self.loop.time()
         self.refusing = self.unreachable = self.sick = False
         self.refusal = None
         self.go_on()

@@ -50,7 +50,7 @@ class World:
         self.writer: SimWriter
         self.metrics: SimMetrics
         self._violations: list[str] = []
-        self._dying = self._over = False
+        self._dying = self._over = self._stopping = False
         self._waiting = len(self.clients)
         self._all_ended = asyncio.Event()
         self._probing: asyncio.Task[None] | None = None
@@ -117,8 +117,11 @@ class World:
             later(outage.at_s, self._break, outage)
         for crash_s in plan.crashes_s:
             later(crash_s, self._crash)
+        if plan.stop_s is not None:
+            later(plan.stop_s, self._stop)
         later(plan.total_s + LIFE_S_MAX, self._all_ended.set)
         await self._all_ended.wait()
+        await asyncio.sleep(plan.linger_s / 2)
         await self._rest()
 
     def _start(self) -> None:
@@ -131,9 +134,12 @@ class World:
         self._probing = self.loop.create_task(self.gateway.fleet.run())
 
     def _arrive(self, client: Client) -> None:
+        if self._stopping:
+            client.turned_away = True
+            return self.ended(client)
         self.note(f"{client.name} asks for {client.call.body}")
         self.active[client.name] = client
-        client.arrive(self.gateway.flow)
+        return client.arrive(self.gateway.flow)
 
     def _break(self, outage: Outage) -> None:
         self.note(f"the disk breaks for {outage.for_s}")
@@ -143,9 +149,15 @@ class World:
     def _mend(self) -> None:
         self.disk.broken = None
 
+    def _stop(self) -> None:
+        """SIGTERM, and no time for draining."""
+        self.note("the gateway is told to stop")
+        self._stopping = True
+        self.gateway.deadlines.stop()
+
     def _crash(self) -> None:
         """The process is killed: what it had in memory is gone, what was committed is not."""
-        if self._waiting == 0:
+        if self._waiting == 0 or self._dying or self._stopping:
             return
         self.note("the gateway dies")
         self._dying = self.writer.dead = True
@@ -191,6 +203,9 @@ class World:
         for server in self.servers:
             server.orders.clear()
             server.heal()
+        if self.plan.linger_s:
+            await asyncio.sleep(self.plan.linger_s / 2)
+            self._judge(invariants.at_ease(self))
         until_s = self.loop.time() + SETTLE_S_MAX
         while self.writer.holds() and self.loop.time() < until_s:  # noqa: ASYNC110 - it is virtual
             await asyncio.sleep(0.1)
@@ -203,7 +218,7 @@ class World:
             self._judge(invariants.at_end(self, client))
         self._judge(invariants.at_calm(self))
         await self.gateway.upstream.close()
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.plan.total_s)
         left = [*map(repr, self._tasks("_play")), *map(repr, self.loop.timers()), *map(repr, self.network.links)]
         if left:
             self.broken(f"left at the end: {left}")
