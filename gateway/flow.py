@@ -50,7 +50,7 @@ class Flow:
                 answer = record.answer = kind(call, sink, hold, quote.terms, self.clock, record.gaps)
                 try:
                     try:
-                        async with self.deadlines.one():
+                        with self.deadlines.one():
                             await self._legs(answer, sink, record, headers)
                     except TimeoutError:
                         answer.fail(*self.deadlines.verdict())

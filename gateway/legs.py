@@ -1,7 +1,6 @@
 """The legs of one request: opened, waited for, and closed all together."""
 
 import asyncio
-from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -33,7 +32,8 @@ class Legs:
     def __init__(self, fleet: Fleet, upstream: Upstream, targets: dict[str, Target], headers: Headers) -> None:
         self._fleet, self._upstream, self._targets, self._headers = fleet, upstream, targets, headers
         self._running: list[Running] = []
-        self._news = asyncio.Event()
+        self._news = False
+        self._waiter: asyncio.Future[None] | None = None
 
     @property
     def silent(self) -> list[Running]:
@@ -49,7 +49,7 @@ class Legs:
         """Begin a leg; `part` takes in what it brings."""
         watch = None
         if part.receiver is not None:
-            watch = self._fleet.watch(replica, len(ask.body), self._news.set)
+            watch = self._fleet.watch(replica, len(ask.body), self._wake)
         target = self._targets[replica]
         part.leg = leg = self._upstream.open(target, ask.path, ask.body, part.receiver, self._headers, watch)
         self._fleet.enter(replica)
@@ -58,13 +58,17 @@ class Legs:
 
     async def news(self) -> None:
         """Wait until a leg has ended, or is silent for too long; a short while only, if one is already."""
-        if not self.silent:
-            await self._news.wait()
-        else:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(SILENT_AGAIN_S):
-                    await self._news.wait()
-        self._news.clear()
+        if not self._news:
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            again = loop.call_later(SILENT_AGAIN_S, self._wake) if self.silent else None
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+                if again is not None:
+                    again.cancel()
+        self._news = False
 
     def take(self) -> tuple[Running, LegEnd] | None:
         """Take out one leg that has ended, with its end. Raises what went wrong here while it was taken in."""
@@ -89,5 +93,7 @@ class Legs:
             one.leg.close()
             self._fleet.leave(one.replica)
 
-    def _wake(self, ended: Any) -> None:
-        self._news.set()
+    def _wake(self, ended: Any = None) -> None:
+        self._news = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -8,6 +8,7 @@ from pathlib import Path
 from gateway.books.keys import Tenant
 
 SECRET_BYTES = 32
+KNOWN_MAX = 4096  # salts that are not worked out anew
 
 
 class Salts:
@@ -15,13 +16,19 @@ class Salts:
 
     def __init__(self, data: Path) -> None:
         self._secret = _secret(data / "salt.key")
+        self._known: dict[str, str] = {}
 
     def of(self, tenant: Tenant) -> str | None:
         """The salt for a tenant's requests; None while there are no keys, hence one tenant only."""
         if tenant.source == "open":
             return None
         name = f"org:{tenant.org}" if tenant.org is not None else f"user:{tenant.user}"
-        return hmac.new(self._secret, name.encode(), sha256).hexdigest()[:32]
+        salt = self._known.get(name)
+        if salt is None:
+            if len(self._known) >= KNOWN_MAX:
+                self._known.clear()
+            salt = self._known[name] = hmac.new(self._secret, name.encode(), sha256).hexdigest()[:32]
+        return salt
 
 
 def _secret(path: Path) -> bytes:

@@ -5,6 +5,7 @@ guessed, and 2^256 cannot be, while 100 ms per request would be an attack of our
 """
 
 import hmac
+import math
 import os
 import secrets
 import sqlite3
@@ -76,17 +77,22 @@ class Keys:
     path: keys.db, made with its directory where missing, readable by its owner only.
     declared: keys of the configuration; one that is also in the store and revoked there is revoked.
     clock: Unix seconds.
+    look_every_s: how old an answer to «did another process change them?» may be, in seconds.
     Every method raises Refused(Reason.BOOKS) where keys.db cannot be read or written.
     """
 
     def __init__(
-        self, path: Path, declared: tuple[DeclaredKey, ...] = (), clock: Callable[[], float] = time.time
+        self,
+        path: Path,
+        declared: tuple[DeclaredKey, ...] = (),
+        clock: Callable[[], float] = time.time,
+        look_every_s: float = 0.0,
     ) -> None:
         self._path = path
-        self._clock = clock
+        self._clock, self._look_every_s = clock, look_every_s
         self._declared = [_declared_entry(key) for key in declared]
         self._version = -1
-        self._looked_at = 0.0  # Unix seconds
+        self._looked_at = -math.inf  # Unix seconds
         self._entries: dict[str, list[_Entry]] = {}
         self._any_configured = bool(declared)
         try:
@@ -173,7 +179,9 @@ class Keys:
                 raise _unavailable(error) from None
 
     def _look(self) -> None:
-        """The version is read before the rows: a commit between the two is seen at the next call."""
+        """The version is read before the rows: a commit between the two is seen at the next look."""
+        if 0 <= self._clock() - self._looked_at < self._look_every_s:
+            return
         version = self._db.execute("PRAGMA data_version").fetchone()[0]
         if version != self._version:
             self._load()

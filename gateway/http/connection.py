@@ -9,7 +9,6 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from secrets import token_hex
 from typing import Any
 
 import structlog
@@ -19,6 +18,7 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler
 
 from gateway.http.errors import error_bytes, error_response
+from gateway.http.ids import new_id
 from gateway.http.stall import Stall
 from guards.refusal import Reason, Refused
 
@@ -112,7 +112,7 @@ class ClientConnection(RequestHandler):
     def _refuse(self, refused: Refused) -> None:
         """Refuse what is no request yet, and hang up."""
         if self.transport is not None:
-            request_id = _request_id()
+            request_id = new_id()
             log.info("request.malformed", request_id=request_id, error=refused.detail)
             self.transport.write(error_bytes(refused, request_id))
         self.force_close()
@@ -165,7 +165,7 @@ class ClientConnection(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Word what aiohttp met: a request it could not parse (400), or a bug of ours (500). No header is logged."""
-        request_id = _request_id()
+        request_id = new_id()
         if status >= 500:
             log.error("request.fault", request_id=request_id, path=request.path, error=repr(exc), exc_info=exc)
             refused = Refused(Reason.FAULT, "Something broke in the gateway; it was logged.")
@@ -245,17 +245,13 @@ class TurnedAway(asyncio.Protocol):
             refused = Refused(
                 Reason.OVERLOADED, "Too many clients are connected here.", retry_after_s=RETRY_WHEN_FULL_S
             )
-            self._transport.write(error_bytes(refused, _request_id()))
+            self._transport.write(error_bytes(refused, new_id()))
             self._transport.write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._listener.turned_away -= 1
         if self._timer is not None:
             self._timer.cancel()
-
-
-def _request_id() -> str:
-    return "req-" + token_hex(12)
 
 
 def _unreadable(error: BaseException | None, head_bytes: int) -> Refused:

@@ -5,16 +5,17 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from secrets import token_hex
 
 import msgspec
 import structlog
 from aiohttp import web
+from aiohttp.streams import StreamReader
 
 from gateway.books.keys import Keys, Tenant
 from gateway.fleet.replicas import Fleet
 from gateway.flow import Flow
 from gateway.http.errors import error_response
+from gateway.http.ids import new_id
 from gateway.http.readiness import readiness
 from gateway.http.sink import ClientSink
 from gateway.legs import Headers
@@ -34,6 +35,7 @@ Handler = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]
 class Edge:
     """Handles every request on the public port. Whatever happens, the client gets OpenAI's error shape.
 
+    scrub: takes addresses out of servers' words.
     salt: what keeps one org from timing another's cached prefixes; None shares them.
     ready: says what keeps the gateway from serving, line by line.
     on_refused: told of every refusal, whoever refused.
@@ -52,6 +54,7 @@ class Edge:
         client_buffer_bytes: int,
         requests_max: int,
         budget_status: int,
+        scrub: Callable[[str], str],
         salt: Callable[[Tenant], str | None],
         ready: Callable[[], list[str]],
         on_refused: Callable[[Reason], None],
@@ -60,7 +63,7 @@ class Edge:
         self._body_bytes_max, self._body_s = body_bytes_max, body_s
         self._client_buffer_bytes = client_buffer_bytes
         self._requests_max, self._budget_status = requests_max, budget_status
-        self._salt, self._ready, self._on_refused = salt, ready, on_refused
+        self._scrub, self._salt, self._ready, self._on_refused = scrub, salt, ready, on_refused
         self.in_flight = 0
         self._stopping = False
         self._started_at = int(time.time())
@@ -79,12 +82,15 @@ class Edge:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one HTTP request."""
-        request_id = "req-" + token_hex(12)
+        request_id = new_id()
         try:
             response = await self._route(request)(request, request_id)
         except Refused as refused:
             self._on_refused(refused.reason)
-            detail = refused.detail if refused.reason is not Reason.UPSTREAM else ""  # which may quote the request
+            detail = refused.detail
+            if refused.reason is Reason.UPSTREAM:  # a server's words: they may quote the request, and tell of the house
+                detail, refused.detail = "", self._scrub(refused.detail)
+                refused.param = refused.param and self._scrub(refused.param)
             log.info("request.refused", request_id=request_id, reason=refused.reason, detail=detail)
             response = error_response(refused, self._budget_status)
             if request.body_exists and not request.content.is_eof():
@@ -128,8 +134,7 @@ class Edge:
             self.in_flight -= 1
         if plain is None:
             return sink.response()
-        headers = {"x-holdfast-replica": sink.replica, "x-holdfast-overhead-ms": f"{sink.overhead_s * 1e3:.2f}"}
-        return web.Response(body=plain, content_type="application/json", headers=headers)
+        return sink.plain(plain)
 
     async def _serve(self, call: Call, tenant: Tenant, sink: ClientSink, headers: Headers) -> bytes | None:
         """Run the flow; a bug that shows in mid-stream ends the stream visibly, as no status can be sent any more."""
@@ -147,25 +152,26 @@ class Edge:
         return self._keys.tenant(secret.strip() if scheme.lower() == "bearer" else None)
 
     async def _body(self, request: web.BaseRequest) -> bytes:
-        too_large = Refused(Reason.TOO_LARGE, f"The body may have at most {self._body_bytes_max} bytes.")
         if (request.content_length or 0) > self._body_bytes_max:
-            raise too_large
+            raise self._too_large()
         if request.headers.get("expect", "").lower() == "100-continue" and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        parts: list[bytes] = []
-        size = 0
         try:
-            async with asyncio.timeout(self._body_s):
-                async for part in request.content.iter_any():
-                    parts.append(part)
-                    size += len(part)
-                    if size > self._body_bytes_max:
-                        raise too_large
+            if request.content.is_eof():  # it came with its head, as most do
+                body = request.content.read_nowait()
+            else:
+                async with asyncio.timeout(self._body_s):
+                    body = await _read(request.content, self._body_bytes_max)
         except TimeoutError:
             raise Refused(Reason.INVALID, f"The body did not arrive within {self._body_s:g} s.", status=408) from None
         except web.RequestPayloadError:
             raise Refused(Reason.INVALID, "The body could not be read: its framing or encoding is broken.") from None
-        return b"".join(parts)
+        if len(body) > self._body_bytes_max:
+            raise self._too_large()
+        return body
+
+    def _too_large(self) -> Refused:
+        return Refused(Reason.TOO_LARGE, f"The body may have at most {self._body_bytes_max} bytes.")
 
     # ---------------------------------------------------------------- models and health
 
@@ -201,6 +207,18 @@ class Edge:
 
 def _json(body: object) -> web.Response:
     return web.Response(body=msgspec.json.encode(body), content_type="application/json")
+
+
+async def _read(content: StreamReader, bytes_max: int) -> bytes:
+    """Read a body that is still coming; little more than bytes_max of it."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > bytes_max:
+            break
+    return b"".join(parts)
 
 
 async def _part(request: web.BaseRequest, response: web.Response, request_id: str) -> None:

@@ -8,15 +8,12 @@ from gateway.http.connection import ClientConnection
 from gateway.stream.wording import Wording
 from guards.refusal import Reason
 
-HEAD = (
-    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
-    "x-accel-buffering: no\r\nx-request-id: {request_id}\r\nx-holdfast-replica: {replica}\r\n"
-    "x-holdfast-overhead-ms: {overhead_ms:.2f}\r\n{framing}\r\n"
-)
+STREAM = "content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
+PLAIN = "content-type: application/json\r\n"
 
 
 class ClientSink:
-    """Writes an event stream. The head is sent with the first bytes, so that a refusal keeps its status.
+    """Writes an answer, most of all an event stream. The head goes with the first bytes: a refusal keeps its status.
 
     received_at: when the request arrived, by the loop's clock, in seconds.
     buffer_bytes_max: unread bytes at which the leg is paused.
@@ -52,7 +49,7 @@ class ClientSink:
         if not self.started:
             self.started = True
             transport.set_write_buffer_limits(high=self._buffer_bytes_max)
-            framed = self._head() + framed
+            framed = self._head(STREAM, "transfer-encoding: chunked\r\n" if self._chunked else "") + framed
         transport.write(framed)
         return not self._connection.writing_paused
 
@@ -76,13 +73,19 @@ class ClientSink:
             transport.write(b"0\r\n\r\n")
         return StreamedResponse(self._keep_alive)
 
-    def _head(self) -> bytes:
-        framing = "transfer-encoding: chunked\r\n" if self._chunked else ""
-        if not self._keep_alive:
-            framing += "connection: close\r\n"
-        overhead_ms = self.overhead_s * 1e3
-        fields = {"request_id": self.request_id, "replica": self.replica, "overhead_ms": overhead_ms}
-        return HEAD.format(**fields, framing=framing).encode("latin-1")
+    def plain(self, body: bytes) -> "StreamedResponse":
+        """Send a whole answer, head and body in one write; what the handler gives back to aiohttp."""
+        transport = self._connection.transport
+        if transport is not None and not transport.is_closing():
+            transport.write(self._head(PLAIN, f"content-length: {len(body)}\r\n") + body)
+        return StreamedResponse(self._keep_alive)
+
+    def _head(self, kind: str, framing: str) -> bytes:
+        close = "" if self._keep_alive else "connection: close\r\n"
+        return (
+            f"HTTP/1.1 200 OK\r\n{kind}x-request-id: {self.request_id}\r\nx-holdfast-replica: {self.replica}\r\n"
+            f"x-holdfast-overhead-ms: {self.overhead_s * 1e3:.2f}\r\n{framing}{close}\r\n"
+        ).encode("latin-1")
 
 
 class StreamedResponse(web.StreamResponse):

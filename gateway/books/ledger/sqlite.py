@@ -61,8 +61,10 @@ class SqliteLedger:
         return self._writer.healthy
 
     def open(self, request_id: str, key_id: str, limit: Limit | None, want: int, least: int = 1) -> Awaitable[Grant]:
+        opening = Opening(self, request_id)
         step = Open(request_id, key_id, limit_or_unlimited(limit), want, least)
-        return Opening(self, request_id, self._writer.put(step))
+        opening.answer = self._writer.put(step, unclaimed=opening.give_back)
+        return opening
 
     def extend(self, request_id: str, tokens: int) -> asyncio.Future[int]:
         return self._writer.put(Extend(request_id, tokens))
@@ -94,20 +96,22 @@ class SqliteLedger:
 class Opening(Awaitable[Grant]):
     """A grant on its way to its caller; if the caller is cancelled before it arrives, it goes back."""
 
-    def __init__(self, ledger: Ledger, request_id: str, answer: asyncio.Future[Grant]) -> None:
-        self.answer = answer
+    answer: asyncio.Future[Grant]
+
+    def __init__(self, ledger: Ledger, request_id: str) -> None:
         self._ledger = ledger
         self._request_id = request_id
 
     def __await__(self) -> Generator[Any, None, Grant]:
         try:
-            # The answer itself is never cancelled, so that it still tells whether there is a hold.
-            return (yield from asyncio.shield(self.answer).__await__())
+            return (yield from self.answer.__await__())
         except asyncio.CancelledError:
-            # Two cases: the answer is yet to come, or it came in the moment of the cancellation.
-            self.answer.add_done_callback(self._give_back)
+            # Two cases: the answer is yet to come, and the writer finds that nobody waits for it any more;
+            # or it came in the moment of the cancellation.
+            if self.answer.done() and not self.answer.cancelled() and self.answer.exception() is None:
+                self.give_back()
             raise
 
-    def _give_back(self, answer: asyncio.Future[Grant]) -> None:
-        if answer.exception() is None:
-            Settlement(self._ledger, self._request_id, spent=0)
+    def give_back(self) -> None:
+        """Settle a hold that its caller will never hear of."""
+        Settlement(self._ledger, self._request_id, spent=0)

@@ -25,10 +25,14 @@ STATEMENT_ERRORS = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.Interface
 
 
 class Ticket(NamedTuple):
-    """A step that waits for its turn, and where its answer goes."""
+    """A step that waits for its turn, and where its answer goes.
+
+    unclaimed: called where the step was taken and nobody waits for the answer any more.
+    """
 
     step: Step[Any]
     answer: asyncio.Future[Any]
+    unclaimed: Callable[[], None] | None = None
 
 
 class Writer:
@@ -58,10 +62,12 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="holdfast-ledger", daemon=True)
         self._thread.start()
 
-    def put(self, step: Step[T], *, always: bool = False) -> asyncio.Future[T]:
+    def put(
+        self, step: Step[T], *, always: bool = False, unclaimed: Callable[[], None] | None = None
+    ) -> asyncio.Future[T]:
         """Put a step in the queue, from the event loop; a full or closed queue answers at once."""
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        if not self._inbox.put(Ticket(step, answer), always=always):
+        if not self._inbox.put(Ticket(step, answer, unclaimed), always=always):
             answer.set_exception(unavailable())
         return answer
 
@@ -141,11 +147,12 @@ class Writer:
 
 
 def resolve(batch: list[Ticket], answers: list[Any]) -> None:
-    """Give each waiting caller its answer; one that was cancelled is passed over."""
+    """Give each waiting caller its answer; for one that was cancelled, what it will not claim is undone."""
     for ticket, answer in zip(batch, answers, strict=True):
         if ticket.answer.done():
-            continue
-        if isinstance(answer, Exception):
+            if ticket.unclaimed is not None and not isinstance(answer, Exception):
+                ticket.unclaimed()
+        elif isinstance(answer, Exception):
             ticket.answer.set_exception(answer)
         else:
             ticket.answer.set_result(answer)
