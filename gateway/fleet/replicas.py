@@ -229,6 +229,8 @@ class Fleet:
             other = self.second(model, frozenset((replica.name,)))
             if other is None or await self._canary.sing(other, model, self._care.canary_s) is False:
                 return False
+            if not self._replicas[other].health.up:  # any more
+                return False
         return True
 
     def _judge(self, replica: Replica, health: Health) -> None:
