@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from unittest.mock import patch
 
+from gateway.books.ledger import tables
 from gateway.books.ledger.sqlite import SqliteLedger
-from gateway.books.ledger.steps import Audit, Held, Step
-from gateway.books.ledger.tables import SCHEMA, Tables, charge_leftovers
-from gateway.books.ledger.writer import Ticket, Writer, resolve
+from gateway.books.ledger.steps import Audit, Held
+from gateway.books.ledger.tables import SCHEMA, Tables
+from gateway.books.ledger.writer import Ticket, Writer
 from guards.budget import Account
 from tests.sim.loop import SimLoop
 
@@ -47,7 +48,7 @@ class Disk(sqlite3.Connection):
     def recover(self) -> int:
         """What the ledger does with the holds of a process that died."""
         nowhere: Any = "memory"
-        return charge_leftovers(self, nowhere)
+        return tables.charge_leftovers(self, nowhere)
 
 
 def disk() -> Disk:
@@ -55,6 +56,19 @@ def disk() -> Disk:
     made = sqlite3.connect(":memory:", isolation_level=None, factory=Disk)
     made.executescript(SCHEMA)
     return made
+
+
+class Queue:
+    """Stands where the writer's inbox is. on_put: told of each step that was left."""
+
+    def __init__(self, on_put: Callable[[], None]) -> None:
+        self._on_put = on_put
+        self.tickets: list[Ticket] = []
+
+    def put(self, ticket: Ticket, *, always: bool = False) -> bool:
+        self.tickets.append(ticket)
+        self._on_put()
+        return True
 
 
 class SimWriter(Writer):
@@ -69,15 +83,9 @@ class SimWriter(Writer):
             super().__init__(disk, file, lambda: EPOCH_S + loop.time(), STEPS_MAX, BATCH_MAX)
         self._loop, self._commit_s, self._on_commit = loop, commit_s, on_commit
         self._shelf = Tables(disk)  # what is committed, whatever the writer thinks
-        self._queue: list[Ticket] = []
+        self._queue = Queue(self._next)
+        self._inbox: Any = self._queue
         self._busy = self.dead = False
-
-    def put(self, step: Step[Any], *, always: bool = False) -> Any:
-        answer = self._loop.create_future()
-        if not self.dead:
-            self._queue.append(Ticket(step, answer))
-            self._next()
-        return answer
 
     def audit(self) -> list[str]:
         """What breaks an invariant."""
@@ -92,7 +100,7 @@ class SimWriter(Writer):
         return list(self._shelf.holds())
 
     def _next(self) -> None:
-        if self._queue and not self._busy:
+        if self._queue.tickets and not (self._busy or self.dead):
             self._busy = True
             self._loop.later(self._commit_s(), self._turn)
 
@@ -100,7 +108,8 @@ class SimWriter(Writer):
         """One transaction, and then its answers on their way."""
         if self.dead:
             return
-        batch, self._queue = self._queue[:BATCH_MAX], self._queue[BATCH_MAX:]
+        tickets = self._queue.tickets
+        batch, self._queue.tickets = tickets[:BATCH_MAX], tickets[BATCH_MAX:]
         commits = self.commits
         answers = self._commit(batch)
         if self.commits > commits:
@@ -110,7 +119,7 @@ class SimWriter(Writer):
     def _answer(self, batch: list[Ticket], answers: list[Any]) -> None:
         self._busy = False
         if not self.dead:
-            resolve(batch, answers)
+            self._hand_over(batch, answers)
             self._next()
 
 

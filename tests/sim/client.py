@@ -39,6 +39,7 @@ class Client(FakeSink):
         self._unstopped = self._answers({name: value for name, value in self.call.body.items() if name != "stop"})
         self.seen = Seen()
         self.rest = b""
+        self.read_s: list[float] = []  # when it was given something
         self.record: Any = None
         self.leased: int | None = None
         self.settled: int | None = None
@@ -88,6 +89,7 @@ class Client(FakeSink):
             return True
         self.started = True  # also when it has just left: what is on its way to it is delivered
         self.writes += 1
+        self.read_s.append(self.world.loop.time())
         self.world.note(f"{self.name} reads {len(data)} bytes")
         *raws, self.rest = (self.rest + data).split(b"\n\n")
         try:

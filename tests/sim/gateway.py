@@ -100,6 +100,16 @@ class Gateway:
         return sum(len(legs) for legs in self.upstream._legs.values())
 
 
+def outrun(answer: Any) -> bool:
+    """Whether a leg goes on though others bring all that it was asked for."""
+    parts = getattr(answer, "_parts", ())
+    if len(parts) < 2 or not answer.open:
+        return False
+    choices = answer._telling.choices
+    idle = [part for part in parts if not part.racing and not part.leg.over]
+    return any(all(choices[n].owner not in (part, None) for n in part.choices) for part in idle)
+
+
 def _config(plan: Plan) -> Config:
     replicas = tuple(
         Replica(url=f"http://{host(number)}:8000", name=f"s{number}", role="standby" if one.standby else "active")

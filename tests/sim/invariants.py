@@ -9,6 +9,7 @@ from gateway.books.ledger.steps import Extend, Open, Settle
 from gateway.books.ledger.writer import Ticket
 from guards.refusal import Ending, Refused
 from tests.sim.client import Client
+from tests.sim.gateway import outrun
 from tests.sim.oracle import Said
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ def after_step(clients: Iterable[Client], replicas: Iterable[Any]) -> str | None
         answer = client.record.answer if client.record is not None else None
         if answer is not None and not answer.meter.spent <= answer.meter.leased:
             return f"{client.name} counted {answer.meter.spent} of {answer.meter.leased} tokens leased"
+        if answer is not None and outrun(answer):
+            return f"{client.name} goes on being told what another server brings"
         got = client.ids + client.prompt_least
         bound = client.settled if client.settled is not None else client.leased
         if got > (bound or 0):
@@ -80,7 +83,7 @@ def at_end(world: "World", client: Client) -> Iterable[str]:
     if client.ended_s is None or client.ended_s - client.received_at > world.plan.total_s + OVERTIME_S:
         yield f"{client.name} did not end in time"
         return
-    facts = [fact for kind, fact in world.facts if kind == "request.settled" and fact["request_id"] == client.name]
+    facts = world.settled(client)
     if len(facts) != 1:
         yield f"{client.name} has {len(facts)} facts of its end"
         return
@@ -94,7 +97,8 @@ def at_end(world: "World", client: Client) -> Iterable[str]:
     if ending == Ending.FAULT:
         yield f"{client.name} ended by a fault"
     opened = sum(kind == "leg.opened" and fact["request_id"] == client.name for kind, fact in world.facts)
-    if ending == Ending.UPSTREAM_LOST and opened < world.plan.legs and any(one.blameless for one in world.servers):
+    enough = world.plan.legs >= len(world.servers) or opened < world.plan.legs
+    if ending == Ending.UPSTREAM_LOST and enough and any(one.blameless for one in world.servers):
         yield f"{client.name} was given up after {opened} of {world.plan.legs} legs, and there was a good server"
     if client.gone or client.outcome != "served":
         return
@@ -181,12 +185,14 @@ def at_rest(world: "World") -> Iterable[str]:
 
 
 def at_calm(world: "World") -> Iterable[str]:
-    """Where nothing goes wrong and money is no matter, everybody is served."""
+    """Where nothing goes wrong everybody is served, as far as the money goes."""
     plan = world.plan
-    harm = plan.faults or plan.outages or plan.crashes_s or plan.stop_s is not None
-    if harm or plan.total_s < 10 or any(budget is not None for budget in plan.budgets):
+    if plan.faults or plan.outages or plan.crashes_s or plan.stop_s is not None or plan.total_s < 10:
         return
+    fine = {Ending.FINISHED}
+    if any(budget is not None for budget in plan.budgets):
+        fine |= {Ending.BUDGET, Ending.REFUSED}
     for client in world.clients.values():
-        ends = [fact["ending"] for kind, fact in world.facts if kind == "request.settled"]
-        if not client.gone and client.outcome != "served":
+        ends = {fact["ending"] for fact in world.settled(client)}
+        if not client.gone and not ends <= fine and sum(client.plan.full.values()) < plan.total_s / 2:
             yield f"{client.name}: {client.outcome} in a calm world, endings {ends}"

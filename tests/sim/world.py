@@ -12,7 +12,7 @@ from tests.sim.client import Client, tenant
 from tests.sim.gateway import Gateway, SimMetrics, host
 from tests.sim.loop import SimLoop, Stuck
 from tests.sim.network import Network
-from tests.sim.plan import Outage, Plan
+from tests.sim.plan import Fault, Outage, Plan
 from tests.sim.server import Server
 
 LIFE_S_MAX = 100.0  # of a world, beyond the time that one request may take
@@ -49,8 +49,9 @@ class World:
         self.gateway: Gateway
         self.writer: SimWriter
         self.metrics: SimMetrics
+        self.ejected = 0
         self._violations: list[str] = []
-        self._dying = self._over = self._stopping = False
+        self._dying = self._over = self._stopping = self._resting = False
         self._waiting = len(self.clients)
         self._all_ended = asyncio.Event()
         self._probing: asyncio.Task[None] | None = None
@@ -98,6 +99,11 @@ class World:
         limit = next(one.limit for one in self.tenants if one.key_id == key_id)
         return None if limit is None else limit.tokens
 
+    def settled(self, client: Client) -> list[dict[str, Any]]:
+        """What the journal says of a client's end."""
+        ends = (fact for kind, fact in self.facts if kind == "request.settled")
+        return [fact for fact in ends if fact["request_id"] == client.name]
+
     # ---------------------------------------------------------------- its course
 
     async def _play(self) -> None:
@@ -108,7 +114,7 @@ class World:
         for fault in plan.faults:
             server = self.servers[fault.server]
             if fault.at_s is not None:
-                later(fault.at_s, server.obey, fault, None)
+                later(fault.at_s, self._harm, server, fault)
             else:
                 server.orders.append(fault)
         for server in self.servers:
@@ -141,7 +147,13 @@ class World:
         self.active[client.name] = client
         return client.arrive(self.gateway.flow)
 
+    def _harm(self, server: Server, fault: Fault) -> None:
+        if not self._resting:
+            server.obey(fault, None)
+
     def _break(self, outage: Outage) -> None:
+        if self._resting:
+            return
         self.note(f"the disk breaks for {outage.for_s}")
         self.disk.broken = "commit" if outage.at_commit else "file"
         self.loop.later(outage.for_s, self._mend)
@@ -199,6 +211,7 @@ class World:
 
     async def _rest(self) -> None:
         """All is well again, everybody goes home: nothing may be left."""
+        self._resting = True
         self._mend()
         for server in self.servers:
             server.orders.clear()
@@ -206,13 +219,13 @@ class World:
         if self.plan.linger_s:
             await asyncio.sleep(self.plan.linger_s / 2)
             self._judge(invariants.at_ease(self))
-        until_s = self.loop.time() + SETTLE_S_MAX
-        while self.writer.holds() and self.loop.time() < until_s:  # noqa: ASYNC110 - it is virtual
-            await asyncio.sleep(0.1)
         assert self._probing is not None
         self._probing.cancel()
         self.gateway.fleet.close()
         await asyncio.sleep(CONNECT_S)
+        until_s = self.loop.time() + SETTLE_S_MAX
+        while self.writer.holds() and self.loop.time() < until_s:  # noqa: ASYNC110 - it is virtual
+            await asyncio.sleep(0.1)
         self._judge(invariants.at_rest(self))
         for client in self.clients.values():
             self._judge(invariants.at_end(self, client))
@@ -244,6 +257,7 @@ class World:
 
     def _verdict(self, name: str, up: bool, hung: bool) -> None:
         self.note(f"{name} is {'up' if up else 'hung' if hung else 'down'}")
+        self.ejected += hung
         self._judge(invariants.at_verdict(self, name, hung))
 
     def _fact(self, kind: str, fields: dict[str, Any]) -> None:
