@@ -111,7 +111,7 @@ def pairs(start_gateway, tokenizer, stubs) -> Pairs:
         with start_stub(**paced | (active or {})) as first, start_stub(**paced | (standby or {})) as second:
             urls = more.pop("urls", [first.url, second.url])
             timeouts = HURRIED | more.pop("timeouts", {})
-            gateway = start_gateway(urls, tokenizer=tokenizer, timeouts=timeouts, **more)
+            gateway = start_gateway(urls, **{"tokenizer": tokenizer} | more, timeouts=timeouts)
             one = Pair(gateway, first, second, gateway.key("somebody"), stubs[1])
             yield one
             await one.wait(lambda: gateway.metric("holdfast_requests_in_flight") == 0)
@@ -181,6 +181,24 @@ async def test_streams_go_on_when_their_server_hangs(pairs, what):
         assert gateway.metric("holdfast_failovers_total") == 8
         assert gateway.metric("holdfast_canaries_total", replica=pair.name(active), outcome="silent") >= 1
         assert gateway.metric("holdfast_canaries_total", replica=pair.name(active), outcome="answered") >= 1
+
+
+async def test_streams_go_on_without_a_tokenizer(pairs):
+    """Text is asked of a server that does not hang; both serve here, and only those of the one that hangs move."""
+    async with pairs(discovery=True, tokenizer=None) as pair:
+        bodies = bodies_of(6, 150)
+        tasks, paces = await streaming(pair, bodies, 20)
+        await asyncio.to_thread(pair.active.freeze)
+
+        answers = await asyncio.gather(*tasks)
+
+        await pair.wait(pair.ejections)
+        await asyncio.to_thread(pair.active.thaw)
+        await pair.wait(lambda: pair.up(pair.active))
+        facts = [await pair.check(seen, body) for body, seen in zip(bodies, answers, strict=True)]
+        assert sum(fact["failovers"] for fact in facts) >= 2
+        assert {fact["replica"] for fact in facts if fact["failovers"]} == {pair.name(pair.standby)}
+        assert max(pace.pause_s for pace in paces) < PAUSE_S_MAX
 
 
 async def test_a_stream_that_cannot_go_on_elsewhere_ends_with_its_servers_ejection(pairs):
