@@ -46,10 +46,12 @@ class Account:
         return id_of(self.secret)
 
 
-def accounts(gateway: Gateway, count: int, rng: random.Random) -> list[Account]:
-    """New keys whose budgets pay for some answers, or for part of one."""
+def accounts(
+    gateway: Gateway, count: int, rng: random.Random, least: int = BUDGET_MIN, most: int = BUDGET_MAX
+) -> list[Account]:
+    """New keys whose budgets pay for some answers, or for part of one, unless told otherwise."""
     keys = Keys(gateway.data / "keys.db")
-    budgets = [rng.randint(BUDGET_MIN, BUDGET_MAX) for _ in range(count)]
+    budgets = [rng.randint(least, most) for _ in range(count)]
     made = [Account(keys.create("one of a crowd", limit=Limit(budget))[0], budget) for budget in budgets]
     keys.close()
     return made
@@ -62,15 +64,16 @@ class Answer(asyncio.Protocol):
     """
 
     def __init__(self, account: Account, body: dict[str, Any], leaves_after: int | None = None) -> None:
-        self._account, self._body, self._leaves_after = account, body, leaves_after
+        self._account, self.body, self._leaves_after = account, body, leaves_after
         self._rest = b""
+        self._prompt = False
         self.status = 0
         self.ids = 0
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        data = json.dumps(self._body).encode()
+        data = json.dumps(self.body).encode()
         head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {self._account.secret}\r\n"
         transport.write(f"{head}connection: close\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data)
 
@@ -82,11 +85,20 @@ class Answer(asyncio.Protocol):
         for found in IDS.finditer(text):
             end = found.end()
             count = found[2].count(b",") + 1
+            if found[1] == b"token_ids":
+                self.ids += count
+            elif self._prompt:
+                continue  # each of several choices shows it; it is paid for once
+            else:
+                self._prompt = True
             self._account.received += count
-            self.ids += count if found[1] == b"token_ids" else 0
         self._rest = text[end:] if end else text
         if self._leaves_after is not None and self.ids >= self._leaves_after:
-            self._transport.abort()
+            self.leave()
+
+    def leave(self) -> None:
+        """Hang up."""
+        self._transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.over.done():
@@ -97,7 +109,8 @@ class Answer(asyncio.Protocol):
 class Crowd:
     """Clients that ask again and again, on accounts drawn by chance.
 
-    asked, refused: how many requests were made, and how many of them for want of budget were not served.
+    asked, refused: how many requests were made, and how many of them were not served.
+    stuck: those that did not end.
     """
 
     port: int
@@ -107,6 +120,7 @@ class Crowd:
     asked: int = 0
     refused: int = 0
     open: int = 0
+    stuck: list[str] = field(default_factory=list)
 
     async def run(self, clients: int, arrive_s: float = 0.3) -> None:
         """Let so many clients come within `arrive_s` seconds; back when all of them are gone."""
@@ -124,8 +138,8 @@ class Crowd:
                 account.spent_up |= answer.status == 402
                 await asyncio.sleep(REST_S)
 
-    async def _ask(self, account: Account) -> Answer | None:
-        """One request to its end; None where nothing listens."""
+    def wish(self, account: Account) -> Answer:
+        """What one client asks for."""
         rng = self.rng
         said = {
             "tokens": rng.randint(5, 400),
@@ -134,17 +148,21 @@ class Crowd:
         }
         said |= {"ttft_s": rng.choice([0, 0, 0.3])}
         body = (plain if rng.random() < 0.1 else chat)(order(**said))
-        leaves_after = rng.randint(1, 60) if rng.random() < 0.1 else None
+        return Answer(account, body, rng.randint(1, 60) if rng.random() < 0.1 else None)
+
+    async def _ask(self, account: Account) -> Answer | None:
+        """One request to its end; None where nothing listens."""
+        answer = self.wish(account)
         try:
-            _, answer = await asyncio.get_running_loop().create_connection(
-                lambda: Answer(account, body, leaves_after), "127.0.0.1", self.port
-            )
+            await asyncio.get_running_loop().create_connection(lambda: answer, "127.0.0.1", self.port)
         except OSError:
             return None
         self.asked += 1
         self.open += 1
-        async with asyncio.timeout(ANSWER_S_MAX):
-            await answer.over
+        await asyncio.wait([answer.over], timeout=ANSWER_S_MAX)
+        if not answer.over.done():
+            self.stuck.append(f"{answer.ids} ids and then nothing within {ANSWER_S_MAX:g} s: {answer.body}")
+            answer.leave()
         self.open -= 1
         return answer
 

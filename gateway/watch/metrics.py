@@ -1,6 +1,6 @@
 """What operators see of the gateway, in Prometheus' terms."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -97,6 +97,10 @@ class Metrics:
         """Note the gateway's own time before a request went upstream, without its time in the queue."""
         self._added_latency.observe(seconds)
 
+    def load(self, replica: str, look: Callable[[], int]) -> None:
+        """Tell how many legs a replica has, by asking whenever the metrics are read."""
+        self._load.labels(replica).set_function(look)
+
     def exposition(self) -> bytes:
         """Give all of it in Prometheus' text format."""
         return generate_latest(self._registry)
@@ -119,6 +123,7 @@ class Metrics:
         )
         self._ejections = Counter("holdfast_ejections", "Servers found to hang.", ["replica"], registry=registry)
         self._up = Gauge("holdfast_replica_up", "Whether it gets requests.", ["replica"], registry=registry)
+        self._load = Gauge("holdfast_replica_load", "Legs at it now.", ["replica"], registry=registry)
         self._holds = Gauge("holdfast_holds", "Requests that hold budget now.", registry=registry)
         self._in_flight = Gauge("holdfast_requests_in_flight", "Requests that are served now.", registry=registry)
 

@@ -1,0 +1,77 @@
+"""The measured proofs behind the promises that take too long for `make test`.
+
+    make prove        or    .venv/bin/python -m tests.prove [kills] [gateway-kills] [soak] … [--fresh]
+
+Each step is a module here: real processes, seeded, every wait bounded. It is kept in .cache/prove/ when it is done, so
+that an interrupted run goes on where it was (--fresh starts over). Its report, in words and in JSON, is written to
+docs/evidence/ after it.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable
+from functools import partial
+
+from tests.prove import cuts, gateway_kills, kills, soak
+from tests.prove.report import Report, vllm_version
+from tests.prove.state import STATE, results
+
+STEPS: dict[str, Callable[[], None]] = {
+    "cuts-float32": partial(cuts.run, "float32"),
+    "cuts-bfloat16": partial(cuts.run, "bfloat16"),
+    "kills": kills.run,
+    "gateway-kills": gateway_kills.run,
+    "soak": soak.run,
+}
+
+
+def stub() -> str:
+    return "the stub upstream of loadtests/"
+
+
+REPORTS = [
+    Report(
+        "failover",
+        "Failover: what was measured",
+        vllm_version,
+        (kills, cuts),
+        ("cuts-bfloat16", "cuts-float32", "kills"),
+    ),
+    Report("gateway-kills", "kill -9 of the gateway: what was measured", stub, (gateway_kills,), ("gateway-kills",)),
+    Report("soak", "A soak with random faults: what was measured", stub, (soak,), ("soak",)),
+]
+
+
+def main() -> None:
+    """Run what was asked for, or everything, and write the reports."""
+    parser = argparse.ArgumentParser(prog="python -m tests.prove")
+    parser.add_argument("steps", nargs="*", help=" ".join(STEPS))
+    parser.add_argument("--fresh", action="store_true", help="forget what an earlier run of these steps has shown")
+    given = parser.parse_args()
+    if unknown := set(given.steps) - set(STEPS):
+        parser.error(f"no such step: {', '.join(unknown)}; there are {', '.join(STEPS)}")
+    steps = given.steps or list(STEPS)
+    if given.fresh:
+        forget(steps)
+    STATE.mkdir(parents=True, exist_ok=True)
+    for name in steps:
+        STEPS[name]()
+        for report in REPORTS:
+            if name in report.steps:
+                report.write(results())
+    bad = [report.name for report in REPORTS if not all(report.verdicts(results()).values())]
+    if bad:
+        sys.exit("NOT PROVED: see " + ", ".join(f"docs/evidence/{name}.md" for name in bad))
+
+
+def forget(steps: list[str]) -> None:
+    """Start these over."""
+    if set(steps) == set(STEPS):
+        shutil.rmtree(STATE, ignore_errors=True)
+    for name in steps:
+        (STATE / f"{name}.json").unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()
