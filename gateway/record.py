@@ -16,8 +16,6 @@ from gateway.stream.seams import Sink
 from gateway.watch.metrics import Metrics
 from guards.refusal import Ending, Reason, Refused
 
-log = structlog.get_logger()
-
 
 class Records:
     """Opens a record per request."""
@@ -30,6 +28,7 @@ class Records:
         learn: Callable[[str, int, int], None],
     ) -> None:
         self.journal, self.metrics, self.clock, self.learn = journal, metrics, clock, learn
+        self.log = structlog.get_logger().bind()  # once: to bind it takes as long as to write a line
 
     def open(self, call: Call, tenant: Tenant, sink: Sink) -> "Record":
         """Raises Refused (BOOKS) while facts cannot be written: what nobody could account for is not begun."""
@@ -40,6 +39,8 @@ class Records:
 
 class Record:
     """A block around one request; leaving it, by whatever way, writes its one Ending."""
+
+    __slots__ = ("_books", "_call", "_held", "_losses", "_overhead_s", "_sink", "_tenant", "answer", "replica")
 
     def __init__(self, books: Records, call: Call, tenant: Tenant, sink: Sink) -> None:
         self._books, self._call, self._tenant, self._sink = books, call, tenant, sink
@@ -90,7 +91,7 @@ class Record:
         if lost:
             if self._delivered():
                 self._losses.append(end.cause)
-            log.warning(
+            self._books.log.warning(
                 "leg.lost", request_id=self._call.request_id, replica=replica, cause=end.cause, detail=end.detail
             )
 
@@ -124,6 +125,7 @@ class Record:
             }
         self._fact("request.settled", **facts)
         detail = answer.detail if answer is not None and refused is None else ""  # a server's words may quote a prompt
+        log = self._books.log
         log.info("request.settled", request_id=self._call.request_id, model=self._call.model, detail=detail, **facts)
 
     def _measure(self, ending: Ending) -> None:

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 
 from gateway.watch.histogram import BatchHistogram
+from gateway.watch.tally import Tally
 from guards.refusal import Ending, Reason
 
 FAILOVER_GAP_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)  # promised: below 1, and below 2
@@ -23,24 +24,25 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._holding = self._served = 0
         self._count_requests()
         self._measure_streams()
 
     def request_ended(self, model: str, ending: Ending) -> None:
         """Count a request, once, at its end."""
-        self._requests.labels(model, ending.value).inc()
-        self._in_flight.dec()
+        self._requests.add(model, ending.value)
+        self._served -= 1
 
     def tokens(self, model: str, *, prompt: int = 0, completion: int = 0, recomputed: int = 0, hedged: int = 0) -> None:
         """Count tokens: read, delivered, computed again to go on elsewhere, and asked for in races to no use."""
         counts = {"prompt": prompt, "completion": completion, "recomputed": recomputed, "hedged": hedged}
         for kind, count in counts.items():
             if count:
-                self._tokens.labels(model, kind).inc(count)
+                self._tokens.add(model, kind, count=count)
 
     def refused(self, reason: Reason) -> None:
         """Count a request that was refused before its first byte."""
-        self._refusals.labels(reason.value).inc()
+        self._refusals.add(reason.value)
 
     def failed_over(self, model: str, cause: str, gap_s: float) -> None:
         """Count a stream that went on elsewhere.
@@ -48,46 +50,46 @@ class Metrics:
         cause: why its leg was lost; from a closed set.
         gap_s: from the last token before to the first one after, in seconds, as the client saw it.
         """
-        self._failovers.labels(model, cause).inc()
+        self._failovers.add(model, cause)
         self._failover_gap.observe(gap_s)
 
     def leg_ended(self, replica: str, end: str) -> None:
         """Count one upstream attempt. end: how it ended; from a closed set."""
-        self._legs.labels(replica, end).inc()
+        self._legs.add(replica, end)
 
     def hedged(self, model: str) -> None:
         """Count a second leg beside a silent one."""
-        self._hedges.labels(model).inc()
+        self._hedges.add(model)
 
     def hedge_won(self, model: str) -> None:
         """Count a second leg that was faster."""
-        self._hedges_won.labels(model).inc()
+        self._hedges_won.add(model)
 
     def canary(self, replica: str, outcome: str) -> None:
         """Count a request for one token. outcome: answered, silent or refused."""
-        self._canaries.labels(replica, outcome).inc()
+        self._canaries.add(replica, outcome)
 
     def verdict(self, replica: str, *, up: bool, hung: bool) -> None:
         """Note whether a replica gets requests; hung: it was ejected."""
         self._up.labels(replica).set(up)
         if hung:
-            self._ejections.labels(replica).inc()
+            self._ejections.add(replica)
 
     def hold_opened(self) -> None:
         """Note that a request holds budget now; `hold_settled` must follow."""
-        self._holds.inc()
+        self._holding += 1
 
     def hold_settled(self) -> None:
         """Note that a hold was settled."""
-        self._holds.dec()
+        self._holding -= 1
 
     def request_opened(self) -> None:
         """Note that a request is being served now; `request_ended` must follow."""
-        self._in_flight.inc()
+        self._served += 1
 
     def first_token(self, model: str, after_s: float) -> None:
         """Note the time from the request's arrival to its first token, in seconds."""
-        self._first_token.labels(model).observe(after_s)
+        self._first_token.observe(model, (after_s,))
 
     def inter_token(self, model: str, gaps: Iterable[float]) -> None:
         """Note one stream's gaps between tokens, in seconds; all of them at once, for there are many."""
@@ -106,39 +108,37 @@ class Metrics:
         return generate_latest(self._registry)
 
     def _count_requests(self) -> None:
-        registry = self._registry
-        self._requests = Counter(
-            "holdfast_requests", "Requests that were admitted, by end.", ["model", "ending"], registry=registry
-        )
-        self._tokens = Counter("holdfast_tokens", "Tokens, by kind.", ["model", "kind"], registry=registry)
-        self._refusals = Counter("holdfast_refusals", "Requests refused, by reason.", ["reason"], registry=registry)
-        self._failovers = Counter(
-            "holdfast_failovers", "Streams that went on elsewhere.", ["model", "cause"], registry=registry
-        )
-        self._legs = Counter("holdfast_legs", "Upstream attempts, by end.", ["replica", "end"], registry=registry)
-        self._hedges = Counter("holdfast_hedges", "Legs beside silent ones.", ["model"], registry=registry)
-        self._hedges_won = Counter("holdfast_hedges_won", "Those that were faster.", ["model"], registry=registry)
-        self._canaries = Counter(
-            "holdfast_canaries", "Requests for one token, by outcome.", ["replica", "outcome"], registry=registry
-        )
-        self._ejections = Counter("holdfast_ejections", "Servers found to hang.", ["replica"], registry=registry)
+        tally, registry = self._tally, self._registry
+        self._requests = tally("requests", "Requests that were admitted, by end.", "model", "ending")
+        self._tokens = tally("tokens", "Tokens, by kind.", "model", "kind")
+        self._refusals = tally("refusals", "Requests refused, by reason.", "reason")
+        self._failovers = tally("failovers", "Streams that went on elsewhere.", "model", "cause")
+        self._legs = tally("legs", "Upstream attempts, by end.", "replica", "end")
+        self._hedges = tally("hedges", "Legs beside silent ones.", "model")
+        self._hedges_won = tally("hedges_won", "Those that were faster.", "model")
+        self._canaries = tally("canaries", "Requests for one token, by outcome.", "replica", "outcome")
+        self._ejections = tally("ejections", "Servers found to hang.", "replica")
         self._up = Gauge("holdfast_replica_up", "Whether it gets requests.", ["replica"], registry=registry)
         self._load = Gauge("holdfast_replica_load", "Legs at it now.", ["replica"], registry=registry)
-        self._holds = Gauge("holdfast_holds", "Requests that hold budget now.", registry=registry)
-        self._in_flight = Gauge("holdfast_requests_in_flight", "Requests that are served now.", registry=registry)
+        holds = Gauge("holdfast_holds", "Requests that hold budget now.", registry=registry)
+        holds.set_function(lambda: self._holding)
+        in_flight = Gauge("holdfast_requests_in_flight", "Requests that are served now.", registry=registry)
+        in_flight.set_function(lambda: self._served)
+
+    def _tally(self, name: str, help_text: str, *labels: str) -> Tally:
+        tally = Tally(f"holdfast_{name}", help_text, labels)
+        self._registry.register(tally)
+        return tally
 
     def _measure_streams(self) -> None:
         registry = self._registry
         self._failover_gap = Histogram(
             "holdfast_failover_gap_seconds", "Pause that a failover cost.", buckets=FAILOVER_GAP_S, registry=registry
         )
-        self._first_token = Histogram(
-            "holdfast_time_to_first_token_seconds",
-            "From arrival to the first token.",
-            ["model"],
-            buckets=FIRST_TOKEN_S,
-            registry=registry,
+        self._first_token = BatchHistogram(
+            "holdfast_time_to_first_token_seconds", "From arrival to the first token.", "model", FIRST_TOKEN_S
         )
+        registry.register(self._first_token)
         self._added_latency = Histogram(
             "holdfast_added_latency_seconds", "The gateway's own time.", buckets=ADDED_LATENCY_S, registry=registry
         )
