@@ -81,7 +81,8 @@ class ClientConnection(RequestHandler):
             return
         body = self._body
         super().data_received(data)
-        if self._waiter is not None and not self._waiter.done():
+        waits = self._waiter is not None and not self._waiter.done()
+        if waits or not self._request_count:  # a new connection's bytes may come before aiohttp waits for them
             self._head_goes_on(len(data))
             return
         if self._head_timer is not None:

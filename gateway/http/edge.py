@@ -154,7 +154,8 @@ class Edge:
     async def _body(self, request: web.BaseRequest) -> bytes:
         if (request.content_length or 0) > self._body_bytes_max:
             raise self._too_large()
-        if request.headers.get("expect", "").lower() == "100-continue" and request.transport is not None:
+        expecting = request.headers.get("expect", "").lower() == "100-continue" and request.version >= (1, 1)
+        if expecting and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
             if request.content.is_eof():  # it came with its head, as most do

@@ -8,6 +8,7 @@ No connection is used again after a cut, a protocol error, or an answer that was
 
 import asyncio
 import errno
+import re
 import ssl
 from collections import deque
 from typing import cast
@@ -19,6 +20,7 @@ from gateway.stream.leg_end import Cause, LegEnd
 
 # No connection, and no fault of the server's: it must not pass for one that is gone.
 OUR_WANTS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Connection(asyncio.Protocol):
@@ -34,9 +36,10 @@ class Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._head_bytes = 0
         self._content_type = b""
-        self._head_room = 0  # bytes that may still come before the head must have ended
+        self._room = 0  # bytes that may still come before some of the body must have
         self._headed = False
-        self._whole = False
+        self._whole = False  # all of the answer was read
+        self._taken = False  # and taken in: nothing in it was against the protocol
         self._kept_alive = False  # the server keeps the connection after this answer
         self._heard = False
         self._reading = True
@@ -46,8 +49,8 @@ class Connection(asyncio.Protocol):
         self.leg, leg.connection = leg, self
         self._parser = httptools.HttpResponseParser(self)
         self._parts, self._head_bytes, self._content_type = [], 0, b""
-        self._head_room = self._upstream.limits.head_bytes
-        self._headed = self._whole = self._heard = False
+        self._room = self._upstream.limits.head_bytes
+        self._headed = self._whole = self._taken = self._heard = False
         assert self.transport is not None
         self.transport.write(leg.request)
         if leg.paused:
@@ -56,7 +59,7 @@ class Connection(asyncio.Protocol):
     @property
     def reusable(self) -> bool:
         assert self.transport is not None
-        return self._whole and self._kept_alive and not self.transport.is_closing()
+        return self._taken and self._kept_alive and not self.transport.is_closing()
 
     def pause(self) -> None:
         if self._reading and self.transport is not None and not self.transport.is_closing():
@@ -68,7 +71,7 @@ class Connection(asyncio.Protocol):
             self._reading = True
             self.transport.resume_reading()
         if self._whole and self.leg is not None:
-            self.leg.complete()  # all of it was read before the pause
+            self._complete(self.leg)  # all of it was read before the pause
 
     def abort(self) -> None:
         self.leg = None
@@ -95,13 +98,19 @@ class Connection(asyncio.Protocol):
             return
         if self._parts and self.leg is leg:
             parts, self._parts = self._parts, []
+            self._room = self._upstream.limits.head_bytes
             leg.data(parts)
-        if not self._headed and len(data) > self._head_room:
-            leg.end(LegEnd(Cause.PROTOCOL, "the server's head has no end"))
-            return
-        self._head_room -= len(data)
+        elif not self._whole:
+            self._room -= len(data)
+            if self._room < 0:
+                leg.end(LegEnd(Cause.PROTOCOL, "the server sends a head or a framing without an end"))
+                return
         if self._whole and self.leg is leg and not leg.paused:
-            leg.complete()
+            self._complete(leg)
+
+    def _complete(self, leg: Leg) -> None:
+        self._taken = True
+        leg.complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._upstream.forget(self)
@@ -131,20 +140,26 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         assert self._parser is not None
         assert self.leg is not None
-        self._headed = True
-        self.leg.begin(self._parser.get_status_code(), self._content_type)
+        if self._parser.get_http_version() not in ("1.0", "1.1"):
+            raise Unexpected
+        status = self._parser.get_status_code()
+        self._headed = status >= 200  # what is below only announces the answer
+        if self._headed:
+            self.leg.begin(status, self._content_type)
 
     def on_body(self, body: bytes) -> None:
         self._parts.append(body)
 
     def on_message_complete(self) -> None:
         assert self._parser is not None
+        if not self._headed:
+            return
         self._whole = True
         self._kept_alive = self._parser.should_keep_alive()  # known only now: afterwards it always says no
 
 
 class Unexpected(Exception):
-    """More head than one answer may have, or a second answer."""
+    """More head than one answer may have, another HTTP, or a second answer."""
 
 
 class Upstream:
@@ -224,7 +239,8 @@ class Upstream:
         connection.resume()
         idle = self._idle.setdefault(leg.target.name, deque())
         idle.append(connection)
-        if len(idle) > self.limits.idle_connections:
+        now = self.loop.time()  # the oldest is on the left, and the last to be used again: it would stay for good
+        while idle and (len(idle) > self.limits.idle_connections or now - idle[0].idle_since > self.limits.idle_s):
             idle.popleft().abort()
 
     def forget(self, connection: Connection) -> None:
@@ -268,13 +284,13 @@ class Upstream:
 
 
 def _request(target: Target, path: str, body: bytes | None, headers: tuple[tuple[str, str], ...]) -> bytes:
-    """Write a request. Header values were checked for CR and LF by whoever let them in; checked again here."""
+    """Write a request. Header values were checked by whoever let them in; checked again here."""
     lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1", f"host: {target.host}:{target.port}"]
     if body is not None:
         lines += ["content-type: application/json", f"content-length: {len(body)}"]
     if target.key is not None:
         lines.append(f"authorization: Bearer {target.key}")
     lines += [f"{name}: {value}" for name, value in headers]
-    if any("\r" in line or "\n" in line for line in lines):
-        raise ValueError("a header holds a line break")
+    if any(map(CONTROL.search, lines)):
+        raise ValueError("a header holds a line break or another control character")
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + (body or b"")

@@ -113,6 +113,18 @@ def test_nothing_of_it_is_in_the_log(house):
     assert house.gateway.faults() == []
 
 
+def test_head_without_an_end_is_refused_when_it_is_too_large(house):
+    """Not only when its time is over: what comes is counted as it comes."""
+    client = connect(house.gateway)
+    begun = time.monotonic()
+    client.sendall(GET + b"".join(b"H%d: %b\r\n" % (n, b"x" * 1000) for n in range(40)))
+
+    status, error = refusal(rest(client))
+
+    assert (status, "larger than 16384" in error["message"]) == (400, True)
+    assert time.monotonic() - begun < 8  # head_s is 10
+
+
 @pytest.mark.parametrize("more", [[], ["Expect: 100-continue"]], ids=["", "expecting"])
 def test_terabyte_is_refused_before_it_comes(house, more):
     """A Content-Length of 10^12 is 413 at once, and a client that waits for 100 Continue is not told to go on."""

@@ -45,7 +45,7 @@ def descriptors(gateway: Gateway) -> int:
 
 
 def connections(gateway: Gateway) -> int:
-    """Those to the public port that the kernel still keeps something for: neither listening nor waiting out its time."""
+    """Those to the public port that the kernel keeps something for: neither listening nor waiting out its time."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(row[1].endswith(f":{gateway.port:04X}") and row[3] not in ("0A", "06") for row in rows)
 
@@ -188,6 +188,18 @@ def test_flood_behind_a_stream_costs_no_memory_and_hides_no_hang_up(start_gatewa
     assert fact["ending"] == "client_left"
 
 
+def test_large_request_in_the_same_packet_hides_no_hang_up(start_gateway, house):
+    """What came with a request, and is not answered, does not keep its client's end from being seen."""
+    gateway = start_gateway([house.active.url])
+    client = connect(gateway)
+    client.sendall(post(chat(order(tokens=400, ttft_s=9))) + head("Content-Length: 9999999") + b"x" * MIB)
+    until(lambda: gateway.metric("holdfast_requests_in_flight") == 1)
+
+    client.close()
+
+    until(lambda: quiet(gateway), 6)
+
+
 @pytest.mark.parametrize("how", ["drips", "stops", "never ends a chunk"])
 def test_slow_body_is_408(start_gateway, house, how):
     """A body has body_s to come whole, however it is slow."""
@@ -293,6 +305,20 @@ def test_slow_heads_are_all_closed(start_gateway, house):
     assert sum(answer.startswith(b"HTTP/1.1 408") for answer in answers.values()) > 90
     assert said(next(filter(None, answers.values())))["code"] == "invalid_request"
     assert gateway.get("/health")[0] == 200
+
+
+def test_head_that_stops_is_closed(start_gateway, house):
+    """One packet of a head and then nothing: head_s counts, although no second packet ever tells the time."""
+    gateway = start_gateway([house.active.url], timeouts={"head_s": 1})
+    fresh, used = connect(gateway), connect(gateway)
+    used.sendall(HEALTH)
+    until_has(used, b"}")
+    time.sleep(0.1)
+    for client in (fresh, used):
+        client.sendall(head()[:40])
+
+    for client in (fresh, used):
+        assert said(rest(client))["message"].endswith("within 1 s.")
 
 
 def test_idle_connections_are_closed(start_gateway, house):

@@ -1,8 +1,10 @@
 """The HTTP client to vLLM, against small servers on loopback that do as each test says."""
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +12,7 @@ from gateway.stream.leg import Target, UpstreamLimits
 from gateway.stream.leg_end import Cause
 from gateway.stream.upstream import Upstream
 
+LOOP = ("create_task", "create_future", "call_later", "time")  # what the client uses of an event loop
 LIMITS = {"connect_s": 2.0, "first_token_s": 5.0, "between_tokens_s": 5.0}
 SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 EVENT = b'f\r\ndata: {"a":1}\n\n\r\n'
@@ -123,9 +126,9 @@ async def test_a_request_is_written_with_its_key_and_headers():
     ]
 
 
-@pytest.mark.parametrize("value", ["a\r\nx: y", "a\nx: y", "a\rb", "\u4e2d"])
+@pytest.mark.parametrize("value", ["a\r\nx: y", "a\nx: y", "a\rb", "a\0b", "a\x7f", "\u4e2d"])
 async def test_a_header_that_cannot_be_one_is_refused(value):
-    """A line break in a header, or what is not latin-1, is never written, and no leg is left behind."""
+    """A control character in a header, or what is not latin-1, is never written, and no leg is left behind."""
     async with serving(always(plain())) as (server, upstream, target):
         with pytest.raises(ValueError):  # noqa: PT011  two kinds of it
             upstream.open(target, "/", b"", headers=(("x", value),))
@@ -156,6 +159,20 @@ async def test_no_more_connections_are_kept_than_allowed():
         await asyncio.gather(*(upstream.fetch(target, "/") for _ in range(3)))
 
         assert (server.connections, len(upstream._idle["one"])) == (3, 1)
+
+
+async def test_connections_that_idle_too_long_are_closed():
+    """Those that a burst has left behind do not stay open for as long as others are used."""
+    async with serving(always(plain()), idle_s=4) as (server, upstream, target):
+        await asyncio.gather(*(upstream.fetch(target, "/") for _ in range(3)))
+        oldest, older, last = upstream._idle["one"]
+        oldest.idle_since -= 5
+        older.idle_since -= 5
+
+        await upstream.fetch(target, "/")
+
+        assert list(upstream._idle["one"]) == [last]
+        assert server.connections == 3
 
 
 async def test_a_connection_that_idled_too_long_is_not_used_again():
@@ -258,6 +275,38 @@ async def test_a_connection_whose_answer_was_not_read_is_closed():
         assert upstream._idle == {}
 
 
+LEFT = {
+    "two answers": plain() + plain(),
+    "bytes after the end": SSE + EVENT + END + b"x",
+    "a chunk that is none": SSE + EVENT + b"zz\r\n",
+    "an upgrade": b"HTTP/1.1 101 Switching\r\nconnection: upgrade\r\nupgrade: x\r\n\r\nxx",
+    "connection: close": plain(more=b"connection: close\r\n"),
+    "HTTP/1.0": plain().replace(b"1.1", b"1.0"),
+    "a wrong kind of answer, unfinished": plain(b"{}", b"302 No").replace(b"length: 2", b"length: 3"),
+    "an event too long": SSE + b"ff\r\n" + b"x" * 255 + b"\r\n" + END,
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+async def test_no_connection_is_used_again_after(name):
+    """A cut, a protocol error, a server that closes, an answer that was not read: the next request has its own."""
+
+    async def handle(server, reader, writer):
+        await server.request(reader)
+        writer.write(LEFT[name] if server.connections == 1 else plain(b"fresh"))
+        if name.endswith("unfinished"):
+            await settled()
+            return
+        await server.until_left(reader)
+
+    async with serving(handle, event_bytes=200) as (server, upstream, target):
+        await upstream.open(target, "/", b"{}", Receiver()).ended
+        await settled()
+        end = await upstream.fetch(target, "/")
+
+        assert (end.body, server.connections) == (b"fresh", 2)
+
+
 async def test_bytes_that_nobody_asked_for_close_an_idle_connection():
     """A server that talks on a kept connection is not asked on it again."""
 
@@ -341,6 +390,87 @@ async def test_a_server_that_does_not_speak_http_as_expected_is_left(answer):
         assert not upstream._idle.get("one")
 
 
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [OK + b"x: a\nb: c", OK + b"x: a\rb", OK + b"x: a\0b", OK + b"x\0: b", OK + b" x: y", OK + b"x : y", OK + b"x",
+     OK + b"content-length: 2\r\ncontent-length: 3", OK + b"content-length: -1", OK + b"content-length: 1" + b"0" * 30,
+     OK + b"content-length: 2\r\ntransfer-encoding: chunked", b"HTTP/1.1 200 OK\nx: y\n",
+     b"HTTP/1.1 2000 OK", b"HTTP/1.1 -20 OK", b"HTTP/1.1 OK", b"HTTP/2.0 200 OK", b"HTTP/0.9 200 OK", b"ICY 200 OK",
+     b"\x16\x03\x01\0\0", b"SSH-2.0-x"],
+)  # fmt: skip
+async def test_a_head_that_is_none_is_left(head):
+    """Bare or stray line breaks, NUL, folded lines, ambiguous lengths and odd status lines are no answer."""
+    async with serving(always(head + b"\r\n\r\n")) as (server, upstream, target):
+        async with asyncio.timeout(10):
+            end = await upstream.open(target, "/", b"{}").ended
+            await server.closed.wait()
+
+        assert end.cause is Cause.PROTOCOL
+        assert not upstream._idle.get("one")
+
+
+async def test_answers_that_are_announced_are_waited_for():
+    """100 and 103 before the answer are read past, and the connection is kept."""
+    early = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n"
+    async with serving(always(early + SSE + EVENT + END)) as (server, upstream, target):
+        for _ in range(2):
+            receiver = Receiver()
+            end = await upstream.open(target, "/", b"{}", receiver).ended
+            assert (end.cause, end.status, len(receiver.got)) == (Cause.DONE, 200, 1)
+
+        assert server.connections == 1
+
+
+async def test_an_http_1_0_answer_without_a_length_is_broken():
+    """What ends with its connection cannot be told from what was cut."""
+    answer = b"HTTP/1.0 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: {}\n\n"
+    async with serving(always(answer, then_close=True)) as (_, upstream, target):
+        assert (await upstream.open(target, "/", b"{}", Receiver()).ended).cause is Cause.BROKEN
+
+
+ENDLESS = {
+    "announcements": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "announced headers": (b"", b"HTTP/1.1 103 Early\r\nx: y\r\n\r\n"),
+    "line breaks": (b"", b"\r\n"),
+    "a status line": (b"HTTP/1.1 200 ", b"O"),
+    "headers": (b"HTTP/1.1 200 OK\r\n", b"x: y\r\n"),
+    "a header": (b"HTTP/1.1 200 OK\r\nx: ", b"y"),
+    "a chunk's extension": (SSE + EVENT + b"f;", b"x"),
+    "a chunk's size": (SSE + EVENT, b"0"),
+    "trailers": (SSE + EVENT + b"0\r\n", b"x: y\r\n"),
+    "a trailer": (SSE + EVENT + b"0\r\nx: ", b"y"),
+}
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("pieces", [1, 1000])
+@pytest.mark.parametrize("name", ENDLESS)
+async def test_what_is_no_body_is_bounded(name, pieces, streamed):
+    """Heads and framing without an end, fast or by drips, end the leg after some kilobytes, also of a plain answer."""
+    begin, again = ENDLESS[name]
+    written = 0
+
+    async def handle(server, reader, writer):
+        nonlocal written
+        await server.request(reader)
+        writer.write(begin if streamed else begin.replace(b"text/event-stream", b"application/json"))
+        while True:
+            writer.write(again * pieces)
+            written += len(again) * pieces
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    async with serving(handle, head_bytes=2000) as (_, upstream, target):
+        async with asyncio.timeout(20):
+            end = await upstream.open(target, "/", b"{}", Receiver() if streamed else None).ended
+
+    assert end.cause is Cause.PROTOCOL
+    assert written < 16 << 20  # what sockets hold, and no more
+
+
 @pytest.mark.parametrize(
     "head",
     [b"x: " + b"y" * 5000, b"x: y\r\n" * 1000, b"x" * 5000, b"x: yyyy\r\n" * 1000 + b"content-length: 0\r\n\r\n"],
@@ -407,6 +537,20 @@ async def test_a_refused_connection_is_told():
         end = await upstream.fetch(Target("two", "127.0.0.1", port), "/")
 
     assert (end.cause, end.reached, end.silent) == (Cause.UNREACHED, False, False)
+
+
+async def test_want_of_descriptors_is_no_fault_of_the_servers(monkeypatch):
+    """A connection that cannot be made for want of something here does not tell that the server is gone."""
+    async with serving(always(plain())) as (_, upstream, target):
+
+        async def wanting(*_, **__):
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        monkeypatch.setattr(upstream, "loop", SimpleNamespace(**{name: getattr(upstream.loop, name) for name in LOOP}))
+        upstream.loop.create_connection = wanting
+        end = await upstream.open(target, "/", None).ended
+
+    assert (end.cause, end.reached) == (Cause.SILENT, True)
 
 
 async def stay_silent(server, reader, writer):
@@ -510,7 +654,7 @@ async def test_a_replica_found_dead_ends_all_its_legs_at_once():
 
         assert [leg.ended.result().cause for leg in legs] == [Cause.ABANDONED] * 4
         assert not other.ended.done()
-        assert upstream._legs["one"] == set()
+        assert not upstream._legs["one"]
 
 
 async def test_legs_that_bring_tokens_may_be_left_to_show_whether_their_server_lives():
@@ -575,7 +719,7 @@ async def test_a_caller_that_is_cancelled_closes_the_connection():
         task.cancel()
         await server.closed.wait()
 
-        assert upstream._legs["one"] == set()
+        assert not upstream._legs["one"]
         with pytest.raises(asyncio.CancelledError):
             await task
 
