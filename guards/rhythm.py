@@ -32,7 +32,11 @@ class Rhythm:
 
     def note(self, gap_s: float) -> None:
         """Take in one gap."""
-        self._now[_bucket(gap_s)] += 1
+        mantissa, power = frexp(
+            gap_s if gap_s > _LEAST_S else _LEAST_S
+        )  # gap = mantissa * 2**power
+        bucket = (power - _LOWEST - 1) * STEPS + int(mantissa * 2 * STEPS) if power <= _HIGHEST else _BUCKETS - 1
+        self._now[bucket] += 1
         self._until_weighed -= 1
         if not self._until_weighed:  # not at every gap: this is the path of every chunk
             self._weigh()
@@ -52,13 +56,6 @@ class Rhythm:
         self.patience_s = max(self._least_s, self._factor * self.quantile_s(0.999))
         if sum(self._now) >= WINDOW:
             self._before, self._now = self._now, [0] * _BUCKETS
-
-
-def _bucket(gap_s: float) -> int:
-    mantissa, power = frexp(gap_s if gap_s > _LEAST_S else _LEAST_S)  # gap = mantissa * 2**power, 0.5 <= mantissa < 1
-    if power > _HIGHEST:
-        return _BUCKETS - 1
-    return (power - _LOWEST - 1) * STEPS + int(mantissa * 2 * STEPS)
 
 
 def _upper_s(number: int) -> float:

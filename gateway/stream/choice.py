@@ -51,9 +51,10 @@ class Choice:
         """Whether the client has any text of it."""
         return self._characters > 0
 
-    def passed(self, ids: Sequence[int], text: str) -> None:
+    def passed(self, ids: Sequence[int] | None, text: str) -> None:
         """Note what the client got in the engine's own words."""
-        self.ids.extend(ids)
+        if ids:
+            self.ids.extend(ids)
         if text:
             self._characters += len(text)
             self._crc = crc32(text.encode(), self._crc)

@@ -165,7 +165,7 @@ class Leg:
         try:
             if self.streaming:
                 assert self.receiver is not None
-                raws = self._splitter.feed(b"".join(parts))
+                raws = self._splitter.feed(parts[0] if len(parts) == 1 else b"".join(parts))
                 if raws:
                     self.receiver.events(raws)
             else:

@@ -19,15 +19,14 @@ class Outbox:
     """Gathers what one event, or one read, makes, and sends it in one write. A full sink pauses every leg.
 
     parts: those that the legs feed, as they are at any time.
+    add: takes bytes in.
     """
 
     def __init__(self, sink: Sink, parts: Iterable[Fed]) -> None:
         self._sink, self._parts = sink, parts
         self._out: list[bytes] = []
+        self.add = self._out.append
         self.full = False
-
-    def add(self, data: bytes) -> None:
-        self._out.append(data)
 
     def clear(self) -> None:
         """Forget what was not sent."""
@@ -37,7 +36,7 @@ class Outbox:
         """Send what has gathered. last: nothing more will come, so nobody is paused for it."""
         if not self._out:
             return
-        data = b"".join(self._out)
+        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
         self._out.clear()
         if self._sink.write(data) or last:
             return

@@ -1,6 +1,7 @@
 """One leg's part of a stream."""
 
 from collections.abc import Callable
+from functools import partial
 
 from gateway.stream.seams import Ask, LegControl
 
@@ -10,9 +11,9 @@ EARLY_EVENTS_MAX = 64  # of a leg that races and has not brought a token yet: ro
 class Part:
     """What one leg delivers to a relay.
 
-    take: takes in complete events of the leg, in order.
-    ask: what the leg was asked for.
+    events: takes in complete events of the leg, in order.
     choices: the client's numbers of its choices.
+    again, words: see Ask.
     on_win: called when it brings the next token before the leg that it races; None for a leg that races nobody.
     early: its events so far, while it races and has brought no token; None when its events count.
     waiting: events that a lease must cover first; None while nothing waits.
@@ -21,13 +22,13 @@ class Part:
     loss: why what it sends is not trusted any more.
     """
 
-    __slots__ = ("_take", "ask", "behind", "choices", "early", "heard", "leg", "loss", "on_win", "waiting")
+    __slots__ = ("again", "behind", "choices", "early", "events", "heard", "leg", "loss", "on_win", "waiting", "words")
 
     def __init__(
         self, take: Callable[["Part", list[bytes]], None], ask: Ask, on_win: Callable[[], None] | None = None
     ) -> None:
-        self._take, self.ask, self.on_win = take, ask, on_win
-        self.choices = ask.choices
+        self.events = partial(take, self)
+        self.choices, self.again, self.words, self.on_win = ask.choices, ask.again, ask.words, on_win
         self.leg: LegControl | None = None
         self.early: list[bytes] | None = None if on_win is None else []
         self.waiting: list[bytes] | None = None
@@ -49,10 +50,6 @@ class Part:
     def receiver(self) -> "Part":
         """Who takes in the leg's events."""
         return self
-
-    def events(self, raws: list[bytes]) -> None:
-        """Take in complete events of the leg, in order."""
-        self._take(self, raws)
 
     def lose(self, detail: str) -> None:
         """Give the leg up: what it sends is not to be trusted."""

@@ -75,12 +75,12 @@ class Races:
             telling.pace.lost(part.choices)
         else:
             telling.restart()
-        self.recomputed += part.ask.again
+        self.recomputed += part.again
         for number in part.choices:
             choice = telling.choices[number]
             choice.owner, choice.rival = part, None
-            if part.ask.words is not None:
-                choice.adopt(part.ask.words)
+            if part.words is not None:
+                choice.adopt(part.words)
         for loser in outrun:
             if loser is not None and not self._unfinished(loser):
                 loser.close()
@@ -90,9 +90,9 @@ class Races:
 
     def withdraw(self, part: Part) -> None:
         """A race was lost, or given up: what its server computed was for nothing."""
-        self.hedged += part.ask.again
-        if part.ask.words is not None:
-            part.ask.words.decoder.close()
+        self.hedged += part.again
+        if part.words is not None:
+            part.words.decoder.close()
         for choice in self._telling.choices:
             if choice.rival is part:
                 choice.rival = None

@@ -14,13 +14,13 @@ from gateway.stream.leg_end import REQUEST_AT_FAULT, LegEnd
 from gateway.stream.outbox import Outbox
 from gateway.stream.pace import Pace
 from gateway.stream.part import Part
-from gateway.stream.races import Races, understood
+from gateway.stream.races import Races
 from gateway.stream.refusals import given_up, refusal
 from gateway.stream.seams import Ask, Lease, Sink, Terms
 from gateway.stream.sse import DONE
 from gateway.stream.telling import Telling
 from gateway.stream.text import Piece, TextLost
-from gateway.stream.wire import ChunkChoice, UpstreamError
+from gateway.stream.wire import Chunk, ChunkChoice, UpstreamError, read
 from gateway.stream.wording import BUDGET_STOP
 from guards.budget import Verdict
 from guards.refusal import Ending, Reason, Refused
@@ -218,17 +218,14 @@ class Relay:
         if raw == DONE:
             self._finish_if_told()  # [DONE] proves nothing by itself: vLLM also writes it after errors
             return True
-        chunk = understood(part, raw)
-        if chunk is None:
-            return True
-        if chunk.error is not None:
-            self._upstream_error(part, chunk.error)
-            return True
-        if not chunk.choices:
-            if chunk.usage is not None:
-                telling.usage(raw)
+        chunk = read(raw)
+        if chunk is None or chunk.error is not None or not chunk.choices:
+            self._apart(part, raw, chunk)
             return True
         said = chunk.choices[0]
+        if len(chunk.choices) != 1 or not 0 <= said.index < len(part.choices):
+            part.lose("the server sent a choice that was not asked for")
+            return True
         choice = telling.choices[part.choices[said.index]]
         if choice.owner is not part:
             return True  # a faster server brings it now
@@ -238,6 +235,15 @@ class Relay:
         if telling.wording.head is None:
             telling.wording.head = chunk
         return self.ending is not None or self._choice_event(part, raw, choice, said)
+
+    def _apart(self, part: Part, raw: bytes, chunk: Chunk | None) -> None:
+        """Take in an event that brings no choice: an error, the usage, or something else."""
+        if chunk is None:
+            part.lose("the server sent what is no event of vLLM's")
+        elif chunk.error is not None:
+            self._upstream_error(part, chunk.error)
+        elif chunk.usage is not None:
+            self._telling.usage(raw)
 
     def _choice_event(self, part: Part, raw: bytes, choice: Choice, said: ChunkChoice) -> bool:
         ids = said.token_ids
@@ -256,7 +262,8 @@ class Relay:
             assert part.leg is not None
             part.leg.progress()
             part.heard += 1
-            if not self._paid(choice, len(ids), ids):
+            verdict = self.meter.spend(len(ids))
+            if verdict is not Verdict.GO and not self._paid(verdict, choice, ids):
                 return self.ending is not None
             self.pace.token(choice.index)
         elif said.content and not self._telling.may_be_apart(choice):
@@ -268,9 +275,8 @@ class Relay:
             self._reword(part, choice, said)
         return True
 
-    def _paid(self, choice: Choice, tokens: int, ids: Sequence[int]) -> bool:
-        """Count tokens against the lease, asking for more in time; where they are not covered, wait, or end here."""
-        verdict = self.meter.spend(tokens)
+    def _paid(self, verdict: Verdict, choice: Choice, ids: Sequence[int]) -> bool:
+        """Whether tokens were counted against the lease; ask for more in time, and wait or end where they were not."""
         if verdict is Verdict.GO:
             return True
         if verdict is Verdict.CUT:
@@ -284,7 +290,7 @@ class Relay:
         prompts = self._telling.prompts
         if prompts[choice.prompt] is not None:
             return True
-        if not self._paid(choice, len(ids), ()):
+        if not self._paid(self.meter.spend(len(ids)), choice, ()):
             return self.ending is not None
         prompts[choice.prompt] = ids
         if choice.decoder is not None:
@@ -415,5 +421,5 @@ class Relay:
 
     def _flush(self) -> None:
         """Give the client what has gathered, once there is a token or an end to give."""
-        if self.delivered or self.ending is not None:
+        if self.sink.started or self.delivered or self.ending is not None:
             self._out.flush(last=self.ending is not None)

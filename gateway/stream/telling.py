@@ -78,10 +78,10 @@ class Telling:
         if said.delta is not None and self.beyond is None:
             self.beyond = said.delta.beyond_text
         choice.role_sent = True
-        choice.passed(said.token_ids or (), said.content)
+        choice.passed(said.token_ids, said.content)
         choice.finish_reason = said.finish_reason
         hide = self.call.hides_reasoning and said.delta is not None and said.delta.beyond_text == "reasoning"
-        if hide or self._capped(choice):
+        if hide or (said.finish_reason is not None and self._capped(choice)):
             reason = BUDGET_STOP if self._capped(choice) else None
             raw = rewritten(raw, drop_ids=not self.call.wants_ids, stop_reason=reason, drop_reasoning=hide)
         elif not self.call.wants_ids:
