@@ -13,9 +13,11 @@ ADDRESS, FILE = "[address]", "[file]"
 
 # Documentation that vLLM and its libraries refer to. Everything else behind :// is an address.
 PUBLIC = r"(?:errors\.pydantic\.dev|docs\.vllm\.ai|docs\.pydantic\.dev|huggingface\.co|github\.com|json-schema\.org)"
-_URL = re.compile(rf"\b[a-z][a-z0-9+.-]{{0,19}}://(?!{PUBLIC}(?:[/\s\"'`)\],]|$))[^\s\"'`<>]+", re.IGNORECASE)
+_URL = re.compile(
+    rf"\b[a-z][a-z0-9+.-]{{0,19}}://(?!{PUBLIC}(?:[/\s\"'`)\],]|$))[^\s\"'`<>]*[^\s\"'`<>.,;:!?)\]}}]", re.IGNORECASE
+)
 _ROOTS = "usr|home|root|opt|var|tmp|mnt|srv|etc|proc|dev|lib|run|data|app|workspace|vllm-workspace|nfs|scratch"
-_FILE = re.compile(rf"(?<![\w./~-])~?/(?:{_ROOTS})/[\w.@+/~-]+")
+_FILE = re.compile(rf"(?<![\w./~-])~?/(?:{_ROOTS})/[\w.@+/~-]*[\w@+/~-]")
 _V6 = re.compile(r"(?<![\w:.\]])\[?([0-9a-f:.]{2,64}+)(?!\w)((?:%\w{1,15})?(?:\](?::\d{1,5})?)?)", re.IGNORECASE)
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 _V4 = re.compile(rf"(?<![\w.])(?:{_OCTET}\.){{3}}{_OCTET}(?::\d{{1,5}})?(?![\w]|\.\d)")
