@@ -1,0 +1,91 @@
+"""What a client connection keeps an eye on, seen from inside; what it does to clients is in scenarios/test_rude_*."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+
+from gateway.http.connection import ClientConnection, ClientLimits, Listener
+
+MIB = 1 << 20
+ASK = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@asynccontextmanager
+async def listening(handler, **limits):
+    """A listener on loopback; answers what connects to it."""
+    listener = Listener(handler, ClientLimits(**limits))
+    server = await asyncio.get_running_loop().create_server(listener, "127.0.0.1", 0)
+    writers = []
+
+    async def connect():
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writers.append(writer)
+        return reader, writer
+
+    try:
+        yield connect
+    finally:
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
+        await listener.shutdown(0.1)
+
+
+async def so(condition):
+    """Wait until it is."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)  # noqa: ASYNC110 - nothing tells of it
+
+
+@pytest.mark.slow
+async def test_client_that_asks_again_is_not_watched_for_its_last_answer():
+    """Unread bytes are watched when an answer is written, and no more once their client asks for the next one."""
+    watched: list[bool] = []
+    seen: list[ClientConnection] = []
+
+    async def handle(request):
+        assert isinstance(request.protocol, ClientConnection)
+        seen.append(request.protocol)
+        request.transport.set_write_buffer_limits(high=64 * MIB)
+        watched.append(request.protocol._stall is not None)
+        return web.Response(body=b"x" * 16 * MIB)
+
+    async with listening(handle) as connect:
+        reader, writer = await connect()
+        writer.transport.pause_reading()
+        writer.write(ASK)
+        await so(lambda: seen and seen[0]._stall is not None)
+        writer.transport.resume_reading()
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(16 * MIB)
+        writer.write(ASK)
+        await reader.readuntil(b"\r\n\r\n")
+
+    assert watched == [False, False]
+
+
+async def test_no_timer_outlives_a_connection():
+    """A head that is not whole, and unread bytes: their timers end with the connection, not at their time."""
+    seen: list[ClientConnection] = []
+
+    async def handle(request):
+        seen.append(request.protocol)
+        request.transport.set_write_buffer_limits(high=64 * MIB)
+        return web.Response(body=b"x" * 16 * MIB)
+
+    async with listening(handle) as connect:
+        _, writer = await connect()
+        writer.transport.pause_reading()
+        writer.write(ASK)
+        await so(lambda: seen and seen[0]._stall is not None)
+        stall = seen[0]._stall
+        writer.write(ASK[:9])
+        await so(lambda: seen[0]._head_timer is not None)
+        head_timer = seen[0]._head_timer
+        writer.transport.abort()
+        await so(lambda: seen[0].transport is None)
+
+    assert (stall._timer.cancelled(), head_timer.cancelled()) == (True, True)
