@@ -36,8 +36,8 @@ async def listening(handler, **limits):
 async def so(condition):
     """Wait until it is."""
     async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)  # noqa: ASYNC110 - nothing tells of it
+        while not condition():  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.slow

@@ -431,6 +431,26 @@ async def test_an_http_1_0_answer_without_a_length_is_broken():
         assert (await upstream.open(target, "/", b"{}", Receiver()).ended).cause is Cause.BROKEN
 
 
+async def test_framing_may_be_more_than_the_bound_where_a_body_comes_with_it():
+    """What is no body is counted from the last of the body: a long stream in small chunks is none of it."""
+
+    async def handle(server, reader, writer):
+        await server.request(reader)
+        writer.write(SSE)
+        for _ in range(60):
+            for part in (b"000f;x", b"=yyyyyyyyyyyyyyyyyyyyyyy\r\n", EVENT[3:]):
+                writer.write(part)
+                await asyncio.sleep(0.0005)
+        writer.write(END)
+        await server.until_left(reader)
+
+    async with serving(handle, head_bytes=200) as (_, upstream, target):
+        receiver = Receiver()
+        end = await upstream.open(target, "/", b"{}", receiver).ended
+
+    assert (end.cause, len(receiver.got)) == (Cause.DONE, 60)
+
+
 ENDLESS = {
     "announcements": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
     "announced headers": (b"", b"HTTP/1.1 103 Early\r\nx: y\r\n\r\n"),
