@@ -29,7 +29,7 @@ IDS = re.compile(rb'"((?:prompt_)?token_ids)":\[([0-9,]+)\]')
 REST_S = 0.02  # after a refusal
 ANSWER_S_MAX = 60.0
 PROMPT_TOKENS_MAX = 200  # of what the crowd asks
-BUDGET_MIN, BUDGET_MAX = 150, 2000  # a part of one answer, to a handful of them
+BUDGET_MIN, BUDGET_MAX = 150, 4000  # a part of one answer, to a handful of them
 
 
 @dataclass
@@ -133,7 +133,7 @@ class Crowd:
             answer = await self._ask(account)
             if answer is None:
                 return
-            if answer.status != 200:
+            if answer.status > 200:
                 self.refused += 1
                 account.spent_up |= answer.status == 402
                 await asyncio.sleep(REST_S)

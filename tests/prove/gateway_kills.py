@@ -16,8 +16,8 @@ from tests.prove.state import SEED, STATE, keep, provenance, quantile, results, 
 NAME = "gateway-kills"
 KILLS = 200
 CLIENTS = 400
-FRESH = 150  # accounts with something left, at the beginning of a round
-KILL_S_MAX = 2.5
+FRESH = 200  # accounts with something left, at the beginning of a round
+KILL_S_MAX = 3.0
 KEPT_EVERY = 10  # rounds
 SPENT_UP_EVERY = 5  # rounds
 
@@ -77,13 +77,8 @@ async def killed(gateway: Gateway, fresh: list[Account], rng: random.Random) -> 
     open_streams = crowd.open
     gateway.kill()
     await running
-    return {
-        "on": provenance(),
-        "after_s": after_s,
-        "open": open_streams,
-        "asked": crowd.asked,
-        "refused": crowd.refused,
-    }
+    one = {"on": provenance(), "after_s": after_s, "open": open_streams, "asked": crowd.asked}
+    return one | {"refused": crowd.refused, "wrong": crowd.stuck}
 
 
 async def spent_up(gateway: Gateway, account: Account) -> list[str]:
