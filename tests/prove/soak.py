@@ -52,7 +52,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "big_event": {"at": 3, "bytes": 200_000},
 }
 # total_s also ends plain answers that never come: their silence tells nothing.
-TIMEOUTS = {"first_token_s": 3, "between_tokens_s": 2, "probe_every_s": 0.5, "client_stall_s": 3, "total_s": 12}
+TIMEOUTS = {"first_token_s": 3, "between_tokens_s": 2, "probe_every_s": 0.5, "client_stall_s": 3, "total_s": 6}
 
 
 class SlowAnswer(Answer):

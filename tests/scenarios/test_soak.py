@@ -1,0 +1,18 @@
+"""The soak of `make prove`, in small: after half a minute of trouble everything is back where it was."""
+
+import pytest
+
+from tests.prove import soak
+
+SOAK_S = 15.0
+
+
+@pytest.mark.slow
+async def test_after_trouble_everything_is_back_where_it_was(tmp_path):
+    """Cuts, stalls, errors, hang-ups, slow readers, servers killed and frozen; then quiet, and nothing is left."""
+    done = await soak.soak(tmp_path, SOAK_S)
+
+    assert [what for what, back in soak.leaks(done).items() if not back] == [], done["wrong"][:5]
+    assert done["asked"] > 200
+    assert len(done["endings"]) > 2
+    assert done["kills"] + done["freezes"] > 2
