@@ -29,10 +29,15 @@ def again(gateway: Gateway, stub) -> Gateway:
     return Gateway(gateway.folder, [stub.url])
 
 
-def sound(gateway: Gateway, known: list[Account], numbers: Numbers) -> None:
-    """All that must be so after any death."""
+async def sound(gateway: Gateway, known: list[Account]) -> None:
+    """All that must be so after any death; then what is left of an account can be spent, and the journal goes on."""
+    numbers = Numbers(gateway.data / "journal.jsonl")
     assert wrong(gateway, known) == []
     assert numbers.holes() == []
+    await spend_up(gateway, known[0])
+    assert gateway.stop() == 0
+    assert numbers.holes() == []
+    assert gateway.faults() == []
 
 
 async def test_kills_at_random_moments(tmp_path, house):
@@ -83,8 +88,7 @@ async def test_kills_at_a_chosen_point(tmp_path, house, point):
 
     with gateway:
         assert died_of == -signal.SIGKILL
-        sound(gateway, known, Numbers(gateway.data / "journal.jsonl"))
-        await spend_up(gateway, known[0])
+        await sound(gateway, known)
 
 
 async def test_kill_between_the_hold_and_the_first_token(tmp_path, house):
@@ -100,8 +104,7 @@ async def test_kill_between_the_hold_and_the_first_token(tmp_path, house):
 
     with gateway:
         assert (gateway.balance(account.secret).spent, gateway.balance(account.secret).held) == (held, 0)
-        sound(gateway, [account], Numbers(gateway.data / "journal.jsonl"))
-        await spend_up(gateway, account)
+        await sound(gateway, [account])
 
 
 async def test_kill_during_the_drain(tmp_path, house):
@@ -120,8 +123,7 @@ async def test_kill_during_the_drain(tmp_path, house):
     gateway = await asyncio.to_thread(again, gateway, house.active)
 
     with gateway:
-        sound(gateway, known, Numbers(gateway.data / "journal.jsonl"))
-        await spend_up(gateway, known[0])
+        await sound(gateway, known)
 
 
 MAKER = """
