@@ -121,9 +121,9 @@ class Edge:
             raise Refused(Reason.OVERLOADED, "Too many requests are in flight here.", retry_after_s=RETRY_WHEN_FULL_S)
         self.in_flight += 1
         try:
-            body = await self._body(request)
+            # No name for the body: what is only needed to be parsed is not kept for as long as the answer takes.
+            call = Call(Endpoint(request.path), await self._body(request), request_id, self._bounds)
             received_at = self._flow.clock()  # the client's own time to send is not ours
-            call = Call(Endpoint(request.path), body, request_id, self._bounds)
             if not self._fleet.knows(call.model):
                 raise self._no_model(call.model)
             if (salt := self._salt(tenant)) is not None:

@@ -12,6 +12,7 @@ from gateway.stream.leg import Target, UpstreamLimits
 from gateway.stream.leg_end import Cause
 from gateway.stream.upstream import Upstream
 
+TEST_S_MAX = 30
 LOOP = ("create_task", "create_future", "call_later", "time")  # what the client uses of an event loop
 LIMITS = {"connect_s": 2.0, "first_token_s": 5.0, "between_tokens_s": 5.0}
 SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -63,13 +64,14 @@ class Server:
 
 @asynccontextmanager
 async def serving(handler: Handler, key: str | None = None, **limits: float):
-    """A server, a client, and the target between them."""
+    """A server, a client, and the target between them. Whoever waits in vain in it fails."""
     server = Server(handler)
     listener = await asyncio.start_server(server.connected, "127.0.0.1", 0)
     server.port = listener.sockets[0].getsockname()[1]
     upstream = Upstream(UpstreamLimits(**LIMITS | limits))
     try:
-        yield server, upstream, Target("one", "127.0.0.1", server.port, key=key)
+        async with asyncio.timeout(TEST_S_MAX):
+            yield server, upstream, Target("one", "127.0.0.1", server.port, key=key)
     finally:
         await upstream.close()
         listener.close()
@@ -404,9 +406,8 @@ OK = b"HTTP/1.1 200 OK\r\n"
 async def test_a_head_that_is_none_is_left(head):
     """Bare or stray line breaks, NUL, folded lines, ambiguous lengths and odd status lines are no answer."""
     async with serving(always(head + b"\r\n\r\n")) as (server, upstream, target):
-        async with asyncio.timeout(10):
-            end = await upstream.open(target, "/", b"{}").ended
-            await server.closed.wait()
+        end = await upstream.open(target, "/", b"{}").ended
+        await server.closed.wait()
 
         assert end.cause is Cause.PROTOCOL
         assert not upstream._idle.get("one")
@@ -484,8 +485,7 @@ async def test_what_is_no_body_is_bounded(name, pieces, streamed):
             await asyncio.sleep(0)
 
     async with serving(handle, head_bytes=2000) as (_, upstream, target):
-        async with asyncio.timeout(20):
-            end = await upstream.open(target, "/", b"{}", Receiver() if streamed else None).ended
+        end = await upstream.open(target, "/", b"{}", Receiver() if streamed else None).ended
 
     assert end.cause is Cause.PROTOCOL
     assert written < 16 << 20  # what sockets hold, and no more
