@@ -28,6 +28,7 @@ from tests.scenarios.asking import (
 pytestmark = pytest.mark.slow
 
 LONG_S = 60  # no test waits for it
+LATE_S = 4.0  # longer than an end that waits for nobody
 QUICK_S = 15.0  # generous on a starved machine, and far below LONG_S
 
 
@@ -186,17 +187,20 @@ async def test_a_slow_reader_gets_the_rest_within_the_deadline(start_gateway, ho
     handle = await unread_stream(gateway, key, chat(order(tokens=4000, per_chunk=4), n=8))
 
     gateway.terminate()
-    await asyncio.sleep(0.5)
-    got = await asyncio.to_thread(read_all, handle)
+    got = await asyncio.to_thread(read_late, gateway, handle)
     status, _ = await asyncio.to_thread(ended, gateway)
 
     assert status == 0
     assert got.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
 
 
-def read_all(handle: socket.socket) -> bytes:
+def read_late(gateway: Gateway, handle: socket.socket) -> bytes:
+    """Read until the gateway has done its part, then nothing for a while, then the rest."""
     handle.settimeout(LONG_S)
     got = b""
+    while not any(fact["kind"] == "request.settled" for fact in gateway.journal()):
+        got += handle.recv(1 << 16)
+    time.sleep(LATE_S)
     while data := handle.recv(1 << 16):
         got += data
     handle.close()
