@@ -51,13 +51,14 @@ class ClientLimits:
 class ClientConnection(RequestHandler):
     """One client connection. A client that closes its sending side has hung up, whatever it would still read."""
 
-    __slots__ = ("_body", "_head_bytes", "_head_timer", "_limits", "_stall", "on_room")
+    __slots__ = ("_body", "_head_bytes", "_head_timer", "_limits", "_stall", "full", "on_room")
 
     def __init__(
         self, manager: "Listener", limits: ClientLimits, *, loop: asyncio.AbstractEventLoop, **options: Any
     ) -> None:
         super().__init__(manager, loop=loop, **options)
         self.on_room: Callable[[], None] | None = None
+        self.full = False  # its client has to read first
         self._limits = limits
         self._body: StreamReader = EMPTY_PAYLOAD  # of the latest request
         self._head_bytes = 0  # of a head that is not whole yet
@@ -123,11 +124,13 @@ class ClientConnection(RequestHandler):
     def pause_writing(self) -> None:
         """The client reads more slowly than it is written to: from now on it must show that it reads at all."""
         super().pause_writing()
+        self.full = True
         self._watch_reading()
 
     def resume_writing(self) -> None:
         """The client has read enough that more may be written."""
         super().resume_writing()
+        self.full = False
         self._unwatch_reading()
         then, self.on_room = self.on_room, None
         if then is not None:

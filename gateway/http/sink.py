@@ -51,7 +51,7 @@ class ClientSink:
             transport.set_write_buffer_limits(high=self._buffer_bytes_max)
             framed = self._head(STREAM, "transfer-encoding: chunked\r\n" if self._chunked else "") + framed
         transport.write(framed)
-        return not self._connection.writing_paused
+        return not self._connection.full
 
     def on_room(self, then: Callable[[], None]) -> None:
         """Call `then` once when the client has caught up; its connection ends where it stops reading altogether."""

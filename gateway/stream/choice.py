@@ -23,6 +23,7 @@ class Choice:
 
     index, prompt: the client's number of the choice, and of the prompt it answers.
     ids: every token delivered.
+    characters, crc: how much text was passed on in the engine's own words, and its checksum.
     finish_reason: set once the engine (or a stop string found here) ended it.
     transcript: set once the gateway words this choice itself; before, the engine's bytes are passed on.
     owner: the part of the leg whose tokens are delivered; None when it was lost.
@@ -30,7 +31,7 @@ class Choice:
     """
 
     __slots__ = (
-        "_characters", "_crc", "decoder", "finish_reason", "ids", "index", "owner", "prompt", "rival", "role_sent",
+        "characters", "crc", "decoder", "finish_reason", "ids", "index", "owner", "prompt", "rival", "role_sent",
         "transcript",
     )  # fmt: skip
 
@@ -43,21 +44,13 @@ class Choice:
         self.decoder: Decoder | None = None
         self.owner: Part | None = None
         self.rival: Part | None = None
-        self._characters = 0
-        self._crc = 0
+        self.characters = 0
+        self.crc = 0
 
     @property
     def begun(self) -> bool:
         """Whether the client has any text of it."""
-        return self._characters > 0
-
-    def passed(self, ids: Sequence[int] | None, text: str) -> None:
-        """Note what the client got in the engine's own words."""
-        if ids:
-            self.ids.extend(ids)
-        if text:
-            self._characters += len(text)
-            self._crc = crc32(text.encode(), self._crc)
+        return self.characters > 0
 
     async def words(self, decoder: Decoder, transcript: Transcript, prompt: Sequence[int]) -> Words:
         """Rebuild the text of the choice from its ids, so that it can go on.
@@ -66,7 +59,7 @@ class Choice:
         than the ids shaped it (a parser, another tokenizer), and going on would garble it.
         """
         transcript.add(await decoder.adopt(prompt, self.ids))
-        if crc32(transcript.skip(self._characters).encode(), 0) != self._crc:
+        if crc32(transcript.skip(self.characters).encode(), 0) != self.crc:
             raise TextLost("the text sent so far is not what its tokens decode to")
         return Words(decoder, transcript)
 

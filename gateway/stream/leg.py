@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.stream.leg_end import Cause, LegEnd
-from gateway.stream.sse import EventSplitter, EventTooLong
+from gateway.stream.sse import DATA, END, EventSplitter, EventTooLong
 
 
 class Receiver(Protocol):
@@ -165,8 +165,10 @@ class Leg:
         try:
             if self.streaming:
                 assert self.receiver is not None
-                raws = self._splitter.feed(parts[0] if len(parts) == 1 else b"".join(parts))
-                if raws:
+                data = parts[0] if len(parts) == 1 else b"".join(parts)
+                if data.startswith(DATA) and data.find(END) == len(data) - 2 and not self._splitter.partial:
+                    self.receiver.events([data[:-2]])  # the usual read is one event
+                elif raws := self._splitter.feed(data):
                     self.receiver.events(raws)
             else:
                 self._gather(parts)

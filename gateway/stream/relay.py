@@ -4,6 +4,7 @@ No I/O and no tasks of its own: a leg pushes events in, the meter counts tokens,
 sink. What the client is told is `telling`'s.
 """
 
+from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -210,53 +211,34 @@ class Relay:
                 assert part.leg is not None
                 part.leg.pause()
                 break
-        self._flush()
+        if self.sink.started or self.delivered or self.ending is not None:  # as _flush does
+            self._out.flush(last=self.ending is not None)
 
     def _event(self, part: Part, raw: bytes) -> bool:
-        """Take in one event; False when no lease covers it yet, and then it can be taken in again."""
-        telling = self._telling
-        if raw == DONE:
-            self._finish_if_told()  # [DONE] proves nothing by itself: vLLM also writes it after errors
-            return True
+        """Take in one event; False when no lease covers it yet, and then it can be taken in again.
+
+        The path of every chunk: long, and with few calls, each of which costs as much as the work it does.
+        """
         chunk = read(raw)
         if chunk is None or chunk.error is not None or not chunk.choices:
             self._apart(part, raw, chunk)
             return True
-        said = chunk.choices[0]
+        telling, said = self._telling, chunk.choices[0]
         if len(chunk.choices) != 1 or not 0 <= said.index < len(part.choices):
             part.lose("the server sent a choice that was not asked for")
             return True
-        choice = telling.choices[part.choices[said.index]]
-        if choice.owner is not part:
-            return True  # a faster server brings it now
+        choice, ids = telling.choices[part.choices[said.index]], said.token_ids
+        if choice.owner is not part or choice.finish_reason is not None:
+            return True  # a faster server brings it now, or a stop string found here ended it: that costs nothing
         prompt = chunk.prompt_token_ids or said.prompt_token_ids
         if prompt is not None and not self._charge_prompt(choice, prompt):
-            return False
+            return self.ending is not None
         if telling.wording.head is None:
-            telling.wording.head = chunk
-        return self.ending is not None or self._choice_event(part, raw, choice, said)
-
-    def _apart(self, part: Part, raw: bytes, chunk: Chunk | None) -> None:
-        """Take in an event that brings no choice: an error, the usage, or something else."""
-        if chunk is None:
-            part.lose("the server sent what is no event of vLLM's")
-        elif chunk.error is not None:
-            self._upstream_error(part, chunk.error)
-        elif chunk.usage is not None:
-            self._telling.usage(raw)
-
-    def _choice_event(self, part: Part, raw: bytes, choice: Choice, said: ChunkChoice) -> bool:
-        ids = said.token_ids
-        if choice.finish_reason is not None:
-            return True  # a stop string found here ended it; what its server said until it noticed costs nothing
-        if said.finish_reason == "abort":
-            part.lose("the server aborted the request")
+            telling.wording.head = Chunk(id=chunk.id, created=chunk.created, model=chunk.model)  # not its prompt's ids
+        if (said.finish_reason is not None or choice.rival is not None) and self._ended_or_won(part, choice, said):
             return True
-        if choice.rival is not None and (ids or said.finish_reason):
-            choice.rival.close()  # its server was not silent for good
-            choice.rival = None
         if ids:
-            if self._telling.prompts[choice.prompt] is None:
+            if telling.prompts[choice.prompt] is None:
                 part.lose("the server sent tokens without their prompt's ids")
                 return True
             assert part.leg is not None
@@ -266,14 +248,35 @@ class Relay:
             if verdict is not Verdict.GO and not self._paid(verdict, choice, ids):
                 return self.ending is not None
             self.pace.token(choice.index)
-        elif said.content and not self._telling.may_be_apart(choice):
+        elif said.content and not telling.may_be_apart(choice):
             part.lose("the server sent text without its token ids")
             return True
         if choice.transcript is None:
-            self._telling.pass_on(raw, choice, said)
+            telling.pass_on(raw, choice, said)
         else:
             self._reword(part, choice, said)
         return True
+
+    def _ended_or_won(self, part: Part, choice: Choice, said: ChunkChoice) -> bool:
+        """Whether a choice was aborted; if not, a rival has lost, for its server was not silent for good."""
+        if said.finish_reason == "abort":
+            part.lose("the server aborted the request")
+            return True
+        if choice.rival is not None and (said.token_ids or said.finish_reason):
+            choice.rival.close()
+            choice.rival = None
+        return False
+
+    def _apart(self, part: Part, raw: bytes, chunk: Chunk | None) -> None:
+        """Take in an event that brings no choice: an error, the usage, the end, or something else."""
+        if raw == DONE:
+            self._finish_if_told()  # it proves nothing by itself: vLLM also writes it after errors
+        elif chunk is None:
+            part.lose("the server sent what is no event of vLLM's")
+        elif chunk.error is not None:
+            self._upstream_error(part, chunk.error)
+        elif chunk.usage is not None:
+            self._telling.usage(raw)
 
     def _paid(self, verdict: Verdict, choice: Choice, ids: Sequence[int]) -> bool:
         """Whether tokens were counted against the lease; ask for more in time, and wait or end where they were not."""
@@ -291,8 +294,8 @@ class Relay:
         if prompts[choice.prompt] is not None:
             return True
         if not self._paid(self.meter.spend(len(ids)), choice, ()):
-            return self.ending is not None
-        prompts[choice.prompt] = ids
+            return False
+        prompts[choice.prompt] = array("I", ids)  # kept as long as the stream: a list takes ten times as much
         if choice.decoder is not None:
             choice.decoder.prime(ids)
         return True

@@ -13,13 +13,14 @@ class EventSplitter:
     """Cut a stream of bytes into complete events; a partial one waits for the rest.
 
     event_bytes_max: the longest event that is waited for.
+    partial: what there is of an event that is not whole; joined once it is.
     """
 
-    __slots__ = ("_parts", "_size", "event_bytes_max")
+    __slots__ = ("_size", "event_bytes_max", "partial")
 
     def __init__(self, event_bytes_max: int) -> None:
         self.event_bytes_max = event_bytes_max
-        self._parts: list[bytes] = []  # of the partial event: joined once it is whole
+        self.partial: list[bytes] = []
         self._size = 0
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -29,17 +30,14 @@ class EventSplitter:
         event after a comment crashes clients (theopenco/llmgateway#2334).
         Raises EventTooLong.
         """
-        if not self._parts and data.find(END) == len(data) - 2 >= 0:  # the usual case: one read, one event
-            event = data[:-2].lstrip(b"\n")  # an empty line too many may stand before it
-            return [event] if event.startswith(DATA) else []
-        ends = END in data or (data[:1] == b"\n" and self._parts and self._parts[-1].endswith(b"\n"))
+        ends = END in data or (data[:1] == b"\n" and self.partial and self.partial[-1].endswith(b"\n"))
         if data:
-            self._parts.append(data)
+            self.partial.append(data)
             self._size += len(data)
         events: list[bytes] = []
         if ends:
-            *events, rest = b"".join(self._parts).split(END)
-            self._parts, self._size = [rest] if rest else [], len(rest)
+            *events, rest = b"".join(self.partial).split(END)
+            self.partial, self._size = [rest] if rest else [], len(rest)
         if self._size > self.event_bytes_max:
             raise EventTooLong
         events = [event.lstrip(b"\n") for event in events]  # more empty lines than one say nothing

@@ -4,6 +4,7 @@ While the first leg lives its bytes are passed on; afterwards all is worded here
 budget is known here.
 """
 
+from binascii import crc32
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,12 +76,17 @@ class Telling:
 
     def pass_on(self, raw: bytes, choice: Choice, said: ChunkChoice) -> None:
         """Forward the engine's bytes, less what only the gateway asked for."""
-        if said.delta is not None and self.beyond is None:
-            self.beyond = said.delta.beyond_text
+        delta = said.delta
+        if delta is not None and self.beyond is None:
+            self.beyond = delta.beyond_text
         choice.role_sent = True
-        choice.passed(said.token_ids, said.content)
+        if said.token_ids:
+            choice.ids.extend(said.token_ids)
+        if text := said.text if delta is None else delta.content:
+            choice.characters += len(text)
+            choice.crc = crc32(text.encode(), choice.crc)
         choice.finish_reason = said.finish_reason
-        hide = self.call.hides_reasoning and said.delta is not None and said.delta.beyond_text == "reasoning"
+        hide = self.call.hides_reasoning and delta is not None and delta.beyond_text == "reasoning"
         if hide or (said.finish_reason is not None and self._capped(choice)):
             reason = BUDGET_STOP if self._capped(choice) else None
             raw = rewritten(raw, drop_ids=not self.call.wants_ids, stop_reason=reason, drop_reasoning=hide)

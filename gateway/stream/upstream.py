@@ -34,6 +34,7 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0
         self._parser: httptools.HttpResponseParser | None = None
         self._parts: list[bytes] = []
+        self.on_body = self._parts.append  # for httptools
         self._head_bytes = 0
         self._content_type = b""
         self._room = 0  # bytes that may still come before some of the body must have
@@ -47,8 +48,9 @@ class Connection(asyncio.Protocol):
     def send(self, leg: Leg) -> None:
         """Begin a leg on this connection."""
         self.leg, leg.connection = leg, self
-        self._parser = httptools.HttpResponseParser(self)
         self._parts, self._head_bytes, self._content_type = [], 0, b""
+        self.on_body = self._parts.append
+        self._parser = httptools.HttpResponseParser(self)
         self._room = self._upstream.limits.head_bytes
         self._headed = self._whole = self._taken = self._heard = False
         assert self.transport is not None
@@ -89,7 +91,9 @@ class Connection(asyncio.Protocol):
             self._upstream.forget(self)  # bytes that nobody asked for
             self.abort()
             return
-        self._heard = True
+        if not self._heard:
+            self._heard = True
+            leg.request = b""  # it will not be sent again
         try:
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, Unexpected):
@@ -97,7 +101,8 @@ class Connection(asyncio.Protocol):
             leg.end(LegEnd(Cause.PROTOCOL, "the server does not speak HTTP as expected"))
             return
         if self._parts and self.leg is leg:
-            parts, self._parts = self._parts, []
+            parts = self._parts[:]
+            self._parts.clear()
             self._room = self._upstream.limits.head_bytes
             leg.data(parts)
         elif not self._whole:
@@ -146,9 +151,6 @@ class Connection(asyncio.Protocol):
         self._headed = status >= 200  # what is below only announces the answer
         if self._headed:
             self.leg.begin(status, self._content_type)
-
-    def on_body(self, body: bytes) -> None:
-        self._parts.append(body)
 
     def on_message_complete(self) -> None:
         assert self._parser is not None
