@@ -17,6 +17,9 @@ test: lint install ## lint, types and all tests, those with real vLLM servers in
 prove: install   ## the measured proofs behind the promises
 	@$(BIN)/python -m tests.prove
 
+sim: install     ## simulated worlds: make sim WORLDS=10000, or one of them step by step: make sim SEED=123
+	@$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--worlds $(or $(WORLDS),1000))
+
 bench: install   ## what the gateway costs, beside others, in some eight minutes
 	@$(BIN)/python -m loadtests.bench --json docs/evidence/performance.json --report docs/evidence/performance.md
 
@@ -28,4 +31,4 @@ lint:            ## ruff and mypy
 clean:           ## remove everything made here
 	rm -rf .venv .venv-vllm .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install demo test prove bench lint clean
+.PHONY: help install demo test prove sim bench lint clean

@@ -92,13 +92,16 @@ class Answer:
 
     def _turn(self) -> None:
         if self.over:
-            return
+            return None
         if self._server.idle or self.hushed:
             self._parked = True
-            return
+            return None
         if self._struck():
-            return
+            return None
+        if self._server.rotten:
+            return self.fail()
         self._begun()
+        self._server.prompt_tokens += self._next == 0  # read by the engine just now
         out = [self._take()]
         while self._next < len(self._pieces) and not self._tokens[self._next] and self._server.rng.random() < TOGETHER:
             out.append(self._take())  # pieces without tokens mostly go with those before them
@@ -107,6 +110,7 @@ class Answer:
             self._end()
         else:
             self._wait(self._server.pace.interval_s if self._tokens[self._next] else 0.0)
+        return None
 
     def _take(self) -> bytes:
         self._server.tokens += self._tokens[self._next]

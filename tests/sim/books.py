@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -15,6 +16,8 @@ from tests.sim.loop import SimLoop
 
 BATCH_MAX, STEPS_MAX = 256, 10_000
 EPOCH_S = 1_800_000_000.0  # what virtual time counts from, as unix seconds
+
+NO_THREADS: Any = SimpleNamespace(Thread=lambda **said: SimpleNamespace(start=lambda: None))
 
 OnCommit = Callable[[list[Ticket], list[Any]], None]
 
@@ -79,7 +82,7 @@ class SimWriter(Writer):
 
     def __init__(self, disk: Disk, loop: SimLoop, commit_s: Callable[[], float], on_commit: OnCommit) -> None:
         file: Any = disk
-        with patch("gateway.books.ledger.writer.threading.Thread"):
+        with patch("gateway.books.ledger.writer.threading", NO_THREADS):
             super().__init__(disk, file, lambda: EPOCH_S + loop.time(), STEPS_MAX, BATCH_MAX)
         self._loop, self._commit_s, self._on_commit = loop, commit_s, on_commit
         self._shelf = Tables(disk)  # what is committed, whatever the writer thinks

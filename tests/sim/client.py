@@ -39,6 +39,7 @@ class Client(FakeSink):
         self._unstopped = self._answers({name: value for name, value in self.call.body.items() if name != "stop"})
         self.seen = Seen()
         self.rest = b""
+        self.got = 0  # tokens delivered: ids, and those of the prompts that they answer
         self.read_s: list[float] = []  # when it was given something
         self.record: Any = None
         self.leased: int | None = None
@@ -96,6 +97,7 @@ class Client(FakeSink):
             for raw in raws:
                 self._take(raw)
             self._compare()
+            self.got = self.ids + self.prompt_least
         except AssertionError as wrong:
             self.world.broken(f"{self.name}: {wrong}")
         if self.writes == self.plan.leave_after:

@@ -44,9 +44,10 @@ class SimMetrics(Metrics):
         self.on_verdict(name, up, hung)
 
     @property
-    def busy(self) -> tuple[float, float]:
-        """Requests in flight, and holds."""
-        return self._in_flight._value.get(), self._holds._value.get()
+    def busy(self) -> dict[str, float | None]:
+        """What must go back to zero."""
+        names = ("holdfast_requests_in_flight", "holdfast_holds")
+        return {name: self._registry.get_sample_value(name) for name in names}
 
 
 class SimRecords(Records):
@@ -141,7 +142,7 @@ def _decoders(plan: Plan, asides: Asides, call: Call) -> tuple[Callable[[], Deco
 def _teach(plan: Plan, quotes: Quotes, replicas: list[Any]) -> None:
     """What a gateway that has run for a while knows."""
     if plan.likely is not None:
-        for prompt in (2, 4, 8, 16, 32, 1500, 2500):
+        for prompt in (1, 2, 4, 8, 1500, 2500):  # as they are counted, and as they are bounded
             for _ in range(10):
                 quotes.lengths.note("tiny", prompt, plan.likely)
     if plan.patience_s is not None:

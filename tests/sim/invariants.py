@@ -27,10 +27,9 @@ def after_step(clients: Iterable[Client], replicas: Iterable[Any]) -> str | None
             return f"{client.name} counted {answer.meter.spent} of {answer.meter.leased} tokens leased"
         if answer is not None and outrun(answer):
             return f"{client.name} goes on being told what another server brings"
-        got = client.ids + client.prompt_least
         bound = client.settled if client.settled is not None else client.leased
-        if got > (bound or 0):
-            return f"{client.name} was delivered {got} tokens, covered are {bound}"
+        if client.got > (bound or 0):
+            return f"{client.name} was delivered {client.got} tokens, covered are {bound}"
     for one in replicas:
         if not 0 <= one.pulse.silent <= one.pulse.streams <= one.load:
             return f"{one.name}: {one.pulse.silent} of {one.pulse.streams} streams silent, load {one.load}"
@@ -171,8 +170,8 @@ def at_rest(world: "World") -> Iterable[str]:
         yield f"{gateway.legs()} legs are left"
     if len(network.links) != gateway.pooled():
         yield f"{len(network.links)} connections are open, {gateway.pooled()} are in the pool"
-    if world.metrics.busy != (0, 0):
-        yield f"metrics say {world.metrics.busy} requests and holds"
+    if any(world.metrics.busy.values()):
+        yield f"the metrics say {world.metrics.busy}"
     for request_id, held in world.writer.holds():
         yield f"{request_id} still holds {held}"
     yield from world.writer.audit()

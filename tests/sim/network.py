@@ -148,7 +148,8 @@ class Link(asyncio.Transport):
             parts.append(self._arrived.popleft())  # type: ignore[arg-type]
         if parts:
             self._protocol.data_received(b"".join(parts))
-            self._loop.call_soon(self._read)
+            if self._arrived:
+                self._loop.call_soon(self._read)
         elif (end := self._arrived.popleft()) is not None:
             self._end(end)  # type: ignore[arg-type]
         else:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-KINDS_OF_SERVER = ("stop", "mute", "freeze", "vanish", "crash", "sick", "400", "429", "500", "503")
+KINDS_OF_SERVER = ("stop", "mute", "freeze", "vanish", "crash", "sick", "rotten", "400", "429", "500", "503")
 KINDS_OF_STREAM = ("cut", "fin", "tear", "hush", "comments", "error", "abort", "early", "garbage", "stray", "bare")
 FAULTS_MAX = 6
 
@@ -116,7 +116,7 @@ def drawn(seed: int) -> Plan:
         budgets=budgets,
         crashes_s=[rng.expovariate(2.0) for _ in range(rng.choice((1, 1, 2)))] if rng.random() < 0.15 else [],
         stop_s=rng.expovariate(2.0) if rng.random() < 0.05 else None,
-        linger_s=rng.choice((0.0, 0.0, 0.0, 0.0, 0.0, 20.0)),
+        linger_s=rng.choice((0.0, 0.0, 0.0, 0.0, 0.0, 12.0)),
         latency_s=rng.choice((0.0005, 0.001, 0.003, 0.02)),
         torn=rng.choice((0.0, 0.0, 0.1, 0.6)),
         commit_s=rng.choice((0.001, 0.003, 0.01, 0.1)),
@@ -151,7 +151,7 @@ def _asking(rng: Random, accounts: int) -> Asking:
     said: dict[str, Any] = {"stream": rng.random() < 0.85, "return_token_ids": rng.random() < 0.9}
     if not chat or rng.random() < 0.8:
         said["max_tokens"] = rng.choice((1, 5, 12, 20, 30, 60))
-    if rng.random() < 0.15:
+    if rng.random() < 0.2:
         said |= {"n": 2, "temperature": 0.7}
     if said["stream"] and rng.random() < 0.3:
         said["stream_options"] = {"include_usage": True}
@@ -166,7 +166,7 @@ def _asking(rng: Random, accounts: int) -> Asking:
         chat=chat,
         said=said,
         tokens=rng.choice((1, 3, 8, 15, 25, 40)),
-        stops=rng.random() < 0.2,
+        stops=rng.random() < 0.3,
         leave_s=rng.expovariate(2.0) if leaves < 0.12 else None,
         leave_after=rng.randint(1, 12) if 0.12 <= leaves < 0.2 else None,
         full={rng.randint(1, 15): rng.expovariate(1.0) for _ in range(2)} if rng.random() < 0.2 else {},

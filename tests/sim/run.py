@@ -46,6 +46,8 @@ def broken(world: World) -> str | None:
             world.run()
     except Broken as wrong:
         return str(wrong)
+    except Exception as bug:  # of the simulation itself: it has a seed too
+        return repr(bug)
     return None
 
 

@@ -23,12 +23,13 @@ class Server:
 
     orders: faults that wait for this server to have said so many tokens.
     stopped: the API process stands still; idle: the engine does; either may be so alone.
+    rotten: every answer ends with an error, and /health knows nothing of it.
     sick: /health says that the engine is dead, and requests fail.
     """
 
     def __init__(self, name: str, pace: Pace, loop: Any, rng: Random, oracles: dict[str, Oracle], note: Note) -> None:
         self.name, self.pace, self.loop, self.rng, self._oracles, self._note = name, pace, loop, rng, oracles, note
-        self.refusing = self.unreachable = self.stopped = self.idle = self.sick = False
+        self.refusing = self.unreachable = self.stopped = self.idle = self.sick = self.rotten = False
         self.links: list[Link] = []
         self.answers: dict[Link, Answer] = {}
         self.orders: list[Fault] = []
@@ -41,7 +42,7 @@ class Server:
     @property
     def well(self) -> bool:
         """Whether it answers as it should, now."""
-        return not (self.refusing or self.unreachable or self.stopped or self.idle or self.sick)
+        return not (self.refusing or self.unreachable or self.stopped or self.idle or self.sick or self.rotten)
 
     # -- for the network
 
@@ -124,6 +125,8 @@ class Server:
             self.crash()
         elif kind == "sick":
             self.fail()
+        elif kind == "rotten":
+            self.rotten = True
         elif kind in ("400", "429", "500", "503"):
             self.refusal = (int(kind), 2)
         else:
@@ -138,7 +141,7 @@ class Server:
         if not self.well:
             self._note(f"{self.name} heals")
             self.harmed_s = self.loop.time()
-        self.refusing = self.unreachable = self.sick = False
+        self.refusing = self.unreachable = self.sick = self.rotten = False
         self.refusal = None
         self.go_on()
 
@@ -188,7 +191,6 @@ class Server:
         else:
             pieces = [wire.answer(200, oracle.plain(body, chat))]
             tokens = [sum(len(one.ids) for one in oracle.whole(body, chat))]
-        self.prompt_tokens += 1
         streamed = bool(body.get("stream"))
         self._note(f"{self.name} is asked by {body.get('user')}: {len(pieces)} pieces")
         self.answers[link] = answer = Answer(self, link, pieces, tokens, streamed)

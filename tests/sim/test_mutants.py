@@ -1,0 +1,202 @@
+"""The simulation can fail: each guard, broken once, is caught by an invariant within some hundred worlds."""
+
+import re
+from itertools import islice
+
+import pytest
+
+from tests.sim.mutant import Mutant
+from tests.sim.run import failures
+
+HOLD = "gateway.books.ledger.hold:Hold"
+RELAY = "gateway.stream.relay:Relay"
+RACES = "gateway.stream.races:Races"
+SETTLE_AGAIN = "settlement = Settlement(self._ledger, self.request_id, self.meter.spent); settlement = "
+
+MUTANTS = [
+    # -- the budget
+    Mutant("meter ignores the lease", "guards.budget:Meter.spend", "tokens <= room", "True", "counted"),
+    Mutant("meter gets more than was leased", "guards.budget:Meter.granted", "+= tokens", "+= tokens + 1", "covered"),
+    Mutant(
+        "what others hold is free",
+        "guards.budget:Account.free",
+        "self.limit - self.spent - self.held",
+        "self.limit - self.spent",
+        "is not the limit",
+    ),
+    Mutant("nothing is given back", "guards.budget:Meter.give_back", "self.spent -= tokens", "pass", "pays"),
+    Mutant("settled twice", f"{HOLD}.__aexit__", "settlement = ", SETTLE_AGAIN, "settled again"),
+    Mutant(
+        "not settled when cancelled",
+        f"{HOLD}.__aexit__",
+        "assert not self._left",
+        "if kind is asyncio.CancelledError:\n        return",
+        "still holds",
+    ),
+    Mutant(
+        "settled at what was leased",
+        "gateway.books.ledger.steps:Settle.apply",
+        "settle(held.leased, self.spent)",
+        "settle(held.leased, held.leased)",
+        "spent",
+    ),
+    Mutant(
+        "a cancelled opening keeps its hold",
+        "gateway.books.ledger.sqlite:Opening.give_back",
+        "Settlement(self._ledger, self._request_id, spent=0)",
+        "pass",
+        "still holds",
+    ),
+    Mutant(
+        "a settlement is tried once",
+        "gateway.books.ledger.settlement:Settlement._answered",
+        "self._try_later(error)",
+        "pass",
+        "still holds",
+    ),
+    Mutant(
+        "a failed commit counts",
+        "gateway.books.ledger.writer:Writer._commit",
+        "return [unavailable() for _ in batch]",
+        "return locals().get('answers') or [unavailable() for _ in batch]",
+        "covered are|never settled|still holds",
+    ),
+    Mutant(
+        "a crash forgives what was held",
+        "gateway.books.ledger.tables:charge_leftovers",
+        "spent = spent + held, held = 0",
+        "held = 0",
+        "spent",
+    ),
+    Mutant("no top-up is asked for", f"{RELAY}._paid", "self.lease.top_up(self._granted)", "pass", "in a calm world"),
+    # -- what is charged
+    Mutant(
+        "a prompt is charged by every leg",
+        f"{RELAY}._charge_prompt",
+        "prompts[choice.prompt] is not None",
+        "False",
+        "is charged",
+    ),
+    Mutant(
+        "no prompt is charged",
+        f"{RELAY}._charge_prompt",
+        "not self._paid(choice, len(ids), ())",
+        "False",
+        "covered are",
+    ),
+    Mutant(
+        "ids after a stop string are delivered",
+        "gateway.stream.text:Transcript.add",
+        "self.stopped is not None",
+        "False",
+        "is not what the oracle says",
+        worlds=2000,
+    ),
+    Mutant(
+        "text that was not made is charged",
+        f"{RELAY}.close",
+        "self.meter.spent - self.prompt_tokens - self.completion_tokens",
+        "0",
+        "is charged",
+    ),
+    # -- the stream
+    Mutant(
+        "a partial event outlives its leg",
+        "gateway.stream.leg:Leg.__init__",
+        "self._splitter = EventSplitter(self._limits.event_bytes)",
+        "self._splitter = receiver.events.func.__self__.__dict__.setdefault('splitter', "
+        "EventSplitter(self._limits.event_bytes)) if receiver else EventSplitter(self._limits.event_bytes)",
+        "there was a good server|the oracle says",
+        worlds=3000,
+    ),
+    Mutant(
+        "a cut connection is used again",
+        "gateway.stream.upstream:Connection.reusable",
+        "return self._taken and self._kept_alive and",
+        "return",
+        "the oracle says|two requests at once",
+    ),
+    Mutant(
+        "what was said is not told to the next server",
+        "gateway.stream.continuation:body",
+        "[*prompt, *ids]",
+        "[*prompt]",
+        "is not what the oracle says",
+    ),
+    Mutant(
+        "the rest may be as long as the whole",
+        "gateway.stream.continuation:body",
+        "max_tokens - len(ids)",
+        "max_tokens",
+        "is not what the oracle says",
+    ),
+    Mutant(
+        "a server that failed is asked again",
+        "gateway.flow:Flow._legs",
+        "failed |= {running.replica}",
+        "pass",
+        "and there was a good server",
+        worlds=2000,
+    ),
+    Mutant(
+        "a client that has caught up is not served",
+        "gateway.stream.outbox:Outbox._room",
+        "part.leg.resume()",
+        "pass",
+        "in a calm world",
+    ),
+    Mutant(
+        "the last words of a budget are lost to a deadline",
+        "gateway.flow:Flow.serve",
+        "answer.fail(*self.deadlines.verdict())",
+        "answer._cut = answer.fail(*self.deadlines.verdict())",
+        "[DONE] False",
+        worlds=1500,
+    ),
+    # -- races
+    Mutant("the loser of a race goes on", f"{RACES}.won", "loser.close()", "pass", "what another server brings"),
+    Mutant(
+        "the loser's tokens count",
+        f"{RELAY}._event",
+        "choice.owner is not part",
+        "False",
+        "is not what the oracle says",
+        3000,
+    ),
+    # -- what must come back
+    Mutant("load stays after a leg", "gateway.legs:Legs.take", "self._fleet.leave(one.replica)", "pass", "load"),
+    Mutant(
+        "load stays after a request", "gateway.legs:Legs.__exit__", "self._fleet.leave(one.replica)", "pass", "load"
+    ),
+    Mutant("legs outlive their request", "gateway.legs:Legs.__exit__", "one.leg.close()", "pass", "streams silent"),
+    Mutant("a silence is never over", "gateway.stream.leg:Leg._release", "self._watch.over()", "pass", "streams"),
+    # -- the fleet
+    Mutant(
+        "the last replica may be ejected",
+        "gateway.fleet.replicas:Fleet._examine",
+        "and await self._others(replica)",
+        "",
+        "the last one that was up",
+        worlds=1500,
+    ),
+    Mutant(
+        "nobody comes back",
+        "gateway.fleet.replicas:Fleet._warm",
+        "if answered is False else Probe.GOOD",
+        "",
+        "was not taken back",
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_broken_guard_breaks_a_world(mutant, monkeypatch):
+    """Within so many worlds, an invariant names what is wrong."""
+    mutant.put_in(monkeypatch)
+
+    found = next(islice(failures(range(mutant.worlds)), 1), None)
+
+    assert found is not None, f"{mutant.worlds} worlds did not notice: {mutant.name}"
+    print(f"{mutant.name}: world {found.seed}: {found.why[:200]}")
+    assert re.search(mutant.caught, found.why)
