@@ -98,7 +98,6 @@ class ClientConnection(RequestHandler):
             body.set_exception(web.RequestPayloadError("its framing is broken"))
         if len(self._messages) > 1:
             self.close()
-            self.resume_reading(resume_parser=False)  # a hang-up must be seen, whatever was sent before it
 
     def _head_goes_on(self, more_bytes: int) -> None:
         self._head_bytes += more_bytes

@@ -140,6 +140,17 @@ async def test_a_header_that_cannot_be_one_is_refused(value):
     assert server.requests == []
 
 
+async def test_a_request_is_kept_only_until_its_answer_begins():
+    """It may have to be sent again on a fresh connection, but not once the server has answered a byte."""
+    async with serving(always(SSE + EVENT)) as (_, upstream, target):
+        receiver = Receiver()
+        leg = upstream.open(target, "/", b"{}", receiver)
+        before = leg.request
+        await receiver.some.wait()
+
+        assert (before.endswith(b"{}"), leg.request) == (True, b"")
+
+
 # -------------------------------------------------------------------- the pool
 
 
