@@ -5,10 +5,12 @@ import json
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from loadtests.processes import StubProcess, start_stub
 from tests.loadtests.raw_client import Client, Seen
 from tests.processes import Gateway, until
 from tests.scenarios.asking import (
@@ -151,24 +153,37 @@ async def test_idle_connections_hold_nobody_up(start_gateway, house):
         await client.close()
 
 
-async def unread_stream(gateway: Gateway, key: str, body: dict[str, Any]) -> socket.socket:
-    """A client that asks for a stream and reads nothing of it."""
+@pytest.fixture
+def stub() -> Iterator[StubProcess]:
+    """A server of one's own, whose tokens can be counted."""
+    with start_stub() as stub:
+        yield stub
+
+
+ENDLESS = chat(order(tokens=4000), n=16)  # more than all buffers on the way hold
+
+
+async def unread_stream(gateway: Gateway, key: str, stub: StubProcess) -> socket.socket:
+    """A client that asks for a stream and reads nothing of it, until no buffer on the way takes any more."""
     handle = socket.socket()
-    handle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    handle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
     handle.connect(("127.0.0.1", gateway.port))
-    data = json.dumps(body).encode()
+    data = json.dumps(ENDLESS).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: {len(data)}\r\n\r\n"
     handle.sendall(head.encode() + data)
-    await asyncio.to_thread(until, lambda: gateway.metric("holdfast_holds") == 1)
-    await asyncio.sleep(1.0)  # until its buffers are full
+    said = [0]
+    while said[-1] == 0 or said[-1] != said[max(0, len(said) - 5)]:
+        await asyncio.sleep(0.2)
+        said.append(await asyncio.to_thread(lambda: stub.stats()["tokens_sent_total"]))
+    assert gateway.metric("holdfast_holds") == 1
     return handle
 
 
-async def test_a_client_that_does_not_read_delays_nobody_beyond_the_deadline(start_gateway, house):
+async def test_a_client_that_does_not_read_delays_nobody_beyond_the_deadline(start_gateway, stub):
     """A stream that its client does not read is ended at the deadline, and charged within the budget."""
-    gateway: Gateway = start_gateway([house.active.url], timeouts={"drain_s": 1})
+    gateway: Gateway = start_gateway([stub.url], timeouts={"drain_s": 1})
     key = gateway.key("deaf", 100_000)
-    handle = await unread_stream(gateway, key, chat(order(tokens=4000, per_chunk=4), n=8))
+    handle = await unread_stream(gateway, key, stub)
 
     gateway.terminate()
     status, took_s = await asyncio.to_thread(ended, gateway)
@@ -180,11 +195,11 @@ async def test_a_client_that_does_not_read_delays_nobody_beyond_the_deadline(sta
     assert 0 < fact["charged_tokens"] == gateway.balance(key).spent <= 100_000
 
 
-async def test_a_slow_reader_gets_the_rest_within_the_deadline(start_gateway, house):
+async def test_a_slow_reader_gets_the_rest_within_the_deadline(start_gateway, stub):
     """What a finished stream has left for a slow client is sent before the end, not thrown away with the process."""
-    gateway: Gateway = start_gateway([house.active.url], timeouts={"drain_s": LONG_S})
+    gateway: Gateway = start_gateway([stub.url], timeouts={"drain_s": LONG_S})
     key = gateway.key("slow", 100_000)
-    handle = await unread_stream(gateway, key, chat(order(tokens=4000, per_chunk=4), n=8))
+    handle = await unread_stream(gateway, key, stub)
 
     gateway.terminate()
     got = await asyncio.to_thread(read_late, gateway, handle)
@@ -199,7 +214,8 @@ def read_late(gateway: Gateway, handle: socket.socket) -> bytes:
     handle.settimeout(LONG_S)
     got = b""
     while not any(fact["kind"] == "request.settled" for fact in gateway.journal()):
-        got += handle.recv(1 << 16)
+        for _ in range(16):  # less than the buffer that is left in the gateway
+            got += handle.recv(4096)
     time.sleep(LATE_S)
     while data := handle.recv(1 << 16):
         got += data
