@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from tests.prove import cuts, gateway_kills, kills, soak
+from tests.prove import cuts, gateway_kills, hangs, kills, soak
 from tests.prove.report import Report, vllm_version
 from tests.prove.state import STATE, results
 
@@ -21,6 +21,9 @@ STEPS: dict[str, Callable[[], None]] = {
     "cuts-float32": partial(cuts.run, "float32"),
     "cuts-bfloat16": partial(cuts.run, "bfloat16"),
     "kills": kills.run,
+    "stops": hangs.stops,
+    "stalls": hangs.stalls,
+    "load": hangs.load,
     "gateway-kills": gateway_kills.run,
     "soak": soak.run,
 }
@@ -38,6 +41,7 @@ REPORTS = [
         (kills, cuts),
         ("cuts-bfloat16", "cuts-float32", "kills"),
     ),
+    Report("hangs", "Hangs: what was measured", vllm_version, (hangs,), ("stops", "stalls", "load")),
     Report("gateway-kills", "kill -9 of the gateway: what was measured", stub, (gateway_kills,), ("gateway-kills",)),
     Report("soak", "A soak with random faults: what was measured", stub, (soak,), ("soak",)),
 ]
