@@ -160,7 +160,7 @@ def stub() -> Iterator[StubProcess]:
         yield stub
 
 
-ENDLESS = chat(order(tokens=4000), n=16)  # more than all buffers on the way hold
+ENDLESS = chat(order(tokens=4000), n=10)  # more than all buffers on the way hold
 
 
 async def unread_stream(gateway: Gateway, key: str, stub: StubProcess) -> socket.socket:

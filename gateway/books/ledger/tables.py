@@ -130,9 +130,6 @@ def connect(data: Path) -> sqlite3.Connection:
         try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
-            found = db.execute("PRAGMA quick_check(1)").fetchone()[0]  # damage shows now, not in mid-stream
-            if found != "ok":
-                raise sqlite3.DatabaseError(found)
             if db.execute("PRAGMA user_version").fetchone()[0] > FORMAT:
                 raise sqlite3.DatabaseError("made by a newer holdfast")
             db.executescript(f"{SCHEMA} PRAGMA user_version = {FORMAT};")
@@ -145,6 +142,7 @@ def connect(data: Path) -> sqlite3.Connection:
 def charge_leftovers(db: sqlite3.Connection, data: Path) -> int:
     """Charge the holds of a process that died in full, for all of it may have been delivered; return their number.
 
+    It reads every account and every hold, so that damage shows now and not in mid-stream.
     Raises Refused (BOOKS), naming the file, where it cannot be written.
     """
     with explained(data):
