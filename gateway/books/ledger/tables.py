@@ -142,7 +142,7 @@ def connect(data: Path) -> sqlite3.Connection:
 def charge_leftovers(db: sqlite3.Connection, data: Path) -> int:
     """Charge the holds of a process that died in full, for all of it may have been delivered; return their number.
 
-    It reads every account and every hold, so that damage shows now and not in mid-stream.
+    It reads every account, so that damage shows now and not in mid-stream.
     Raises Refused (BOOKS), naming the file, where it cannot be written.
     """
     with explained(data):

@@ -253,6 +253,16 @@ def test_a_damaged_file_is_named_at_the_start(tmp_path):
         read_balances(tmp_path)
 
 
+def test_a_newer_ledger_is_left_alone(tmp_path):
+    """A ledger of a later version is refused by name, not misread."""
+    db = connect(tmp_path)
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+
+    with pytest.raises(Refused, match="ledger.sqlite3.*newer"):
+        SqliteLedger(tmp_path, time.time)
+
+
 async def test_one_step_s_error_is_its_caller_s_alone(ledger):
     """A bug or a refusal in a batch undoes that step and leaves its neighbours committed."""
     answers = await asyncio.gather(
