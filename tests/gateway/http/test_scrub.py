@@ -128,9 +128,9 @@ def test_hostile_words_cost_no_time(piece):
         said = (piece * length)[:length]
         best = 9.9
         for _ in range(5):
-            begun = time.perf_counter()
+            begun = time.thread_time()
             scrub(said)
-            best = min(best, time.perf_counter() - begun)
+            best = min(best, time.thread_time() - begun)
         return best
 
     assert cost_s(16_000) < 100 * max(cost_s(1000), 20e-6)
