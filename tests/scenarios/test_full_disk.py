@@ -66,7 +66,7 @@ class Outage:
         self.gateway = gateway
         self.key = gateway.key("caught", 100_000)
         # One that ends during the outage, one that needs more than it has leased by then, and one long after it.
-        self.bodies = [chat(order(tokens=tokens, tokens_per_s=100)) for tokens in (120, 500, 800)]
+        self.bodies = [chat(order(tokens=tokens, tokens_per_s=200)) for tokens in (120, 500, 800)]
         self.spent = 0
 
     async def begin(self) -> None:
@@ -107,7 +107,7 @@ async def test_files_that_may_not_grow(start_gateway, house):
     seen = await refusing(gateway, outage.key)
     await asyncio.to_thread(until, lambda: len(ready(gateway)[1]) == 2, WAIT_S)
     why = ready(gateway)
-    await asyncio.sleep(2)
+    await asyncio.sleep(1.5)
     models = gateway.get("/health")[0], gateway.get("/metrics", gateway.admin_url)[0]
     file_size_limit(gateway, resource.RLIM_INFINITY)
 
@@ -187,7 +187,7 @@ async def test_a_full_disk(small_disk, tmp_path, house, what):
         seen = await refusing(gateway, outage.key)
         answers = [await ask(gateway, outage.key, plain(order(tokens=3))) for _ in range(20)]
         why = ready(gateway)[1]
-        await asyncio.sleep(2)
+        await asyncio.sleep(1.5)
         said = [line for line in gateway.log().splitlines()[lines:] if "books_unavailable" not in line]
         filler.unlink()
 
@@ -226,7 +226,7 @@ async def test_a_data_directory_that_is_moved_away_and_back(start_gateway, house
     seen = await refusing(gateway, outage.key)
     why = ready(gateway)[1]
     gone = not gateway.data.exists()
-    await asyncio.sleep(2)
+    await asyncio.sleep(1.5)
     away.rename(gateway.data)
 
     assert refused(seen) == BOOKS_REFUSE
