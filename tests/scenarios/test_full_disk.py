@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 
 WAIT_S = 60.0
 DISK_BYTES = 1 << 20
+LONG_TOKENS = 2500  # about a thousand more than a first lease
 LINES_MAX = 12  # of log for one outage, whoever retries how often
 
 
@@ -65,9 +66,9 @@ class Outage:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         self.key = gateway.key("caught", 100_000)
-        # One that ends during the outage, one that needs more than it has leased by then, and one long after it.
-        self.bodies = [chat(order(tokens=tokens, tokens_per_s=200)) for tokens in (120, 500, 800)]
-        self.spent = 0
+        # One that ends during the outage, one after it, and one that by then needs more than it has leased.
+        pace = [(120, 100, 1), (500, 120, 1), (LONG_TOKENS, 1000, 4)]
+        self.bodies = [chat(order(tokens=t, tokens_per_s=per_s, per_chunk=chunk)) for t, per_s, chunk in pace]
 
     async def begin(self) -> None:
         self.running = [asyncio.create_task(ask(self.gateway, self.key, body)) for body in self.bodies]
@@ -83,7 +84,7 @@ class Outage:
         assert [(seen.status, seen.done, len(seen.ids)) for seen in answers] == [
             (200, True, 120),
             (200, True, 500),
-            (200, True, 800),
+            (200, True, LONG_TOKENS),
         ]
         assert again.status == 200
         for seen in [*answers, again]:
@@ -91,7 +92,7 @@ class Outage:
         facts = self.gateway.settlements(self.key)
         served = sum(fact["charged_tokens"] for fact in facts)
         assert self.gateway.balance(self.key).spent == served
-        assert served >= sum(map(prompt_tokens, self.bodies)) + 120 + 500 + 800
+        assert served >= sum(map(prompt_tokens, self.bodies)) + 120 + 500 + LONG_TOKENS
         assert "journal.gap" not in [fact["kind"] for fact in self.gateway.journal()]
         assert Numbers(self.gateway.data / "journal.jsonl").holes() == []
         assert audit(self.gateway.data) == []

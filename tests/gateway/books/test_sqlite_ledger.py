@@ -207,16 +207,33 @@ async def test_a_ledger_finds_out_by_itself_that_it_can_be_written_again(ledger,
     stranger.close()
 
 
+class Unwritable:
+    """A connection whose file can be read only."""
+
+    def __init__(self, db):
+        self.db = db
+
+    @property
+    def in_transaction(self):
+        return self.db.in_transaction
+
+    def execute(self, statement):
+        if "user_version" in statement:
+            raise sqlite3.OperationalError("disk I/O error")
+        return self.db.execute(statement)
+
+
 async def test_reading_does_not_make_a_ledger_healthy(ledger):
     """While the file cannot be written, a batch that would only read is refused too: it proves nothing."""
     await ledger.open("r1", "alice", LIMIT, want=10)
-    database(ledger).execute("PRAGMA query_only = 1")
-    await refusal(ledger.open("r2", "alice", LIMIT, want=10))
+    await refusal(ledger._writer.put(Broken(sqlite3.OperationalError("disk I/O error"))))
+    db = database(ledger)
+    ledger._writer._db = Unwritable(db)
 
     await refusal(ledger.balance("alice", LIMIT))
 
     assert not ledger.healthy
-    database(ledger).execute("PRAGMA query_only = 0")
+    ledger._writer._db = db
     assert await ledger.balance("alice", LIMIT) == Account(100_000, held=10)
 
 
@@ -259,7 +276,7 @@ def test_a_newer_ledger_is_left_alone(tmp_path):
     db.execute("PRAGMA user_version = 99")
     db.close()
 
-    with pytest.raises(Refused, match="ledger.sqlite3.*newer"):
+    with pytest.raises(Refused, match=r"ledger\.sqlite3.*newer"):
         SqliteLedger(tmp_path, time.time)
 
 
