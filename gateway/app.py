@@ -130,7 +130,7 @@ def _settle_memory() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(50_000, 20, 10)
 
 
 def _say_hello(config: Config, keys: Keys) -> None:

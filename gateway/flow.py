@@ -71,8 +71,7 @@ class Flow:
                     if name is None:
                         return answer.fail(Ending.UPSTREAM_LOST, "No server of this model can be reached now.")
                     sink.from_replica(name, record.leg_opened(name))
-                    for ask in await answer.asks():
-                        legs.open(name, ask, answer.part(ask))
+                    legs.begin(name, await answer.asks(), answer.part)
                 elif legs.silent:
                     await self._hedge(answer, sink, record, legs, failed)
                 await legs.news()
@@ -90,8 +89,8 @@ class Flow:
         name = self.fleet.second(answer.call.model, avoid | legs.replicas)
         if name is None:
             return
-        for ask in await answer.hedges([one.part for one in legs.silent]):
-            if self.fleet.may_hedge():
-                record.hedged(name)
-                part = answer.part(ask, lambda: sink.from_replica(name, record.hedge_won(name)))
-                legs.open(name, ask, part)
+        asks = await answer.hedges([one.part for one in legs.silent])
+        asks = [ask for ask in asks if self.fleet.may_hedge()]
+        for _ in asks:
+            record.hedged(name)
+        legs.begin(name, asks, lambda ask: answer.part(ask, lambda: sink.from_replica(name, record.hedge_won(name))))

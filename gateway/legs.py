@@ -1,6 +1,7 @@
 """The legs of one request: opened, waited for, and closed all together."""
 
 import asyncio
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -45,8 +46,12 @@ class Legs:
         """Where there is one."""
         return frozenset(one.replica for one in self._running)
 
-    def open(self, replica: str, ask: Ask, part: Any) -> None:
-        """Begin a leg; `part` takes in what it brings."""
+    def begin(self, replica: str, asks: Iterable[Ask], part: Callable[[Ask], Any]) -> None:
+        """Begin legs on one replica. part: makes what takes in what a leg brings."""
+        for ask in asks:
+            self._open(replica, ask, part(ask))
+
+    def _open(self, replica: str, ask: Ask, part: Any) -> None:
         watch = None
         if part.receiver is not None:
             watch = self._fleet.watch(replica, len(ask.body), self._wake)

@@ -46,3 +46,12 @@ class Pace:
         if self._gaps:
             self._on_gaps(self._gaps)
             self._gaps = []
+
+    def close(self) -> None:
+        """Hand on what is left, and know nobody any more."""
+        self.flush()
+        self._on_gaps = _nobody
+
+
+def _nobody(gaps: list[float]) -> None:
+    """Whom the gaps of a stream that is over are handed to."""

@@ -27,7 +27,7 @@ class Part:
     def __init__(
         self, take: Callable[["Part", list[bytes]], None], ask: Ask, on_win: Callable[[], None] | None = None
     ) -> None:
-        self.events = partial(take, self)
+        self.events: Callable[[list[bytes]], None] = partial(take, self)
         self.choices, self.again, self.words, self.on_win = ask.choices, ask.again, ask.words, on_win
         self.leg: LegControl | None = None
         self.early: list[bytes] | None = None if on_win is None else []
@@ -51,6 +51,11 @@ class Part:
         """Who takes in the leg's events."""
         return self
 
+    def retire(self) -> None:
+        """Let go of what holds it: its leg has ended, and cycles wait for the collector with all that hangs on them."""
+        self.leg = None
+        self.events = _nothing
+
     def lose(self, detail: str) -> None:
         """Give the leg up: what it sends is not to be trusted."""
         self.loss = detail
@@ -59,3 +64,7 @@ class Part:
     def close(self) -> None:
         if self.leg is not None:
             self.leg.close()
+
+
+def _nothing(raws: list[bytes]) -> None:
+    """What a leg that has ended brings."""

@@ -4,12 +4,12 @@ A suspicion may be wrong. The silent leg stays, so a wrong one costs the house s
 a right one costs the client the time that the second server needs for its first token.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from gateway.stream import asks
 from gateway.stream.choice import Choice, Words
 from gateway.stream.part import EARLY_EVENTS_MAX, Part
-from gateway.stream.seams import Ask
+from gateway.stream.seams import Ask, Sink
 from gateway.stream.sse import DONE
 from gateway.stream.telling import Telling
 from gateway.stream.text import TextLost
@@ -19,13 +19,12 @@ from gateway.stream.wire import Chunk, read
 class Races:
     """The races of one stream.
 
-    delivered: whether the client has any of it.
     recomputed: tokens that servers computed again so that the stream could go on elsewhere; the house pays.
     hedged: the same for races that the first leg won, or that were given up.
     """
 
-    def __init__(self, telling: Telling, hedges_max: int, delivered: Callable[[], bool]) -> None:
-        self._telling, self._left, self._delivered = telling, hedges_max, delivered
+    def __init__(self, telling: Telling, hedges_max: int, sink: Sink) -> None:
+        self._telling, self._left, self._sink = telling, hedges_max, sink
         self.recomputed = self.hedged = 0
 
     async def asks(self, silent: Sequence[Part]) -> list[Ask]:
@@ -38,7 +37,7 @@ class Races:
                 part.close()
         if self._left <= 0 or not any(self._stuck(part) for part in silent):
             return []
-        if not self._delivered():
+        if not self._delivered:
             return [asks.whole(self._telling.call, self._telling.terms)]
         if self._telling.obstacle() is not None:
             return []
@@ -70,7 +69,7 @@ class Races:
         early, part.early = part.early or [], None
         telling = self._telling
         outrun = dict.fromkeys(telling.choices[number].owner for number in part.choices)
-        if self._delivered():
+        if self._delivered:
             telling.failovers += 1
             telling.pace.lost(part.choices)
         else:
@@ -111,6 +110,11 @@ class Races:
             if not telling.finish_at_length(choice, words[choice.index]):
                 found.append(telling.rest(choice)._replace(words=words[choice.index]))
         return found
+
+    @property
+    def _delivered(self) -> bool:
+        """Whether the client has any of it."""
+        return self._sink.started or self._telling.begun
 
     def _unfinished(self, part: Part) -> list[Choice]:
         choices = (self._telling.choices[number] for number in part.choices)

@@ -55,7 +55,7 @@ class Relay:
         self._parts: list[Part] = []
         self._out = Outbox(sink, self._parts)
         self._telling = Telling(call, terms, self._out, self.pace)
-        self._races = Races(self._telling, terms.hedges_max, lambda: self.delivered)
+        self._races = Races(self._telling, terms.hedges_max, sink)
         self._cut: tuple[Choice, Sequence[int]] | None = None
         self._over = False  # nothing is written any more
 
@@ -137,6 +137,7 @@ class Relay:
     async def ended(self, part: Part, end: LegEnd) -> bool:
         """Take in a leg's end; answer whether its part was left unfinished, by the server's fault."""
         self._parts.remove(part)
+        part.retire()
         if part.racing:
             self._races.withdraw(part)
             return False
@@ -187,11 +188,14 @@ class Relay:
         for part in self._parts:
             if part.racing:
                 self._races.withdraw(part)
+            part.retire()
+        self._parts.clear()
         for choice in self._telling.choices:
+            choice.owner = choice.rival = None
             if choice.decoder is not None:
                 choice.decoder.close()
         self.meter.give_back(self.meter.spent - self.prompt_tokens - self.completion_tokens)
-        self.pace.flush()
+        self.pace.close()
 
     # ---------------------------------------------------------------- events
 
