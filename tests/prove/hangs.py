@@ -1,7 +1,7 @@
 """Real vLLM servers that hang: SIGSTOP, connections that fall silent; and healthy ones under full load."""
 
 import asyncio
-import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,9 +98,7 @@ def with_fleet(size: str, work: Callable[[list[Engine], Gateway, str], None], **
 
 
 def fresh_folder(name: str) -> Path:
-    folder = STATE / f"gateway-{name}-{os.getpid()}"
-    folder.mkdir()
-    return folder
+    return Path(tempfile.mkdtemp(prefix=f"gateway-{name}-", dir=STATE))
 
 
 def verdicts(done: dict[str, Any]) -> dict[str, bool]:
