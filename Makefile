@@ -17,7 +17,8 @@ test: lint install ## lint, types and all tests, those with real vLLM servers in
 prove: install   ## the measured proofs behind the promises
 	@$(BIN)/python -m tests.prove
 
-sim: install     ## simulated worlds: make sim WORLDS=10000, or one of them step by step: make sim SEED=123
+sim:             ## simulated worlds: make sim WORLDS=10000, or one of them step by step: make sim SEED=123
+	@$(PYTHON) scripts/install.py gateway
 	@$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--worlds $(or $(WORLDS),1000))
 
 bench: install   ## what the gateway costs, beside others, in some eight minutes

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 OVERTIME_S = 60.0  # beyond total_s: a late ledger, three /tokenize, text from a slow /detokenize
-UNHEALTHY_S = 30.0  # how long after a fault an ejection is no surprise
+UNHEALTHY_S = 10.0  # how long after a fault, looks and all, an ejection is no surprise
 
 
 def after_step(clients: Iterable[Client], replicas: Iterable[Any]) -> str | None:
@@ -150,7 +150,7 @@ def at_verdict(world: "World", name: str, hung: bool) -> Iterable[str]:
         yield f"{name} was ejected, the last one that was up"
     server = next(one for one in world.servers if one.name == name)
     if server.well and world.loop.time() - server.harmed_s > UNHEALTHY_S:
-        yield f"{name} was ejected, and had been well"
+        yield f"{name} was ejected, and was well"
 
 
 def at_ease(world: "World") -> Iterable[str]:

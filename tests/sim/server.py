@@ -12,7 +12,7 @@ from tests.gateway.stream.vllm_text import VOCAB
 from tests.sim.answer import Answer
 from tests.sim.network import Link
 from tests.sim.oracle import WINDOW, Oracle
-from tests.sim.plan import Fault
+from tests.sim.plan import KINDS_OF_SERVER, Fault
 from tests.sim.plan import Server as Pace
 
 Note = Callable[[str], None]
@@ -35,7 +35,7 @@ class Server:
         self.orders: list[Fault] = []
         self.refusal: tuple[int, int] | None = None  # a status, for so many requests
         self.tokens = self.prompt_tokens = 0
-        self.harmed_s = -1e9  # when it last was not well
+        self.harmed_s = -1e9  # when it last was not well, one of its streams apart
         self.blameless = True  # ever
         self._seen: dict[Link, float] = {}
 
@@ -114,8 +114,9 @@ class Server:
     def obey(self, fault: Fault, answer: Answer | None) -> None:
         """Have something go wrong; with an answer, for that answer if it is the kind of thing that befalls one."""
         self._note(f"{self.name} {fault.kind} for {fault.for_s}")
-        self.harmed_s, self.blameless = self.loop.time(), False
-        kind = fault.kind
+        kind, self.blameless = fault.kind, False
+        if kind in KINDS_OF_SERVER:
+            self.harmed_s = self.loop.time()
         if kind in ("stop", "mute", "freeze"):
             self.stop(process=kind != "freeze", engine=kind != "mute")
         elif kind == "vanish":

@@ -80,8 +80,8 @@ MUTANTS = [
     Mutant(
         "no prompt is charged",
         f"{RELAY}._charge_prompt",
-        "not self._paid(choice, len(ids), ())",
-        "False",
+        "if not self._paid(",
+        "if False and self._paid(",
         "covered are",
     ),
     Mutant(
@@ -150,7 +150,7 @@ MUTANTS = [
         "gateway.flow:Flow.serve",
         "answer.fail(*self.deadlines.verdict())",
         "answer._cut = answer.fail(*self.deadlines.verdict())",
-        "[DONE] False",
+        "DONE. False",
         worlds=1500,
     ),
     # -- races
@@ -178,6 +178,20 @@ MUTANTS = [
         "",
         "the last one that was up",
         worlds=1500,
+    ),
+    Mutant(
+        "a batch that failed is remembered",
+        "gateway.books.ledger.overlay:Overlay.ended",
+        "if committed",
+        "if True",
+        "its holds sum to",
+    ),
+    Mutant(
+        "events that waited for a lease are lost",
+        f"{RELAY}._granted",
+        "self.events(part, waiting)",
+        "pass",
+        "the oracle",
     ),
     Mutant(
         "nobody comes back",
