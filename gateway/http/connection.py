@@ -155,6 +155,7 @@ class ClientConnection(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """The client is gone; its handler is cancelled by aiohttp."""
         self.on_room = None
+        self._body = EMPTY_PAYLOAD  # a body knows its connection: together they would wait for the collector
         self._unwatch_reading()
         if self._head_timer is not None:
             self._head_timer.cancel()

@@ -123,6 +123,7 @@ class Plain:
 
     def close(self) -> None:
         """Leave it; what was counted is what is delivered."""
+        self.pace.close()
 
     def fail(self, ending: Ending, detail: str) -> None:
         """Give up; nothing was delivered, so the client gets an error status."""

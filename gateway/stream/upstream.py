@@ -119,6 +119,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._upstream.forget(self)
+        self._parser = None  # which holds our methods: together they would wait for the collector
         if self._whole and self.leg is not None and self.leg.paused:
             return  # all of it was read; it completes when it is resumed
         leg, self.leg = self.leg, None
