@@ -182,6 +182,7 @@ def measured(cpu: float, late: float = 1.0) -> dict[str, list[Seen]]:
 def test_the_report_compares_round_by_round():
     """A ratio is the median of ratios in a round, so that a busy moment that hit both does not count."""
     results = Results({"direct": measured(0, 0.5), "aiohttp pass-through": measured(0.1), "holdfast": measured(0.05)})
+    results.seen["holdfast"]["plain"][1].cpu_s *= 4  # a busy moment of its own
     results.memory["holdfast"] = [Memory(1000, 50_000_000, 73_000_000, 60_000_000, 0)]
 
     said = report.verdicts(results)

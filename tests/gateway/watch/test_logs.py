@@ -62,6 +62,16 @@ def test_secrets_in_text_are_redacted(out: io.StringIO, value: str | bytes):
     assert "sesame" not in out.getvalue()
 
 
+@pytest.mark.parametrize("value", [SECRET, SECRET.upper().replace("HF-", "Hf-"), "Bearer sesame", "BEARER\nsesame"])
+def test_secrets_in_flat_events_are_redacted(out: io.StringIO, value: str):
+    """An event of plain values alone, as most are, is looked through just so."""
+    structlog.get_logger().info("e", said=f"at {value}!")
+
+    said = json.loads(out.getvalue())["said"]
+    assert "sss" not in said.lower()
+    assert "sesame" not in said
+
+
 def test_half_a_character_is_written(out: io.StringIO):
     """Text that cannot be encoded breaks no request, and hides no secret."""
     structlog.get_logger().info("e", path="/\udc80", word=f"\udc80 {SECRET}")
