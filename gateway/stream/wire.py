@@ -87,6 +87,7 @@ class Chunk(Struct, gc=False):
 
 decode_chunk = msgspec.json.Decoder(Chunk).decode
 encode = msgspec.json.encode
+_IDS = (b',"token_ids":[', b',"prompt_token_ids":[')
 
 
 def read(raw: bytes) -> Chunk | None:
@@ -110,11 +111,11 @@ def without_ids(raw: bytes, *, has_ids: bool) -> bytes:
     An unescaped quote cannot occur inside a JSON string, so the pattern cannot be the client's text.
     has_ids: it is known to have some; where they are not found as vLLM writes them, they are taken out the dear way.
     """
-    for name in (b',"token_ids":', b',"prompt_token_ids":'):
-        start = raw.find(name + b"[")
+    for name in _IDS:
+        start = raw.rfind(name)  # they stand at the end
         if start >= 0:
             end = raw.index(b"]", start)
-            raw, has_ids = raw[: start + len(name)] + b"null" + raw[end + 1 :], False
+            raw, has_ids = raw[: start + len(name) - 1] + b"null" + raw[end + 1 :], False
     return rewritten(raw, drop_ids=True) if has_ids else raw
 
 

@@ -32,13 +32,14 @@ STREAMS_MAX = 20_000
 class Recipe:
     """How a peer is started: from its port, the upstream's URL and an empty folder, to a command.
 
-    share: of the load; for one that cannot carry all of it.
+    share: of the load, and rounds: how many it takes part in; for one that cannot carry all of it.
     holds: whether its memory is measured with streams held open.
     """
 
     name: str
     command: Callable[["Place"], list[str]] | None
     share: float = 1.0
+    rounds: int = 1_000
     holds: bool = True
     needs: str = ""  # a program in .venv-peers
 
@@ -178,5 +179,5 @@ RECIPES = (
     Recipe("aiohttp pass-through", passthrough),
     Recipe("holdfast", holdfast()),
     Recipe("vllm-router", vllm_router, needs="vllm-router"),
-    Recipe("litellm", litellm, share=0.1, holds=False, needs="litellm"),
+    Recipe("litellm", litellm, share=0.1, rounds=2, holds=False, needs="litellm"),
 )

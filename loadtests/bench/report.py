@@ -58,7 +58,7 @@ def added_ms(results: Results, peer: str, load: str) -> list[tuple[float, float]
     mine, direct = (results.seen.get(name, {}).get(load) for name in (peer, DIRECT))
     if not mine or not direct or peer == DIRECT:
         return None
-    pairs = zip(mine, direct, strict=True)
+    pairs = zip(mine, direct, strict=False)
     return [(one.late_ms[0] - bare.late_ms[0], one.late_ms[1] - bare.late_ms[1]) for one, bare in pairs]
 
 

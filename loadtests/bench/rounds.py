@@ -34,12 +34,12 @@ class Load:
 
 
 LOADS = (
-    Load("plain", "requests", Job(0, stream=False, connections=64, window_s=3)),
-    Load("plain, 100/s", "requests", Job(0, stream=False, connections=50, every_s=0.5, window_s=3)),
-    Load("paced", "chunks", Job(0, connections=100, every_s=0.05, open_s=1, window_s=4)),
-    Load("dense", "chunks", Job(0, connections=200, every_s=0.02, open_s=1, window_s=3)),
+    Load("plain", "requests", Job(0, stream=False, connections=64, window_s=2.5)),
+    Load("plain, 100/s", "requests", Job(0, stream=False, connections=50, every_s=0.5, window_s=2.5)),
+    Load("paced", "chunks", Job(0, connections=100, every_s=0.05, open_s=1, window_s=3)),
+    Load("dense", "chunks", Job(0, connections=200, every_s=0.02, open_s=1, window_s=2.5)),
 )
-HELD = Job(0, connections=5000, every_s=2.0, open_s=8, window_s=4)
+HELD = Job(0, connections=5000, every_s=2.0, open_s=8, window_s=2.5)
 
 
 class Memory(msgspec.Struct):
@@ -76,7 +76,8 @@ class Bench:
         for number in range(count):
             begun = time.monotonic()
             for load in loads:
-                for peer in rng.sample(self._peers, len(self._peers)):
+                taking_part = [peer for peer in self._peers if number < peer.recipe.rounds]
+                for peer in rng.sample(taking_part, len(taking_part)):
                     seen = self._do(peer, load.name, load.job)
                     self.results.seen[peer.name].setdefault(load.name, []).append(seen)
             self._say(f"round {number + 1} of {count}: {time.monotonic() - begun:.0f} s")
