@@ -33,15 +33,25 @@ def seeded_stalls(seed: int, tokens: int) -> Callable[[int, bytes], Cut | None]:
 
 
 async def one_stop(
-    number: int, fleet: Sequence[Engine], gateway: Gateway, key: str, *, alone: bool, seed: int = 2026
+    number: int,
+    fleet: Sequence[Engine],
+    gateway: Gateway,
+    key: str,
+    *,
+    alone: bool,
+    seed: int = 2026,
+    tokens: int = TOKENS,
 ) -> dict[str, Any]:
     """Stream, stop the server that answers by SIGSTOP, compare, let it go on, and wait until it is in use again.
 
+    tokens: of each stream, enough for seconds of work, so that the stop falls into it.
     alone: stop its EngineCore alone, under an API server that goes on saying that all is well.
     """
     rng = random.Random(seed + number)
     bodies = [
-        chat(f"Round {number}: tell me {n} things.", max_tokens=TOKENS, repetition_penalty=1.1 + n / 20)
+        chat(
+            f"Round {number}: tell me {n} things.", max_tokens=tokens, ignore_eos=True, repetition_penalty=1.1 + n / 20
+        )
         for n in range(STREAMS)
     ]
     async with aiohttp.ClientSession() as session:
@@ -49,7 +59,7 @@ async def one_stop(
         spent = sum(one.spent for one in gateway.balances())
         ejected = gateway.metric("holdfast_ejections_total")
         asked = [asyncio.create_task(ask(session, gateway.url, body, key=key)) for body in bodies]
-        await asyncio.to_thread(until, lambda: sum(engine.running() for engine in fleet) == STREAMS)
+        await asyncio.to_thread(until, lambda: sum(engine.running() for engine in fleet) >= STREAMS)
         await asyncio.sleep(rng.uniform(0.2, 1.2))
         serving = max(fleet, key=Engine.running)
         stop(serving, alone, signal.SIGSTOP)

@@ -16,6 +16,7 @@ from tests.processes import Gateway
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 TOKENS = 60
+LASTING = 1600
 PAUSE_S_MAX = 30.0  # a bound for starved machines, not the goal: `make prove` measures that
 
 
@@ -30,7 +31,7 @@ async def test_streams_outlive_a_server_that_is_stopped(
     with Gateway(tmp_path, [engine.url for engine in fleet], model="tiny", tokenizer=tokenizer) as gateway:
         key = gateway.key("alice", 100_000)
 
-        found = [await one_stop(number, fleet, gateway, key, alone=bool(number)) for number in range(2)]
+        found = [await one_stop(number, fleet, gateway, key, alone=bool(number), tokens=LASTING) for number in range(2)]
 
         assert [one["equal"] for one in found] == [STREAMS, STREAMS], found
         assert all(one["charged_exactly"] for one in found)
