@@ -1,13 +1,11 @@
 """A long run with faults of all kinds, then quiet: memory, descriptors, permits and holds are back where they were."""
 
 import asyncio
-import csv
 import os
 import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from gateway.books import journal
 from loadtests.processes import StubProcess, start_stub
 from tests.crowd import Account, Answer, Crowd, Numbers, accounts, wrong
 from tests.processes import Gateway
-from tests.prove.report import EVIDENCE
 from tests.prove.state import SEED, STATE, keep, provenance, results, say
 from tests.scenarios.asking import chat, order, plain
 
@@ -254,11 +251,10 @@ def verdicts(done: dict[str, Any]) -> dict[str, bool]:
 
 
 def lines(done: dict[str, Any]) -> list[str]:
-    """What was measured, in words and as a drawing; the series goes to soak.csv."""
+    """What was measured, in words and as a drawing."""
     if NAME not in done:
         return []
     one = done[NAME]
-    write_series(one["series"])
     endings = ", ".join(f"{name} {count}" for name, count in sorted(one["endings"].items(), key=lambda pair: -pair[1]))
     return [
         f"## {one['soak_s'] / 60:.0f} minutes, {CLIENTS} clients, three servers",
@@ -275,7 +271,7 @@ def lines(done: dict[str, Any]) -> list[str]:
         *(drawn(one["series"], name) for name in ("rss_mb", "descriptors", "in_flight", "load", "holds", "threads")),
         "```",
         "",
-        "Every sample is in soak.csv.",
+        "Every sample is in soak.json.",
         "",
         *(f"- wrong: {said}" for said in one["wrong"]),
     ]
@@ -288,13 +284,3 @@ def drawn(series: list[dict[str, float]], name: str, width: int = 80) -> str:
     bars = [max(values[at : at + size]) for at in range(0, len(values), size)]
     top = max(bars) or 1
     return f"{name:12} 0 … {max(bars):6g}  " + "".join("▁▂▃▄▅▆▇█"[min(7, int(bar / top * 8))] for bar in bars)
-
-
-def write_series(series: Iterable[dict[str, float]]) -> None:
-    """Every sample, as CSV beside the report."""
-    rows = list(series)
-    EVIDENCE.mkdir(parents=True, exist_ok=True)
-    with (EVIDENCE / f"{NAME}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
