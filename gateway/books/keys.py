@@ -77,7 +77,8 @@ class Keys:
     path: keys.db, made with its directory where missing, readable by its owner only.
     declared: keys of the configuration; one that is also in the store and revoked there is revoked.
     clock: Unix seconds.
-    look_every_s: how old an answer to «did another process change them?» may be, in seconds.
+    look_every_s: how old an answer to «did another process change them?» may be, in seconds; a key that is not
+        known is looked for at once.
     Every method raises Refused(Reason.BOOKS) where keys.db cannot be read or written.
     """
 
@@ -120,7 +121,12 @@ class Keys:
             return OPEN
         if not secret:
             raise Refused(Reason.UNAUTHORIZED, "an API key is needed: send it as a bearer token")
-        row = self._find(sha256(secret.encode("utf-8", "surrogatepass")).digest())
+        digest = sha256(secret.encode("utf-8", "surrogatepass")).digest()
+        row = self._find(digest)
+        if row is None and self._look_every_s:
+            self._looked_at = -math.inf  # it may have been made just now
+            self._refresh()
+            row = self._find(digest)
         if row is None:
             raise Refused(Reason.UNAUTHORIZED, "unknown API key")
         if row.revoked_at is not None:

@@ -297,3 +297,23 @@ def test_names_are_printable(path: Path, user: str):
     """A user name that could not be shown is refused."""
     with pytest.raises(ValueError, match="printable"):
         Keys(path).create(user)
+
+
+def test_looks_are_shared_but_a_new_key_works_at_once(tmp_path):
+    """Under load many requests share one look at the store; only a revocation may then take `look_every_s`."""
+    now = [1000.0]
+    keys = Keys(tmp_path / "keys.db", clock=lambda: now[0], look_every_s=0.01)
+    other = Keys(tmp_path / "keys.db")
+    secret, tenant = other.create("alice")
+    now[0] += 1
+    assert keys.tenant(secret) == tenant
+
+    second, _ = other.create("bob")
+    assert keys.tenant(second).user == "bob"
+    other.revoke(tenant.key_id)
+    assert keys.tenant(secret) == tenant
+    now[0] += 0.02
+    with pytest.raises(Refused):
+        keys.tenant(secret)
+    keys.close()
+    other.close()
