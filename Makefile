@@ -12,7 +12,8 @@ demo: install    ## kill a real vLLM server in the middle of a stream, and see n
 	@$(BIN)/holdfast demo
 
 test: lint install ## lint, types and all tests, those with real vLLM servers included
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m "not vllm" -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m vllm
 
 prove: install   ## the measured proofs behind the promises
 	@$(BIN)/python -m tests.prove
