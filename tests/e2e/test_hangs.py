@@ -16,7 +16,7 @@ from tests.processes import Gateway
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 TOKENS = 60
-LASTING = 1600
+LASTING = 800
 PAUSE_S_MAX = 30.0  # a bound for starved machines, not the goal: `make prove` measures that
 
 
@@ -51,11 +51,11 @@ async def test_streams_whose_connection_falls_silent_go_on_elsewhere(
         for count in range(8)
     ]
 
-    tally = await asyncio.wait_for(run_cuts(engines[1].url, gateway.url, bodies, 6, key=key), 240)
+    tally = await asyncio.wait_for(run_cuts(engines[1].url, gateway.url, bodies, 3, key=key), 240)
 
     assert tally.differing == []
-    assert tally.equal == tally.streams == 48
-    assert proxy.cuts - before >= 40
+    assert tally.equal == tally.streams == 24
+    assert proxy.cuts - before >= 20
     assert all(gap < PAUSE_S_MAX for gap in tally.gaps_s)
     assert gateway.metric("holdfast_ejections_total") == ejected
     assert gateway.balance(key).held == 0
