@@ -26,7 +26,7 @@ from loadtests.bench import report
 from loadtests.bench.peers import RECIPES, ROOT, Missing, Peer, Recipe, holdfast, pinned
 from loadtests.bench.rounds import HELD, LOADS, Bench, Results
 
-ROUNDS = 5
+ROUNDS = 4
 FILES_PER_STREAM = 2  # of a gateway: one to the client, one to the upstream
 FILES_BESIDES = 400
 OPENED_PER_S = 600  # of the streams that are held

@@ -16,14 +16,18 @@ def tree(pid: int) -> list[int]:
     return found
 
 
-def cpu_s(pids: list[int]) -> float:
-    """Seconds on a core so far, all living threads together: exact to the microsecond, unlike user and system time."""
-    spent_ns = 0
+def times_s(pids: list[int]) -> tuple[float, float]:
+    """Seconds on a core so far, and seconds of waiting for one, all living threads together.
+
+    Exact to the microsecond, unlike user and system time.
+    """
+    spent_ns = waited_ns = 0
     for pid in pids:
         with suppress(OSError):
             for task in (PROC / str(pid) / "task").iterdir():
-                spent_ns += int((task / "schedstat").read_text().split()[0])
-    return spent_ns / 1e9
+                spent, waited, _ = map(int, (task / "schedstat").read_text().split())
+                spent_ns, waited_ns = spent_ns + spent, waited_ns + waited
+    return spent_ns / 1e9, waited_ns / 1e9
 
 
 def memory_bytes(pids: list[int]) -> int:

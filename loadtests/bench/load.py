@@ -13,7 +13,7 @@ import httptools
 import msgspec
 import uvloop
 
-from loadtests.bench.account import cpu_s, memory_bytes, tree
+from loadtests.bench.account import memory_bytes, times_s, tree
 from loadtests.bench.words import MODEL, SEEN, TOKENS_PER_PLAIN
 
 PLAIN_TEXT = b"said" * TOKENS_PER_PLAIN
@@ -64,7 +64,7 @@ class Seen(msgspec.Struct):
     """What came of a job.
 
     units: chunks, or plain answers, in the window of `window_s` seconds.
-    cpu_s: of the gateway in that time.
+    cpu_s, waited_s: of the gateway in that time, on its core, and for it while others had it.
     late_ms: of each unit in the window: since it was sent, or asked for. Their p50 and p99.
     memory_bytes: of the gateway at the end of the window, while `open` streams were open.
     answers, failed: in all, and those not as they should be; `faults` tells of the first.
@@ -73,6 +73,7 @@ class Seen(msgspec.Struct):
     units: int = 0
     window_s: float = 0.0
     cpu_s: float = 0.0
+    waited_s: float = 0.0
     late_ms: tuple[float, float] = (0.0, 0.0)
     memory_bytes: int = 0
     open: int = 0
@@ -234,10 +235,11 @@ async def run(job: Job) -> Seen:
 
 async def _measure(job: Job, tally: Tally, seen: Seen) -> None:
     pids = tree(job.pid) if job.pid else []
-    cpu_before, begun, tally.measuring = cpu_s(pids), time.monotonic(), True
+    before, begun, tally.measuring = times_s(pids), time.monotonic(), True
     await asyncio.sleep(job.window_s)
     tally.measuring = False
-    seen.cpu_s, seen.window_s = cpu_s(pids) - cpu_before, time.monotonic() - begun
+    seen.cpu_s, seen.waited_s = (now - then for now, then in zip(times_s(pids), before, strict=True))
+    seen.window_s = time.monotonic() - begun
     seen.units, seen.open, seen.memory_bytes = len(tally.late_ns), tally.open, memory_bytes(pids)
     ranked = sorted(tally.late_ns) or [0]
     seen.late_ms = (ranked[len(ranked) // 2] / 1e6, ranked[len(ranked) * 99 // 100] / 1e6)

@@ -58,8 +58,8 @@ def added_ms(results: Results, peer: str, load: str) -> list[tuple[float, float]
     mine, direct = (results.seen.get(name, {}).get(load) for name in (peer, DIRECT))
     if not mine or not direct or peer == DIRECT:
         return None
-    pairs = zip(mine, direct, strict=False)
-    return [(one.late_ms[0] - bare.late_ms[0], one.late_ms[1] - bare.late_ms[1]) for one, bare in pairs]
+    pairs = [(one, bare) for one, bare in zip(mine, direct, strict=False) if one.units and bare.units]
+    return [(one.late_ms[0] - bare.late_ms[0], one.late_ms[1] - bare.late_ms[1]) for one, bare in pairs] or None
 
 
 def markdown(table: Table) -> str:
@@ -96,14 +96,17 @@ def _ratio(results: Results, load: str, other: str) -> float | None:
 
 
 def _cpu_rows(results: Results, load: str) -> list[Row]:
-    rows = [["", "CPU, ms", "per second", "of its core", "p50, ms", "p99, ms", "added p50", "added p99", "failed"]]
+    rows = [
+        ["", "CPU, ms", "per second", "of its core", "waited", "p50, ms", "p99, ms", "added p50", "added p99", "failed"]
+    ]
     for peer, loads in results.seen.items():
         if seen := loads.get(load):
             added = list(zip(*(added_ms(results, peer, load) or []), strict=True)) or [(), ()]
             rows.append([
                 peer, spread(_cpu_ms(seen)), f"{median(one.units / one.window_s for one in seen):.0f}",
                 f"{median(one.cpu_s / one.window_s for one in seen):.2f}",
-                *(spread((one.late_ms[which] for one in seen), 2) for which in (0, 1)),
+                f"{median(one.waited_s / one.window_s for one in seen):.2f}",
+                *(spread((one.late_ms[which] for one in seen if one.units), 2) for which in (0, 1)),
                 *(spread(one, 2) for one in added), str(sum(one.failed for one in seen)),
             ])  # fmt: skip
     return rows
