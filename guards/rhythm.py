@@ -4,7 +4,7 @@ A timeout that fits every server does not exist: healthy gaps are 10 ms on one a
 starved. So each replica is measured against its own p99.9.
 """
 
-from math import frexp
+from math import frexp, inf
 
 WINDOW = 2048  # gaps before the older half of what is known is forgotten: a server that turned slow is learnt
 STEPS = 4  # buckets per doubling: a quantile is read 25 % too high at most, never too low
@@ -18,13 +18,17 @@ class Rhythm:
 
     unknown_s: patience while fewer than `enough` gaps were seen.
     least_s: patience never falls below this, however fast the server.
+    most_s: nor does it rise above this, but where p99.9 itself is longer: a few slow gaps are seen by all streams at
+        once, and thrice as long as those would be too late for everybody.
     factor: silence is suspicious at so many times p99.9.
     """
 
-    __slots__ = ("_before", "_enough", "_factor", "_least_s", "_now", "_until_weighed", "patience_s")
+    __slots__ = ("_before", "_enough", "_factor", "_least_s", "_most_s", "_now", "_until_weighed", "patience_s")
 
-    def __init__(self, *, unknown_s: float, least_s: float, factor: float = 3.0, enough: int = 100) -> None:
-        self._least_s, self._factor, self._enough = least_s, factor, enough
+    def __init__(
+        self, *, unknown_s: float, least_s: float, most_s: float = inf, factor: float = 3.0, enough: int = 100
+    ) -> None:
+        self._least_s, self._most_s, self._factor, self._enough = least_s, most_s, factor, enough
         self._before = [0] * _BUCKETS
         self._now = [0] * _BUCKETS
         self._until_weighed = enough
@@ -53,7 +57,8 @@ class Rhythm:
 
     def _weigh(self) -> None:
         self._until_weighed = self._enough
-        self.patience_s = max(self._least_s, self._factor * self.quantile_s(0.999))
+        usual_s = self.quantile_s(0.999)
+        self.patience_s = max(self._least_s, min(self._factor * usual_s, max(self._most_s, usual_s)))
         if sum(self._now) >= WINDOW:
             self._before, self._now = self._now, [0] * _BUCKETS
 

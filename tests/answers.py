@@ -60,15 +60,25 @@ class Answer:
 
 
 async def ask(
-    session: aiohttp.ClientSession, url: str, body: dict[str, Any], *, path: str = "/v1/chat/completions", key: str = ""
+    session: aiohttp.ClientSession,
+    url: str,
+    body: dict[str, Any],
+    *,
+    path: str = "/v1/chat/completions",
+    key: str = "",
+    answer: Answer | None = None,
 ) -> Answer:
-    """Ask for an answer with its token ids (and, streamed, its usage) and take it all in."""
+    """Ask for an answer with its token ids (and, streamed, its usage) and take it all in.
+
+    answer: what it is taken into, for whoever wants to see it grow.
+    """
     body = {"return_token_ids": True} | body
     if body.get("stream"):
         body = {"stream_options": {"include_usage": True}} | body
     headers = {"authorization": f"Bearer {key}"} if key else {}
     async with session.post(url + path, json=body, headers=headers, timeout=NO_LIMIT) as response:
-        answer = Answer(status=response.status, replica=response.headers.get("x-holdfast-replica"))
+        answer = answer or Answer()
+        answer.status, answer.replica = response.status, response.headers.get("x-holdfast-replica")
         if response.content_type == "text/event-stream":
             await _stream(answer, response)
         else:

@@ -8,6 +8,7 @@ FIRST_UNKNOWN_S = 5.0  # before much is known of a replica: a long prompt is com
 FIRST_LEAST_S = 1.0
 BETWEEN_LEAST_S = 0.25
 BETWEEN_UNKNOWN_S = 1.0  # above the 0.7 s that healthy servers on a starved machine were seen to pause
+BETWEEN_MOST_S = 1.0  # a second leg takes a while as well, and the client is to see its next token within 2 s
 SIZES_MAX = 16  # classes of request size, each four times the one before
 
 
@@ -22,7 +23,7 @@ class Pulse:
     """
 
     def __init__(self, least_s: float = BETWEEN_LEAST_S) -> None:
-        self.between = Rhythm(unknown_s=BETWEEN_UNKNOWN_S, least_s=least_s)
+        self.between = Rhythm(unknown_s=BETWEEN_UNKNOWN_S, least_s=least_s, most_s=max(least_s, BETWEEN_MOST_S))
         self._first: dict[int, Rhythm] = {}
         self.tokens = self.streams = self.silent = self.silences = 0
 

@@ -18,6 +18,7 @@ from tests.processes import Gateway, until
 
 STREAMS = 8
 TOKENS = 300
+STARTED_S_MAX = 60.0
 READMITTED_S_MAX = 60.0
 
 
@@ -44,7 +45,7 @@ async def one_stop(
 ) -> dict[str, Any]:
     """Stream, stop the server that answers by SIGSTOP, compare, let it go on, and wait until it is in use again.
 
-    tokens: of each stream, enough for seconds of work, so that the stop falls into it.
+    tokens: of each stream; the stop falls somewhere between an eighth and a half of them.
     alone: stop its EngineCore alone, under an API server that goes on saying that all is well.
     """
     rng = random.Random(seed + number)
@@ -58,10 +59,16 @@ async def one_stop(
         wanted = await asyncio.gather(*(ask(session, fleet[1].url, body) for body in bodies))
         spent = sum(one.spent for one in gateway.balances())
         ejected = gateway.metric("holdfast_ejections_total")
-        asked = [asyncio.create_task(ask(session, gateway.url, body, key=key)) for body in bodies]
-        await asyncio.to_thread(until, lambda: sum(engine.running() for engine in fleet) >= STREAMS)
-        await asyncio.sleep(rng.uniform(0.2, 1.2))
-        serving = max(fleet, key=Engine.running)
+        growing = [Answer() for _ in bodies]
+        asked = [
+            asyncio.create_task(ask(session, gateway.url, body, key=key, answer=answer))
+            for body, answer in zip(bodies, growing, strict=True)
+        ]
+        stop_at = rng.randrange(tokens // 8, tokens // 2) * STREAMS
+        async with asyncio.timeout(STARTED_S_MAX):
+            while sum(answer.tokens for answer in growing) < stop_at:
+                await asyncio.sleep(0.005)
+        serving = next(engine for engine in fleet if engine.url.endswith(str(growing[0].replica)))
         stop(serving, alone, signal.SIGSTOP)
         try:
             got = await asyncio.gather(*asked)

@@ -78,3 +78,9 @@ def test_a_server_that_turns_slow_is_learnt_long_before_the_rest_is_forgotten():
         one.note(1.0)
 
     assert one.patience_s >= 3.0
+
+
+@pytest.mark.parametrize(("usual_s", "least_s", "most_s"), [(0.1, 0.3, 0.375), (0.6, 1.0, 1.0), (1.6, 1.6, 2.0)])
+def test_patience_has_a_ceiling_that_only_the_server_itself_can_lift(usual_s, least_s, most_s):
+    """Three times p99.9, but no more than the ceiling; where p99.9 is above it, that and no more."""
+    assert least_s <= rhythm([usual_s] * 200, most_s=1.0).patience_s <= most_s
