@@ -40,7 +40,7 @@ class Records:
 class Record:
     """A block around one request; leaving it, by whatever way, writes its one Ending."""
 
-    __slots__ = ("_books", "_call", "_held", "_losses", "_overhead_s", "_sink", "_tenant", "answer", "replica")
+    __slots__ = ("_books", "_call", "_leased", "_losses", "_overhead_s", "_sink", "_tenant", "answer", "replica")
 
     def __init__(self, books: Records, call: Call, tenant: Tenant, sink: Sink) -> None:
         self._books, self._call, self._tenant, self._sink = books, call, tenant, sink
@@ -48,13 +48,12 @@ class Record:
         self.replica: str | None = None
         self._overhead_s = 0.0
         self._losses: list[Cause] = []  # in mid-answer
-        self._held = False
+        self._leased = 0
 
     def held(self, leased: int) -> None:
-        """Budget is held; from here on a settlement follows."""
-        self._held = True
+        """Budget is held, in tokens; from here on a settlement follows."""
+        self._leased = leased
         self._books.metrics.hold_opened()
-        self._fact("hold.opened", leased_tokens=leased)
 
     def gaps(self, gaps: list[float]) -> None:
         """Seconds between tokens, in a batch."""
@@ -66,7 +65,7 @@ class Record:
             self._overhead_s = self._books.clock() - self._sink.received_at
             self._books.metrics.added_latency(self._overhead_s)
         self.replica = replica
-        self._fact("leg.opened", replica=replica, tokens=self._delivered())
+        self._fact("leg.opened", replica=replica, leased_tokens=self._leased, tokens=self._delivered())
         return self._overhead_s
 
     def hedged(self, replica: str) -> None:
@@ -106,13 +105,17 @@ class Record:
         refused = error if isinstance(error, Refused) else answer.refusal if answer else None
         ending = self._ending(error, refused)
         self._measure(ending)
-        facts: dict[str, object] = {"ending": ending}
+        facts: dict[str, object] = {
+            "ending": ending,
+            "took_s": round(self._books.clock() - self._sink.received_at, 4),
+            "prompt_tokens": 0,
+            "completion_tokens": 0,
+            "charged_tokens": 0,
+        }
         if refused is not None:
             facts["reason"] = refused.reason
         if self.replica is not None:
             facts["replica"] = self.replica
-        facts["took_s"] = round(self._books.clock() - self._sink.received_at, 4)
-        facts |= {"prompt_tokens": 0, "completion_tokens": 0, "charged_tokens": 0}
         if answer is not None:
             facts |= {
                 "prompt_tokens": answer.prompt_tokens,
@@ -124,26 +127,30 @@ class Record:
                 "gap_ms": round(max(answer.pace.pauses, default=0.0) * 1e3, 1),
             }
         self._fact("request.settled", **facts)
-        detail = answer.detail if answer is not None and refused is None else ""  # a server's words may quote a prompt
-        log = self._books.log
-        log.info("request.settled", request_id=self._call.request_id, model=self._call.model, detail=detail, **facts)
+        if ending is not Ending.FINISHED:  # what ends as it should is in the journal: a log line costs twice as much
+            detail = (
+                answer.detail if answer is not None and refused is None else ""
+            )  # servers' words may quote a prompt
+            call = self._call
+            self._books.log.info(
+                "request.settled", request_id=call.request_id, model=call.model, detail=detail, **facts
+            )
 
     def _measure(self, ending: Ending) -> None:
         answer, metrics, model = self.answer, self._books.metrics, self._call.model
         metrics.request_ended(model, ending)
-        if self._held:
+        if self._leased:
             metrics.hold_settled()
         if answer is None:
             return
-        completion = answer.completion_tokens
-        again = {"recomputed": answer.recomputed, "hedged": answer.hedged}
-        metrics.tokens(model, prompt=answer.prompt_tokens, completion=completion, **again)
+        prompt, completion = answer.prompt_tokens, answer.completion_tokens
+        metrics.tokens(model, prompt=prompt, completion=completion, recomputed=answer.recomputed, hedged=answer.hedged)
         for cause, pause_s in zip(self._losses, answer.pace.pauses, strict=False):  # a last loss may have no pause
             metrics.failed_over(model, cause, pause_s)
         if answer.pace.first_token_at is not None:
             metrics.first_token(model, answer.pace.first_token_at - self._sink.received_at)
         if ending is Ending.FINISHED and completion:
-            self._books.learn(model, answer.prompt_tokens, completion // self._call.choices)
+            self._books.learn(model, prompt, completion // self._call.choices)
 
     def _ending(self, error: BaseException | None, refused: Refused | None) -> Ending:
         if refused is not None:

@@ -9,9 +9,11 @@ A request *holds* tokens before it is dispatched, *tops up* in leases while it s
 and recording afterwards overspent by up to 264 % in the measurements behind this design.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum, StrEnum
+from functools import lru_cache
+from typing import NamedTuple
 
 UNLIMITED = 1 << 62  # tokens: more than any account will ever see, and exact in SQLite's 64 bits
 
@@ -30,10 +32,7 @@ class Window(StrEnum):
 
         With the name in the identity nothing has to be reset, so nothing can be reset twice.
         """
-        if self is Window.TOTAL:
-            return "total"
-        pattern = {"minute": "%Y-%m-%dT%H:%M", "hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "month": "%Y-%m"}
-        return datetime.fromtimestamp(unix_s, UTC).strftime(pattern[self.value])
+        return "total" if self is Window.TOTAL else _id_in_minute(self, int(unix_s // 60))
 
     def resets_at(self, unix_s: float) -> datetime | None:
         """Say when the window that holds this moment ends and the next begins; None for a total, which never does."""
@@ -51,6 +50,12 @@ class Window(StrEnum):
         return (day.replace(day=1) + timedelta(days=31)).replace(day=1)
 
 
+@lru_cache(maxsize=8)  # asked for every hold, and the same for a minute
+def _id_in_minute(window: Window, unix_minute: int) -> str:
+    pattern = {"minute": "%Y-%m-%dT%H:%M", "hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "month": "%Y-%m"}
+    return datetime.fromtimestamp(unix_minute * 60, UTC).strftime(pattern[window.value])
+
+
 @dataclass(frozen=True, slots=True)
 class Limit:
     """A budget: so many tokens, input and output together, per window."""
@@ -59,8 +64,7 @@ class Limit:
     window: Window = Window.TOTAL
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(NamedTuple):
     """One budget in one window, in tokens."""
 
     limit: int
@@ -87,12 +91,12 @@ class Account:
     def hold(self, tokens: int) -> "Account":
         """Take `tokens` out of what is free."""
         assert 0 <= tokens <= self.free
-        return replace(self, held=self.held + tokens)
+        return Account(self.limit, self.spent, self.held + tokens)
 
     def settle(self, leased: int, spent: int) -> "Account":
         """Give a lease back and charge what was spent of it."""
         assert 0 <= spent <= leased <= self.held
-        return replace(self, held=self.held - leased, spent=self.spent + spent)
+        return Account(self.limit, self.spent + spent, self.held - leased)
 
 
 class Verdict(Enum):

@@ -36,9 +36,7 @@ class Rhythm:
 
     def note(self, gap_s: float) -> None:
         """Take in one gap."""
-        mantissa, power = frexp(
-            gap_s if gap_s > _LEAST_S else _LEAST_S
-        )  # gap = mantissa * 2**power
+        mantissa, power = frexp(gap_s if gap_s > _LEAST_S else _LEAST_S)  # gap = mantissa * 2**power
         bucket = (power - _LOWEST - 1) * STEPS + int(mantissa * 2 * STEPS) if power <= _HIGHEST else _BUCKETS - 1
         self._now[bucket] += 1
         self._until_weighed -= 1

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+from msgspec import Raw, Struct
 
 from gateway.stream import asks
 from gateway.stream.call import Call
@@ -11,21 +12,35 @@ from gateway.stream.leg_end import Cause, LegEnd
 from gateway.stream.pace import Pace
 from gateway.stream.refusals import given_up, refusal
 from gateway.stream.seams import Ask, Lease, LegControl, Sink, Terms
-from gateway.stream.wire import TokenIds, clear_ids, clear_reasoning, encode
+from gateway.stream.wire import bare, clear_reasoning, count, encode
 from gateway.stream.wording import BUDGET_STOP
 from guards.refusal import Ending, Reason, Refused
 
 
-class _Choice(msgspec.Struct):
+NULL = Raw(b"null")
+
+
+class _Choice(Struct, gc=False):
     index: int = 0
-    token_ids: TokenIds | None = None
-    prompt_token_ids: TokenIds | None = None
+    token_ids: Raw = NULL
+    prompt_token_ids: Raw = NULL
     finish_reason: str | None = None
 
+    @property
+    def prompted(self) -> bool:
+        """Whether it brings its prompt's ids, as only completions do."""
+        return self.prompt_token_ids != NULL
 
-class _Answer(msgspec.Struct):
+
+class _Answer(Struct, gc=False):
     choices: list[_Choice]
-    prompt_token_ids: TokenIds | None = None
+    prompt_token_ids: Raw = NULL
+
+    @property
+    def lists(self) -> int:
+        """How many lists of ids it has."""
+        ids = [self.prompt_token_ids, *(raw for one in self.choices for raw in (one.token_ids, one.prompt_token_ids))]
+        return sum(raw != NULL for raw in ids)
 
 
 _decode = msgspec.json.Decoder(_Answer).decode
@@ -97,7 +112,8 @@ class Plain:
     def _answered(self, raw: bytes) -> str | None:
         """Count an answer by its ids, then let it go, or refuse it uncounted; say what is wrong with it."""
         try:
-            answer, body = _decode(raw), msgspec.json.decode(raw)
+            answer = _decode(raw)
+            raw.decode()  # also what was passed over just now
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return "the server's answer is not one of vLLM's"
         if any(choice.finish_reason == "abort" for choice in answer.choices):
@@ -114,7 +130,7 @@ class Plain:
         self.meter.spend(prompt + completion)
         self.prompt_tokens, self.completion_tokens = prompt, completion
         capped = self._capped(answer, by_choice)
-        self.body = self._given(body, capped)
+        self.body = self._given(raw, answer, capped)
         self.ending = Ending.BUDGET if capped else Ending.FINISHED
         return None
 
@@ -140,10 +156,13 @@ class Plain:
         full = {one.index for one, count in counted if count == self.terms.max_tokens}
         return ended & full if self.terms.capped else set()
 
-    def _given(self, body: dict[str, Any], capped: set[int]) -> bytes:
+    def _given(self, raw: bytes, answer: _Answer, capped: set[int]) -> bytes:
         """The answer as the client gets it: without what only the gateway asked for."""
         if not self.call.wants_ids:
-            clear_ids(body)
+            raw = bare(raw, answer.lists)
+        if not capped and not self.call.hides_reasoning:
+            return raw
+        body = msgspec.json.decode(raw)
         for choice in body["choices"]:
             if choice.get("index", 0) in capped:
                 choice["stop_reason"] = BUDGET_STOP
@@ -154,16 +173,14 @@ class Plain:
 
 def _count(answer: _Answer, call: Call) -> tuple[int, int, list[int]] | None:
     """Tokens of the prompts, of the answers, and of each answer; None where the ids do not tell."""
-    counts: list[int] = []
-    prompts: dict[int, int] = {}
-    if answer.prompt_token_ids is not None:
-        prompts[0] = len(answer.prompt_token_ids)
-    for choice in answer.choices:
-        if choice.token_ids is None:
-            return None
-        counts.append(len(choice.token_ids))
-        if choice.prompt_token_ids is not None:
-            prompts[choice.index // call.n] = len(choice.prompt_token_ids)
+    counts = [count(choice.token_ids) for choice in answer.choices]
+    prompts = {choice.index // call.n: count(choice.prompt_token_ids) for choice in answer.choices if choice.prompted}
+    if answer.prompt_token_ids != NULL:
+        prompts[0] = count(answer.prompt_token_ids)
     if len(prompts) != len(call.prompts):
         return None
-    return sum(prompts.values()), sum(counts), counts
+    known = [one for one in counts if one is not None]
+    asked = [one for one in prompts.values() if one is not None]
+    if len(known) < len(counts) or len(asked) < len(prompts):
+        return None
+    return sum(asked), sum(known), known

@@ -7,7 +7,7 @@ is decoded and encoded again only when its bytes are not what vLLM writes.
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 
 from gateway.stream.sse import DATA, END
 
@@ -117,6 +117,30 @@ def without_ids(raw: bytes, *, has_ids: bool) -> bytes:
             end = raw.index(b"]", start)
             raw, has_ids = raw[: start + len(name) - 1] + b"null" + raw[end + 1 :], False
     return rewritten(raw, drop_ids=True) if has_ids else raw
+
+
+def bare(answer: bytes, lists: int) -> bytes:
+    """Take the token ids out of a plain answer in the same way. lists: of ids, in all of it."""
+    found = 0
+    for name in _IDS:
+        start = answer.find(name)
+        while start >= 0:
+            end = answer.index(b"]", start)
+            answer = answer[: start + len(name) - 1] + b"null" + answer[end + 1 :]
+            start, found = answer.find(name, start), found + 1
+    if found == lists:
+        return answer
+    body = msgspec.json.decode(answer)
+    clear_ids(body)
+    return encode(body)
+
+
+def count(ids: Raw) -> int | None:
+    """Count token ids without making numbers of them; None where they are not a list of ids."""
+    raw = bytes(ids)
+    if raw.translate(None, b"0123456789, ") != b"[]":
+        return None
+    return raw.count(b",") + 1 if raw.strip(b"[] ") else 0
 
 
 def rewritten(raw: bytes, *, drop_ids: bool, stop_reason: str | None = None, drop_reasoning: bool = False) -> bytes:

@@ -11,6 +11,7 @@ from guards.refusal import Ending, Reason
 FAILOVER_GAP_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)  # promised: below 1, and below 2
 FIRST_TOKEN_S = (0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 40.0, 80.0)
 INTER_TOKEN_S = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+TOKEN_KINDS = ("prompt", "completion", "recomputed", "hedged")
 ADDED_LATENCY_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 
 
@@ -35,8 +36,7 @@ class Metrics:
 
     def tokens(self, model: str, *, prompt: int = 0, completion: int = 0, recomputed: int = 0, hedged: int = 0) -> None:
         """Count tokens: read, delivered, computed again to go on elsewhere, and asked for in races to no use."""
-        counts = {"prompt": prompt, "completion": completion, "recomputed": recomputed, "hedged": hedged}
-        for kind, count in counts.items():
+        for kind, count in zip(TOKEN_KINDS, (prompt, completion, recomputed, hedged), strict=True):
             if count:
                 self._tokens.add(model, kind, count=count)
 

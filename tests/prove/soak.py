@@ -208,9 +208,9 @@ async def watched(gateway: Gateway, servers: Servers, rng: random.Random, soak_s
 def settled_twice(path: Path) -> list[str]:
     """Requests that did not end exactly once."""
     ends = Counter(fact["request_id"] for fact in journal.read(path) if fact["kind"] == "request.settled")
-    held = {fact["request_id"] for fact in journal.read(path) if fact["kind"] == "hold.opened"}
+    asked = {fact["request_id"] for fact in journal.read(path) if fact["kind"] == "leg.opened"}
     twice = [f"{one} was settled {count} times" for one, count in ends.items() if count != 1]
-    return twice[:5] + [f"{one} was never settled" for one in list(held - set(ends))[:5]]
+    return twice[:5] + [f"{one} was never settled" for one in list(asked - set(ends))[:5]]
 
 
 def leaks(done: dict[str, Any]) -> dict[str, bool]:

@@ -264,7 +264,7 @@ def test_resets_at_any_point_leave_nothing_behind(house):
     until(lambda: quiet(gateway), 20)
     until(lambda: house.active.stats()["open_streams"] == 0)
     until(lambda: descriptors(gateway) <= before + 64)  # kept connections to servers
-    facts = [one for one in gateway.journal() if one["kind"] in ("request.held", "request.settled")]
+    facts = [one for one in gateway.journal() if one["kind"] in ("leg.opened", "request.settled")]
     settled = {one["request_id"] for one in facts if one["kind"] == "request.settled"}
     assert {one["request_id"] for one in facts} == settled
     assert gateway.faults() == []

@@ -3,10 +3,12 @@
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+import msgspec
 
 from gateway.books.ledger.steps import Held
 from guards.budget import UNLIMITED, Account
@@ -57,25 +59,34 @@ class Tables:
         return Account(*row) if row else None
 
     def keep_accounts(self, accounts: Mapping[tuple[str, str], Account]) -> None:
-        """Write accounts, by key id and window."""
-        self.db.executemany(
-            "INSERT INTO accounts (key_id, window, limit_tokens, spent, held) VALUES (?, ?, ?, ?, ?)"
+        """Write accounts, by key id and window. Raises OverflowError where SQLite would make a limit a float."""
+        if any(account.limit >= 1 << 63 for account in accounts.values()):
+            raise OverflowError("an account is too large for 64 bits")
+        self._write(
+            "INSERT INTO accounts (key_id, window, limit_tokens, spent, held)"
+            " SELECT value->>0, value->>1, value->>2, value->>3, value->>4 FROM json_each(?) WHERE true"
             " ON CONFLICT (key_id, window) DO UPDATE"
             " SET limit_tokens = excluded.limit_tokens, spent = excluded.spent, held = excluded.held",
-            [(*place, one.limit, one.spent, one.held) for place, one in accounts.items()],
+            [(*place, *account) for place, account in accounts.items()],
         )
 
     def keep_holds(self, holds: Mapping[str, Held]) -> None:
         """Write holds, by request id."""
-        self.db.executemany(
-            "INSERT INTO holds (request_id, key_id, window, leased, opened_at) VALUES (?, ?, ?, ?, ?)"
+        self._write(
+            "INSERT INTO holds (request_id, key_id, window, leased, opened_at)"
+            " SELECT value->>0, value->>1, value->>2, value->>3, value->>4 FROM json_each(?) WHERE true"
             " ON CONFLICT (request_id) DO UPDATE SET leased = excluded.leased",
             [(request_id, *held) for request_id, held in holds.items()],
         )
 
-    def drop_holds(self, request_ids: Iterable[str]) -> None:
+    def drop_holds(self, request_ids: Sequence[str]) -> None:
         """Remove holds."""
-        self.db.executemany("DELETE FROM holds WHERE request_id = ?", [(one,) for one in request_ids])
+        self._write("DELETE FROM holds WHERE request_id IN (SELECT value FROM json_each(?))", request_ids)
+
+    def _write(self, statement: str, rows: Sequence[object]) -> None:
+        """Write many rows by one statement: each run of one lets go of the interpreter's lock, and waits for it again."""
+        if rows:
+            self.db.execute(statement, (msgspec.json.encode(rows).decode(),))
 
     def accounts(self) -> Iterable[tuple[str, str, Account]]:
         rows = self.db.execute("SELECT key_id, window, limit_tokens, spent, held FROM accounts").fetchall()

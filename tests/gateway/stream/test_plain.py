@@ -51,6 +51,21 @@ async def test_an_answer_is_counted_and_given_without_what_only_the_gateway_aske
     assert (whole.prompt_tokens, whole.completion_tokens, whole.ending) == (3, 3, Ending.FINISHED)
 
 
+@pytest.mark.parametrize("spaced", [False, True])
+async def test_only_the_ids_are_taken_out(spaced):
+    """What a text says of ids stays in it; ids that are not written as vLLM does are found all the same."""
+    said = json.loads(chat_answer([4, 5], []))
+    said["choices"][0]["message"]["content"] = text = 'so: ,"token_ids":[1,2] ]'
+    raw = json.dumps(said, separators=None if spaced else (",", ":")).encode()
+
+    whole = await answer(call_for(stream=False, n=2), fine(raw))
+
+    given = json.loads(whole.body)
+    assert given["choices"][0]["message"]["content"] == text
+    assert [one["token_ids"] for one in (given["choices"])] + [given["prompt_token_ids"]] == [None, None, None]
+    assert whole.completion_tokens == 2
+
+
 async def test_a_client_that_asked_for_ids_gets_them():
     """return_token_ids is the client's to ask."""
     raw = chat_answer([4, 5])
@@ -93,6 +108,10 @@ NO_ANSWER = {
     "a list": b"[]",
     "no ids": chat_answer(None),
     "no prompt ids": chat_answer([4], prompt=None),
+    "ids that are none": chat_answer(["4"]),
+    "ids below zero": chat_answer([-4]),
+    "lists of ids": chat_answer([[4], [5]]),
+    "prompt ids that are none": chat_answer([4], prompt=["1"]),
     "aborted": chat_answer([4], finish="abort"),
     "bottomless": b'{"choices":' + b"[" * 100_000,
 }
