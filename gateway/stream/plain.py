@@ -1,7 +1,6 @@
 """A plain answer: asked for whole, and asked for again whole elsewhere, since nothing was delivered."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
@@ -15,7 +14,6 @@ from gateway.stream.seams import Ask, Lease, LegControl, Sink, Terms
 from gateway.stream.wire import bare, clear_reasoning, count, encode
 from gateway.stream.wording import BUDGET_STOP
 from guards.refusal import Ending, Reason, Refused
-
 
 NULL = Raw(b"null")
 

@@ -84,7 +84,7 @@ class Tables:
         self._write("DELETE FROM holds WHERE request_id IN (SELECT value FROM json_each(?))", request_ids)
 
     def _write(self, statement: str, rows: Sequence[object]) -> None:
-        """Write many rows by one statement: each run of one lets go of the interpreter's lock, and waits for it again."""
+        """Write many rows by one statement, for each run of one lets go of the interpreter's lock."""
         if rows:
             self.db.execute(statement, (msgspec.json.encode(rows).decode(),))
 
