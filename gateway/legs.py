@@ -2,9 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from gateway.fleet.pulse import Watch
 from gateway.fleet.replicas import Fleet
@@ -17,8 +16,7 @@ Headers = tuple[tuple[str, str], ...]
 SILENT_AGAIN_S = 0.25  # how soon a silent leg for which nothing could be done is thought of again
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(NamedTuple):
     """A leg on its way. part: what it feeds. watch: of a stream."""
 
     replica: str

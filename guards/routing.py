@@ -1,11 +1,10 @@
 """Which replica is next: filter, score, pick. Pure."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A replica as routing sees it.
 
     load: streams and requests in flight there, through this gateway.
@@ -26,6 +25,7 @@ def pick(candidates: Iterable[Candidate], avoid: frozenset[str] = frozenset()) -
     Those in `avoid` failed this very request and come into question only when no other is up.
     A replica that is held for down is still tried when nothing else is left: the verdict may be stale.
     """
-    ranked = sorted(candidates, key=lambda one: (not one.up, one.name in avoid, one.doubtful, one.standby, one.load))
-    usable = [one for one in ranked if one.name not in avoid or one.up]
-    return usable[0].name if usable else None
+    usable = [one for one in candidates if one.up or one.name not in avoid]
+    if not usable:
+        return None
+    return min(usable, key=lambda one: (not one.up, one.name in avoid, one.doubtful, one.standby, one.load)).name

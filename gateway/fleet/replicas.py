@@ -20,6 +20,7 @@ log = structlog.get_logger()
 LOOKS_MAX = 3  # at a replica that lost a leg, before the next round of probes
 LOOK_AGAIN_S = 0.1
 QUIET_PROBES = 5
+CANARY_GAPS = 3  # a canary may take so many of the longest usual gaps: a verdict costs more than a race
 EXAMINATIONS_MAX = 5  # of one silence; a later one is examined anew
 
 
@@ -198,7 +199,8 @@ class Fleet:
     async def _examine(self, name: str) -> None:
         """Find out whether a silent replica hangs; eject it on two independent signals, but never the last one."""
         replica = self._replicas[name]
-        pulse, wait_s = replica.pulse, max(self._care.canary_s, replica.pulse.between.patience_s)
+        pulse = replica.pulse
+        wait_s = max(self._care.canary_s, CANARY_GAPS * pulse.between.quantile_s(0.999))
         for _ in range(EXAMINATIONS_MAX):
             heard, streams, ended = pulse.tokens, pulse.streams, pulse.silences - pulse.silent
             found = await self._canary.look(name, replica.any_model, wait_s)

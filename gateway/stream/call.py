@@ -20,6 +20,7 @@ DROPPED = ("priority", "cache_salt", "request_id", "session_id", "stream_interva
 FORBIDDEN = ("kv_transfer_params", "ec_transfer_params", "prompt_embeds", "mm_payload", "routed_experts_prompt_start")
 TEXT_TYPES = ("text", "refusal", "thinking", "input_text", "output_text")  # of a message's content part
 XARG_PREFIXES = ("holdfast", "kv_", "ec_")  # our own, and what vLLM reads as the fields above
+TOKEN_ID = re.compile(r"[0-9]{1,10}")
 SCHEME = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]*):")
 TOKENS_COMPLETION_DEFAULT = 16  # OpenAI's and vLLM's default for /v1/completions
 
@@ -80,12 +81,13 @@ class Call:
     """A parsed request.
 
     body: what goes upstream, as the client said it, less the fields a client may not say.
+    choices: how many answers the client waits for: `n` for each prompt.
     prompts: one entry per prompt; for chat a single None, since the template makes the prompt.
     max_tokens: per choice, as the client asked; None where it left that to the model.
     """
 
     __slots__ = (
-        "body", "body_bytes", "continuous_usage", "endpoint", "has_media", "hides_reasoning", "include_stop",
+        "body", "body_bytes", "choices", "continuous_usage", "endpoint", "has_media", "hides_reasoning", "include_stop",
         "include_usage", "max_tokens", "messages", "min_tokens", "model", "n", "prompts", "request_id", "skip_special",
         "stop", "stream", "wants_ids",
     )  # fmt: skip
@@ -93,7 +95,9 @@ class Call:
     def __init__(self, endpoint: Endpoint, raw: bytes, request_id: str, bounds: Bounds) -> None:
         """Parse `raw`. Raises Refused (INVALID) naming the field at fault."""
         self.endpoint, self.request_id, self.body_bytes = endpoint, request_id, len(raw)
-        self.body = {name: value for name, value in _json_object(raw).items() if name not in DROPPED}
+        self.body = _json_object(raw)
+        for name in DROPPED:
+            self.body.pop(name, None)
         said = _convert(self.body, endpoint)
         _refuse_forbidden(self.body, said.vllm_xargs)
         self.model = said.model
@@ -116,12 +120,8 @@ class Call:
             self.max_tokens = said.max_completion_tokens or said.max_tokens
         elif self.max_tokens is None:  # a null counts as left out, in vLLM too
             self.max_tokens = TOKENS_COMPLETION_DEFAULT
+        self.choices = self.n * len(self.prompts)
         self._check(bounds)
-
-    @property
-    def choices(self) -> int:
-        """How many answers the client waits for: `n` for each prompt."""
-        return self.n * len(self.prompts)
 
     def upstream_body(self, max_tokens: int | None) -> dict[str, Any]:
         """The request as a server gets it: the client's, with the ids asked for and `max_tokens` if one is given."""
@@ -140,9 +140,10 @@ class Call:
             raise _invalid(f"n may be at most {bounds.choices}.", "n")
         if self.choices > max(bounds.choices, bounds.prompts):  # each is a leg of its own once a server was lost
             raise _invalid(f"n times the prompts may be at most {max(bounds.choices, bounds.prompts)}.", "n")
-        if not all(re.fullmatch(r"[0-9]{1,10}", token) for token in self.body.get("logit_bias") or ()):
+        biases = self.body.get("logit_bias")
+        if biases and not all(map(TOKEN_ID.fullmatch, biases)):
             raise _invalid("logit_bias takes token ids as its keys.", "logit_bias")
-        if len(self.stop) > bounds.stop_strings or any(not stop for stop in self.stop):
+        if len(self.stop) > bounds.stop_strings or "" in self.stop:
             raise _invalid(f"stop takes at most {bounds.stop_strings} strings, none of them empty.", "stop")
 
 
@@ -174,7 +175,7 @@ def _convert(body: dict[str, Any], endpoint: Endpoint) -> "_Chat | _Completion":
 
 def _refuse_forbidden(body: dict[str, Any], xargs: dict[str, Any] | None) -> None:
     for name in FORBIDDEN:
-        if body.get(name) is not None:
+        if name in body and body[name] is not None:
             raise _invalid(f"{name} steers the engine and may not be set by clients.", name)
     for name in xargs or ():
         if name.startswith(XARG_PREFIXES) or name in FORBIDDEN or name in DROPPED:

@@ -149,10 +149,12 @@ class Plain:
 
     def _capped(self, answer: _Answer, by_choice: Sequence[int]) -> set[int]:
         """The choices that the budget ended, not the client's own max_tokens."""
+        if not self.terms.capped:
+            return set()
         ended = {one.index for one in answer.choices if one.finish_reason == "length"}
         counted = zip(answer.choices, by_choice, strict=True)
         full = {one.index for one, count in counted if count == self.terms.max_tokens}
-        return ended & full if self.terms.capped else set()
+        return ended & full
 
     def _given(self, raw: bytes, answer: _Answer, capped: set[int]) -> bytes:
         """The answer as the client gets it: without what only the gateway asked for."""

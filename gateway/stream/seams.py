@@ -1,7 +1,6 @@
 """What a relay touches: the client's sink, the budget's lease, the legs; and the terms it is given."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from gateway.stream.choice import Words
@@ -69,8 +68,7 @@ class Ask(NamedTuple):
     words: Words | None = None
 
 
-@dataclass(frozen=True)
-class Terms:
+class Terms(NamedTuple):
     """What was settled before the stream began.
 
     legs_max: how many servers are tried, one after the other.

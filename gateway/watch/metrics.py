@@ -97,7 +97,7 @@ class Metrics:
 
     def added_latency(self, seconds: float) -> None:
         """Note the gateway's own time before a request went upstream, without its time in the queue."""
-        self._added_latency.observe(seconds)
+        self._added_latency.observe("", (seconds,))
 
     def load(self, replica: str, look: Callable[[], int]) -> None:
         """Tell how many legs a replica has, by asking whenever the metrics are read."""
@@ -139,9 +139,10 @@ class Metrics:
             "holdfast_time_to_first_token_seconds", "From arrival to the first token.", "model", FIRST_TOKEN_S
         )
         registry.register(self._first_token)
-        self._added_latency = Histogram(
-            "holdfast_added_latency_seconds", "The gateway's own time.", buckets=ADDED_LATENCY_S, registry=registry
+        self._added_latency = BatchHistogram(
+            "holdfast_added_latency_seconds", "The gateway's own time.", None, ADDED_LATENCY_S
         )
+        registry.register(self._added_latency)
         self._inter_token = BatchHistogram(
             "holdfast_inter_token_seconds", "Gap between two tokens of a stream.", "model", INTER_TOKEN_S
         )
