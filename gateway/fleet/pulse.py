@@ -9,6 +9,7 @@ FIRST_LEAST_S = 1.0
 BETWEEN_LEAST_S = 0.25
 BETWEEN_UNKNOWN_S = 1.0  # above the 0.7 s that healthy servers on a starved machine were seen to pause
 BETWEEN_MOST_S = 0.75  # a second leg takes a while as well, and the client is to see its next token within 2 s
+GAPS_MAX = 32  # of one leg; they are learnt whenever patience is asked for, a few times a second
 SIZES_MAX = 16  # classes of request size, each four times the one before
 
 
@@ -47,23 +48,30 @@ class Watch:
     on_silence: called once for each silence that lasts longer than it should.
     """
 
-    __slots__ = ("_on_silence", "_pulse", "_rhythm", "begun", "silent")
+    __slots__ = ("_gaps", "_on_silence", "_pulse", "_rhythm", "begun", "silent")
 
     def __init__(self, pulse: Pulse, request_bytes: int, on_silence: Callable[[], None]) -> None:
         self._pulse, self._on_silence = pulse, on_silence
         self._rhythm = pulse.first(request_bytes)
+        self._gaps: list[float] = []  # that the rhythm does not know yet: many at once are learnt at less cost
         self.begun = self.silent = False
         pulse.streams += 1
 
     @property
     def patience_s(self) -> float:
         """How long it may be silent now, before that is suspicious."""
+        if self._gaps:
+            self._learn()
         return self._rhythm.patience_s
 
     def token(self, after_s: float) -> None:
         """Tokens have come, so long after those before, or after the leg began."""
-        self._rhythm.note(after_s)
-        if not self.begun:
+        if self.begun:
+            self._gaps.append(after_s)
+            if len(self._gaps) >= GAPS_MAX:
+                self._learn()
+        else:
+            self._rhythm.note(after_s)
             self.begun, self._rhythm = True, self._pulse.between
         self._pulse.tokens += 1
         if self.silent:
@@ -81,7 +89,13 @@ class Watch:
         """The leg has ended."""
         if self.silent:
             self._heard()
+        self._learn()
         self._pulse.streams -= 1
+
+    def _learn(self) -> None:
+        for gap_s in self._gaps:
+            self._rhythm.note(gap_s)
+        self._gaps.clear()
 
     def _heard(self) -> None:
         self.silent = False

@@ -2,9 +2,11 @@
 
 import asyncio
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 from gateway.stream.leg_end import Cause, LegEnd
+from gateway.stream.silences import Silences
 from gateway.stream.sse import DATA, END, EventSplitter, EventTooLong
 
 
@@ -68,12 +70,14 @@ class Carrier(Protocol):
 
     loop: asyncio.AbstractEventLoop
     limits: UpstreamLimits
+    silences: Silences
 
     def released(self, leg: "Leg") -> None:
         """A leg has ended."""
 
 
 LOOK_AGAIN_S = 0.02  # a silence is looked at twice: tokens may wait in a socket that we did not come to read
+TICK_S = 0.001  # of the loop's clock: a timer may fire by so much too early
 
 
 class Leg:
@@ -82,6 +86,12 @@ class Leg:
     receiver: takes a stream's events; None for a plain answer, whose body is in the LegEnd.
     watch: told of a stream's tokens and silences. Comments, heads and events without tokens are silence.
     """
+
+    __slots__ = (
+        "_body", "_body_bytes", "_doubted", "_heard_at", "_limits", "_paused_at", "_progressed", "_splitter",
+        "_upstream", "_wait_s", "_watch", "connection", "ended", "over", "paused", "receiver", "request", "status",
+        "streaming", "target",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -107,9 +117,8 @@ class Leg:
         self._progressed = False
         self._doubted = False
         self._watch = watch
-        self._timer: asyncio.TimerHandle | None = None
         if receiver is not None:
-            self._look_in(self._patience_s)
+            upstream.silences.add(self, self._heard_at + self._patience_s)
 
     # -- LegControl, for the relay
 
@@ -143,7 +152,7 @@ class Leg:
         self._heard_at = now
         if not self._progressed:
             self._progressed, self._wait_s = True, self._limits.between_tokens_s
-            self._look_in(self._patience_s)
+            self._upstream.silences.expect(now + self._patience_s)
 
     def fault(self, error: Exception) -> None:
         """A bug of ours was met: it must surface in the flow, not vanish in the event loop."""
@@ -199,8 +208,8 @@ class Leg:
         self._release()
 
     def _release(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        if self.receiver is not None:
+            self._upstream.silences.forget(self)
         if self._watch is not None:
             self._watch.over()
         self._upstream.released(self)
@@ -215,29 +224,24 @@ class Leg:
     def _patience_s(self) -> float:
         return self._wait_s if self._watch is None else min(self._watch.patience_s, self._wait_s)
 
-    def _look_in(self, seconds: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._upstream.loop.call_later(seconds, self._check_silence)
-
-    def _check_silence(self) -> None:
-        """One timer a leg, re-armed when it fires: nothing is scheduled per chunk.
+    def look(self, now_s: float) -> float:
+        """For `Silences`. Nothing is scheduled per chunk, and nothing per leg.
 
         1. Somebody waits for us, or tokens came: look again when they could be late.
         2. Silent too long, for the first time: it may be this process that was not running.
         3. Silent too long: suspicious, but the leg stays.
         4. Silent beyond all limits: the leg ends.
         """
-        silent_s = self._upstream.loop.time() - self._heard_at
-        if self.paused or silent_s < self._patience_s:
+        silent_s, patience_s = now_s - self._heard_at + TICK_S, self._patience_s
+        if self.paused or silent_s < patience_s:
             self._doubted = False
-            self._look_in(self._patience_s if self.paused else self._patience_s - silent_s)
-        elif not self._doubted:
+            return (now_s if self.paused else self._heard_at) + patience_s
+        if not self._doubted:
             self._doubted = True
-            self._look_in(LOOK_AGAIN_S)
-        elif silent_s < self._wait_s:
+            return now_s + LOOK_AGAIN_S
+        if silent_s < self._wait_s:
             if self._watch is not None:
                 self._watch.silence()
-            self._look_in(min(self._patience_s, self._wait_s - silent_s))
-        else:
-            self.end(LegEnd(Cause.SILENT, f"no token arrived within {self._wait_s:g} s"))
+            return min(now_s + patience_s, self._heard_at + self._wait_s)
+        self.end(LegEnd(Cause.SILENT, f"no token arrived within {self._wait_s:g} s"))
+        return inf

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from gateway.stream.seams import Ask, LegControl
+from gateway.stream.template import Template
 
 EARLY_EVENTS_MAX = 64  # of a leg that races and has not brought a token yet: role, prompt ids
 
@@ -20,9 +21,13 @@ class Part:
     behind: the decoder of its text is.
     heard: how many events with tokens it brought.
     loss: why what it sends is not trusted any more.
+    template: of its usual chunks, once one was seen, where it brings one choice.
     """
 
-    __slots__ = ("again", "behind", "choices", "early", "events", "heard", "leg", "loss", "on_win", "waiting", "words")
+    __slots__ = (
+        "again", "behind", "choices", "early", "events", "heard", "leg", "loss", "on_win", "template",
+        "waiting", "words",
+    )  # fmt: skip
 
     def __init__(
         self, take: Callable[["Part", list[bytes]], None], ask: Ask, on_win: Callable[[], None] | None = None
@@ -35,6 +40,7 @@ class Part:
         self.behind = False
         self.heard = 0
         self.loss: str | None = None
+        self.template: Template | None = None
 
     @property
     def racing(self) -> bool:

@@ -5,6 +5,7 @@ sink. What the client is told is `telling`'s.
 """
 
 from array import array
+from binascii import crc32
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -18,8 +19,9 @@ from gateway.stream.part import Part
 from gateway.stream.races import Races
 from gateway.stream.refusals import given_up, refusal
 from gateway.stream.seams import Ask, Lease, Sink, Terms
-from gateway.stream.sse import DONE
+from gateway.stream.sse import DONE, END
 from gateway.stream.telling import Telling
+from gateway.stream.template import Usual, learnt
 from gateway.stream.text import Piece, TextLost
 from gateway.stream.wire import Chunk, ChunkChoice, UpstreamError, read
 from gateway.stream.wording import BUDGET_STOP
@@ -207,10 +209,15 @@ class Relay:
         for number, raw in enumerate(raws):
             if self.ending is not None or part.loss is not None:
                 break
+            covered = True
             if part.early is not None:
                 if self._races.early(part, raw):
                     return self.events(part, [*self._races.won(part), *raws[number + 1 :]])
-            elif not self._event(part, raw):
+            elif part.template is not None and (usual := part.template.read(raw)) is not None:
+                covered = self._usual(part, raw, usual)
+            else:
+                covered = self._event(part, raw)
+            if not covered:
                 part.waiting = raws[number:]
                 assert part.leg is not None
                 part.leg.pause()
@@ -252,13 +259,41 @@ class Relay:
             if verdict is not Verdict.GO and not self._paid(verdict, choice, ids):
                 return self.ending is not None
             self.pace.token(choice.index)
+            if part.template is None and len(part.choices) == 1:
+                part.template = learnt(raw, chunk)
         elif said.content and not telling.may_be_apart(choice):
             part.lose("the server sent text without its token ids")
             return True
         if choice.transcript is None:
             telling.pass_on(raw, choice, said)
         else:
-            self._reword(part, choice, said)
+            self._reword(part, choice, ids or [], said.finish_reason, said.stop_reason)
+        return True
+
+    def _usual(self, part: Part, raw: bytes, usual: Usual) -> bool:
+        """Take in an event that brings text and ids of the only choice of its leg, and nothing else."""
+        telling, (text, ids, bare) = self._telling, usual
+        choice = telling.choices[part.choices[0]]
+        if choice.owner is not part or choice.finish_reason is not None:
+            return True
+        if choice.rival is not None:
+            choice.rival.close()
+            choice.rival = None
+        assert part.leg is not None
+        part.leg.progress()
+        part.heard += 1
+        verdict = self.meter.spend(len(ids))
+        if verdict is not Verdict.GO and not self._paid(verdict, choice, ids):
+            return self.ending is not None
+        self.pace.token(choice.index)
+        if choice.transcript is not None:
+            self._reword(part, choice, ids)
+            return True
+        choice.role_sent = True
+        choice.ids.extend(ids)
+        choice.characters += len(text)
+        choice.crc = crc32(text.encode(), choice.crc)
+        self._out.add((raw if self.call.wants_ids else bare) + END)
         return True
 
     def _ended_or_won(self, part: Part, choice: Choice, said: ChunkChoice) -> bool:
@@ -304,9 +339,10 @@ class Relay:
             choice.decoder.prime(ids)
         return True
 
-    def _reword(self, part: Part, choice: Choice, said: ChunkChoice) -> None:
+    def _reword(
+        self, part: Part, choice: Choice, ids: list[int], finish: str | None = None, why: int | str | None = None
+    ) -> None:
         """Word a chunk here, from its ids."""
-        ids, finish = said.token_ids or [], said.finish_reason
         # An end-of-text or stop token has no text (vLLM leaves it out of detokenization), but it counts.
         silent = ids[-1:] if finish == "stop" and not self.call.include_stop else []
 
@@ -316,7 +352,7 @@ class Relay:
             if self.ending not in (None, Ending.BUDGET) or choice.finish_reason is not None:
                 self.meter.give_back(len(ids))
                 return
-            self._worded(choice, [*pieces, Piece(silent, "")], ids, finish, said.stop_reason)
+            self._worded(choice, [*pieces, Piece(silent, "")], ids, finish, why)
             if part.behind and choice.decoder is not None and choice.decoder.room:
                 part.behind = False
                 self._resume(part)

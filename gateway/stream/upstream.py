@@ -17,6 +17,7 @@ import httptools
 
 from gateway.stream.leg import Leg, Receiver, Target, UpstreamLimits, Watch
 from gateway.stream.leg_end import Cause, LegEnd
+from gateway.stream.silences import Silences
 
 # No connection, and no fault of the server's: it must not pass for one that is gone.
 OUR_WANTS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
@@ -171,6 +172,7 @@ class Upstream:
     def __init__(self, limits: UpstreamLimits) -> None:
         self.loop = asyncio.get_running_loop()
         self.limits = limits
+        self.silences = Silences(self.loop)
         self._idle: dict[str, deque[Connection]] = {}
         self._legs: dict[str, dict[Leg, None]] = {}  # in order, lest anything depend on where they lie in memory
         self._tls = ssl.create_default_context()

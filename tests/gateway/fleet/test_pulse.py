@@ -94,6 +94,7 @@ def test_the_wait_for_a_first_token_says_nothing_of_the_gaps_between():
         leg = watch(pulse)
         leg.token(4.0)
         leg.token(0.01)
+        leg.over()
 
     assert pulse.between.patience_s < 1.0 < pulse.first(100).patience_s
 
