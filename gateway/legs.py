@@ -28,6 +28,10 @@ class Running(NamedTuple):
 class Legs:
     """A block in which legs may be opened; leaving it closes them."""
 
+    __slots__ = (
+        "_fleet", "_headers", "_news", "_running", "_targets", "_upstream", "_waiter",
+    )  # fmt: skip
+
     def __init__(self, fleet: Fleet, upstream: Upstream, targets: dict[str, Target], headers: Headers) -> None:
         self._fleet, self._upstream, self._targets, self._headers = fleet, upstream, targets, headers
         self._running: list[Running] = []

@@ -19,6 +19,11 @@ class ClientSink:
     buffer_bytes_max: unread bytes at which the leg is paused.
     """
 
+    __slots__ = (
+        "_buffer_bytes_max", "_chunked", "_connection", "_keep_alive", "overhead_s", "received_at", "replica",
+        "request_id", "started",
+    )  # fmt: skip
+
     def __init__(self, request: web.BaseRequest, request_id: str, received_at: float, buffer_bytes_max: int) -> None:
         assert isinstance(request.protocol, ClientConnection)
         self._connection = request.protocol

@@ -22,6 +22,10 @@ class Outbox:
     add: takes bytes in.
     """
 
+    __slots__ = (
+        "_out", "_parts", "_sink", "add", "full",
+    )  # fmt: skip
+
     def __init__(self, sink: Sink, parts: Iterable[Fed]) -> None:
         self._sink, self._parts = sink, parts
         self._out: list[bytes] = []

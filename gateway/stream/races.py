@@ -23,6 +23,10 @@ class Races:
     hedged: the same for races that the first leg won, or that were given up.
     """
 
+    __slots__ = (
+        "_left", "_sink", "_telling", "hedged", "recomputed",
+    )  # fmt: skip
+
     def __init__(self, telling: Telling, hedges_max: int, sink: Sink) -> None:
         self._telling, self._left, self._sink = telling, hedges_max, sink
         self.recomputed = self.hedged = 0

@@ -38,6 +38,11 @@ class Relay:
     hedged: the same for races that the first leg won.
     """
 
+    __slots__ = (
+        "_cut", "_legs_left", "_out", "_over", "_parts", "_races", "_telling", "body", "call", "detail", "ending",
+        "lease", "meter", "pace", "refusal", "sink", "terms",
+    )  # fmt: skip
+
     def __init__(
         self,
         call: Call,

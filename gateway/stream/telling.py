@@ -30,6 +30,11 @@ class Telling:
     by_budget: whether the end of the budget ended it.
     """
 
+    __slots__ = (
+        "_usage", "beyond", "by_budget", "call", "choices", "failovers", "out", "pace", "prompts", "terms",
+        "wording",
+    )  # fmt: skip
+
     def __init__(self, call: Call, terms: Terms, out: Outbox, pace: Pace) -> None:
         self.call, self.terms, self.out, self.pace = call, terms, out, pace
         self.choices = [Choice(index, index // call.n) for index in range(call.choices)]

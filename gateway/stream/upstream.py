@@ -27,6 +27,11 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 class Connection(asyncio.Protocol):
     """One TCP connection to a replica, used for one leg at a time."""
 
+    __slots__ = (
+        "_content_type", "_head_bytes", "_headed", "_heard", "_kept_alive", "_parser", "_parts", "_reading", "_room",
+        "_taken", "_upstream", "_whole", "idle_since", "leg", "on_body", "target", "transport", "used",
+    )  # fmt: skip
+
     def __init__(self, upstream: "Upstream", target: Target) -> None:
         self._upstream, self.target = upstream, target
         self.transport: asyncio.Transport | None = None

@@ -14,6 +14,10 @@ BUDGET_STOP = "budget_exceeded"  # the stop_reason of an answer that its budget 
 class Wording:
     """Writes events for one stream; keeps the id, the time and the model of its first chunk."""
 
+    __slots__ = (
+        "_call", "_chat", "head",
+    )  # fmt: skip
+
     def __init__(self, call: Call) -> None:
         self._call = call
         self._chat = call.endpoint is Endpoint.CHAT

@@ -28,6 +28,10 @@ class Hold:
     failure: why the ledger could not be asked for more, at last; None where it could.
     """
 
+    __slots__ = (
+        "_asking", "_lease_tokens", "_ledger", "_left", "failure", "meter", "request_id",
+    )  # fmt: skip
+
     def __init__(
         self, ledger: Ledger, request_id: str, grant: Grant, lease_tokens: int = 256, low_tokens: int = 64
     ) -> None:
