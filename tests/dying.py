@@ -17,6 +17,7 @@ import time
 from typing import Any
 
 from gateway.books import journal_file
+from gateway.books.ledger.tables import KEEP
 from gateway.books.ledger.writer import Ticket, Writer
 
 POINTS = [f"{step}:{when}" for step in ("open", "extend", "settle") for when in ("before", "during", "after")]
@@ -49,7 +50,7 @@ class Mortal:
         self.last = False
 
     def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
-        if statement != "COMMIT" or not self.last:
+        if statement != KEEP or not self.last:
             return self._db.execute(statement, *values)
         if self._when == "before":
             die()
@@ -74,7 +75,7 @@ def in_ledger(step: str, when: str, countdown: Countdown) -> None:
                 self._db.execute("PRAGMA wal_autocheckpoint = 1")
             self._db = Mortal(self._db, when)  # type: ignore[assignment]
         if any(type(ticket.step).__name__.lower() == step for ticket in batch):
-            self._db.last = countdown.due()
+            self._db.last = countdown.due() or self._db.last  # a batch may turn out to change nothing
         return commit(self, batch)
 
     Writer._commit = mortal_commit  # type: ignore[method-assign]

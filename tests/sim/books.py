@@ -9,7 +9,7 @@ from unittest.mock import patch
 from gateway.books.ledger import tables
 from gateway.books.ledger.sqlite import SqliteLedger
 from gateway.books.ledger.steps import Audit, Held
-from gateway.books.ledger.tables import SCHEMA, Tables
+from gateway.books.ledger.tables import BATCH, KEEP, SCHEMA, Tables
 from gateway.books.ledger.writer import Ticket, Writer
 from guards.budget import Account
 from tests.sim.loop import SimLoop
@@ -31,7 +31,7 @@ class Disk(sqlite3.Connection):
     broken: str | None = None
 
     def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
-        if sql == "COMMIT" and self.broken == "commit":
+        if sql == KEEP and self.broken == "commit":
             raise sqlite3.OperationalError("disk I/O error")
         return super().execute(sql, *values)
 
@@ -57,7 +57,7 @@ class Disk(sqlite3.Connection):
 def disk() -> Disk:
     """A database in memory, with the ledger's tables."""
     made = sqlite3.connect(":memory:", isolation_level=None, factory=Disk)
-    made.executescript(SCHEMA)
+    made.executescript(SCHEMA + BATCH)
     return made
 
 

@@ -1,10 +1,8 @@
-"""What a batch of steps changes, decided in memory and written in one go.
-
-A statement for every read and write of every step costs more than the commit that they share: each lets go of the
-interpreter's lock, and waits to have it back. So only what a batch came to is written.
-"""
+"""What a batch of steps changes, decided in memory and written in one go."""
 
 from collections.abc import Iterable
+
+import msgspec
 
 from gateway.books.ledger.steps import Held
 from gateway.books.ledger.tables import Tables
@@ -12,28 +10,33 @@ from guards.budget import Account
 
 Place = tuple[str, str]  # key id, window
 
+ACCOUNTS_MAX = 4096  # that are remembered from batch to batch
+
 
 class Overlay:
     """`Shelf` over the tables of the one process that writes them.
 
-    After each step `keep` or `undo`, after all steps of a batch `write`, and after its transaction `ended`.
-    Holds are remembered from batch to batch, as many as requests are running; accounts are read anew.
+    After each step `keep` or `undo`, after all steps of a batch `changes` are to be written, and after that `ended`.
+    Holds are remembered from batch to batch, as many as requests are running; of the accounts, those used last.
     """
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
         self._live = dict(tables.holds())
-        self._accounts: dict[Place, Account | None] = {}  # read or changed in this batch
-        self._changed: dict[Place, Account] = {}
+        self._accounts: dict[Place, Account | None] = {}  # as committed
+        self._changed: dict[Place, Account] = {}  # in this batch
         self._holds: dict[str, Held | None] = {}  # changed in this batch; None where dropped
         self._step_accounts: dict[Place, Account] = {}
         self._step_holds: dict[str, Held | None] = {}
 
     def account(self, key_id: str, window: str) -> Account | None:
         place = key_id, window
-        if place in self._step_accounts:
-            return self._step_accounts[place]
+        for accounts in (self._step_accounts, self._changed):
+            if place in accounts:
+                return accounts[place]
         if place not in self._accounts:
+            if len(self._accounts) >= ACCOUNTS_MAX:
+                self._accounts.clear()
             self._accounts[place] = self._tables.account(key_id, window)
         return self._accounts[place]
 
@@ -53,16 +56,15 @@ class Overlay:
         self._step_holds[request_id] = None
 
     def accounts(self) -> Iterable[tuple[str, str, Account]]:
-        self.write()
-        return self._tables.accounts()
+        found = {(key_id, window): account for key_id, window, account in self._tables.accounts()}
+        return [(*place, account) for place, account in (found | self._changed | self._step_accounts).items()]
 
     def holds(self) -> Iterable[tuple[str, Held]]:
-        self.write()
-        return self._tables.holds()
+        found: dict[str, Held | None] = {**self._live, **self._holds, **self._step_holds}
+        return [(request_id, held) for request_id, held in found.items() if held is not None]
 
     def keep(self) -> None:
         """A step was taken: what it changed counts."""
-        self._accounts |= self._step_accounts
         self._changed |= self._step_accounts
         self._holds |= self._step_holds
         self.undo()
@@ -72,20 +74,29 @@ class Overlay:
         self._step_accounts.clear()
         self._step_holds.clear()
 
-    def write(self) -> None:
-        """Write what the steps so far came to, within the transaction that the caller has begun."""
-        self._tables.keep_accounts(self._changed)
-        self._tables.keep_holds({name: held for name, held in self._holds.items() if held is not None})
-        self._tables.drop_holds([name for name, held in self._holds.items() if held is None and name in self._live])
+    def changes(self) -> str | None:
+        """Say what the steps so far came to, as `tables.KEEP` takes it; None for nothing.
+
+        Raises OverflowError where SQLite would make a limit a float.
+        """
+        if not self._changed and not self._holds:
+            return None
+        if any(account.limit >= 1 << 63 for account in self._changed.values()):
+            raise OverflowError("an account is too large for 64 bits")
+        accounts = [(*place, *account) for place, account in self._changed.items()]
+        holds = [(request_id, *held) for request_id, held in self._holds.items() if held is not None]
+        gone = [request_id for request_id, held in self._holds.items() if held is None and request_id in self._live]
+        return msgspec.json.encode((accounts, holds, gone)).decode()
 
     def ended(self, *, committed: bool) -> None:
-        """The transaction has ended: what it changed is so from now on, or never was."""
+        """What the batch changed is so from now on, or never was."""
         if committed:
+            self._accounts |= self._changed
             for name, held in self._holds.items():
                 if held is None:
                     self._live.pop(name, None)
                 else:
                     self._live[name] = held
-        for changes in (self._accounts, self._changed, self._holds):
-            changes.clear()
+        self._changed.clear()
+        self._holds.clear()
         self.undo()

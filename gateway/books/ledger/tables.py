@@ -3,12 +3,10 @@
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
-
-import msgspec
 
 from gateway.books.ledger.steps import Held
 from guards.budget import UNLIMITED, Account
@@ -27,6 +25,22 @@ CREATE TABLE IF NOT EXISTS holds (
     request_id TEXT NOT NULL PRIMARY KEY, key_id TEXT NOT NULL, window TEXT NOT NULL,
     leased INTEGER NOT NULL CHECK (leased >= 0), opened_at REAL NOT NULL
 ) WITHOUT ROWID;
+"""
+# What a batch of steps came to, in one statement and so in one transaction: each run of a statement lets go of the
+# interpreter's lock, and waits to have it back. JSON: [accounts, holds, ids of holds that are gone].
+KEEP = "INSERT INTO batch VALUES (?)"
+BATCH = """
+CREATE TEMP VIEW batch (changes) AS SELECT NULL;
+CREATE TEMP TRIGGER keep INSTEAD OF INSERT ON batch BEGIN
+    INSERT INTO accounts (key_id, window, limit_tokens, spent, held)
+        SELECT value->>0, value->>1, value->>2, value->>3, value->>4 FROM json_each(NEW.changes, '$[0]') WHERE true
+        ON CONFLICT (key_id, window) DO UPDATE
+        SET limit_tokens = excluded.limit_tokens, spent = excluded.spent, held = excluded.held;
+    INSERT INTO holds (request_id, key_id, window, leased, opened_at)
+        SELECT value->>0, value->>1, value->>2, value->>3, value->>4 FROM json_each(NEW.changes, '$[1]') WHERE true
+        ON CONFLICT (request_id) DO UPDATE SET leased = excluded.leased;
+    DELETE FROM holds WHERE request_id IN (SELECT value FROM json_each(NEW.changes, '$[2]'));
+END;
 """
 
 
@@ -48,7 +62,7 @@ class KeyBalance(NamedTuple):
 
 
 class Tables:
-    """The ledger's tables, read and written in batches. The caller begins and commits; one thread at a time."""
+    """The ledger's tables, to be read; one thread at a time."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
@@ -57,36 +71,6 @@ class Tables:
         query = "SELECT limit_tokens, spent, held FROM accounts WHERE key_id = ? AND window = ?"
         row = self.db.execute(query, (key_id, window)).fetchone()
         return Account(*row) if row else None
-
-    def keep_accounts(self, accounts: Mapping[tuple[str, str], Account]) -> None:
-        """Write accounts, by key id and window. Raises OverflowError where SQLite would make a limit a float."""
-        if any(account.limit >= 1 << 63 for account in accounts.values()):
-            raise OverflowError("an account is too large for 64 bits")
-        self._write(
-            "INSERT INTO accounts (key_id, window, limit_tokens, spent, held)"
-            " SELECT value->>0, value->>1, value->>2, value->>3, value->>4 FROM json_each(?) WHERE true"
-            " ON CONFLICT (key_id, window) DO UPDATE"
-            " SET limit_tokens = excluded.limit_tokens, spent = excluded.spent, held = excluded.held",
-            [(*place, *account) for place, account in accounts.items()],
-        )
-
-    def keep_holds(self, holds: Mapping[str, Held]) -> None:
-        """Write holds, by request id."""
-        self._write(
-            "INSERT INTO holds (request_id, key_id, window, leased, opened_at)"
-            " SELECT value->>0, value->>1, value->>2, value->>3, value->>4 FROM json_each(?) WHERE true"
-            " ON CONFLICT (request_id) DO UPDATE SET leased = excluded.leased",
-            [(request_id, *held) for request_id, held in holds.items()],
-        )
-
-    def drop_holds(self, request_ids: Sequence[str]) -> None:
-        """Remove holds."""
-        self._write("DELETE FROM holds WHERE request_id IN (SELECT value FROM json_each(?))", request_ids)
-
-    def _write(self, statement: str, rows: Sequence[object]) -> None:
-        """Write many rows by one statement, for each run of one lets go of the interpreter's lock."""
-        if rows:
-            self.db.execute(statement, (msgspec.json.encode(rows).decode(),))
 
     def accounts(self) -> Iterable[tuple[str, str, Account]]:
         rows = self.db.execute("SELECT key_id, window, limit_tokens, spent, held FROM accounts").fetchall()
@@ -143,7 +127,7 @@ def connect(data: Path) -> sqlite3.Connection:
             db.execute("PRAGMA synchronous = FULL")
             if db.execute("PRAGMA user_version").fetchone()[0] > FORMAT:
                 raise sqlite3.DatabaseError("made by a newer holdfast")
-            db.executescript(f"{SCHEMA} PRAGMA user_version = {FORMAT};")
+            db.executescript(f"{SCHEMA} PRAGMA user_version = {FORMAT}; {BATCH}")
         except sqlite3.Error:
             db.close()
             raise

@@ -11,7 +11,7 @@ import structlog
 from gateway.books.inbox import Inbox
 from gateway.books.ledger.overlay import Overlay
 from gateway.books.ledger.steps import Step
-from gateway.books.ledger.tables import FORMAT, LedgerFile, Tables
+from gateway.books.ledger.tables import FORMAT, KEEP, LedgerFile, Tables
 from guards.refusal import Reason, Refused
 
 log = structlog.get_logger()
@@ -93,26 +93,25 @@ class Writer:
         """
         try:
             self._file.check()
-            self._db.execute("BEGIN IMMEDIATE")
             if not self.healthy:
                 self._db.execute(f"PRAGMA user_version = {FORMAT}")  # steps that only read would prove nothing
             answers = [self._take(ticket.step) for ticket in batch]
-            self._overlay.write()
-            self._db.execute("COMMIT")
+            if (changes := self._overlay.changes()) is not None:
+                self._db.execute(KEEP, (changes,))
+                self.commits += 1
         except (*STATEMENT_ERRORS, OverflowError) as error:
-            self._roll_back()
+            self._overlay.ended(committed=False)
             return [answer for ticket in batch for answer in self._commit([ticket])] if len(batch) > 1 else [error]
         except Exception as error:
             if self.healthy:  # one line for each time that it breaks, not for each try
                 log.error("ledger.commit_failed", error=repr(error), steps=len(batch))
             self.healthy = False
-            self._roll_back()
+            self._overlay.ended(committed=False)
             return [unavailable() for _ in batch]
         self._overlay.ended(committed=True)
         if not self.healthy:
             log.warning("ledger.commits_again")
         self.healthy = True
-        self.commits += 1
         return answers
 
     def _take(self, step: Step[T]) -> T | Exception:
@@ -128,14 +127,6 @@ class Writer:
             return error
         self._overlay.keep()
         return answer
-
-    def _roll_back(self) -> None:
-        self._overlay.ended(committed=False)
-        try:
-            if self._db.in_transaction:  # SQLite itself has rolled back after some errors
-                self._db.execute("ROLLBACK")
-        except sqlite3.Error as error:
-            log.error("ledger.rollback_failed", error=repr(error))
 
     def _hand_over(self, batch: list[Ticket], answers: list[Any]) -> None:
         """Wake the event loop once for the whole batch."""
