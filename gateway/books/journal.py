@@ -35,7 +35,7 @@ class Journal:
         path: Path,
         clock: Callable[[], float],
         facts_max: int = 65_536,
-        flush_s: float = 0.005,
+        flush_s: float = 0.02,
         batch_max: int = FLUSH_FACTS_MAX,
     ) -> None:
         assert batch_max <= FLUSH_FACTS_MAX

@@ -21,6 +21,7 @@ from gateway.stream.silences import Silences
 
 # No connection, and no fault of the server's: it must not pass for one that is gone.
 OUR_WANTS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
+CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,8})\r\n")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -28,8 +29,9 @@ class Connection(asyncio.Protocol):
     """One TCP connection to a replica, used for one leg at a time."""
 
     __slots__ = (
-        "_content_type", "_head_bytes", "_headed", "_heard", "_kept_alive", "_parser", "_parts", "_reading", "_room",
-        "_taken", "_upstream", "_whole", "idle_since", "leg", "on_body", "target", "transport", "used",
+        "_between", "_chunk_over", "_content_type", "_head_bytes", "_headed", "_heard", "_kept_alive", "_parser",
+        "_parts", "_reading", "_room", "_taken", "_upstream", "_whole", "idle_since", "leg", "on_body", "target",
+        "transport", "used",
     )  # fmt: skip
 
     def __init__(self, upstream: "Upstream", target: Target) -> None:
@@ -45,6 +47,8 @@ class Connection(asyncio.Protocol):
         self._content_type = b""
         self._room = 0  # bytes that may still come before some of the body must have
         self._headed = False
+        self._chunk_over = False  # the last chunk that began
+        self._between = False  # two chunks of the body: nothing of the next one was read
         self._whole = False  # all of the answer was read
         self._taken = False  # and taken in: nothing in it was against the protocol
         self._kept_alive = False  # the server keeps the connection after this answer
@@ -58,7 +62,7 @@ class Connection(asyncio.Protocol):
         self.on_body = self._parts.append
         self._parser = httptools.HttpResponseParser(self)
         self._room = self._upstream.limits.head_bytes
-        self._headed = self._whole = self._taken = self._heard = False
+        self._headed = self._whole = self._taken = self._heard = self._between = self._chunk_over = False
         assert self.transport is not None
         self.transport.write(leg.request)
         if leg.paused:
@@ -100,12 +104,16 @@ class Connection(asyncio.Protocol):
         if not self._heard:
             self._heard = True
             leg.request = b""  # it will not be sent again
+        if self._between and (body := whole_chunk(data)) is not None:
+            leg.data([body])  # the parser need not know: it is between two chunks before and after
+            return
         try:
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, Unexpected):
             self._kept_alive = False
             leg.end(LegEnd(Cause.PROTOCOL, "the server does not speak HTTP as expected"))
             return
+        self._between = self._chunk_over and data.endswith(b"\r\n")  # and no further than that
         if self._parts and self.leg is leg:
             parts = self._parts[:]
             self._parts.clear()
@@ -159,12 +167,28 @@ class Connection(asyncio.Protocol):
         if self._headed:
             self.leg.begin(status, self._content_type)
 
+    def on_chunk_header(self) -> None:
+        self._chunk_over = False
+
+    def on_chunk_complete(self) -> None:
+        self._chunk_over = True
+
     def on_message_complete(self) -> None:
+        self._chunk_over = False
         assert self._parser is not None
         if not self._headed:
             return
         self._whole = True
         self._kept_alive = self._parser.should_keep_alive()  # known only now: afterwards it always says no
+
+
+def whole_chunk(data: bytes) -> bytes | None:
+    """What is in a chunk of a chunked body, where the data is one and no more; the last, which is empty, is none."""
+    size = CHUNK_SIZE.match(data)
+    if size is None:
+        return None
+    begin, length = size.end(), int(size[1], 16)
+    return data[begin:-2] if length and len(data) == begin + length + 2 and data.endswith(b"\r\n") else None
 
 
 class Unexpected(Exception):

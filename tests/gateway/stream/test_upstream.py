@@ -3,14 +3,18 @@
 import asyncio
 import errno
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
 from types import SimpleNamespace
 
+import httptools
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from gateway.stream.leg import Target, UpstreamLimits
-from gateway.stream.leg_end import Cause
-from gateway.stream.upstream import Upstream
+from gateway.stream.leg_end import Cause, LegEnd
+from gateway.stream.upstream import Connection, Upstream
 
 TEST_S_MAX = 30
 LOOP = ("create_task", "create_future", "call_later", "time")  # what the client uses of an event loop
@@ -385,6 +389,45 @@ async def test_any_chunking_of_an_answer_is_the_same_answer():
             assert (end.cause, receiver.got) == (Cause.DONE, [b'data: {"a":1}'] * 2)
 
         assert server.connections == 1
+
+
+PIECES = st.lists(
+    st.sampled_from([EVENT, EVENT + EVENT, b"d\r\n: a comment\n\n\r\n", b"5;x=1\r\n1\r\n22\r\n"]), max_size=8
+)
+NO_CHUNKS = (b"", b"0x5\r\nhello\r\n", b"5\r\nhello!\r\n", b"+5\r\nhello\r\n")
+CUTS = st.lists(st.integers(0, 400), max_size=6)
+
+
+@example(
+    [EVENT, b"1f\r\n" + b"a" * 15 + b"\r\n" + b"b" * 14 + b"\r\n"],
+    [len(EVENT), len(EVENT) + 1, len(EVENT) + 21],
+    False,
+    b"",
+)
+@given(PIECES, CUTS, st.booleans(), st.sampled_from(NO_CHUNKS))
+def test_chunks_that_come_alone_are_read_as_the_parser_would(pieces, cuts, chunkwise, wrong):
+    """Whether reads end with chunks or within them; and what is no chunk is found after any of them."""
+    body = b"".join(pieces) + wrong + END
+    marks = sorted({0, *(min(cut, len(body)) for cut in cuts), len(body)})
+    reads = [*pieces, wrong + END] if chunkwise else [body[begin:end] for begin, end in pairwise(marks)]
+    got: list[bytes] = []
+    ends: list[LegEnd] = []
+    leg = SimpleNamespace(paused=False, begin=lambda *said: None, data=got.extend, complete=bool, end=ends.append)
+    connection = Connection(SimpleNamespace(limits=UpstreamLimits()), Target("one", "127.0.0.1", 1))
+    connection.transport, leg.request = SimpleNamespace(write=len), b""
+    connection.send(leg)
+
+    for read in [SSE, *reads]:
+        if not ends:
+            connection.data_received(read)
+
+    expected = SimpleNamespace(parts=[])
+    expected.on_body = expected.parts.append
+    with suppress(httptools.HttpParserError):
+        httptools.HttpResponseParser(expected).feed_data(SSE + body)
+    assert b"".join(expected.parts).startswith(b"".join(got))
+    assert wrong or len(b"".join(got)) == len(b"".join(expected.parts))
+    assert bool(ends) == bool(wrong)
 
 
 @pytest.mark.parametrize(
