@@ -9,6 +9,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import structlog
@@ -217,7 +218,7 @@ class Listener(web.Server):
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Refuse heads that came whole and are still too large, and versions that have no heads."""
-        head_bytes = len(request.raw_path) + sum(len(name) + len(value) for name, value in request.raw_headers)
+        head_bytes = len(request.raw_path) + sum(map(len, chain.from_iterable(request.raw_headers)))
         if head_bytes > self._limits.head_bytes:
             return request.protocol.handle_error(request, 400, LineTooLong(b"", self._limits.head_bytes))
         if request.version < (1, 0):

@@ -20,22 +20,21 @@ class Pace:
         self._clock, self._on_gaps = clock, on_gaps
         self.first_token_at: float | None = None
         self.pauses: list[float] = []
-        self._last_at: list[float | None] = []  # per choice
+        self._last_at: dict[int, float] = {}  # per choice
         self._gaps = array("d")
         self._lost: frozenset[int] = frozenset()
 
     def token(self, choice: int) -> None:
         """Tokens of a choice have come."""
         now, times = self._clock(), self._last_at
-        while choice >= len(times):
-            times.append(None)
-        last, times[choice] = times[choice], now
+        last = times.get(choice)
+        times[choice] = now
         if last is None:
             if self.first_token_at is None:
                 self.first_token_at = now
             return
         self._gaps.append(now - last)
-        if choice in self._lost:
+        if self._lost and choice in self._lost:
             self._lost -= {choice}
             self.pauses.append(now - last)
         if len(self._gaps) >= GAPS_BATCH:

@@ -325,6 +325,6 @@ def _request(target: Target, path: str, body: bytes | None, headers: tuple[tuple
     if target.key is not None:
         lines.append(f"authorization: Bearer {target.key}")
     lines += [f"{name}: {value}" for name, value in headers]
-    if any(map(CONTROL.search, lines)):
+    if CONTROL.search("".join(lines)):
         raise ValueError("a header holds a line break or another control character")
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + (body or b"")
