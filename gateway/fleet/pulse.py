@@ -8,7 +8,7 @@ FIRST_UNKNOWN_S = 5.0  # before much is known of a replica: a long prompt is com
 FIRST_LEAST_S = 1.0
 BETWEEN_LEAST_S = 0.25
 BETWEEN_UNKNOWN_S = 1.0  # above the 0.7 s that healthy servers on a starved machine were seen to pause
-BETWEEN_MOST_S = 0.75  # a second leg takes a while as well, and the client is to see its next token within 2 s
+BETWEEN_MOST_S = 0.5  # a second leg takes a while as well, and the client is to see its next token within 2 s
 GAPS_MAX = 32  # of one leg; they are learnt whenever patience is asked for, a few times a second
 SIZES_MAX = 16  # classes of request size, each four times the one before
 
