@@ -18,6 +18,7 @@ class Evidence:
     canary: whether a request for one token was answered; None where it was refused or not asked.
     metrics: whether /metrics answered.
     computed: whether its counters of tokens moved; None where it has none.
+    whole: whether nothing is missing that may yet be seen, such as how far the counters were before.
     """
 
     streams: int = 0
@@ -26,6 +27,7 @@ class Evidence:
     canary: bool | None = None
     metrics: bool = True
     computed: bool | None = None
+    whole: bool = True
 
     @property
     def alive(self) -> bool:
@@ -49,4 +51,4 @@ class Evidence:
     @property
     def hung(self) -> bool:
         """Whether it is to be ejected."""
-        return not self.alive and len(self.signals) >= 2
+        return self.whole and not self.alive and len(self.signals) >= 2

@@ -52,13 +52,14 @@ class Canary:
 
     async def look(self, name: str, model: str | None, wait_s: float) -> Evidence:
         """Gather what can be asked for: a canary, and whether the counters of tokens moved while it had time."""
-        before, _ = await self._counted(name)
+        before, awake = await self._counted(name)
         sung = await self.sing(name, model, wait_s)
         if sung:
             return Evidence(canary=True)
         after, answered = await self._counted(name)
         known = before > 0 and after > 0  # at 0 they may be switched off
-        return Evidence(canary=sung, metrics=answered, computed=after > before if known else None)
+        computed = after > before if known else None
+        return Evidence(canary=sung, metrics=answered, computed=computed, whole=awake or not answered)
 
     async def _counted(self, name: str) -> tuple[float, bool]:
         answer = await self._ask(name, "/metrics", None, self._metrics_s)

@@ -88,3 +88,11 @@ def test_a_hang_is_two_signals_and_no_life(seen):
     life = seen.tokens or seen.canary is True or seen.computed is True
 
     assert seen.hung == (not life and sum(against) >= 2)
+
+
+def test_no_verdict_while_something_may_yet_be_seen():
+    """However many signals: where it is not known how far the counters were before, one looks again."""
+    every = evidence(*SIGNALS)
+
+    assert every.hung
+    assert not replace(every, whole=False).hung

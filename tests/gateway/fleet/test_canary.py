@@ -96,7 +96,6 @@ async def test_a_canary_that_is_answered_settles_it():
         (counters(0.0, 0.0), counters(0.0, 0.0), None),  # perhaps switched off
         (answered(body=b""), answered(body=b""), None),
         (answered(404), answered(404), None),
-        (SILENT, counters(10.0, 5.0), None),
     ],
 )
 async def test_counters_show_whether_anything_was_computed(before, after, computed):
@@ -104,6 +103,13 @@ async def test_counters_show_whether_anything_was_computed(before, after, comput
     seen = await Server(SILENT, before, after).look()
 
     assert seen == Evidence(canary=False, metrics=True, computed=computed)
+
+
+async def test_counters_that_were_not_told_before_leave_it_open():
+    """A server that was too busy to tell, and then did, may have computed all the while: seen on starved machines."""
+    seen = await Server(SILENT, SILENT, counters(10.0, 5.0)).look()
+
+    assert seen == Evidence(canary=False, metrics=True, whole=False)
 
 
 async def test_metrics_that_do_not_answer_are_a_signal_of_their_own():

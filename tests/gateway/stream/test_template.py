@@ -75,6 +75,7 @@ WRONG = {
     "a text that does not end": chunk().replace(b'"so"', b'"so\\"'),
     "bytes that are no UTF-8": chunk().replace(b"so", b"\xff"),
     "a control character": chunk().replace(b"so", b"s\x01o"),
+    "another end": chunk()[:-1] + b"]",
     "more after it": chunk() + b"x",
     "less": chunk()[:-1],
     "nothing": b"",

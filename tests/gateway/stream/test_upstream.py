@@ -398,12 +398,8 @@ NO_CHUNKS = (b"", b"0x5\r\nhello\r\n", b"5\r\nhello!\r\n", b"+5\r\nhello\r\n")
 CUTS = st.lists(st.integers(0, 400), max_size=6)
 
 
-@example(
-    [EVENT, b"1f\r\n" + b"a" * 15 + b"\r\n" + b"b" * 14 + b"\r\n"],
-    [len(EVENT), len(EVENT) + 1, len(EVENT) + 21],
-    False,
-    b"",
-)
+@example([EVENT, b"1f\r\n%b\r\n%b\r\n" % (b"a" * 15, b"b" * 14)], [20, 21, 41], False, b"")  # a size in two halves
+@example([EVENT, b"a\r\n5\r\n12345\r\n\r\n"], [20, 23, 33], False, b"")  # a chunk that holds what looks like one
 @given(PIECES, CUTS, st.booleans(), st.sampled_from(NO_CHUNKS))
 def test_chunks_that_come_alone_are_read_as_the_parser_would(pieces, cuts, chunkwise, wrong):
     """Whether reads end with chunks or within them; and what is no chunk is found after any of them."""
