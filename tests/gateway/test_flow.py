@@ -83,6 +83,22 @@ async def test_a_wrong_suspicion_costs_the_client_nothing(cut):
     assert stage.record.wins == []
 
 
+async def test_the_first_token_of_the_silent_server_ends_the_race():
+    """Not only its last: what the second server would compute until then is for nothing."""
+    stage = Stage(call_for(return_token_ids=True), Engine([ANSWER]))
+    first = await stage.opened(0)
+    first.bring(5)
+    await stage.silent(first)
+    second = await stage.opened(1)
+
+    first.bring(1)
+    await stage.turn()
+
+    assert causes([second]) == [Cause.CLOSED]
+    first.finish()
+    await stage.end()
+
+
 @pytest.mark.parametrize("head", [0, 1])
 @pytest.mark.parametrize("winner", [0, 1])
 async def test_before_the_first_token_the_whole_request_is_raced(head, winner):
