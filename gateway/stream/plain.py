@@ -122,13 +122,17 @@ class Plain:
         if counted is None:
             return "the server sent text without its token ids"
         prompt, completion, by_choice = counted
+        capped = self._capped(answer, by_choice)
+        try:
+            given = self._given(raw, answer, capped)
+        except (msgspec.DecodeError, RecursionError):  # of what was passed over at first: numbers beyond all bounds
+            return "the server's answer is not one of vLLM's"
         if prompt + completion > self.meter.room:
             self._refuse(Refused(Reason.BUDGET, "This answer needs more tokens than are left of the key's budget."))
             return None
         self.meter.spend(prompt + completion)
         self.prompt_tokens, self.completion_tokens = prompt, completion
-        capped = self._capped(answer, by_choice)
-        self.body = self._given(raw, answer, capped)
+        self.body = given
         self.ending = Ending.BUDGET if capped else Ending.FINISHED
         return None
 
@@ -167,7 +171,7 @@ class Plain:
             if choice.get("index", 0) in capped:
                 choice["stop_reason"] = BUDGET_STOP
             if self.call.hides_reasoning:
-                clear_reasoning(choice.get("message") or {})
+                clear_reasoning(choice.get("message"))
         return encode(body)
 
 

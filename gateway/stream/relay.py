@@ -276,7 +276,11 @@ class Relay:
         return True
 
     def _usual(self, part: Part, raw: bytes, usual: Usual) -> bool:
-        """Take in an event that brings text and ids of the only choice of its leg, and nothing else."""
+        """Take in an event that brings text and ids of the only choice of its leg, and nothing else.
+
+        Its template was learnt from one that `_event` took in: so the prompt is charged, the head known, and nothing
+        of it can end a choice.
+        """
         telling, (text, ids, bare) = self._telling, usual
         choice = telling.choices[part.choices[0]]
         if choice.owner is not part or choice.finish_reason is not None:

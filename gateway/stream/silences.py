@@ -13,6 +13,9 @@ class Silent(Protocol):
     def look(self, now_s: float) -> float:
         """See whether it is silent now; answer when to look again, `inf` for never."""
 
+    def fault(self, error: Exception) -> None:
+        """A bug of ours was met."""
+
 
 class Silences:
     """Looks at all legs when the first of them may be late, which in a healthy fleet is a few times a second."""
@@ -44,7 +47,12 @@ class Silences:
     def _look(self) -> None:
         self._timer, self._due_s = None, inf
         now_s = self._loop.time()
-        due_s = min([leg.look(now_s) for leg in list(self._legs)], default=inf)
+        due_s = inf
+        for leg in list(self._legs):
+            try:
+                due_s = min(due_s, leg.look(now_s))
+            except Exception as error:  # must not keep the others from being looked at
+                leg.fault(error)
         if due_s < inf:
             self.expect(max(due_s, now_s + LOOK_EVERY_S))
 

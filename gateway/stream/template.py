@@ -35,8 +35,10 @@ class Template:
         """Read an event of this shape: its text, its ids, and its bytes without the ids; None for one of another.
 
         An unescaped quote cannot occur inside a JSON string, so what lies between the text's quotes is found right,
-        or is no string.
+        or is no string. Line breaks, which JSON allows between its parts, would break the client's event.
         """
+        if b"\n" in raw or b"\r" in raw:
+            return None
         end = raw.find(self._between, self._start)
         if end < 0 or not raw.startswith(self._head) or not raw.endswith(self._tail):
             return None
@@ -53,12 +55,13 @@ def learnt(raw: bytes, chunk: Chunk) -> Template | None:
     (said,) = chunk.choices
     if chunk.usage or chunk.error or chunk.prompt_token_ids is not None or not said.token_ids or not _only_text(said):
         return None
-    key = b'"text":' if said.delta is None else b'"content":'
-    start = raw.find(key + b'"') + len(key)
+    key = b'"text"' if said.delta is None else b'"content"'
+    if raw.count(key) != 1 or raw.count(b'"token_ids"') != 1:
+        return None  # which of them was read is not known
+    start, ids_at = raw.find(key) + len(key) + 1, raw.find(_IDS) + len(_IDS)
     string = _STRING.match(raw, start)
-    ids_at = raw.rfind(_IDS + b"[") + len(_IDS)
-    if string is None or not string.end() <= ids_at:
-        return None
+    if string is None or string.end() > ids_at or b"\\" in raw[:start] + raw[string.end() :]:
+        return None  # with escapes a name may be written in other ways
     template = Template(raw[:start], raw[string.end() : ids_at], raw[raw.index(b"]", ids_at) + 1 :])
     usual = template.read(raw)
     return template if usual is not None and usual[:2] == (said.content, said.token_ids) else None

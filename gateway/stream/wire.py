@@ -136,11 +136,11 @@ def bare(answer: bytes, lists: int) -> bytes:
 
 
 def count(ids: Raw) -> int | None:
-    """Count token ids without making numbers of them; None where they are not a list of ids."""
+    """Count token ids without making numbers of them; None where they are not a list of numbers from 0."""
     raw = bytes(ids)
-    if raw.translate(None, b"0123456789, ") != b"[]":
+    if raw.translate(None, b"0123456789, \n\r\t") != b"[]":
         return None
-    return raw.count(b",") + 1 if raw.strip(b"[] ") else 0
+    return raw.count(b",") + 1 if raw.strip(b"[] \n\r\t") else 0
 
 
 def rewritten(raw: bytes, *, drop_ids: bool, stop_reason: str | None = None, drop_reasoning: bool = False) -> bytes:
@@ -152,7 +152,7 @@ def rewritten(raw: bytes, *, drop_ids: bool, stop_reason: str | None = None, dro
         if stop_reason is not None:
             choice["stop_reason"] = stop_reason
         if drop_reasoning:
-            clear_reasoning(choice.get("delta") or {})
+            clear_reasoning(choice.get("delta"))
     return DATA + encode(body)
 
 
@@ -164,7 +164,9 @@ def clear_ids(body: dict[str, Any]) -> None:
                 part[name] = None
 
 
-def clear_reasoning(message: dict[str, Any]) -> None:
+def clear_reasoning(message: object) -> None:
     """Take the reasoning out of a delta or message, for a client that asked for none."""
+    if not isinstance(message, dict):
+        return
     for name in ("reasoning", "reasoning_content"):
         message.pop(name, None)

@@ -21,7 +21,7 @@ class BatchHistogram(Collector):
         self._help = help_text
         self._labels = [label] if label else []
         self._bounds = tuple(bounds)
-        self._counts: dict[str, list[int]] = {}
+        self._counts: dict[str, list[int]] = {} if label else {"": [0] * (len(self._bounds) + 1)}
         self._sums: dict[str, float] = {}
 
     def observe(self, label: str, values: Iterable[float]) -> None:

@@ -77,11 +77,11 @@ class Overlay:
     def changes(self) -> str | None:
         """Say what the steps so far came to, as `tables.KEEP` takes it; None for nothing.
 
-        Raises OverflowError where SQLite would make a limit a float.
+        Raises OverflowError where SQLite would make a float of a number.
         """
         if not self._changed and not self._holds:
             return None
-        if any(account.limit >= 1 << 63 for account in self._changed.values()):
+        if any(max(account) >= 1 << 63 for account in self._changed.values()):
             raise OverflowError("an account is too large for 64 bits")
         accounts = [(*place, *account) for place, account in self._changed.items()]
         holds = [(request_id, *held) for request_id, held in self._holds.items() if held is not None]

@@ -27,17 +27,22 @@ CREATE TABLE IF NOT EXISTS holds (
 ) WITHOUT ROWID;
 """
 # What a batch of steps came to, in one statement and so in one transaction: each run of a statement lets go of the
-# interpreter's lock, and waits to have it back. JSON: [accounts, holds, ids of holds that are gone].
+# interpreter's lock, and waits to have it back. JSON: [accounts, holds, ids of holds that are gone], with
+# the fields of `Account` and `Held` in their order.
 KEEP = "INSERT INTO batch VALUES (?)"
 BATCH = """
 CREATE TEMP VIEW batch (changes) AS SELECT NULL;
 CREATE TEMP TRIGGER keep INSTEAD OF INSERT ON batch BEGIN
     INSERT INTO accounts (key_id, window, limit_tokens, spent, held)
-        SELECT value->>0, value->>1, value->>2, value->>3, value->>4 FROM json_each(NEW.changes, '$[0]') WHERE true
+        SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+            json_extract(value, '$[3]'), json_extract(value, '$[4]')
+        FROM json_each(NEW.changes, '$[0]') WHERE true
         ON CONFLICT (key_id, window) DO UPDATE
         SET limit_tokens = excluded.limit_tokens, spent = excluded.spent, held = excluded.held;
     INSERT INTO holds (request_id, key_id, window, leased, opened_at)
-        SELECT value->>0, value->>1, value->>2, value->>3, value->>4 FROM json_each(NEW.changes, '$[1]') WHERE true
+        SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+            json_extract(value, '$[3]'), json_extract(value, '$[4]')
+        FROM json_each(NEW.changes, '$[1]') WHERE true
         ON CONFLICT (request_id) DO UPDATE SET leased = excluded.leased;
     DELETE FROM holds WHERE request_id IN (SELECT value FROM json_each(NEW.changes, '$[2]'));
 END;

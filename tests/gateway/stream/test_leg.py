@@ -342,3 +342,17 @@ def test_a_shorter_patience_holds_from_the_next_look_on(desk):
     desk.clock.run(1.0 + LOOK_AGAIN_S)
 
     assert 0.5 + 0.25 <= desk.watch.silences[0] <= 0.5 + 1.0 + LOOK_AGAIN_S
+
+
+def test_a_bug_met_at_one_leg_is_that_leg_s_alone(desk):
+    """The others are looked at all the same."""
+    other = Desk()
+    other.leg._upstream = desk
+    desk.silences.add(other.leg, desk.clock.now_s)
+    desk.watch.silence = lambda: 1 / 0
+
+    desk.clock.run(2 * FIRST_S)
+
+    assert isinstance(desk.leg.ended.exception(), ZeroDivisionError)
+    assert other.cause is Cause.SILENT
+    other.clock.close()

@@ -159,3 +159,21 @@ async def test_giving_up_is_a_refusal():
 
     assert (whole.open, whole.refusal.detail, whole.refusal.status) == (False, "too long", 504)
     assert await whole.ended(whole.part(None), fine(chat_answer([4]))) is False
+
+
+@pytest.mark.parametrize("number", [b"1e999", b"9" * 5000])
+@pytest.mark.parametrize("said", [{"include_reasoning": False}, {}])
+async def test_what_only_a_second_look_finds_is_found_before_anything_is_charged(number, said):
+    """An answer must be decoded whole where ids are written oddly, or words are hidden; that may fail."""
+    odd = chat_answer([4, 5]).replace(b'"token_ids":[4,5]', b'"token_ids": [4,5],"x":' + number)
+
+    whole = await answer(call_for(**said), fine(odd), fine(chat_answer([4])))
+
+    assert (whole.ending, whole.failovers, whole.completion_tokens) == (Ending.FINISHED, 1, 1)
+
+
+async def test_ids_may_stand_on_lines_of_their_own():
+    """Whatever white space there is between them."""
+    raw = json.dumps(json.loads(chat_answer([4, 5], [])), indent=1).encode()
+
+    assert (await answer(call_for(n=2), fine(raw))).completion_tokens == 2

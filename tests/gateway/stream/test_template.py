@@ -18,7 +18,7 @@ def chunk(text="so", ids=(5,), *, chat=True, ascii_only=False, head=(), choice=(
     said = {"delta": {"content": text, **dict(delta)}} if chat else {"text": text}
     one = {"index": 0, **said, "logprobs": None, "finish_reason": None, **dict(choice)}
     one |= {"token_ids": list(ids)} if ids is not None else {}
-    body = {"id": "x", "created": 1, "model": 'a "content":"b" ,"token_ids":[7]', "choices": [one], **dict(head)}
+    body = {"id": "x", "created": 1, "model": "tiny", "choices": [one], **dict(head)}
     return DATA + json.dumps(body, separators=(",", ":"), ensure_ascii=ascii_only).encode()
 
 
@@ -78,6 +78,8 @@ WRONG = {
     "another end": chunk()[:-1] + b"]",
     "more after it": chunk() + b"x",
     "less": chunk()[:-1],
+    "a line break before the text": chunk().replace(b'"so"', b'\n"so"'),
+    "a line break within the ids": chunk(ids=(5, 6)).replace(b"5,6", b"5,\r6"),
     "nothing": b"",
 }
 
@@ -86,6 +88,19 @@ WRONG = {
 def test_what_is_not_of_its_shape_is_left_to_the_decoder(raw):
     """A byte that differs outside of text and ids, or a text or ids that are none."""
     assert template(chunk()).read(raw) is None
+
+
+DECOYS = {
+    "ids elsewhere": {"choice": {"x": {"y": 1, "token_ids": [5]}}},
+    "text elsewhere": {"head": {"x": {"content": "so"}}},
+    "a name that holds either": {"head": {"model": 'a "content":"b" ,"token_ids":[7]'}},
+}
+
+
+@pytest.mark.parametrize("decoy", DECOYS.values(), ids=DECOYS.keys())
+def test_nothing_is_learnt_where_it_is_not_certain_what_was_read(decoy):
+    """The same ids in two places: the next chunk may differ in one of them only."""
+    assert template(chunk(**decoy)) is None
 
 
 def test_nothing_is_learnt_where_ids_are_not_written_as_vllm_does():
