@@ -21,7 +21,7 @@ class Part:
     behind: the decoder of its text is.
     heard: how many events with tokens it brought.
     loss: why what it sends is not trusted any more.
-    template: of its usual chunks, once one was seen, where it brings one choice.
+    template: of its usual chunks, once one was taken in, where it brings one choice: the prompt is charged by then.
     """
 
     __slots__ = (

@@ -7,7 +7,6 @@ sink. What the client is told is `telling`'s.
 from array import array
 from binascii import crc32
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from gateway.stream import asks
 from gateway.stream.call import Call
@@ -24,7 +23,6 @@ from gateway.stream.telling import Telling
 from gateway.stream.template import Usual, learnt
 from gateway.stream.text import Piece, TextLost
 from gateway.stream.wire import Chunk, ChunkChoice, UpstreamError, read
-from gateway.stream.wording import BUDGET_STOP
 from guards.budget import Verdict
 from guards.refusal import Ending, Reason, Refused
 
@@ -187,7 +185,8 @@ class Relay:
         if self._cut is not None:
             choice, ids = self._cut
             self._cut = None
-            await self._write_cut(choice, ids)
+            await self._telling.last_words(choice, ids, self.meter.spend, self._worded)
+            self._flush()
 
     def close(self) -> None:
         """Leave the stream, whatever made us: from here on, what the meter counted is what was delivered."""
@@ -276,13 +275,8 @@ class Relay:
         return True
 
     def _usual(self, part: Part, raw: bytes, usual: Usual) -> bool:
-        """Take in an event that brings text and ids of the only choice of its leg, and nothing else.
-
-        Its template was learnt from one that `_event` took in: so the prompt is charged, the head known, and nothing
-        of it can end a choice.
-        """
-        telling, (text, ids, bare) = self._telling, usual
-        choice = telling.choices[part.choices[0]]
+        """Take in an event that brings text and ids of the only choice of its leg, and nothing else."""
+        choice, (text, ids, bare) = self._telling.choices[part.choices[0]], usual
         if choice.owner is not part or choice.finish_reason is not None:
             return True
         if choice.rival is not None:
@@ -442,27 +436,6 @@ class Relay:
         self.ending, self.detail, self._telling.by_budget = Ending.BUDGET, "The key's token budget ended.", True
         self._cut = (choice, ids[: self.meter.room])
         self._close_legs()
-
-    async def _write_cut(self, choice: Choice, ids: Sequence[int]) -> None:
-        """Word the part of the last chunk that was paid for, then end every choice."""
-        telling = self._telling
-        if ids and telling.beyond is None and choice.finish_reason is None:
-            with suppress(TextLost):  # then that part stays undelivered, and `close` gives it back
-                await telling.adopt(choice)
-                assert choice.decoder is not None
-                self.meter.spend(len(ids))
-                choice.decoder.push(
-                    ids, lambda pieces: self._worded(choice, pieces, ids, "length", BUDGET_STOP), lambda lost: None
-                )
-                await choice.decoder.drained()
-        for one in telling.choices:
-            if one.finish_reason is None:
-                with suppress(TextLost):  # what the server held back of delivered tokens, lest it begin a stop string
-                    if self.call.stop and telling.beyond is None:
-                        await telling.adopt(one)
-                telling.cut(one)
-        telling.close()
-        self._flush()
 
     def _finish_if_told(self) -> None:
         """Once every choice is finished: usage if the client asked for it, and the end."""

@@ -5,7 +5,8 @@ budget is known here.
 """
 
 from binascii import crc32
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from gateway.stream import asks, continuation
@@ -167,6 +168,27 @@ class Telling:
         """End a choice for the budget's sake, with what was held back of its text."""
         choice.finish_reason = "length"
         self._say(choice, choice.transcript.take(True) if choice.transcript else "", (), BUDGET_STOP)
+
+    async def last_words(
+        self, choice: Choice, ids: Sequence[int], spend: Callable[[int], object], worded: Callable[..., None]
+    ) -> None:
+        """Word the part of the last chunk that the budget still pays for, then end every choice."""
+        if ids and self.beyond is None and choice.finish_reason is None:
+            with suppress(TextLost):  # then that part stays undelivered, and the relay gives it back
+                await self.adopt(choice)
+                assert choice.decoder is not None
+                spend(len(ids))
+                choice.decoder.push(
+                    ids, lambda pieces: worded(choice, pieces, ids, "length", BUDGET_STOP), lambda lost: None
+                )
+                await choice.decoder.drained()
+        for one in self.choices:
+            if one.finish_reason is None:
+                with suppress(TextLost):  # what the server held back of delivered tokens, lest it begin a stop string
+                    if self.call.stop and self.beyond is None:
+                        await self.adopt(one)
+                self.cut(one)
+        self.close()
 
     def error(self, detail: str, code: str) -> None:
         """End it visibly."""

@@ -104,8 +104,8 @@ MUTANTS = [
         "a partial event outlives its leg",
         "gateway.stream.leg:Leg.__init__",
         "self._splitter = EventSplitter(self._limits.event_bytes)",
-        "self._splitter = receiver.events.func.__self__.__dict__.setdefault('splitter', "
-        "EventSplitter(self._limits.event_bytes)) if receiver else EventSplitter(self._limits.event_bytes)",
+        "self._splitter = upstream.__dict__.setdefault('splitters', {}).setdefault("
+        "id(receiver.events.func.__self__) if receiver else id(self), EventSplitter(self._limits.event_bytes))",
         "there was a good server|the oracle says",
         worlds=3000,
     ),
@@ -184,7 +184,7 @@ MUTANTS = [
         "gateway.books.ledger.overlay:Overlay.ended",
         "if committed",
         "if True",
-        "its holds sum to",
+        "its holds sum to|still holds",
     ),
     Mutant(
         "events that waited for a lease are lost",
