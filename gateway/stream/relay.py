@@ -230,10 +230,7 @@ class Relay:
             self._out.flush(last=self.ending is not None)
 
     def _event(self, part: Part, raw: bytes) -> bool:
-        """Take in one event; False when no lease covers it yet, and then it can be taken in again.
-
-        The path of every chunk: long, and with few calls, each of which costs as much as the work it does.
-        """
+        """Take in one event; False when no lease covers it yet, and then it can be taken in again."""
         chunk = read(raw)
         if chunk is None or chunk.error is not None or not chunk.choices:
             self._apart(part, raw, chunk)
@@ -256,13 +253,8 @@ class Relay:
             if telling.prompts[choice.prompt] is None:
                 part.lose("the server sent tokens without their prompt's ids")
                 return True
-            assert part.leg is not None
-            part.leg.progress()
-            part.heard += 1
-            verdict = self.meter.spend(len(ids))
-            if verdict is not Verdict.GO and not self._paid(verdict, choice, ids):
+            if not self._covered(part, choice, ids):
                 return self.ending is not None
-            self.pace.token(choice.index)
             if part.template is None and len(part.choices) == 1:
                 part.template = learnt(raw, chunk)
         elif said.content and not telling.may_be_apart(choice):
@@ -275,20 +267,15 @@ class Relay:
         return True
 
     def _usual(self, part: Part, raw: bytes, usual: Usual) -> bool:
-        """Take in an event that brings text and ids of the only choice of its leg, and nothing else."""
+        """Take in text and ids of the only choice of its leg, as nearly every chunk does: few calls, each costs."""
         choice, (text, ids, bare) = self._telling.choices[part.choices[0]], usual
         if choice.owner is not part or choice.finish_reason is not None:
             return True
         if choice.rival is not None:
             choice.rival.close()
             choice.rival = None
-        assert part.leg is not None
-        part.leg.progress()
-        part.heard += 1
-        verdict = self.meter.spend(len(ids))
-        if verdict is not Verdict.GO and not self._paid(verdict, choice, ids):
+        if not self._covered(part, choice, ids):
             return self.ending is not None
-        self.pace.token(choice.index)
         if choice.transcript is not None:
             self._reword(part, choice, ids)
             return True
@@ -297,6 +284,17 @@ class Relay:
         choice.characters += len(text)
         choice.crc = crc32(text.encode(), choice.crc)
         self._out.add((raw if self.call.wants_ids else bare) + END)
+        return True
+
+    def _covered(self, part: Part, choice: Choice, ids: Sequence[int]) -> bool:
+        """Count tokens that are about to be delivered; False where no lease covers them, or not yet."""
+        assert part.leg is not None
+        part.leg.progress()
+        part.heard += 1
+        verdict = self.meter.spend(len(ids))
+        if verdict is not Verdict.GO and not self._paid(verdict, choice, ids):
+            return False
+        self.pace.token(choice.index)
         return True
 
     def _ended_or_won(self, part: Part, choice: Choice, said: ChunkChoice) -> bool:

@@ -9,6 +9,7 @@ docs/evidence/ after it.
 
 import argparse
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -49,6 +50,7 @@ REPORTS = [
 
 def main() -> None:
     """Run what was asked for, or everything, and write the reports."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that servers end, too
     parser = argparse.ArgumentParser(prog="python -m tests.prove")
     parser.add_argument("steps", nargs="*", help=" ".join(STEPS))
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run of these steps has shown")

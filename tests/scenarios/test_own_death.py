@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,17 @@ CLIENTS = 60
 DIE_S_MAX = 120.0
 
 
-def again(gateway: Gateway, stub) -> Gateway:
-    """Start a gateway that was killed once more, on its data."""
+@pytest.fixture
+def start(tmp_path, house):
+    """Start gateways on one folder, one after the other; whatever becomes of the test, none outlives it."""
+    with ExitStack() as left:
+        yield lambda **options: left.enter_context(Gateway(tmp_path, [house.active.url], **options))
+
+
+def again(gateway: Gateway, start) -> Gateway:
+    """Start one where another has died."""
     gateway.process.wait()
-    return Gateway(gateway.folder, [stub.url])
+    return start()
 
 
 async def sound(gateway: Gateway, known: list[Account]) -> None:
@@ -40,9 +48,9 @@ async def sound(gateway: Gateway, known: list[Account]) -> None:
     assert gateway.faults() == []
 
 
-async def test_kills_at_random_moments(tmp_path, house):
+async def test_kills_at_random_moments(start):
     """Twenty kills by seed under a crowd on small budgets; what is left of budgets can be spent, to the token."""
-    gateway = Gateway(tmp_path, [house.active.url])
+    gateway = start()
     rng = random.Random(SEED)
     numbers = Numbers(gateway.data / "journal.jsonl")
     known = accounts(gateway, 30, rng)
@@ -59,7 +67,7 @@ async def test_kills_at_random_moments(tmp_path, house):
             await running
             asked, refused = asked + crowd.asked, refused + crowd.refused
 
-            gateway = await asyncio.to_thread(again, gateway, house.active)
+            gateway = await asyncio.to_thread(again, gateway, start)
 
             assert [number, *wrong(gateway, known), *numbers.holes()] == [number], f"seed {SEED}"
             if number % 5 == 4:
@@ -73,43 +81,43 @@ async def test_kills_at_random_moments(tmp_path, house):
 
 
 @pytest.mark.parametrize("point", POINTS)
-async def test_kills_at_a_chosen_point(tmp_path, house, point):
+async def test_kills_at_a_chosen_point(start, point):
     """Around a commit of each kind, within one that also makes a checkpoint, and in mid-write of the journal."""
     rng = random.Random(f"{SEED} {point}")
     command = [sys.executable, "-m", "tests.dying", f"{point}:{rng.randint(3, 20)}"]
-    gateway = Gateway(tmp_path, [house.active.url], command=command)
+    gateway = start(command=command)
     known = accounts(gateway, 8, rng)
     crowd = Crowd(gateway.port, known, rng)
 
     async with asyncio.timeout(DIE_S_MAX):
         await crowd.run(20)
     died_of = await asyncio.to_thread(gateway.process.wait, DIE_S_MAX)
-    gateway = await asyncio.to_thread(again, gateway, house.active)
+    gateway = await asyncio.to_thread(again, gateway, start)
 
     with gateway:
         assert died_of == -signal.SIGKILL
         await sound(gateway, known)
 
 
-async def test_kill_between_the_hold_and_the_first_token(tmp_path, house):
+async def test_kill_between_the_hold_and_the_first_token(start):
     """A hold whose answer has not begun is charged in full, since nobody can know; the rest can be spent."""
-    gateway = Gateway(tmp_path, [house.active.url])
+    gateway = start()
     (account,) = accounts(gateway, 1, random.Random(SEED))
     running = asyncio.create_task(ask(gateway, account.secret, chat(order(tokens=50, ttft_s=30), max_tokens=20)))
     held = await asyncio.to_thread(until, lambda: sum(one.held for one in gateway.balances()))
 
     gateway.kill()
     await asyncio.wait([running])
-    gateway = await asyncio.to_thread(again, gateway, house.active)
+    gateway = await asyncio.to_thread(again, gateway, start)
 
     with gateway:
         assert (gateway.balance(account.secret).spent, gateway.balance(account.secret).held) == (held, 0)
         await sound(gateway, [account])
 
 
-async def test_kill_during_the_drain(tmp_path, house):
+async def test_kill_during_the_drain(start):
     """SIGTERM, and SIGKILL while streams finish, as an impatient supervisor does it."""
-    gateway = Gateway(tmp_path, [house.active.url])
+    gateway = start()
     rng = random.Random(SEED)
     known = accounts(gateway, 10, rng)
     crowd = Crowd(gateway.port, known, rng)
@@ -120,7 +128,7 @@ async def test_kill_during_the_drain(tmp_path, house):
     await asyncio.to_thread(until, lambda: '"gateway.stopping"' in gateway.log())
     gateway.kill()
     await running
-    gateway = await asyncio.to_thread(again, gateway, house.active)
+    gateway = await asyncio.to_thread(again, gateway, start)
 
     with gateway:
         await sound(gateway, known)
@@ -140,9 +148,9 @@ def make_keys(store: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, "-c", MAKER, str(store)], stdout=subprocess.PIPE, text=True)
 
 
-async def test_kill_while_keys_are_made(tmp_path, house):
+async def test_kill_while_keys_are_made(start):
     """Whoever dies while keys are made, maker or gateway: every key that was shown works, and the store is whole."""
-    gateway = Gateway(tmp_path, [house.active.url])
+    gateway = start()
     rng = random.Random(SEED)
     shown: list[str] = []
     for number in range(6):
@@ -158,7 +166,7 @@ async def test_kill_while_keys_are_made(tmp_path, house):
         maker.wait()
         maker.stdout.close()
         if number % 2:
-            gateway = await asyncio.to_thread(again, gateway, house.active)
+            gateway = await asyncio.to_thread(again, gateway, start)
     shown = [secret for secret in shown if len(secret) == len(shown[0])]
 
     with gateway:
