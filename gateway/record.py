@@ -65,13 +65,13 @@ class Record:
             self._overhead_s = self._books.clock() - self._sink.received_at
             self._books.metrics.added_latency(self._overhead_s)
         self.replica = replica
-        self._fact("leg.opened", replica=replica, leased_tokens=self._leased, tokens=self._delivered())
+        self._fact("leg.opened", {"replica": replica, "leased_tokens": self._leased, "tokens": self._delivered()})
         return self._overhead_s
 
     def hedged(self, replica: str) -> None:
         """A second server is being asked, since the first is silent."""
         self._books.metrics.hedged(self._call.model)
-        self._fact("hedge.opened", replica=replica, beside=self.replica, tokens=self._delivered())
+        self._fact("hedge.opened", {"replica": replica, "beside": self.replica, "tokens": self._delivered()})
 
     def hedge_won(self, replica: str) -> float:
         """The second server was faster; answers the gateway's own time before the first one was asked, in seconds."""
@@ -79,14 +79,15 @@ class Record:
         self._books.metrics.hedge_won(self._call.model)
         if self._delivered():
             self._losses.append(Cause.OUTRUN)
-        self._fact("hedge.won", replica=replica, tokens=self._delivered())
+        self._fact("hedge.won", {"replica": replica, "tokens": self._delivered()})
         return self._overhead_s
 
     def leg_ended(self, replica: str, end: LegEnd, lost: bool) -> None:
         """A server has answered, or not."""
         self._books.metrics.leg_ended(replica, end.cause)
         if lost or end.cause is not Cause.DONE:
-            self._fact("leg.ended", replica=replica, cause=end.cause, lost=lost, tokens=self._delivered())
+            facts = {"replica": replica, "cause": end.cause, "lost": lost, "tokens": self._delivered()}
+            self._fact("leg.ended", facts)
         if lost:
             if self._delivered():
                 self._losses.append(end.cause)
@@ -117,6 +118,7 @@ class Record:
         if self.replica is not None:
             facts["replica"] = self.replica
         if answer is not None:
+            pauses = answer.pace.pauses
             facts |= {
                 "prompt_tokens": answer.prompt_tokens,
                 "completion_tokens": answer.completion_tokens,
@@ -124,9 +126,9 @@ class Record:
                 "failovers": answer.failovers,
                 "recomputed_tokens": answer.recomputed,
                 "hedged_tokens": answer.hedged,
-                "gap_ms": round(max(answer.pace.pauses, default=0.0) * 1e3, 1),
+                "gap_ms": round(max(pauses) * 1e3, 1) if pauses else 0.0,
             }
-        self._fact("request.settled", **facts)
+        self._fact("request.settled", facts)
         if ending is not Ending.FINISHED:  # what ends as it should is in the journal: a log line costs twice as much
             detail = (
                 answer.detail if answer is not None and refused is None else ""
@@ -144,9 +146,10 @@ class Record:
         if answer is None:
             return
         prompt, completion = answer.prompt_tokens, answer.completion_tokens
-        metrics.tokens(model, prompt=prompt, completion=completion, recomputed=answer.recomputed, hedged=answer.hedged)
-        for cause, pause_s in zip(self._losses, answer.pace.pauses, strict=False):  # a last loss may have no pause
-            metrics.failed_over(model, cause, pause_s)
+        metrics.tokens(model, prompt, completion, answer.recomputed, answer.hedged)
+        if self._losses:
+            for cause, pause_s in zip(self._losses, answer.pace.pauses, strict=False):  # a last one may have no pause
+                metrics.failed_over(model, cause, pause_s)
         if answer.pace.first_token_at is not None:
             metrics.first_token(model, answer.pace.first_token_at - self._sink.received_at)
         if ending is Ending.FINISHED and completion:
@@ -164,8 +167,8 @@ class Record:
     def _delivered(self) -> int:
         return self.answer.completion_tokens if self.answer else 0
 
-    def _fact(self, kind: str, **fields: object) -> None:
+    def _fact(self, kind: str, facts: dict[str, object]) -> None:
         call, tenant = self._call, self._tenant
         self._books.journal.append(
-            kind, request_id=call.request_id, key_id=tenant.key_id, user=tenant.user, model=call.model, **fields
+            kind, request_id=call.request_id, key_id=tenant.key_id, user=tenant.user, model=call.model, **facts
         )

@@ -26,6 +26,6 @@ def pick(candidates: Iterable[Candidate], avoid: frozenset[str] = frozenset()) -
     A replica that is held for down is still tried when nothing else is left: the verdict may be stale.
     """
     usable = [one for one in candidates if one.up or one.name not in avoid]
-    if not usable:
-        return None
+    if len(usable) < 2:
+        return usable[0].name if usable else None
     return min(usable, key=lambda one: (not one.up, one.name in avoid, one.doubtful, one.standby, one.load)).name

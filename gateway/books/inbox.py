@@ -1,8 +1,9 @@
 """The way from the event loop to a writer thread: a bounded queue that is emptied in batches."""
 
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
-from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -10,6 +11,8 @@ T = TypeVar("T")
 
 class Inbox(Generic[T]):
     """Items put by one thread and taken by another, in order, many at a time.
+
+    A deque and an event: a queue takes a lock for each item, and wakes whoever waits for it.
 
     items_max: how many may wait before `put` says no.
     batch_max: how many are handed over together at most.
@@ -27,8 +30,10 @@ class Inbox(Generic[T]):
         lonely: bool = True,
         idle_s: float | None = None,
     ) -> None:
-        self._queue: SimpleQueue[T | None] = SimpleQueue()
+        self._items: deque[T] = deque()
         self._closed = False
+        self._news = threading.Event()
+        self._waiting = False  # the taking thread, for the event
         self._items_max = items_max
         self._batch_max = batch_max
         self._linger_s = linger_s
@@ -41,40 +46,36 @@ class Inbox(Generic[T]):
 
         always: also when it is full, for items whose number something else bounds.
         """
-        if self._closed or (self._queue.qsize() >= self._items_max and not always):
+        if self._closed or (len(self._items) >= self._items_max and not always):
             return False
-        self._queue.put(item)
+        self._items.append(item)
+        if self._waiting:
+            self._news.set()
         return True
 
     def close(self) -> None:
         """Take no more; what waits is still handed over."""
-        if not self._closed:
-            self._closed = True
-            self._queue.put(None)
+        self._closed = True
+        self._news.set()
 
     def batches(self) -> Iterator[list[T]]:
         """Hand over what comes in, for the taking thread, until the inbox is closed and empty."""
-        while True:
-            batch, last = self._take()
-            self._company = len(batch) > 1
-            yield batch
-            if last:
-                return
-
-    def _take(self) -> tuple[list[T], bool]:
-        """Wait for one item, then take all that are there, up to a batch; say whether it was the last."""
-        batch: list[T] = []
-        try:
-            item = self._queue.get(timeout=self._idle_s)
+        while not self._closed or self._items:
+            if not self._items:
+                self._wait()
             # One sleep rather than a wait for each item: the taking thread wakes once a batch.
             waits = self._linger_s and (self._lonely or self._company)
-            if waits and item is not None and self._queue.qsize() < self._batch_max:
+            if waits and not self._closed and 0 < len(self._items) < self._batch_max:
                 time.sleep(self._linger_s)
-            while item is not None:
-                batch.append(item)
-                if len(batch) == self._batch_max:
-                    return batch, False
-                item = self._queue.get_nowait()
-        except Empty:
-            return batch, False
-        return batch, True
+            items = self._items
+            batch = [items.popleft() for _ in range(min(len(items), self._batch_max))]
+            self._company = len(batch) > 1
+            yield batch
+
+    def _wait(self) -> None:
+        """Sleep until there is an item, or for `idle_s`. Who puts one sees the flag, or this sees the item."""
+        self._waiting = True
+        if not self._items and not self._closed:
+            self._news.wait(self._idle_s)
+        self._waiting = False
+        self._news.clear()

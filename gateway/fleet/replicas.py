@@ -107,15 +107,18 @@ class Fleet:
         return list(dict.fromkeys(named + found))
 
     def knows(self, model: str) -> bool:
-        return any(self._for(model))
+        return bool(self._for(model))
 
     def window(self, model: str) -> int | None:
         """The model's length limit in tokens; None while no replica has told it."""
-        return next((w for r in self._for(model) if (w := r.serves.get(model)) is not None), None)
+        for replica in self._for(model):
+            if (window := replica.serves.get(model)) is not None:
+                return window
+        return None
 
     def pick(self, model: str, avoid: frozenset[str]) -> str | None:
         """Name the replica for the next leg; None when there is none left to try."""
-        return routing.pick((replica.candidate() for replica in self._for(model)), avoid)
+        return routing.pick([replica.candidate() for replica in self._for(model)], avoid)
 
     def second(self, model: str, avoid: frozenset[str]) -> str | None:
         """Name the replica for a leg that races a silent one; None when there is no good one.

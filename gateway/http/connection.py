@@ -14,9 +14,10 @@ from typing import Any
 
 import structlog
 from aiohttp import web
+from aiohttp.http import RawRequestMessage, StreamWriter
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import ERROR, RequestHandler
 
 from gateway.http.errors import error_bytes, error_response
 from gateway.http.ids import new_id
@@ -49,10 +50,19 @@ class ClientLimits:
     connections: int = 8192
 
 
+class Written(web.StreamResponse):
+    """An answer that was written already: aiohttp only decides about the connection."""
+
+    prepared = True
+
+    def __init__(self, keep_alive: bool) -> None:  # the rest of an answer is never asked for
+        self._keep_alive = keep_alive
+
+
 class ClientConnection(RequestHandler):
     """One client connection. A client that closes its sending side has hung up, whatever it would still read."""
 
-    __slots__ = ("_body", "_head_bytes", "_head_timer", "_limits", "_stall", "full", "on_room")
+    __slots__ = ("_body", "_head_bytes", "_head_timer", "_limits", "_small", "_stall", "full", "on_room")
 
     def __init__(
         self, manager: "Listener", limits: ClientLimits, *, loop: asyncio.AbstractEventLoop, **options: Any
@@ -63,6 +73,7 @@ class ClientConnection(RequestHandler):
         self._limits = limits
         self._body: StreamReader = EMPTY_PAYLOAD  # of the latest request
         self._head_bytes = 0  # of a head that is not whole yet
+        self._small = True  # the latest head, beyond doubt: all that was read of its request is
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall: Stall | None = None
 
@@ -90,13 +101,14 @@ class ClientConnection(RequestHandler):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
-        self._head_bytes = 0
         if self._messages:
+            self._small = self._head_bytes + len(data) <= self._limits.head_bytes
             self._body = self._messages[-1][1]
             if not self.writing_paused:
                 self._unwatch_reading()  # who asks again has read all
         if self._body is not body and not body.is_eof():
             body.set_exception(web.RequestPayloadError("its framing is broken"))
+        self._head_bytes = 0
         if len(self._messages) > 1:
             self.close()
 
@@ -118,6 +130,73 @@ class ClientConnection(RequestHandler):
             log.info("request.malformed", request_id=request_id, error=refused.detail)
             self.transport.write(error_bytes(refused, request_id))
         self.force_close()
+
+    # ---------------------------------------------------------------- answers
+
+    async def start(self) -> None:
+        """Answer one request after the other. aiohttp's own makes a task for each, and lingers; else it is the same."""
+        while not self._force_close:
+            if not self._messages:
+                self._waiter = self._loop.create_future()
+                try:
+                    await self._waiter
+                finally:
+                    self._waiter = None
+            if not await self._next() or not self._keepalive or self._close or self._force_close:
+                break
+            self._next_keepalive_close_time = self._loop.time() + self._limits.idle_s
+            if self._keepalive_handle is None:
+                self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
+        if not self._force_close:
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
+
+    async def _next(self) -> bool:
+        """Answer the next request; False where the client has gone meanwhile."""
+        message, payload = self._messages.popleft()
+        if self._parser is not None:
+            self._parser.message_consumed()
+        handle = self._request_handler
+        if not isinstance(message, RawRequestMessage):
+            handle, message = self._make_error_handler(message), ERROR
+        elif not self._small or message.version < (1, 0):
+            handle = self._measured
+        task = self._task_handler
+        assert handle is not None
+        assert task is not None
+        request = web.BaseRequest(message, payload, self, StreamWriter(self, self._loop), task, self._loop)
+        try:
+            response, gone = await self._handle_request(request, None, handle)
+        except ConnectionError:
+            return False
+        except BaseException:
+            self.force_close()
+            raise
+        finally:
+            request._task = None  # type: ignore[assignment]  # which holds this frame
+        self._keepalive = bool(response.keep_alive)
+        if not payload.is_eof():
+            self.close()
+        return not gone
+
+    async def _measured(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Refuse heads that came whole and are still too large, and versions that have no heads."""
+        head_bytes = len(request.raw_path) + sum(map(len, chain.from_iterable(request.raw_headers)))
+        if head_bytes > self._limits.head_bytes:
+            return self.handle_error(request, 400, LineTooLong(b"", self._limits.head_bytes))
+        if request.version < (1, 0) or self._request_handler is None:
+            return self.handle_error(request, 400)
+        return await self._request_handler(request)
+
+    async def finish_response(
+        self, request: web.BaseRequest, response: web.StreamResponse, begun_s: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Write an answer, and tell whether its client has gone. One that was written already is only seen off."""
+        if not isinstance(response, Written) or self._upgraded:
+            return await super().finish_response(request, response, begun_s)
+        self.log_access(request, response, begun_s)
+        return response, False
 
     # ---------------------------------------------------------------- what it reads
 
@@ -189,9 +268,9 @@ class Listener(web.Server):
     def __init__(
         self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], limits: ClientLimits
     ) -> None:
-        self._handler, self._limits = handler, limits
+        self._limits = limits
         super().__init__(
-            self._handle,
+            handler,
             handler_cancellation=True,
             keepalive_timeout=limits.idle_s,
             lingering_time=0,
@@ -215,15 +294,6 @@ class Listener(web.Server):
         if now - self._said_at > SAY_EVERY_S:
             self._said_at = now
             log.warning("clients.turned_away", connections=self._limits.connections)
-
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Refuse heads that came whole and are still too large, and versions that have no heads."""
-        head_bytes = len(request.raw_path) + sum(map(len, chain.from_iterable(request.raw_headers)))
-        if head_bytes > self._limits.head_bytes:
-            return request.protocol.handle_error(request, 400, LineTooLong(b"", self._limits.head_bytes))
-        if request.version < (1, 0):
-            return request.protocol.handle_error(request, 400)
-        return await self._handler(request)
 
 
 class TurnedAway(asyncio.Protocol):

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 import msgspec
 import structlog
@@ -68,8 +69,8 @@ class Edge:
         self._stopping = False
         self._started_at = int(time.time())
         self._routes: dict[tuple[str, str], Handler] = {
-            ("POST", Endpoint.CHAT): self._generate,
-            ("POST", Endpoint.COMPLETIONS): self._generate,
+            ("POST", Endpoint.CHAT): partial(self._generate, Endpoint.CHAT),
+            ("POST", Endpoint.COMPLETIONS): partial(self._generate, Endpoint.COMPLETIONS),
             ("GET", "/v1/models"): self._models,
             ("GET", "/health"): self._health,
             ("GET", "/readyz"): self._readyz,
@@ -97,8 +98,8 @@ class Edge:
                 await _part(request, response, request_id)
         if not response.prepared:
             response.headers.setdefault("x-request-id", request_id)
-            if self._stopping:
-                response.force_close()
+        if self._stopping:
+            response.force_close()
         return response
 
     def _route(self, request: web.BaseRequest) -> Handler:
@@ -113,7 +114,7 @@ class Edge:
 
     # ---------------------------------------------------------------- generation
 
-    async def _generate(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+    async def _generate(self, endpoint: Endpoint, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
         if self._stopping:
             raise Refused(Reason.OVERLOADED, "This gateway is stopping.", retry_after_s=RETRY_WHEN_FULL_S)
         tenant = self._tenant(request)
@@ -122,47 +123,40 @@ class Edge:
         self.in_flight += 1
         try:
             # No name for the body: what is only needed to be parsed is not kept for as long as the answer takes.
-            call = Call(Endpoint(request.path), await self._body(request), request_id, self._bounds)
+            call = Call(endpoint, await self._body(request), request_id, self._bounds)
             received_at = self._flow.clock()  # the client's own time to send is not ours
             if not self._fleet.knows(call.model):
                 raise self._no_model(call.model)
             if (salt := self._salt(tenant)) is not None:
                 call.body["cache_salt"] = salt
             sink = ClientSink(request, request_id, received_at, self._client_buffer_bytes)
-            plain = await self._serve(call, tenant, sink, _trace(request, request_id))
+            try:
+                plain = await self._flow.serve(call, tenant, sink, _trace(request, request_id))
+            except Exception as error:
+                if not sink.started:
+                    raise
+                log.error("stream.fault", request_id=request_id, exc_info=error)  # visibly: no status can be sent now
+                sink.broken("Something broke in the gateway; it was logged.")
+                plain = None
         finally:
             self.in_flight -= 1
-        if plain is None:
-            return sink.response()
-        return sink.plain(plain)
-
-    async def _serve(self, call: Call, tenant: Tenant, sink: ClientSink, headers: Headers) -> bytes | None:
-        """Run the flow; a bug that shows in mid-stream ends the stream visibly, as no status can be sent any more."""
-        try:
-            return await self._flow.serve(call, tenant, sink, headers)
-        except Exception as error:
-            if not sink.started:
-                raise
-            log.error("stream.fault", request_id=call.request_id, exc_info=error)
-            sink.broken("Something broke in the gateway; it was logged.")
-            return None
+        return sink.response() if plain is None else sink.plain(plain)
 
     def _tenant(self, request: web.BaseRequest) -> Tenant:
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         return self._keys.tenant(secret.strip() if scheme.lower() == "bearer" else None)
 
     async def _body(self, request: web.BaseRequest) -> bytes:
-        if (request.content_length or 0) > self._body_bytes_max:
-            raise self._too_large()
-        expecting = request.headers.get("expect", "").lower() == "100-continue" and request.version >= (1, 1)
-        if expecting and request.transport is not None:
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        content = request.content
+        whole = content.is_eof()  # it came with its head, as most do
+        if not whole:
+            self._await_body(request)
         try:
-            if request.content.is_eof():  # it came with its head, as most do
-                body = request.content.read_nowait()
+            if whole:
+                body = content.read_nowait()
             else:
                 async with asyncio.timeout(self._body_s):
-                    body = await _read(request.content, self._body_bytes_max)
+                    body = await _read(content, self._body_bytes_max)
         except TimeoutError:
             raise Refused(Reason.INVALID, f"The body did not arrive within {self._body_s:g} s.", status=408) from None
         except web.RequestPayloadError:
@@ -170,6 +164,14 @@ class Edge:
         if len(body) > self._body_bytes_max:
             raise self._too_large()
         return body
+
+    def _await_body(self, request: web.BaseRequest) -> None:
+        """Let a client go on to send its body, or refuse one that says it is too large."""
+        if (request.content_length or 0) > self._body_bytes_max:
+            raise self._too_large()
+        expecting = request.headers.get("expect", "").lower() == "100-continue" and request.version >= (1, 1)
+        if expecting and request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _too_large(self) -> Refused:
         return Refused(Reason.TOO_LARGE, f"The body may have at most {self._body_bytes_max} bytes.")
@@ -239,5 +241,9 @@ async def _part(request: web.BaseRequest, response: web.Response, request_id: st
 
 def _trace(request: web.BaseRequest, request_id: str) -> Headers:
     """The only headers that go upstream: an id of ours, and W3C trace context where it is well-formed."""
-    given = [(name, request.headers[name]) for name in TRACE_HEADERS if name in request.headers]
-    return (("x-request-id", request_id), *((name, value) for name, value in given if TRACE_VALUE.fullmatch(value)))
+    headers: Headers = (("x-request-id", request_id),)
+    for name in TRACE_HEADERS:
+        value = request.headers.get(name)
+        if value is not None and TRACE_VALUE.fullmatch(value):
+            headers += ((name, value),)
+    return headers

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from gateway.http.connection import ClientConnection
+from gateway.http.connection import ClientConnection, Written
 from gateway.stream.wording import Wording
 from guards.refusal import Reason
 
@@ -71,19 +71,19 @@ class ClientSink:
             self._keep_alive = self._chunked = False
             transport.close()
 
-    def response(self) -> "StreamedResponse":
+    def response(self) -> Written:
         """What the handler gives back to aiohttp once the stream is over."""
         transport = self._connection.transport
         if self._chunked and transport is not None and not transport.is_closing():
             transport.write(b"0\r\n\r\n")
-        return StreamedResponse(self._keep_alive)
+        return Written(self._keep_alive)
 
-    def plain(self, body: bytes) -> "StreamedResponse":
+    def plain(self, body: bytes) -> Written:
         """Send a whole answer, head and body in one write; what the handler gives back to aiohttp."""
         transport = self._connection.transport
         if transport is not None and not transport.is_closing():
             transport.write(self._head(PLAIN, f"content-length: {len(body)}\r\n") + body)
-        return StreamedResponse(self._keep_alive)
+        return Written(self._keep_alive)
 
     def _head(self, kind: str, framing: str) -> bytes:
         close = "" if self._keep_alive else "connection: close\r\n"
@@ -91,17 +91,3 @@ class ClientSink:
             f"HTTP/1.1 200 OK\r\n{kind}x-request-id: {self.request_id}\r\nx-holdfast-replica: {self.replica}\r\n"
             f"x-holdfast-overhead-ms: {self.overhead_s * 1e3:.2f}\r\n{framing}{close}\r\n"
         ).encode("latin-1")
-
-
-class StreamedResponse(web.StreamResponse):
-    """A response that was written already: aiohttp only decides about the connection."""
-
-    def __init__(self, keep_alive: bool) -> None:
-        super().__init__()
-        self._keep_alive = keep_alive
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        """Nothing is left to prepare."""
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Nothing is left to write."""

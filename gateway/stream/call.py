@@ -18,6 +18,7 @@ from guards.refusal import Reason, Refused
 DROPPED = ("priority", "cache_salt", "request_id", "session_id", "stream_interval")
 # Could name hosts, inject engine state or hide the tokens that a budget counts.
 FORBIDDEN = ("kv_transfer_params", "ec_transfer_params", "prompt_embeds", "mm_payload", "routed_experts_prompt_start")
+STEERING = frozenset((*DROPPED, *FORBIDDEN))
 TEXT_TYPES = ("text", "refusal", "thinking", "input_text", "output_text")  # of a message's content part
 XARG_PREFIXES = ("holdfast", "kv_", "ec_")  # our own, and what vLLM reads as the fields above
 TOKEN_ID = re.compile(r"[0-9]{1,10}")
@@ -96,10 +97,11 @@ class Call:
         """Parse `raw`. Raises Refused (INVALID) naming the field at fault."""
         self.endpoint, self.request_id, self.body_bytes = endpoint, request_id, len(raw)
         self.body = _json_object(raw)
-        for name in DROPPED:
-            self.body.pop(name, None)
+        if not STEERING.isdisjoint(self.body):
+            _disarm(self.body)
         said = _convert(self.body, endpoint)
-        _refuse_forbidden(self.body, said.vllm_xargs)
+        if said.vllm_xargs:
+            _refuse_forbidden(said.vllm_xargs)
         self.model = said.model
         self.stream = bool(said.stream)
         options = said.stream_options or _StreamOptions()
@@ -173,11 +175,17 @@ def _convert(body: dict[str, Any], endpoint: Endpoint) -> "_Chat | _Completion":
         raise _invalid(f"{param}: {message}" if param else message, param) from None
 
 
-def _refuse_forbidden(body: dict[str, Any], xargs: dict[str, Any] | None) -> None:
+def _disarm(body: dict[str, Any]) -> None:
+    """Drop what steers the engine, or refuse it."""
+    for name in DROPPED:
+        body.pop(name, None)
     for name in FORBIDDEN:
         if name in body and body[name] is not None:
             raise _invalid(f"{name} steers the engine and may not be set by clients.", name)
-    for name in xargs or ():
+
+
+def _refuse_forbidden(xargs: dict[str, Any]) -> None:
+    for name in xargs:
         if name.startswith(XARG_PREFIXES) or name in FORBIDDEN or name in DROPPED:
             raise _invalid(f"vllm_xargs.{name} steers the engine and may not be set by clients.", "vllm_xargs")
 

@@ -1,6 +1,7 @@
 """A plain answer: asked for whole, and asked for again whole elsewhere, since nothing was delivered."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Raw, Struct
@@ -24,21 +25,18 @@ class _Choice(Struct, gc=False):
     prompt_token_ids: Raw = NULL
     finish_reason: str | None = None
 
-    @property
-    def prompted(self) -> bool:
-        """Whether it brings its prompt's ids, as only completions do."""
-        return self.prompt_token_ids != NULL
-
 
 class _Answer(Struct, gc=False):
     choices: list[_Choice]
     prompt_token_ids: Raw = NULL
 
-    @property
-    def lists(self) -> int:
-        """How many lists of ids it has."""
-        ids = [self.prompt_token_ids, *(raw for one in self.choices for raw in (one.token_ids, one.prompt_token_ids))]
-        return sum(raw != NULL for raw in ids)
+
+class _Counted(NamedTuple):
+    """What an answer's ids tell: tokens of its prompts, of its choices one by one; and how many lists there are."""
+
+    prompt: int
+    completion: list[int]
+    lists: int
 
 
 _decode = msgspec.json.Decoder(_Answer).decode
@@ -114,17 +112,18 @@ class Plain:
             raw.decode()  # also what was passed over just now
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return "the server's answer is not one of vLLM's"
-        if any(choice.finish_reason == "abort" for choice in answer.choices):
-            return "the server aborted the request"
+        for choice in answer.choices:
+            if choice.finish_reason == "abort":
+                return "the server aborted the request"
         if len(answer.choices) != self.call.choices:
             return "the server sent fewer answers than were asked for"
         counted = _count(answer, self.call)
         if counted is None:
             return "the server sent text without its token ids"
-        prompt, completion, by_choice = counted
-        capped = self._capped(answer, by_choice)
+        prompt, completion = counted.prompt, sum(counted.completion)
+        capped = self._capped(answer, counted.completion) if self.terms.capped else frozenset()
         try:
-            given = self._given(raw, answer, capped)
+            given = self._given(raw, counted.lists, capped)
         except (msgspec.DecodeError, RecursionError):  # of what was passed over at first: numbers beyond all bounds
             return "the server's answer is not one of vLLM's"
         if prompt + completion > self.meter.room:
@@ -151,19 +150,17 @@ class Plain:
     def _refuse(self, refusal: Refused) -> None:
         self.ending, self.detail, self.refusal = Ending.REFUSED, refusal.detail, refusal
 
-    def _capped(self, answer: _Answer, by_choice: Sequence[int]) -> set[int]:
+    def _capped(self, answer: _Answer, by_choice: Sequence[int]) -> Set[int]:
         """The choices that the budget ended, not the client's own max_tokens."""
-        if not self.terms.capped:
-            return set()
         ended = {one.index for one in answer.choices if one.finish_reason == "length"}
         counted = zip(answer.choices, by_choice, strict=True)
         full = {one.index for one, count in counted if count == self.terms.max_tokens}
         return ended & full
 
-    def _given(self, raw: bytes, answer: _Answer, capped: set[int]) -> bytes:
+    def _given(self, raw: bytes, lists: int, capped: Set[int]) -> bytes:
         """The answer as the client gets it: without what only the gateway asked for."""
         if not self.call.wants_ids:
-            raw = bare(raw, answer.lists)
+            raw = bare(raw, lists)
         if not capped and not self.call.hides_reasoning:
             return raw
         body = msgspec.json.decode(raw)
@@ -175,16 +172,26 @@ class Plain:
         return encode(body)
 
 
-def _count(answer: _Answer, call: Call) -> tuple[int, int, list[int]] | None:
-    """Tokens of the prompts, of the answers, and of each answer; None where the ids do not tell."""
-    counts = [count(choice.token_ids) for choice in answer.choices]
-    prompts = {choice.index // call.n: count(choice.prompt_token_ids) for choice in answer.choices if choice.prompted}
+def _count(answer: _Answer, call: Call) -> _Counted | None:
+    """Count tokens by their ids; None where these do not tell. Only completions have a prompt in each choice."""
+    prompts: dict[int, int | None] = {}
+    completion: list[int] = []
+    lists = 0
+    for choice in answer.choices:
+        tokens = count(choice.token_ids)
+        if tokens is None:
+            return None
+        completion.append(tokens)
+        lists += 1
+        if choice.prompt_token_ids != NULL:
+            prompts[choice.index // call.n] = count(choice.prompt_token_ids)
+            lists += 1
     if answer.prompt_token_ids != NULL:
         prompts[0] = count(answer.prompt_token_ids)
-    if len(prompts) != len(call.prompts):
-        return None
-    known = [one for one in counts if one is not None]
-    asked = [one for one in prompts.values() if one is not None]
-    if len(known) < len(counts) or len(asked) < len(prompts):
-        return None
-    return sum(asked), sum(known), known
+        lists += 1
+    prompt = 0
+    for asked in prompts.values():
+        if asked is None:
+            return None
+        prompt += asked
+    return _Counted(prompt, completion, lists) if len(prompts) == len(call.prompts) else None

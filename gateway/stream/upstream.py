@@ -206,6 +206,7 @@ class Upstream:
         self._legs: dict[str, dict[Leg, None]] = {}  # in order, lest anything depend on where they lie in memory
         self._tls = ssl.create_default_context()
         self._connecting: set[asyncio.Task[None]] = set()
+        self._heads: dict[tuple[str, str, bool], str] = {}  # of requests, less what differs; paths are our own
 
     def open(
         self,
@@ -220,7 +221,7 @@ class Upstream:
 
         Raises ValueError for a header that cannot be one: a bug of whoever let it in.
         """
-        leg = Leg(self, target, _request(target, path, body, headers), receiver, watch)
+        leg = Leg(self, target, self._request(target, path, body, headers), receiver, watch)
         self._legs.setdefault(target.name, {})[leg] = None
         idle = self._idle.get(target.name)
         while idle:
@@ -291,6 +292,20 @@ class Upstream:
             task.cancel()
         await asyncio.gather(*self._connecting, return_exceptions=True)
 
+    def _request(self, target: Target, path: str, body: bytes | None, headers: tuple[tuple[str, str], ...]) -> bytes:
+        """Write a request. Header values were checked by whoever let them in; checked again here."""
+        posts = body is not None
+        head = self._heads.get((target.name, path, posts))
+        if head is None:
+            head = self._heads[target.name, path, posts] = _head(target, path, posts)
+        if body is not None:
+            head += f"\r\ncontent-length: {len(body)}"
+        for name, value in headers:
+            if CONTROL.search(name) or CONTROL.search(value):
+                raise ValueError("a header holds a line break or another control character")
+            head += f"\r\n{name}: {value}"
+        return head.encode("latin-1") + b"\r\n\r\n" + (body or b"")
+
     async def _connect(self, leg: Leg) -> None:
         target = leg.target
         connection = Connection(self, target)
@@ -317,14 +332,13 @@ class Upstream:
             connection.send(leg)
 
 
-def _request(target: Target, path: str, body: bytes | None, headers: tuple[tuple[str, str], ...]) -> bytes:
-    """Write a request. Header values were checked by whoever let them in; checked again here."""
-    lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1", f"host: {target.host}:{target.port}"]
-    if body is not None:
-        lines += ["content-type: application/json", f"content-length: {len(body)}"]
+def _head(target: Target, path: str, posts: bool) -> str:
+    """Write the part of a request's head that is the same each time."""
+    lines = [f"{'POST' if posts else 'GET'} {path} HTTP/1.1", f"host: {target.host}:{target.port}"]
+    if posts:
+        lines.append("content-type: application/json")
     if target.key is not None:
         lines.append(f"authorization: Bearer {target.key}")
-    lines += [f"{name}: {value}" for name, value in headers]
     if CONTROL.search("".join(lines)):
         raise ValueError("a header holds a line break or another control character")
-    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + (body or b"")
+    return "\r\n".join(lines)

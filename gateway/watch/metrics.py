@@ -11,7 +11,6 @@ from guards.refusal import Ending, Reason
 FAILOVER_GAP_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)  # promised: below 1, and below 2
 FIRST_TOKEN_S = (0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 40.0, 80.0)
 INTER_TOKEN_S = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-TOKEN_KINDS = ("prompt", "completion", "recomputed", "hedged")
 ADDED_LATENCY_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 
 
@@ -34,11 +33,16 @@ class Metrics:
         self._requests.add(model, ending.value)
         self._served -= 1
 
-    def tokens(self, model: str, *, prompt: int = 0, completion: int = 0, recomputed: int = 0, hedged: int = 0) -> None:
+    def tokens(self, model: str, prompt: int = 0, completion: int = 0, recomputed: int = 0, hedged: int = 0) -> None:
         """Count tokens: read, delivered, computed again to go on elsewhere, and asked for in races to no use."""
-        for kind, count in zip(TOKEN_KINDS, (prompt, completion, recomputed, hedged), strict=True):
-            if count:
-                self._tokens.add(model, kind, count=count)
+        if prompt:
+            self._tokens.add(model, "prompt", count=prompt)
+        if completion:
+            self._tokens.add(model, "completion", count=completion)
+        if recomputed:
+            self._tokens.add(model, "recomputed", count=recomputed)
+        if hedged:
+            self._tokens.add(model, "hedged", count=hedged)
 
     def refused(self, reason: Reason) -> None:
         """Count a request that was refused before its first byte."""
