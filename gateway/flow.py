@@ -44,7 +44,7 @@ class Flow:
         """
         with self.records.open(call, tenant, sink) as record:
             quote = await self.quotes.hold(call, tenant)
-            async with quote.hold as hold:
+            with quote.hold as hold:
                 record.held(hold.meter.leased)
                 kind = Relay if call.stream else Plain
                 answer = record.answer = kind(call, sink, hold, quote.terms, self.clock, record.gaps)

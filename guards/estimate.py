@@ -36,9 +36,12 @@ class AnswerLengths:
     def note(self, model: str, prompt_tokens: int, answer_tokens: int) -> None:
         """Learn from a finished answer."""
         key = (model, _bucket(prompt_tokens))
-        if key not in self._kept and len(self._kept) >= self._models_max * BUCKETS:
-            return
-        order, ranked = self._kept.setdefault(key, (deque(), []))
+        kept = self._kept.get(key)
+        if kept is None:
+            if len(self._kept) >= self._models_max * BUCKETS:
+                return
+            kept = self._kept[key] = (deque(), [])
+        order, ranked = kept
         order.append(answer_tokens)
         insort(ranked, answer_tokens)
         if len(order) > LENGTHS_KEPT:

@@ -50,6 +50,7 @@ class Inbox(Generic[T]):
             return False
         self._items.append(item)
         if self._waiting:
+            self._waiting = False  # told once, however long it takes to come
             self._news.set()
         return True
 

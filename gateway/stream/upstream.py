@@ -42,7 +42,7 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0
         self._parser: httptools.HttpResponseParser | None = None
         self._parts: list[bytes] = []
-        self.on_body = self._parts.append  # for httptools
+        self.on_body = self._parts.append  # for httptools, which asks for it once
         self._head_bytes = 0
         self._content_type = b""
         self._room = 0  # bytes that may still come before some of the body must have
@@ -58,9 +58,10 @@ class Connection(asyncio.Protocol):
     def send(self, leg: Leg) -> None:
         """Begin a leg on this connection."""
         self.leg, leg.connection = leg, self
-        self._parts, self._head_bytes, self._content_type = [], 0, b""
-        self.on_body = self._parts.append
-        self._parser = httptools.HttpResponseParser(self)
+        self._parts.clear()
+        self._head_bytes, self._content_type = 0, b""
+        if self._parser is None:  # it goes on to the next answer by itself
+            self._parser = httptools.HttpResponseParser(self)
         self._room = self._upstream.limits.head_bytes
         self._headed = self._whole = self._taken = self._heard = self._between = self._chunk_over = False
         assert self.transport is not None
@@ -222,7 +223,10 @@ class Upstream:
         Raises ValueError for a header that cannot be one: a bug of whoever let it in.
         """
         leg = Leg(self, target, self._request(target, path, body, headers), receiver, watch)
-        self._legs.setdefault(target.name, {})[leg] = None
+        legs = self._legs.get(target.name)
+        if legs is None:
+            legs = self._legs[target.name] = {}
+        legs[leg] = None
         idle = self._idle.get(target.name)
         while idle:
             connection = idle.pop()
@@ -272,7 +276,9 @@ class Upstream:
             return
         connection.leg, connection.used, connection.idle_since = None, True, self.loop.time()
         connection.resume()
-        idle = self._idle.setdefault(leg.target.name, deque())
+        idle = self._idle.get(leg.target.name)
+        if idle is None:
+            idle = self._idle[leg.target.name] = deque()
         idle.append(connection)
         now = self.loop.time()  # the oldest is on the left, and the last to be used again: it would stay for good
         while idle and (len(idle) > self.limits.idle_connections or now - idle[0].idle_since > self.limits.idle_s):

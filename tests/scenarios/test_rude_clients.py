@@ -185,7 +185,7 @@ def test_flood_behind_a_stream_costs_no_memory_and_hides_no_hang_up(start_gatewa
 
     assert (grown < RSS_GROWTH_MAX, in_flight) == (True, 1)
     until(lambda: quiet(gateway))
-    (fact,) = [one for one in gateway.journal() if one["kind"] == "request.settled"]
+    (fact,) = until(lambda: [one for one in gateway.journal() if one["kind"] == "request.settled"])
     assert fact["ending"] == "client_left"
 
 

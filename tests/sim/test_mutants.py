@@ -11,7 +11,7 @@ from tests.sim.run import failures
 HOLD = "gateway.books.ledger.hold:Hold"
 RELAY = "gateway.stream.relay:Relay"
 RACES = "gateway.stream.races:Races"
-SETTLE_AGAIN = "settlement = Settlement(self._ledger, self.request_id, self.meter.spent); settlement = "
+SETTLE_AGAIN = "Settlement(self._ledger, self.request_id, self.meter.spent); Settlement("
 
 MUTANTS = [
     # -- the budget
@@ -25,10 +25,10 @@ MUTANTS = [
         "is not the limit",
     ),
     Mutant("nothing is given back", "guards.budget:Meter.give_back", "self.spent -= tokens", "pass", "pays"),
-    Mutant("settled twice", f"{HOLD}.__aexit__", "settlement = ", SETTLE_AGAIN, "settled again"),
+    Mutant("settled twice", f"{HOLD}.__exit__", "Settlement(", SETTLE_AGAIN, "settled again"),
     Mutant(
         "not settled when cancelled",
-        f"{HOLD}.__aexit__",
+        f"{HOLD}.__exit__",
         "assert not self._left",
         "if kind is asyncio.CancelledError:\n        return",
         "still holds",

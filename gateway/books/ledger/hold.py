@@ -22,6 +22,8 @@ HELD_S_MAX = 1.0  # while other requests hold what is left: longer, and streams 
 class Hold:
     """A block in which tokens may be delivered; leaving it, by whatever way, settles once at what was metered.
 
+    Nobody waits for the settlement to be durable: until it is, the hold is, and covers more than was delivered.
+
     lease_tokens: how much a top-up asks for.
     low_tokens: with this many left, the meter asks for a top-up.
     meter: counts what is delivered against what is leased.
@@ -43,7 +45,7 @@ class Hold:
         self._asking = False
         self._left = False
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         return self
 
     def top_up(self, then: Callable[[], None]) -> None:
@@ -95,16 +97,7 @@ class Hold:
             self.meter.granted(granted)
             then()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         assert not self._left
         self._left = True
-        # On its way before anything is awaited, and no task: a cancellation from here on ends the waiting alone.
-        settlement = Settlement(self._ledger, self.request_id, self.meter.spent)
-        try:
-            await settlement.tried
-        except Exception as bug:
-            if error is None:
-                raise
-            log.error("ledger.settlement_failed", request_id=self.request_id, error=repr(bug))
+        Settlement(self._ledger, self.request_id, self.meter.spent)

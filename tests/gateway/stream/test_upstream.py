@@ -126,8 +126,8 @@ async def test_a_request_is_written_with_its_key_and_headers():
 
     assert (end.cause, end.status, end.body) == (Cause.DONE, 200, b"yes")
     assert server.requests == [
-        b"POST /v1/x HTTP/1.1\r\nhost: 127.0.0.1:%d\r\ncontent-type: application/json\r\nauthorization: Bearer secret\r\n"
-        b'content-length: 7\r\ntraceparent: 00-1\r\n\r\n{"a":1}' % server.port,
+        b"POST /v1/x HTTP/1.1\r\nhost: 127.0.0.1:%d\r\ncontent-type: application/json\r\n"
+        b'authorization: Bearer secret\r\ncontent-length: 7\r\ntraceparent: 00-1\r\n\r\n{"a":1}' % server.port,
         b"GET /health HTTP/1.1\r\nhost: 127.0.0.1:%d\r\nauthorization: Bearer secret\r\n\r\n" % server.port,
     ]
 
