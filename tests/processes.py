@@ -130,6 +130,10 @@ class Gateway:
         (found,) = [one for one in self.balances() if one.key_id == id_of(secret)]
         return found
 
+    def paid(self, secret: str) -> KeyBalance:
+        """The account of one key once none of it is held: an answer is there a moment before its charge is on disk."""
+        return until(lambda: (one := self.balance(secret)).held == 0 and one)
+
     def journal(self) -> list[dict[str, Any]]:
         """All facts on disk by now."""
         return list(journal.read(self.data / "journal.jsonl"))

@@ -306,7 +306,7 @@ async def test_locked_ledger_pauses_a_stream_and_ends_none(start_gateway, house)
     assert max(later - earlier for (earlier, _), (later, _) in pairwise(times)) > LOCKED_S / 3
     assert (seen.done, seen.finish, len(seen.ids)) == (True, "stop", 4000)
     assert gateway.settled(request_id(seen))["ending"] == "finished"
-    account = until(lambda: (one := gateway.balance(key)).held == 0 and one)
+    account = gateway.paid(key)
     assert account.spent == prompt_tokens(body) + 4000
 
 
