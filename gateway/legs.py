@@ -69,7 +69,7 @@ class Legs:
         part.leg = leg = self._upstream.open(target, ask.path, ask.body, part.receiver, self._headers, watch)
         self._fleet.enter(replica)
         self._running.append(Running(replica, leg, part, watch))
-        leg.ended.add_done_callback(self._wake)
+        leg.on_end = self._wake
 
     async def news(self) -> None:
         """Wait until a leg has ended, or is silent for too long; a short while only, if one is already."""
@@ -108,7 +108,7 @@ class Legs:
             one.leg.close()
             self._fleet.leave(one.replica)
 
-    def _wake(self, ended: Any = None) -> None:
+    def _wake(self) -> None:
         self._news = True
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

@@ -169,6 +169,5 @@ class Record:
 
     def _fact(self, kind: str, facts: dict[str, object]) -> None:
         call, tenant = self._call, self._tenant
-        self._books.journal.append(
-            kind, request_id=call.request_id, key_id=tenant.key_id, user=tenant.user, model=call.model, **facts
-        )
+        about = {"request_id": call.request_id, "key_id": tenant.key_id, "user": tenant.user, "model": call.model}
+        self._books.journal.append(kind, about | facts)

@@ -1,7 +1,7 @@
 """The journal: what happened to each request, one JSON fact per line, append-only."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from gateway.books.journal_file import FACT_BYTES_MAX, FLUSH_FACTS_MAX, JournalF
 
 log = structlog.get_logger()
 
+NOTHING: Mapping[str, Any] = {}
 RETRY_S = 1.0  # how soon after a failure the disk is tried again
 
 
@@ -61,15 +62,15 @@ class Journal:
         """Whether facts reach the disk, and none is lost that no `journal.gap` there tells of."""
         return not self._failing and self.lost == self._told
 
-    def append(self, kind: str, **fields: Any) -> None:
+    def append(self, kind: str, fields: Mapping[str, Any] = NOTHING) -> None:
         """Note a fact; never blocks, from one thread only.
 
         kind: a closed set of names, such as `request.settled`.
         fields: JSON values; by contract no prompt, no answer and no secret. `seq` and `at` are taken.
         """
-        fact = msgspec.json.encode({"at": round(self._clock(), 6), "kind": kind, **fields})
         assert "seq" not in fields
         assert "at" not in fields
+        fact = msgspec.json.encode({"at": round(self._clock(), 6), "kind": kind, **fields})
         assert len(fact) < FACT_BYTES_MAX
         if not self._inbox.put(fact):
             self._dropped += 1

@@ -1,6 +1,7 @@
 """One upstream attempt: what it was asked, what it brings, how it ends."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from typing import Protocol
@@ -85,12 +86,13 @@ class Leg:
 
     receiver: takes a stream's events; None for a plain answer, whose body is in the LegEnd.
     watch: told of a stream's tokens and silences. Comments, heads and events without tokens are silence.
+    on_end: called when `ended` is there, at once; the callbacks of a future wait for the loop's next turn.
     """
 
     __slots__ = (
         "_body", "_body_bytes", "_doubted", "_heard_at", "_limits", "_paused_at", "_progressed", "_splitter",
-        "_upstream", "_wait_s", "_watch", "connection", "ended", "over", "paused", "receiver", "request", "status",
-        "streaming", "target",
+        "_upstream", "_wait_s", "_watch", "connection", "ended", "on_end", "over", "paused", "receiver", "request",
+        "status", "streaming", "target",
     )  # fmt: skip
 
     def __init__(
@@ -102,6 +104,7 @@ class Leg:
         watch: Watch | None = None,
     ) -> None:
         self.ended: asyncio.Future[LegEnd] = upstream.loop.create_future()
+        self.on_end: Callable[[], None] | None = None
         self.target, self.receiver, self.request = target, receiver, request
         self._upstream, self._limits = upstream, upstream.limits
         self.connection: Wire | None = None
@@ -208,6 +211,9 @@ class Leg:
         self._release()
 
     def _release(self) -> None:
+        if self.on_end is not None:
+            self.on_end()
+            self.on_end = None  # it is its request's, which knows this leg
         if self.receiver is not None:
             self._upstream.silences.forget(self)
         if self._watch is not None:

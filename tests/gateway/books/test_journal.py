@@ -87,8 +87,8 @@ def test_facts_come_back_in_order_with_time_and_number(open_journal, path):
     """What is appended is read back, numbered without a hole, with the time to the microsecond."""
     journal = open_journal()
 
-    journal.append("request.settled", request_id="r1", tokens=7)
-    journal.append("key.created", user="älice\nbob")
+    journal.append("request.settled", {"request_id": "r1", "tokens": 7})
+    journal.append("key.created", {"user": "älice\nbob"})
     journal.close()
 
     assert list(read(path)) == [
@@ -113,7 +113,7 @@ def test_facts_share_a_flush(open_journal, path, disk):
     journal = open_journal()
 
     for i in range(1_000):
-        journal.append("a", i=i)
+        journal.append("a", {"i": i})
     journal.close()
 
     assert [fact["i"] for fact in read(path)] == list(range(1_000))
@@ -184,9 +184,9 @@ def test_facts_wait_for_a_failing_disk(open_journal, path, disk):
     journal.append("before")
     until(lambda: disk.flushes == 1)
     disk.broken = True
-    journal.append("during", i=1)
+    journal.append("during", {"i": 1})
     until(lambda: not journal.healthy)
-    journal.append("during", i=2)
+    journal.append("during", {"i": 2})
     disk.broken = False
 
     until(lambda: journal.healthy and len(list(read(path))) == 3)
@@ -271,7 +271,7 @@ def test_a_disk_that_fails_to_the_end_costs_what_waited(open_journal, disk):
     journal = open_journal()
     disk.broken = True
     for number in range(300):
-        journal.append("never", filler=f"{number:020}")
+        journal.append("never", {"filler": f"{number:020}"})
     with capture_logs() as log:
         journal.close()
 
@@ -316,4 +316,4 @@ def test_a_fact_is_small_and_leaves_the_journal_s_own_names_alone(open_journal, 
     journal = open_journal()
 
     with pytest.raises(AssertionError):
-        journal.append("a", **fields)
+        journal.append("a", fields)
