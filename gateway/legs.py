@@ -70,6 +70,8 @@ class Legs:
         self._fleet.enter(replica)
         self._running.append(Running(replica, leg, part, watch))
         leg.on_end = self._wake
+        if leg.over:
+            self._wake()
 
     async def news(self) -> None:
         """Wait until a leg has ended, or is silent for too long; a short while only, if one is already."""

@@ -170,9 +170,13 @@ class ClientConnection(RequestHandler):
             response, gone = await self._handle_request(request, None, handle)
         except ConnectionError:
             return False
-        except BaseException:
+        except asyncio.CancelledError:
             self.force_close()
             raise
+        except Exception as fault:  # in writing an answer, for a handler's own was answered
+            log.error("connection.fault", error=repr(fault), exc_info=fault)
+            self.force_close()
+            return False
         finally:
             request._task = None  # type: ignore[assignment]  # which holds this frame
         self._keepalive = bool(response.keep_alive)
