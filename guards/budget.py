@@ -86,7 +86,8 @@ class Account(NamedTuple):
 
         `least` may exceed `want`: «hold a little, but only if all of it could be paid».
         """
-        return min(want, self.free) if self.free >= least else 0
+        free = self.free
+        return min(want, free) if free >= least else 0
 
     def hold(self, tokens: int) -> "Account":
         """Take `tokens` out of what is free."""

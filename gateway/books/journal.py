@@ -70,7 +70,7 @@ class Journal:
         """
         assert "seq" not in fields
         assert "at" not in fields
-        fact = msgspec.json.encode({"at": round(self._clock(), 6), "kind": kind, **fields})
+        fact = msgspec.json.encode({"at": self._now(), "kind": kind, **fields})
         assert len(fact) < FACT_BYTES_MAX
         if not self._inbox.put(fact):
             self._dropped += 1
@@ -118,7 +118,11 @@ class Journal:
     def _gap(self, lost: int) -> list[bytes]:
         if not lost:
             return []
-        return [msgspec.json.encode({"at": round(self._clock(), 6), "kind": "journal.gap", "lost": lost})]
+        return [msgspec.json.encode({"at": self._now(), "kind": "journal.gap", "lost": lost})]
+
+    def _now(self) -> float:
+        """Unix seconds, to the microsecond; `round` takes longer than to write the fact."""
+        return int(self._clock() * 1e6 + 0.5) / 1e6
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
