@@ -40,15 +40,18 @@ class Records:
 class Record:
     """A block around one request; leaving it, by whatever way, writes its one Ending."""
 
-    __slots__ = ("_books", "_call", "_leased", "_losses", "_overhead_s", "_sink", "_tenant", "answer", "replica")
+    __slots__ = ("_about", "_books", "_call", "_leased", "_losses", "_overhead_s", "_sink", "answer", "replica")
 
     def __init__(self, books: Records, call: Call, tenant: Tenant, sink: Sink) -> None:
-        self._books, self._call, self._tenant, self._sink = books, call, tenant, sink
+        self._books, self._call, self._sink = books, call, sink
         self.answer: Relay | Plain | None = None
         self.replica: str | None = None
         self._overhead_s = 0.0
         self._losses: list[Cause] = []  # in mid-answer
         self._leased = 0
+        self._about = {
+            "request_id": call.request_id, "key_id": tenant.key_id, "user": tenant.user, "model": call.model
+        }  # fmt: skip
 
     def held(self, leased: int) -> None:
         """Budget is held, in tokens; from here on a settlement follows."""
@@ -168,6 +171,4 @@ class Record:
         return self.answer.completion_tokens if self.answer else 0
 
     def _fact(self, kind: str, facts: dict[str, object]) -> None:
-        call, tenant = self._call, self._tenant
-        about = {"request_id": call.request_id, "key_id": tenant.key_id, "user": tenant.user, "model": call.model}
-        self._books.journal.append(kind, about | facts)
+        self._books.journal.append(kind, self._about, facts)

@@ -14,6 +14,8 @@ from gateway.books.journal_file import FACT_BYTES_MAX, FLUSH_FACTS_MAX, JournalF
 log = structlog.get_logger()
 
 NOTHING: Mapping[str, Any] = {}
+OWN = frozenset(("seq", "at", "kind"))
+Fact = tuple[float, str, Mapping[str, Any], Mapping[str, Any]]  # unix seconds, kind, what it is about, and its fields
 RETRY_S = 1.0  # how soon after a failure the disk is tried again
 
 
@@ -42,7 +44,7 @@ class Journal:
         assert batch_max <= FLUSH_FACTS_MAX
         self._clock = clock
         self._file = JournalFile(path)
-        self._inbox: Inbox[bytes] = Inbox(facts_max, batch_max, linger_s=flush_s)
+        self._inbox: Inbox[Fact] = Inbox(facts_max, batch_max, linger_s=flush_s)
         # Each has one writer: the event loop's thread, and for the others the journal's thread.
         self._dropped = 0
         self._abandoned = 0
@@ -62,17 +64,14 @@ class Journal:
         """Whether facts reach the disk, and none is lost that no `journal.gap` there tells of."""
         return not self._failing and self.lost == self._told
 
-    def append(self, kind: str, fields: Mapping[str, Any] = NOTHING) -> None:
-        """Note a fact; never blocks, from one thread only.
+    def append(self, kind: str, about: Mapping[str, Any] = NOTHING, fields: Mapping[str, Any] = NOTHING) -> None:
+        """Note a fact; never blocks, from one thread only. The journal's own thread words it: many in a row cost less.
 
         kind: a closed set of names, such as `request.settled`.
-        fields: JSON values; by contract no prompt, no answer and no secret. `seq` and `at` are taken.
+        about, fields: JSON values, not changed any more; by contract no prompt, no answer and no secret. `seq`, `at`
+            and `kind` are taken. A fact that cannot be written, for its size or its values, is counted as lost.
         """
-        assert "seq" not in fields
-        assert "at" not in fields
-        fact = msgspec.json.encode({"at": self._now(), "kind": kind, **fields})
-        assert len(fact) < FACT_BYTES_MAX
-        if not self._inbox.put(fact):
+        if not self._inbox.put((self._clock(), kind, about, fields)):
             self._dropped += 1
 
     def close(self) -> None:
@@ -87,7 +86,7 @@ class Journal:
     def _run(self) -> None:
         for batch in self._inbox.batches():
             if batch:
-                self._keep(batch)
+                self._keep([fact for one in batch if (fact := self._worded(one)) is not None])
         if self._abandoned:
             log.error("journal.abandoned", facts=self._abandoned)
         self._file.close()
@@ -118,11 +117,28 @@ class Journal:
     def _gap(self, lost: int) -> list[bytes]:
         if not lost:
             return []
-        return [msgspec.json.encode({"at": self._now(), "kind": "journal.gap", "lost": lost})]
+        return [encoded((self._clock(), "journal.gap", {"lost": lost}, NOTHING))]
 
-    def _now(self) -> float:
-        """Unix seconds, to the microsecond; `round` takes longer than to write the fact."""
-        return int(self._clock() * 1e6 + 0.5) / 1e6
+    def _worded(self, fact: Fact) -> bytes | None:
+        """Word a fact; None, and one lost, where that is impossible: a bug of whoever noted it."""
+        try:
+            worded = encoded(fact)
+            if len(worded) < FACT_BYTES_MAX:
+                return worded
+            why = "it is too large"
+        except Exception as error:
+            why = repr(error)
+        log.error("journal.fact_lost", kind=fact[1], why=why)
+        self._abandoned += 1
+        return None
+
+
+def encoded(fact: Fact) -> bytes:
+    """Word a fact, but for its number. Time to the microsecond; `round` would take longer than all the rest."""
+    at, kind, about, fields = fact
+    assert OWN.isdisjoint(about)
+    assert OWN.isdisjoint(fields)
+    return msgspec.json.encode({"at": int(at * 1e6 + 0.5) / 1e6, "kind": kind, **about, **fields})
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

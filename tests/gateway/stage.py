@@ -1,7 +1,7 @@
 """A stage for one request: the real flow, fleet and relay over legs that a test plays by hand."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gateway.fleet.pulse import Pulse, Watch
@@ -24,7 +24,12 @@ class Leg:
     def __init__(self, replica: str, ask: Ask, raws: list[bytes], receiver: Any, watch: Watch) -> None:
         self.replica, self.ask, self.raws, self.receiver, self.watch = replica, ask, raws, receiver, watch
         self.ended: asyncio.Future[LegEnd] = asyncio.get_running_loop().create_future()
+        self.on_end: Callable[[], None] | None = None
         self.paused = False
+
+    @property
+    def over(self) -> bool:
+        return self.ended.done()
 
     @property
     def open(self) -> bool:
@@ -51,6 +56,8 @@ class Leg:
         if self.open:
             self.watch.over()
             self.ended.set_result(end)
+            if self.on_end is not None:
+                self.on_end()
 
     def close(self) -> None:
         self.end(LegEnd(Cause.CLOSED))

@@ -143,5 +143,5 @@ class Facts:
     def __init__(self, on_fact: Callable[[str, dict[str, Any]], None]) -> None:
         self._on_fact = on_fact
 
-    def append(self, kind: str, fields: dict[str, Any]) -> None:
-        self._on_fact(kind, fields)
+    def append(self, kind: str, about: dict[str, Any], fields: dict[str, Any]) -> None:
+        self._on_fact(kind, about | fields)

@@ -310,10 +310,17 @@ def test_facts_after_the_end_are_counted_as_lost(open_journal):
     assert (journal.lost, journal.healthy) == (1, False)
 
 
-@pytest.mark.parametrize("fields", [{"seq": 1}, {"at": 2}, {"text": "x" * FACT_BYTES_MAX}])
-def test_a_fact_is_small_and_leaves_the_journal_s_own_names_alone(open_journal, fields):
-    """A fact that would shadow its number or time, or is as long as an answer, is a bug."""
+@pytest.mark.parametrize("fields", [{"seq": 1}, {"at": 2}, {"text": "x" * FACT_BYTES_MAX}, {"what": object()}])
+def test_a_fact_that_cannot_be_written_is_counted_as_lost_and_holds_nobody_up(open_journal, path, fields):
+    """One that would shadow the journal's own names, is as long as an answer, or no JSON, is a bug and in the log."""
     journal = open_journal()
 
-    with pytest.raises(AssertionError):
+    with capture_logs() as log:
         journal.append("a", fields)
+        until(lambda: journal.lost == 1 and journal.healthy)
+    journal.append("b")
+    journal.close()
+
+    assert [line["event"] for line in log] == ["journal.fact_lost"]
+    assert [fact["kind"] for fact in read(path)] == ["journal.gap", "b"]
+    assert journal.healthy
