@@ -47,7 +47,7 @@ class Journal:
         self._inbox: Inbox[Fact] = Inbox(facts_max, batch_max, linger_s=flush_s)
         # Each has one writer: the event loop's thread, and for the others the journal's thread.
         self._dropped = 0
-        self._abandoned = 0
+        self._abandoned = self._unworded = 0
         self._told = 0
         self._failing = False
         self._ending = threading.Event()
@@ -57,7 +57,7 @@ class Journal:
     @property
     def lost(self) -> int:
         """Facts that were not kept since the start: too many waited for the disk, or it failed to the end."""
-        return self._dropped + self._abandoned
+        return self._dropped + self._abandoned + self._unworded
 
     @property
     def healthy(self) -> bool:
@@ -129,7 +129,7 @@ class Journal:
         except Exception as error:
             why = repr(error)
         log.error("journal.fact_lost", kind=fact[1], why=why)
-        self._abandoned += 1
+        self._unworded += 1
         return None
 
 

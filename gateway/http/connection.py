@@ -1,8 +1,8 @@
 """aiohttp's server connection, bounded, and with the hooks that a push-style gateway needs.
 
-aiohttp parses (llhttp, strict) and runs handlers. Added here: a bound for every wait and size that a client could
-otherwise choose, errors that arise before any handler runs in the shape that OpenAI's clients expect, and a call when
-a slow client can take more.
+aiohttp parses (llhttp, strict), words answers and times idle connections. Ours are the loop over a connection's
+requests, a bound for every wait and size that a client could otherwise choose, errors that arise before any handler
+runs in the shape that OpenAI's clients expect, and a call when a slow client can take more.
 """
 
 import asyncio
@@ -58,6 +58,12 @@ class Written(web.StreamResponse):
     def __init__(self, keep_alive: bool) -> None:  # the rest of an answer is never asked for
         self._keep_alive = keep_alive
 
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Nothing is left to prepare: a second head would pass for another answer."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing is left to write."""
+
 
 class ClientConnection(RequestHandler):
     """One client connection. A client that closes its sending side has hung up, whatever it would still read."""
@@ -73,7 +79,7 @@ class ClientConnection(RequestHandler):
         self._limits = limits
         self._body: StreamReader = EMPTY_PAYLOAD  # of the latest request
         self._head_bytes = 0  # of a head that is not whole yet
-        self._small = True  # the latest head, beyond doubt: all that was read of its request is
+        self._small = False  # the latest head, beyond doubt: all that was read of its request is
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall: Stall | None = None
 
@@ -93,6 +99,7 @@ class ClientConnection(RequestHandler):
             self.close()
             return
         body = self._body
+        idle = self._waiter is not None and not self._waiter.done() and not self._upgraded
         super().data_received(data)
         waits = self._waiter is not None and not self._waiter.done()
         if waits or not self._request_count:  # a new connection's bytes may come before aiohttp waits for them
@@ -102,7 +109,8 @@ class ClientConnection(RequestHandler):
             self._head_timer.cancel()
             self._head_timer = None
         if self._messages:
-            self._small = self._head_bytes + len(data) <= self._limits.head_bytes
+            # Only who was waited for was counted from the first byte; whoever else comes is measured.
+            self._small = idle and self._head_bytes + len(data) <= self._limits.head_bytes
             self._body = self._messages[-1][1]
             if not self.writing_paused:
                 self._unwatch_reading()  # who asks again has read all
@@ -134,7 +142,11 @@ class ClientConnection(RequestHandler):
     # ---------------------------------------------------------------- answers
 
     async def start(self) -> None:
-        """Answer one request after the other. aiohttp's own makes a task for each, and lingers; else it is the same."""
+        """Answer one request after the other.
+
+        Less than aiohttp's own does: no task for each request (so no context variables of its own), no lingering, no
+        second request that waits, and what is left of a body is not fenced off, since the connection ends then.
+        """
         while not self._force_close:
             if not self._messages:
                 self._waiter = self._loop.create_future()

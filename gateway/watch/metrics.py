@@ -124,7 +124,7 @@ class Metrics:
         self._ejections = tally("ejections", "Servers found to hang.", "replica")
         self._up = Gauge("holdfast_replica_up", "Whether it gets requests.", ["replica"], registry=registry)
         self._load = Gauge("holdfast_replica_load", "Legs at it now.", ["replica"], registry=registry)
-        holds = Gauge("holdfast_holds", "Requests that hold budget now.", registry=registry)
+        holds = Gauge("holdfast_holds", "Requests that may spend budget now.", registry=registry)
         holds.set_function(lambda: self._holding)
         in_flight = Gauge("holdfast_requests_in_flight", "Requests that are served now.", registry=registry)
         in_flight.set_function(lambda: self._served)

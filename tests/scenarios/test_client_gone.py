@@ -62,9 +62,11 @@ async def test_upstream_is_closed_when_the_client_is_gone(house, when, how):
     if how == "reset":
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
+    running = house.active.stats()["open_streams"]
     left_at = time.time()
     client.close()
 
+    assert running > 0
     seen = until(lambda: [one for one in aborts(house.active) if one["unix_s"] >= left_at], 2)
     assert seen[0]["unix_s"] - left_at < NOTICED_S_MAX
     until(lambda: house.gateway.metric("holdfast_requests_in_flight") == 0, 2)

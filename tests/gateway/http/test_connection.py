@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
-from gateway.http.connection import ClientConnection, ClientLimits, Listener
+from gateway.http.connection import ClientConnection, ClientLimits, Listener, Written
 
 MIB = 1 << 20
 ASK = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -89,3 +89,50 @@ async def test_no_timer_outlives_a_connection():
         await so(lambda: seen[0].transport is None)
 
     assert (stall._timer.cancelled(), head_timer.cancelled()) == (True, True)
+
+
+@pytest.mark.parametrize("asks", [b"", b"Connection: Upgrade\r\nUpgrade: websocket\r\n"])
+async def test_answer_that_was_written_is_all_that_is_sent(asks):
+    """aiohttp adds nothing to it, also where the client asked for another protocol; the next request is answered."""
+
+    async def handle(request):
+        request.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        return Written(keep_alive=True)
+
+    async with listening(handle) as connect:
+        reader, writer = await connect()
+        for _ in range(3):
+            writer.write(ASK[:-2] + asks + b"\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert (head, await reader.readexactly(2)) == (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n", b"ok")
+
+
+async def test_head_that_comes_while_an_answer_waits_is_bounded():
+    """A head in pieces, sent by a client that has not read its last answer, is measured like any other."""
+    seen: list[str] = []
+
+    async def handle(request):
+        seen.append(request.path)
+        request.transport.set_write_buffer_limits(high=1 << 16)
+        return web.Response(body=b"x" * 16 * MIB)
+
+    async with listening(handle) as connect:
+        reader, writer = await connect()
+        writer.transport.pause_reading()
+        writer.write(ASK)
+        await so(lambda: seen)
+        writer.write(b"GET /large HTTP/1.1\r\nHost: x\r\n")
+        for number in range(10):
+            await asyncio.sleep(0.01)
+            writer.write(b"X-%d: %b\r\n" % (number, b"a" * 12_000))
+        await asyncio.sleep(0.01)
+        writer.write(b"\r\n")
+        await asyncio.sleep(0.05)
+        writer.transport.resume_reading()
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(16 * MIB)
+        refused = await reader.read()
+
+    assert seen == ["/"]
+    assert refused.startswith(b"HTTP/1.1 400 ")
+    assert b"16384 bytes" in refused
