@@ -149,7 +149,7 @@ class Edge:
     async def _body(self, request: web.BaseRequest) -> bytes:
         content = request.content
         whole = content.is_eof()  # it came with its head, as most do
-        if not whole:
+        if not whole or "expect" in request.headers:
             self._await_body(request)
         try:
             if whole:
