@@ -72,7 +72,7 @@ class Flow:
                         return answer.fail(Ending.UPSTREAM_LOST, "No server of this model can be reached now.")
                     sink.from_replica(name, record.leg_opened(name))
                     legs.begin(name, await answer.asks(), answer.part)
-                elif legs.any_silent:
+                elif legs.silent:
                     await self._hedge(answer, sink, record, legs, failed)
                 await legs.news()
                 while (ended := legs.take()) is not None:

@@ -44,14 +44,6 @@ class Legs:
         return [one for one in self._running if one.watch is not None and one.watch.silent]
 
     @property
-    def any_silent(self) -> bool:
-        """Whether there is such a one."""
-        for one in self._running:  # noqa: SIM110 - any() and its generator cost every request twice
-            if one.watch is not None and one.watch.silent:
-                return True
-        return False
-
-    @property
     def replicas(self) -> frozenset[str]:
         """Where there is one."""
         return frozenset(one.replica for one in self._running)
@@ -78,7 +70,7 @@ class Legs:
         if not self._news:
             loop = asyncio.get_running_loop()
             self._waiter = loop.create_future()
-            again = loop.call_later(SILENT_AGAIN_S, self._wake) if self.any_silent else None
+            again = loop.call_later(SILENT_AGAIN_S, self._wake) if self.silent else None
             try:
                 await self._waiter
             finally:

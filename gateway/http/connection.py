@@ -190,7 +190,7 @@ class ClientConnection(RequestHandler):
             self.force_close()
             return False
         finally:
-            request._task = None  # type: ignore[assignment]  # which holds this frame
+            request._task = None  # type: ignore[assignment]  # lest they hold each other
         self._keepalive = bool(response.keep_alive)
         if not payload.is_eof():
             self.close()
