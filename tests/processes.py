@@ -62,7 +62,7 @@ class Gateway:
     ) -> None:
         self._command = command
         self.folder, self.data, self.log_file = folder, folder / "data", folder / "gateway.log"
-        self.port, self.admin_port = _free_port(), _free_port()
+        self.port, self.admin_port = _free_ports(2)
         self.url, self.admin_url = f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{self.admin_port}"
         self.secrets: list[str] = []
         self.config_file = folder / "holdfast.yaml"
@@ -240,10 +240,13 @@ def until(look: Callable[[], T], seconds: float = 10.0) -> T:
     return seen
 
 
-def _free_port() -> int:
-    """A port that nobody has, below those that the kernel gives to connections: one of these could take it first."""
-    while True:
-        port = random.randrange(10_000, 32_000)
+def _free_ports(count: int) -> list[int]:
+    """So many different ports that nobody has, below those the kernel gives to connections: one of these could take it."""
+    free: list[int] = []
+    for port in random.sample(range(10_000, 32_000), 1_000):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            return port
+            free.append(port)
+        if len(free) == count:
+            return free
+    raise RuntimeError(f"fewer than {count} of a thousand ports are free")
