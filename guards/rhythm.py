@@ -4,6 +4,7 @@ A timeout that fits every server does not exist: healthy gaps are 10 ms on one a
 starved. So each replica is measured against its own p99.9.
 """
 
+from collections.abc import Iterable
 from math import frexp, inf
 
 WINDOW = 2048  # gaps before the older half of what is known is forgotten: a server that turned slow is learnt
@@ -34,14 +35,15 @@ class Rhythm:
         self._until_weighed = enough
         self.patience_s = unknown_s
 
-    def note(self, gap_s: float) -> None:
-        """Take in one gap."""
-        mantissa, power = frexp(gap_s if gap_s > _LEAST_S else _LEAST_S)  # gap = mantissa * 2**power
-        bucket = (power - _LOWEST - 1) * STEPS + int(mantissa * 2 * STEPS) if power <= _HIGHEST else _BUCKETS - 1
-        self._now[bucket] += 1
-        self._until_weighed -= 1
-        if not self._until_weighed:  # not at every gap: this is the path of every chunk
-            self._weigh()
+    def note(self, gaps_s: Iterable[float]) -> None:
+        """Take in gaps."""
+        for gap_s in gaps_s:
+            mantissa, power = frexp(gap_s if gap_s > _LEAST_S else _LEAST_S)  # gap = mantissa * 2**power
+            bucket = (power - _LOWEST - 1) * STEPS + int(mantissa * 2 * STEPS) if power <= _HIGHEST else _BUCKETS - 1
+            self._now[bucket] += 1
+            self._until_weighed -= 1
+            if not self._until_weighed:  # not at every gap: this is the path of every chunk
+                self._weigh()
 
     def quantile_s(self, share: float) -> float:
         """An upper bound of that share of the gaps; 0.0 when there are none."""

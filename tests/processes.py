@@ -241,7 +241,7 @@ def until(look: Callable[[], T], seconds: float = 10.0) -> T:
 
 
 def _free_ports(count: int) -> list[int]:
-    """So many different ports that nobody has, below those the kernel gives to connections: one of these could take it."""
+    """So many ports that nobody has, below those that the kernel gives to connections: one of these could take it."""
     free: list[int] = []
     for port in random.sample(range(10_000, 32_000), 1_000):
         with socket.socket() as probe, suppress(OSError):

@@ -71,7 +71,7 @@ class Watch:
             if len(self._gaps) >= GAPS_MAX:
                 self._learn()
         else:
-            self._rhythm.note(after_s)
+            self._rhythm.note((after_s,))
             self.begun, self._rhythm = True, self._pulse.between
         self._pulse.tokens += 1
         if self.silent:
@@ -93,8 +93,7 @@ class Watch:
         self._pulse.streams -= 1
 
     def _learn(self) -> None:
-        for gap_s in self._gaps:
-            self._rhythm.note(gap_s)
+        self._rhythm.note(self._gaps)
         self._gaps.clear()
 
     def _heard(self) -> None:

@@ -22,6 +22,7 @@ from aiohttp.web_protocol import ERROR, RequestHandler
 from gateway.http.errors import error_bytes, error_response
 from gateway.http.ids import new_id
 from gateway.http.stall import Stall
+from gateway.http.turn import Turn
 from guards.refusal import Reason, Refused
 
 log = structlog.get_logger()
@@ -68,7 +69,7 @@ class Written(web.StreamResponse):
 class ClientConnection(RequestHandler):
     """One client connection. A client that closes its sending side has hung up, whatever it would still read."""
 
-    __slots__ = ("_body", "_head_bytes", "_head_timer", "_limits", "_small", "_stall", "full", "on_room")
+    __slots__ = ("_body", "_head_bytes", "_head_timer", "_limits", "_small", "_stall", "full", "on_room", "turn")
 
     def __init__(
         self, manager: "Listener", limits: ClientLimits, *, loop: asyncio.AbstractEventLoop, **options: Any
@@ -76,6 +77,7 @@ class ClientConnection(RequestHandler):
         super().__init__(manager, loop=loop, **options)
         self.on_room: Callable[[], None] | None = None
         self.full = False  # its client has to read first
+        self.turn = manager.turn
         self._limits = limits
         self._body: StreamReader = EMPTY_PAYLOAD  # of the latest request
         self._head_bytes = 0  # of a head that is not whole yet
@@ -136,6 +138,7 @@ class ClientConnection(RequestHandler):
         if self.transport is not None:
             request_id = new_id()
             log.info("request.malformed", request_id=request_id, error=refused.detail)
+            self.turn.end()
             self.transport.write(error_bytes(refused, request_id))
         self.force_close()
 
@@ -161,6 +164,7 @@ class ClientConnection(RequestHandler):
                 self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
         if not self._force_close:
             self._task_handler = None
+            self.turn.end()
             if self.transport is not None:
                 self.transport.close()
 
@@ -211,7 +215,6 @@ class ClientConnection(RequestHandler):
         """Write an answer, and tell whether its client has gone. One that was written already is only seen off."""
         if not isinstance(response, Written) or self._upgraded:
             return await super().finish_response(request, response, begun_s)
-        self.log_access(request, response, begun_s)
         return response, False
 
     # ---------------------------------------------------------------- what it reads
@@ -232,7 +235,11 @@ class ClientConnection(RequestHandler):
             then()
 
     def log_access(self, request: web.BaseRequest, response: web.StreamResponse, time: float | None) -> None:
-        """An answer was written, all of it; the client may have some of it to read. (We write no access log.)"""
+        """An answer of aiohttp's wording was written. (We write no access log.)"""
+        self.written()
+
+    def written(self) -> None:
+        """An answer was written, all of it; the client may have some of it to read."""
         if self.transport is not None and self.transport.get_write_buffer_size():
             self._watch_reading()
 
@@ -247,6 +254,11 @@ class ClientConnection(RequestHandler):
             self._stall = None
 
     # ---------------------------------------------------------------- ends and errors
+
+    def force_close(self) -> None:
+        """Close the connection, whatever goes on; what was written before still goes out."""
+        self.turn.end()
+        super().force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The client is gone; its handler is cancelled by aiohttp."""
@@ -295,6 +307,7 @@ class Listener(web.Server):
             max_line_size=limits.head_bytes,
             max_field_size=limits.head_bytes,
         )
+        self.turn = Turn(self._loop)
         self.turned_away = 0  # that are still being told
         self._said_at = -math.inf
 

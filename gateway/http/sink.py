@@ -1,4 +1,4 @@
-"""A client's side of a stream: bytes straight to its transport, no await per chunk."""
+"""A client's side of a stream: bytes to its transport, no await per chunk."""
 
 from collections.abc import Callable
 
@@ -20,13 +20,13 @@ class ClientSink:
     """
 
     __slots__ = (
-        "_buffer_bytes_max", "_chunked", "_connection", "_keep_alive", "overhead_s", "received_at", "replica",
-        "request_id", "started",
+        "_buffer_bytes_max", "_chunked", "_connection", "_keep_alive", "_turn", "overhead_s", "received_at",
+        "replica", "request_id", "started",
     )  # fmt: skip
 
     def __init__(self, request: web.BaseRequest, request_id: str, received_at: float, buffer_bytes_max: int) -> None:
         assert isinstance(request.protocol, ClientConnection)
-        self._connection = request.protocol
+        self._connection, self._turn = request.protocol, request.protocol.turn
         self._chunked = request.version >= (1, 1)
         self._keep_alive = request.keep_alive and self._chunked
         self._buffer_bytes_max = buffer_bytes_max
@@ -55,7 +55,7 @@ class ClientSink:
             self.started = True
             transport.set_write_buffer_limits(high=self._buffer_bytes_max)
             framed = self._head(STREAM, "transfer-encoding: chunked\r\n" if self._chunked else "") + framed
-        transport.write(framed)
+        self._turn.write(transport, framed)
         return not self._connection.full
 
     def on_room(self, then: Callable[[], None]) -> None:
@@ -69,20 +69,20 @@ class ClientSink:
         if transport is not None:
             self.write(Wording.error(detail, Reason.FAULT.value))
             self._keep_alive = self._chunked = False
+            self._turn.end()
             transport.close()
 
     def response(self) -> Written:
         """What the handler gives back to aiohttp once the stream is over."""
-        transport = self._connection.transport
-        if self._chunked and transport is not None and not transport.is_closing():
-            transport.write(b"0\r\n\r\n")
+        if (transport := self._connection.transport) is not None:
+            self._turn.write(transport, b"0\r\n\r\n" if self._chunked else b"", self._connection.written)
         return Written(self._keep_alive)
 
     def plain(self, body: bytes) -> Written:
         """Send a whole answer, head and body in one write; what the handler gives back to aiohttp."""
-        transport = self._connection.transport
-        if transport is not None and not transport.is_closing():
-            transport.write(self._head(PLAIN, f"content-length: {len(body)}\r\n") + body)
+        if (transport := self._connection.transport) is not None:
+            answer = self._head(PLAIN, f"content-length: {len(body)}\r\n") + body
+            self._turn.write(transport, answer, self._connection.written)
         return Written(self._keep_alive)
 
     def _head(self, kind: str, framing: str) -> bytes:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from gateway.stream.leg_end import Cause, LegEnd
 from gateway.stream.silences import Silences
-from gateway.stream.sse import DATA, END, EventSplitter, EventTooLong
+from gateway.stream.sse import DATA, END, LF, EventSplitter, EventTooLong
 
 
 class Receiver(Protocol):
@@ -172,18 +172,20 @@ class Leg:
         self.status = status
         self.streaming = status == 200 and self.receiver is not None and content_type.startswith(b"text/event-stream")
 
-    def data(self, parts: list[bytes]) -> None:
+    def data(self, data: bytes) -> None:
         """Body bytes have arrived."""
         try:
             if self.streaming:
                 assert self.receiver is not None
-                data = parts[0] if len(parts) == 1 else b"".join(parts)
-                if data.startswith(DATA) and data.find(END) == len(data) - 2 and not self._splitter.partial:
-                    self.receiver.events([data[:-2]])  # the usual read is one event
+                if (
+                    data.endswith(END) and data.startswith(DATA)
+                    and LF not in (event := data[:-2]) and not self._splitter.partial
+                ):  # fmt: skip
+                    self.receiver.events([event])  # the usual read is one event
                 elif raws := self._splitter.feed(data):
                     self.receiver.events(raws)
             else:
-                self._gather(parts)
+                self._gather(data)
         except EventTooLong:
             self.end(LegEnd(Cause.PROTOCOL, "the server sent an event without an end"))
         except Exception as error:
@@ -220,9 +222,9 @@ class Leg:
             self._watch.over()
         self._upstream.released(self)
 
-    def _gather(self, parts: list[bytes]) -> None:
-        self._body += parts
-        self._body_bytes += sum(map(len, parts))
+    def _gather(self, data: bytes) -> None:
+        self._body.append(data)
+        self._body_bytes += len(data)
         if self._body_bytes > self._limits.answer_bytes:
             self.end(LegEnd(Cause.PROTOCOL, "the server's answer was too large"))
 

@@ -2,6 +2,7 @@
 
 DATA = b"data: "
 END = b"\n\n"
+LF, CR = b"\n\r"  # as numbers: to look for a byte so takes a quarter of the time
 DONE = b"data: [DONE]"
 
 

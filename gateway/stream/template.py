@@ -10,6 +10,7 @@ from typing import Annotated
 
 import msgspec
 
+from gateway.stream.sse import CR, LF
 from gateway.stream.wire import Chunk, ChunkChoice, Delta, TokenIds
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
@@ -37,7 +38,7 @@ class Template:
         An unescaped quote cannot occur inside a JSON string, so what lies between the text's quotes is found right,
         or is no string. Line breaks, which JSON allows between its parts, would break the client's event.
         """
-        if b"\n" in raw or b"\r" in raw:
+        if LF in raw or CR in raw:
             return None
         end = raw.find(self._between, self._start)
         if end < 0 or not raw.startswith(self._head) or not raw.endswith(self._tail):

@@ -21,7 +21,6 @@ from gateway.stream.silences import Silences
 
 # No connection, and no fault of the server's: it must not pass for one that is gone.
 OUR_WANTS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
-CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,8})\r\n")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -106,7 +105,7 @@ class Connection(asyncio.Protocol):
             self._heard = True
             leg.request = b""  # it will not be sent again
         if self._between and (body := whole_chunk(data)) is not None:
-            leg.data([body])  # the parser need not know: it is between two chunks before and after
+            leg.data(body)  # the parser need not know: it is between two chunks before and after
             return
         try:
             parser.feed_data(data)
@@ -116,10 +115,10 @@ class Connection(asyncio.Protocol):
             return
         self._between = self._chunk_over and data.endswith(b"\r\n")  # and no further than that
         if self._parts and self.leg is leg:
-            parts = self._parts[:]
+            body = b"".join(self._parts)
             self._parts.clear()
             self._room = self._upstream.limits.head_bytes
-            leg.data(parts)
+            leg.data(body)
         elif not self._whole:
             self._room -= len(data)
             if self._room < 0:
@@ -184,12 +183,11 @@ class Connection(asyncio.Protocol):
 
 
 def whole_chunk(data: bytes) -> bytes | None:
-    """What is in a chunk of a chunked body, where the data is one and no more; the last, which is empty, is none."""
-    size = CHUNK_SIZE.match(data)
-    if size is None:
-        return None
-    begin, length = size.end(), int(size[1], 16)
-    return data[begin:-2] if length and len(data) == begin + length + 2 and data.endswith(b"\r\n") else None
+    """What is in a chunk of a chunked body, where the data is one and no more, its size as
+    servers usually write it; the last, which is empty, is none."""
+    size, _, rest = data.partition(b"\r\n")
+    body = rest[:-2]
+    return body if body and size == b"%x" % len(body) and rest.endswith(b"\r\n") else None
 
 
 class Unexpected(Exception):

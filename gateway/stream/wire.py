@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from gateway.stream.sse import DATA, END
+from gateway.stream.sse import CR, DATA, END, LF
 
 TokenIds = list[Annotated[int, Meta(ge=0, lt=1 << 31)]]
 
@@ -92,7 +92,7 @@ _IDS = (b',"token_ids":[', b',"prompt_token_ids":[')
 
 def read(raw: bytes) -> Chunk | None:
     """Decode an event; None where it is none of vLLM's, which has one line of JSON."""
-    if b"\n" in raw or b"\r" in raw:
+    if LF in raw or CR in raw:
         return None
     try:
         return decode_chunk(memoryview(raw)[len(DATA) :])

@@ -15,7 +15,7 @@ def rhythm(gaps_s: list[float] | tuple[float, ...] = (), **said: float) -> Rhyth
     """A rhythm that has seen these gaps."""
     one = Rhythm(**{"unknown_s": 1.0, "least_s": 0.05} | said)
     for gap_s in gaps_s:
-        one.note(gap_s)
+        one.note([gap_s])
     return one
 
 
@@ -65,7 +65,7 @@ def test_what_was_usual_once_is_forgotten(before_s, after_s):
     one = rhythm([before_s] * 5 * WINDOW)
 
     for _ in range(2 * WINDOW + 200):
-        one.note(after_s)
+        one.note([after_s])
 
     assert 3 * after_s <= one.patience_s <= 3 * after_s * BUCKET
 
@@ -75,7 +75,7 @@ def test_a_server_that_turns_slow_is_learnt_long_before_the_rest_is_forgotten():
     one = rhythm([0.02] * 5 * WINDOW)
 
     for _ in range(100):
-        one.note(1.0)
+        one.note([1.0])
 
     assert one.patience_s >= 3.0
 

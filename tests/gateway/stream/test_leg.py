@@ -117,7 +117,7 @@ class Desk:
         self.clock.run(after_s)
         if not self.leg.streaming:
             self.leg.begin(200, b"text/event-stream")
-        self.leg.data([data])
+        self.leg.data(data)
 
     @property
     def cause(self) -> Cause | None:

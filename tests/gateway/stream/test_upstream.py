@@ -408,7 +408,7 @@ def test_chunks_that_come_alone_are_read_as_the_parser_would(pieces, cuts, chunk
     reads = [*pieces, wrong + END] if chunkwise else [body[begin:end] for begin, end in pairwise(marks)]
     got: list[bytes] = []
     ends: list[LegEnd] = []
-    leg = SimpleNamespace(paused=False, begin=lambda *said: None, data=got.extend, complete=bool, end=ends.append)
+    leg = SimpleNamespace(paused=False, begin=lambda *said: None, data=got.append, complete=bool, end=ends.append)
     connection = Connection(SimpleNamespace(limits=UpstreamLimits()), Target("one", "127.0.0.1", 1))
     connection.transport, leg.request = SimpleNamespace(write=len), b""
     connection.send(leg)
