@@ -9,7 +9,7 @@ from unittest.mock import patch
 from gateway.books.ledger import tables
 from gateway.books.ledger.sqlite import SqliteLedger
 from gateway.books.ledger.steps import Audit, Held
-from gateway.books.ledger.tables import BATCH, KEEP, SCHEMA, Tables
+from gateway.books.ledger.tables import KEEP, SCHEMA, Tables
 from gateway.books.ledger.writer import Ticket, Writer
 from guards.budget import Account
 from tests.sim.loop import SimLoop
@@ -45,11 +45,10 @@ class Disk(sqlite3.Connection):
         self.broken = None
         if self.in_transaction:
             self.execute("ROLLBACK")
-        self.execute("DELETE FROM holds")
         self.execute("DELETE FROM accounts")
 
     def recover(self) -> int:
-        """What the ledger does with the holds of a process that died."""
+        """What the ledger does with what a process that died had held; in tokens."""
         nowhere: Any = "memory"
         return tables.charge_leftovers(self, nowhere)
 
@@ -57,7 +56,7 @@ class Disk(sqlite3.Connection):
 def disk() -> Disk:
     """A database in memory, with the ledger's tables."""
     made = sqlite3.connect(":memory:", isolation_level=None, factory=Disk)
-    made.executescript(SCHEMA + BATCH)
+    made.executescript(SCHEMA)
     return made
 
 
@@ -85,22 +84,22 @@ class SimWriter(Writer):
         with patch("gateway.books.ledger.writer.threading", NO_THREADS):
             super().__init__(disk, file, lambda: EPOCH_S + loop.time(), STEPS_MAX, BATCH_MAX)
         self._loop, self._commit_s, self._on_commit = loop, commit_s, on_commit
-        self._shelf = Tables(disk)  # what is committed, whatever the writer thinks
+        self._disk = Tables(disk)  # what is committed, whatever the writer thinks
         self._queue = Queue(self._next)
         self._inbox: Any = self._queue
         self._busy = self.dead = False
 
     def audit(self) -> list[str]:
         """What breaks an invariant."""
-        return Audit().apply(self._shelf, self._clock())
+        return Audit().apply(self._overlay, self._clock())
 
     def accounts(self) -> Iterable[tuple[str, str, Account]]:
         """Every account, as committed."""
-        return self._shelf.accounts()
+        return self._disk.accounts()
 
     def holds(self) -> list[tuple[str, Held]]:
-        """Every hold, as committed."""
-        return list(self._shelf.holds())
+        """Every hold, as the writer remembers it between two batches."""
+        return list(self._overlay.holds())
 
     def _next(self) -> None:
         if self._queue.tickets and not (self._busy or self.dead):

@@ -186,7 +186,7 @@ class World:
             link.abort()
         self._mend()
         self._dying = False
-        self.note(f"the gateway is back, {self.disk.recover()} holds were left")
+        self.note(f"the gateway is back, {self.disk.recover()} tokens were held")
         for client in self.clients.values():
             if client.leased is not None and client.settled is None:
                 client.settled, client.recovered = client.leased, True

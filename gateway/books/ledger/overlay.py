@@ -14,15 +14,15 @@ ACCOUNTS_MAX = 4096  # that are remembered from batch to batch
 
 
 class Overlay:
-    """`Shelf` over the tables of the one process that writes them.
+    """`Shelf` of the one process that writes the tables.
 
     After each step `keep` or `undo`, after all steps of a batch `changes` are to be written, and after that `ended`.
-    Holds are remembered from batch to batch, as many as requests are running; of the accounts, those used last.
+    Holds are remembered here alone, as many as requests are running; of the accounts, those used last.
     """
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
-        self._live = dict(tables.holds())
+        self._live: dict[str, Held] = {}
         self._accounts: dict[Place, Account | None] = {}  # as committed
         self._changed: dict[Place, Account] = {}  # in this batch
         self._holds: dict[str, Held | None] = {}  # changed in this batch; None where dropped
@@ -79,14 +79,11 @@ class Overlay:
 
         Raises OverflowError where SQLite would make a float of a number.
         """
-        if not self._changed and not self._holds:
+        if not self._changed:
             return None
         if any(max(account) >= 1 << 63 for account in self._changed.values()):
             raise OverflowError("an account is too large for 64 bits")
-        accounts = [(*place, *account) for place, account in self._changed.items()]
-        holds = [(request_id, *held) for request_id, held in self._holds.items() if held is not None]
-        gone = [request_id for request_id, held in self._holds.items() if held is None and request_id in self._live]
-        return msgspec.json.encode((accounts, holds, gone)).decode()
+        return msgspec.json.encode([(*place, *account) for place, account in self._changed.items()]).decode()
 
     def ended(self, *, committed: bool) -> None:
         """What the batch changed is so from now on, or never was."""

@@ -31,7 +31,7 @@ class SqliteLedger:
     commands_max: how many steps may wait for the disk; above it callers are refused, but for settlements,
         which the holds bound.
     batch_max: how many steps go into one transaction.
-    recovered: how many holds of a dead process were charged.
+    recovered: how many tokens of a dead process's holds were charged.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class SqliteLedger:
             os.close(self._lock)
             raise
         if self.recovered:
-            log.warning("ledger.recovered", holds_charged=self.recovered)
+            log.warning("ledger.recovered", tokens_charged=self.recovered)
         self._closed = False
         self._writer = Writer(db, file, clock, commands_max, batch_max)
 

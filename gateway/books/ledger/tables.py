@@ -1,4 +1,7 @@
-"""The ledger's SQLite file: its tables as a shelf, its recovery, and its lock."""
+"""The ledger's SQLite file: its accounts, its recovery, and its lock.
+
+A request's share of what an account holds is in its process's memory alone: if that dies, all of it is charged.
+"""
 
 import fcntl
 import os
@@ -8,44 +11,29 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway.books.ledger.steps import Held
 from guards.budget import UNLIMITED, Account
 from guards.refusal import Reason, Refused
 
 BUSY_S_MAX = 1.0  # how long a transaction waits for a lock that a stranger has on the file
 
-FORMAT = 1  # of the tables
+FORMAT = 2  # of the tables; 1 had a row for each hold too
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS accounts (
     key_id TEXT NOT NULL, window TEXT NOT NULL, limit_tokens INTEGER NOT NULL,
     spent INTEGER NOT NULL CHECK (spent >= 0), held INTEGER NOT NULL CHECK (held >= 0),
     PRIMARY KEY (key_id, window)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS holds (
-    request_id TEXT NOT NULL PRIMARY KEY, key_id TEXT NOT NULL, window TEXT NOT NULL,
-    leased INTEGER NOT NULL CHECK (leased >= 0), opened_at REAL NOT NULL
-) WITHOUT ROWID;
+DROP TABLE IF EXISTS holds;
 """
 # What a batch of steps came to, in one statement and so in one transaction: each run of a statement lets go of the
-# interpreter's lock, and waits to have it back. JSON: [accounts, holds, ids of holds that are gone], with
-# the fields of `Account` and `Held` in their order.
-KEEP = "INSERT INTO batch VALUES (?)"
-BATCH = """
-CREATE TEMP VIEW batch (changes) AS SELECT NULL;
-CREATE TEMP TRIGGER keep INSTEAD OF INSERT ON batch BEGIN
-    INSERT INTO accounts (key_id, window, limit_tokens, spent, held)
-        SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-            json_extract(value, '$[3]'), json_extract(value, '$[4]')
-        FROM json_each(NEW.changes, '$[0]') WHERE true
-        ON CONFLICT (key_id, window) DO UPDATE
-        SET limit_tokens = excluded.limit_tokens, spent = excluded.spent, held = excluded.held;
-    INSERT INTO holds (request_id, key_id, window, leased, opened_at)
-        SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-            json_extract(value, '$[3]'), json_extract(value, '$[4]')
-        FROM json_each(NEW.changes, '$[1]') WHERE true
-        ON CONFLICT (request_id) DO UPDATE SET leased = excluded.leased;
-    DELETE FROM holds WHERE request_id IN (SELECT value FROM json_each(NEW.changes, '$[2]'));
-END;
+# interpreter's lock, and waits to have it back. JSON: a list of accounts, with the fields of `Account` in their order.
+KEEP = """
+INSERT INTO accounts (key_id, window, limit_tokens, spent, held)
+    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+        json_extract(value, '$[3]'), json_extract(value, '$[4]')
+    FROM json_each(?) WHERE true
+    ON CONFLICT (key_id, window) DO UPDATE
+    SET limit_tokens = excluded.limit_tokens, spent = excluded.spent, held = excluded.held
 """
 
 
@@ -67,7 +55,7 @@ class KeyBalance(NamedTuple):
 
 
 class Tables:
-    """The ledger's tables, to be read; one thread at a time."""
+    """The ledger's accounts, to be read; one thread at a time."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
@@ -80,10 +68,6 @@ class Tables:
     def accounts(self) -> Iterable[tuple[str, str, Account]]:
         rows = self.db.execute("SELECT key_id, window, limit_tokens, spent, held FROM accounts").fetchall()
         return [(key_id, window, Account(*tokens)) for key_id, window, *tokens in rows]
-
-    def holds(self) -> Iterable[tuple[str, Held]]:
-        rows = self.db.execute("SELECT request_id, key_id, window, leased, opened_at FROM holds").fetchall()
-        return [(request_id, Held(*rest)) for request_id, *rest in rows]
 
 
 def lock(data: Path) -> int:
@@ -132,7 +116,7 @@ def connect(data: Path) -> sqlite3.Connection:
             db.execute("PRAGMA synchronous = FULL")
             if db.execute("PRAGMA user_version").fetchone()[0] > FORMAT:
                 raise sqlite3.DatabaseError("made by a newer holdfast")
-            db.executescript(f"{SCHEMA} PRAGMA user_version = {FORMAT}; {BATCH}")
+            db.executescript(f"{SCHEMA} PRAGMA user_version = {FORMAT};")
         except sqlite3.Error:
             db.close()
             raise
@@ -140,15 +124,15 @@ def connect(data: Path) -> sqlite3.Connection:
 
 
 def charge_leftovers(db: sqlite3.Connection, data: Path) -> int:
-    """Charge the holds of a process that died in full, for all of it may have been delivered; return their number.
+    """Charge what a process that died had held, all of it, for that may have been delivered; return it, in tokens.
 
     It reads every account, so that damage shows now and not in mid-stream.
     Raises Refused (BOOKS), naming the file, where it cannot be written.
     """
     with explained(data):
         db.execute("BEGIN IMMEDIATE")
+        charged = sum(int(held) for (held,) in db.execute("SELECT held FROM accounts"))
         db.execute("UPDATE accounts SET spent = spent + held, held = 0 WHERE held > 0")
-        charged = db.execute("DELETE FROM holds").rowcount
         db.execute("COMMIT")
     return charged
 
