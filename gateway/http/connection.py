@@ -182,8 +182,16 @@ class ClientConnection(RequestHandler):
         assert handle is not None
         assert task is not None
         request = web.BaseRequest(message, payload, self, StreamWriter(self, self._loop), task, self._loop)
+        self._current_request, self._request_in_progress, gone = request, True, False
         try:
-            response, gone = await self._handle_request(request, None, handle)
+            try:
+                response = await handle(request)
+            except Exception as fault:
+                response = self.handle_error(request, 500, fault)
+            finally:
+                self._current_request = None
+            if not isinstance(response, Written) or self._upgraded:
+                response, gone = await self.finish_response(request, response, None)
         except ConnectionError:
             return False
         except asyncio.CancelledError:
@@ -195,6 +203,9 @@ class ClientConnection(RequestHandler):
             return False
         finally:
             request._task = None  # type: ignore[assignment]  # lest they hold each other
+            self._request_in_progress = False
+            if self._handler_waiter is not None:  # a shutdown waits for it
+                self._handler_waiter.set_result(None)
         self._keepalive = bool(response.keep_alive)
         if not payload.is_eof():
             self.close()
@@ -209,15 +220,12 @@ class ClientConnection(RequestHandler):
             return self.handle_error(request, 400)
         return await self._request_handler(request)
 
-    async def finish_response(
-        self, request: web.BaseRequest, response: web.StreamResponse, begun_s: float | None
-    ) -> tuple[web.StreamResponse, bool]:
-        """Write an answer, and tell whether its client has gone. One that was written already is only seen off."""
-        if not isinstance(response, Written) or self._upgraded:
-            return await super().finish_response(request, response, begun_s)
-        return response, False
-
     # ---------------------------------------------------------------- what it reads
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Read on after a pause. aiohttp asks for that with each body, and parses anew even if there was none."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
 
     def pause_writing(self) -> None:
         """The client reads more slowly than it is written to: from now on it must show that it reads at all."""
