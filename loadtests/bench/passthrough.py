@@ -1,6 +1,10 @@
-"""The least an aiohttp gateway can be: bytes in, bytes out.  python -m loadtests.bench.passthrough PORT UPSTREAM
+"""The least an aiohttp gateway can be: bytes in, bytes out.
 
-No keys, no budget, no limits, no failover, no metrics, no journal: what there is to compare with, not to use.
+    python -m loadtests.bench.passthrough PORT UPSTREAM [barest]
+
+No keys, no budget, no limits, no failover, no metrics, no journal: what there is to compare with, not to use. An
+application with a route, and a time limit for reads, without which a hung server would keep a client for good; the
+barest has neither.
 """
 
 import asyncio
@@ -9,10 +13,12 @@ import sys
 import uvloop
 from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
 
+READ_S = 600.0
 
-async def main(port: int, upstream: str) -> None:
+
+async def main(port: int, upstream: str, *, barest: bool) -> None:
     """Serve until killed."""
-    connector, timeout = TCPConnector(limit=0), ClientTimeout(total=None)
+    connector, timeout = TCPConnector(limit=0), ClientTimeout(total=None, sock_read=None if barest else READ_S)
     session = ClientSession(upstream, connector=connector, timeout=timeout, cookie_jar=DummyCookieJar())
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
@@ -28,11 +34,17 @@ async def main(port: int, upstream: str) -> None:
             await response.write_eof()
             return response
 
-    runner = web.ServerRunner(web.Server(handle, access_log=None))
+    runner: web.BaseRunner[web.Request] | web.BaseRunner[web.BaseRequest]
+    if barest:
+        runner = web.ServerRunner(web.Server(handle, access_log=None))
+    else:
+        application = web.Application()
+        application.router.add_route("*", "/{path:.*}", handle)
+        runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port, backlog=16_384).start()
     await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    uvloop.run(main(int(sys.argv[1]), sys.argv[2]))
+    uvloop.run(main(int(sys.argv[1]), sys.argv[2], barest="barest" in sys.argv[3:]))

@@ -146,9 +146,14 @@ def holdfast(tree: Path = ROOT) -> Callable[[Place], list[str]]:
     return command
 
 
-def passthrough(place: Place) -> list[str]:
-    place.environment["PYTHONPATH"] = str(ROOT)
-    return [sys.executable, "-m", "loadtests.bench.passthrough", str(place.port), place.upstream]
+def passthrough(*how: str) -> Callable[[Place], list[str]]:
+    """A bare pass-through. how: `barest` for what nobody could leave anything out of."""
+
+    def command(place: Place) -> list[str]:
+        place.environment["PYTHONPATH"] = str(ROOT)
+        return [sys.executable, "-m", "loadtests.bench.passthrough", str(place.port), place.upstream, *how]
+
+    return command
 
 
 def vllm_router(place: Place) -> list[str]:
@@ -176,7 +181,8 @@ def litellm(place: Place) -> list[str]:
 
 RECIPES = (
     Recipe("direct", None),
-    Recipe("aiohttp pass-through", passthrough),
+    Recipe("aiohttp pass-through", passthrough()),
+    Recipe("aiohttp, barest", passthrough("barest"), holds=False),
     Recipe("holdfast", holdfast()),
     Recipe("vllm-router", vllm_router, needs="vllm-router"),
     Recipe("litellm", litellm, share=0.1, rounds=2, holds=False, needs="litellm"),
