@@ -52,7 +52,7 @@ class ClientLimits:
 
 
 class Written(web.StreamResponse):
-    """An answer that was written already: aiohttp only decides about the connection."""
+    """An answer that was written already: only what becomes of the connection is left to decide."""
 
     prepared = True
 
@@ -157,6 +157,8 @@ class ClientConnection(RequestHandler):
                     await self._waiter
                 finally:
                     self._waiter = None
+            else:
+                self.turn.end()  # a request that came behind the last bytes of a body: its answer is not to overtake
             if not await self._next() or not self._keepalive or self._close or self._force_close:
                 break
             self._next_keepalive_close_time = self._loop.time() + self._limits.idle_s
@@ -223,8 +225,12 @@ class ClientConnection(RequestHandler):
     # ---------------------------------------------------------------- what it reads
 
     def resume_reading(self, resume_parser: bool = True) -> None:
-        """Read on after a pause. aiohttp asks for that with each body, and parses anew even if there was none."""
-        if self._reading_paused:
+        """Read on after a pause; aiohttp asks for that with each body, paused or not.
+
+        Where the body is whole and nothing is paused, it would parse nothing. A body that is not may wait in the
+        parser, which stays paused from the one before.
+        """
+        if self._reading_paused or not self._body.is_eof():
             super().resume_reading(resume_parser)
 
     def pause_writing(self) -> None:
@@ -264,7 +270,7 @@ class ClientConnection(RequestHandler):
     # ---------------------------------------------------------------- ends and errors
 
     def force_close(self) -> None:
-        """Close the connection, whatever goes on; what was written before still goes out."""
+        """Close the connection, whatever goes on. What waits for the end of the turn still goes out."""
         self.turn.end()
         super().force_close()
 

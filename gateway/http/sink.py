@@ -46,7 +46,7 @@ class ClientSink:
         self.replica, self.overhead_s = name, overhead_s
 
     def write(self, data: bytes) -> bool:
-        """Send bytes; False when the client has yet to read what it was sent."""
+        """Send bytes at the end of this turn; False when the client had yet to read much of what came before."""
         transport = self._connection.transport
         if transport is None or transport.is_closing():
             return True  # the handler is being cancelled
@@ -70,16 +70,17 @@ class ClientSink:
             self.write(Wording.error(detail, Reason.FAULT.value))
             self._keep_alive = self._chunked = False
             self._turn.end()
+            self._connection.written()
             transport.close()
 
     def response(self) -> Written:
-        """What the handler gives back to aiohttp once the stream is over."""
+        """End the stream's framing; what the handler gives back once it is over."""
         if (transport := self._connection.transport) is not None:
             self._turn.write(transport, b"0\r\n\r\n" if self._chunked else b"", self._connection.written)
         return Written(self._keep_alive)
 
     def plain(self, body: bytes) -> Written:
-        """Send a whole answer, head and body in one write; what the handler gives back to aiohttp."""
+        """Send a whole answer, head and body in one write; what the handler gives back."""
         if (transport := self._connection.transport) is not None:
             answer = self._head(PLAIN, f"content-length: {len(body)}\r\n") + body
             self._turn.write(transport, answer, self._connection.written)

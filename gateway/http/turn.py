@@ -7,6 +7,10 @@ the processor's caches cold; one after the other they save a tenth of what a chu
 import asyncio
 from collections.abc import Callable
 
+import structlog
+
+log = structlog.get_logger()
+
 BYTES_MAX = 1 << 20  # that wait at once: with more there is nothing left to save
 
 
@@ -33,7 +37,11 @@ class Turn:
         """Send what waits, now. What was for a transport that was closed meanwhile is nobody's any more."""
         writes, self._writes, self._bytes = self._writes, [], 0
         for transport, data, then in writes:
-            if not transport.is_closing():
-                transport.write(data)
-                if then is not None:
-                    then()
+            try:
+                if not transport.is_closing():
+                    transport.write(data)
+                    if then is not None:
+                        then()
+            except Exception as fault:  # one client's: the others have theirs all the same
+                log.error("turn.fault", error=repr(fault), exc_info=fault)
+                transport.abort()

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import re
 import resource
 import socket
 import time
@@ -55,6 +56,43 @@ def cpu_s(gateway: Gateway) -> float:
     """Processor time used so far."""
     fields = Path(f"/proc/{gateway.process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+# -------------------------------------------------------------------- that send more than one request
+
+
+@pytest.mark.parametrize("kind", [plain, chat])
+@pytest.mark.parametrize("second", ["refused", "expects"])
+def test_request_behind_the_last_bytes_of_a_body_is_answered_after_it(house, kind, second):
+    """Its answer, or leave to go on, comes neither before nor in the middle of the first one's."""
+    first = post(kind(order(tokens=3)), key=house.key)
+    expects = head("Content-Length: 5", "Expect: 100-continue", "Connection: close", key=house.key)
+    then = {"refused": b"GET /nope HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "expects": expects + b"{}   "}
+    client = connect(house.gateway)
+    client.sendall(first[:-10])
+    time.sleep(0.2)
+
+    client.sendall(first[-10:] + then[second])
+
+    got = rest(client)
+    statuses = re.findall(rb"HTTP/1\.1 ([0-9]+)", got)
+    assert statuses[:2] == [b"200", b"404" if second == "refused" else b"100"]
+    end = b"\r\n0\r\n\r\n" if kind is chat else b"}HTTP"
+    assert got.index(end) < got.index(b"HTTP/1.1 " + statuses[1])
+
+
+def test_body_in_countless_chunks_leaves_the_connection_as_it_was(start_gateway, stubs):
+    """aiohttp pauses its parser over so many, and forgets it: the next request's body must be read to its end."""
+    gateway = start_gateway([stubs[0].url], timeouts={"body_s": 3})
+    key = gateway.keys_create("patient")
+    client = connect(gateway)
+    chunks = b"".join(b"1\r\n%c\r\n" % one for one in json.dumps(plain(order(tokens=2))).encode().ljust(16_385))
+
+    client.sendall(head("Transfer-Encoding: chunked", key=key) + chunks + b"0\r\n\r\n")
+    time.sleep(0.5)
+    client.sendall(post(plain(order(tokens=2)), "Connection: close", key=key))
+
+    assert rest(client).count(b"HTTP/1.1 200 OK") == 2
 
 
 # -------------------------------------------------------------------- that do not read

@@ -131,7 +131,7 @@ class SimLedger(SqliteLedger):
     def __init__(self, writer: SimWriter) -> None:
         self._writer: Any = writer
         self._closed = False
-        self.recovered = 0
+        self.recovered_tokens = 0
 
 
 class Facts:

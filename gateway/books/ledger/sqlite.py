@@ -31,7 +31,7 @@ class SqliteLedger:
     commands_max: how many steps may wait for the disk; above it callers are refused, but for settlements,
         which the holds bound.
     batch_max: how many steps go into one transaction.
-    recovered: how many tokens of a dead process's holds were charged.
+    recovered_tokens: how many tokens of a dead process's holds were charged.
     """
 
     def __init__(
@@ -40,13 +40,13 @@ class SqliteLedger:
         self._lock = lock(data)
         try:
             db = connect(data)
-            self.recovered = charge_leftovers(db, data)
+            self.recovered_tokens = charge_leftovers(db, data)
             file = LedgerFile(data)
         except BaseException:
             os.close(self._lock)
             raise
-        if self.recovered:
-            log.warning("ledger.recovered", tokens_charged=self.recovered)
+        if self.recovered_tokens:
+            log.warning("ledger.recovered", tokens_charged=self.recovered_tokens)
         self._closed = False
         self._writer = Writer(db, file, clock, commands_max, batch_max)
 

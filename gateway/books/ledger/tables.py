@@ -124,14 +124,14 @@ def connect(data: Path) -> sqlite3.Connection:
 
 
 def charge_leftovers(db: sqlite3.Connection, data: Path) -> int:
-    """Charge what a process that died had held, all of it, for that may have been delivered; return it, in tokens.
+    """Charge all that a process that died had held: it may have been delivered. Return how many tokens that is.
 
     It reads every account, so that damage shows now and not in mid-stream.
     Raises Refused (BOOKS), naming the file, where it cannot be written.
     """
     with explained(data):
         db.execute("BEGIN IMMEDIATE")
-        charged = sum(int(held) for (held,) in db.execute("SELECT held FROM accounts"))
+        charged = int(db.execute("SELECT total(held) FROM accounts").fetchone()[0])
         db.execute("UPDATE accounts SET spent = spent + held, held = 0 WHERE held > 0")
         db.execute("COMMIT")
     return charged

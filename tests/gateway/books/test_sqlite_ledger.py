@@ -93,7 +93,7 @@ async def test_a_killed_gateway_has_charged_what_it_may_have_delivered(tmp_path)
 
     ledger = SqliteLedger(tmp_path, time.time)
 
-    assert ledger.recovered == 450
+    assert ledger.recovered_tokens == 450
     assert await ledger.balance("alice", LIMIT) == Account(100_000, spent=457)
     assert await ledger.audit() == []
     assert not await ledger.settle("r0", 1)
@@ -109,7 +109,7 @@ async def test_an_orderly_end_leaves_nothing_to_recover(tmp_path):
 
     second = SqliteLedger(tmp_path, time.time)
 
-    assert second.recovered == 0
+    assert second.recovered_tokens == 0
     assert await second.balance("alice", LIMIT) == Account(100_000, spent=30)
     await second.close()
 
@@ -290,7 +290,7 @@ async def test_a_ledger_of_the_first_format_is_taken_over(tmp_path):
 
     ledger = SqliteLedger(tmp_path, time.time)
 
-    assert ledger.recovered == 30
+    assert ledger.recovered_tokens == 30
     assert await ledger.balance("alice", LIMIT) == Account(100_000, spent=37)
     assert (await ledger.open("r1", "alice", LIMIT, want=1)).leased == 1
     tables = database(ledger).execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()

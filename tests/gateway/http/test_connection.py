@@ -14,7 +14,7 @@ ASK = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @asynccontextmanager
 async def listening(handler, **limits):
-    """A listener on loopback; answers what connects to it."""
+    """A listener on loopback; answers what connects to it, which knows the listener."""
     listener = Listener(handler, ClientLimits(**limits))
     server = await asyncio.get_running_loop().create_server(listener, "127.0.0.1", 0)
     writers = []
@@ -24,6 +24,7 @@ async def listening(handler, **limits):
         writers.append(writer)
         return reader, writer
 
+    connect.listener = listener
     try:
         yield connect
     finally:
@@ -136,3 +137,30 @@ async def test_head_that_comes_while_an_answer_waits_is_bounded():
     assert seen == ["/"]
     assert refused.startswith(b"HTTP/1.1 400 ")
     assert b"16384 bytes" in refused
+
+
+ENDS = {
+    "closed when answered": lambda connection: connection.close(),
+    "closed at once": lambda connection: connection.force_close(),
+    "what comes next is refused": lambda connection: connection._head_late(),
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+async def test_what_was_written_goes_out_before_the_connection_ends(end):
+    """Also what waits for the end of the loop's turn, and before anything that is said of the end."""
+
+    async def handle(request):
+        connection = request.protocol
+        connection.turn.write(connection.transport, b"the answer")
+        end(connection)
+        return Written(keep_alive=True)
+
+    async with listening(handle) as connect:
+        reader, writer = await connect()
+        writer.write(ASK)
+        async with asyncio.timeout(10):
+            read = await reader.read()
+
+    assert read.startswith(b"the answer")
+    assert read.count(b"the answer") == 1
