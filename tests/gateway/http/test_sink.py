@@ -29,6 +29,7 @@ async def broken(request):
 
 
 async def plain(request):
+    request.transport.set_write_buffer_limits(high=BUFFER_BYTES)
     return sink_of(request).plain(b"x" * 12 * MIB)
 
 
