@@ -1,0 +1,67 @@
+"""How much per minute: the generic cell rate algorithm, with refunds. Pure.
+
+One number says all of a rate's past: the theoretical arrival time, when all that was taken will have been earned. It is
+exact, and has no boundary at which twice the limit passes, as fixed windows have (ITU-T I.371; used for the same by
+Brandur Leach's «Rate Limiting, Cells, and GCRA»). Refunds are ours: a request takes what it may use, and gives back
+what it has not.
+
+Times are whole nanoseconds of one monotonic clock.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+SECOND_NS = 1_000_000_000
+
+
+class Taken(NamedTuple):
+    """Part of a rate. until_ns: when it will have been earned, if all goes on as it is."""
+
+    cost: int
+    until_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So many units each `period_s`, and `burst` of them at once after a rest.
+
+    Functions take the rate's state, `earned_ns`, 0 for one that nothing was ever taken of, and give the next one.
+    """
+
+    units: int
+    period_s: int
+    burst: int
+
+    @property
+    def interval_ns(self) -> int:
+        """For one unit; rounded up, never faster than what was promised."""
+        return -(-self.period_s * SECOND_NS // self.units)
+
+    def wait_ns(self, earned_ns: int, now_ns: int, cost: int) -> int:
+        """How long until so much can be taken; 0 for now. Raises ValueError where it is more than the burst: never."""
+        if cost > self.burst:
+            raise ValueError(f"{cost} at once is more than the burst of {self.burst}")
+        return max(0, max(earned_ns, now_ns) + (cost - self.burst) * self.interval_ns - now_ns)
+
+    def take(self, earned_ns: int, now_ns: int, cost: int) -> tuple[int, Taken]:
+        """Take so much: the next state, and what to give back of it later. To be asked for first: `wait_ns` is 0."""
+        until_ns = max(earned_ns, now_ns) + cost * self.interval_ns
+        return until_ns, Taken(cost, until_ns)
+
+    def give_back(self, earned_ns: int, now_ns: int, taken: Taken, unused: int) -> int:
+        """The next state, after some of what was taken was not used.
+
+        What has been earned again by now is not given back twice: whoever took it after that would be served beyond the
+        rate, by just as much.
+        """
+        assert 0 <= unused <= taken.cost
+        owed_ns = max(0, taken.until_ns - now_ns)
+        return earned_ns - min(unused * self.interval_ns, owed_ns)
+
+    def left(self, earned_ns: int, now_ns: int) -> int:
+        """How much could be taken at once now."""
+        return self.burst - -(-max(0, earned_ns - now_ns) // self.interval_ns)
+
+    def full_in_ns(self, earned_ns: int, now_ns: int) -> int:
+        """How long until the whole burst can be taken."""
+        return max(0, earned_ns - now_ns)
