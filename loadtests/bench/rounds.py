@@ -20,23 +20,28 @@ CALM_S = 3.0  # after the streams have ended, before memory is looked at again
 
 @dataclass(frozen=True)
 class Load:
-    """One kind of work. unit: what is counted; job: the work, for a peer that carries all of it."""
+    """One kind of work. unit: what is counted; job: the work, for a peer that carries all of it.
+
+    looks: how many times it is measured in a round, each time on every peer; where little is done, much of what is
+    measured is what the neighbours did.
+    """
 
     name: str
     unit: str
     job: Job
+    looks: int = 1
 
     def quick(self) -> "Load":
         """The same for a moment, to see that all works; not to be compared."""
         fewer = max(1, self.job.connections // 10)
         job = msgspec.structs.replace(self.job, connections=fewer, open_s=0.2, window_s=0.5)
-        return Load(self.name, self.unit, job)
+        return Load(self.name, self.unit, job, self.looks)
 
 
 LOADS = (
-    Load("plain", "requests", Job(0, stream=False, connections=64, window_s=2.5)),
+    Load("plain", "requests", Job(0, stream=False, connections=64, window_s=2.5), looks=2),
     Load("plain, 100/s", "requests", Job(0, stream=False, connections=50, every_s=0.5, window_s=2.5)),
-    Load("paced", "chunks", Job(0, connections=100, every_s=0.05, open_s=1, window_s=3)),
+    Load("paced", "chunks", Job(0, connections=100, every_s=0.05, open_s=1, window_s=3), looks=4),
     Load("dense", "chunks", Job(0, connections=200, every_s=0.02, open_s=1, window_s=2.5)),
 )
 HELD = Job(0, connections=5000, every_s=2.0, open_s=8, window_s=2.5)
@@ -58,7 +63,7 @@ class Memory(msgspec.Struct):
 
 @dataclass
 class Results:
-    """seen[peer][load]: one for each round. memory[peer]: one for each time the streams were held."""
+    """seen[peer][load]: one for each look, in their order. memory[peer]: one for each time the streams were held."""
 
     seen: dict[str, dict[str, list[Seen]]] = field(default_factory=dict)
     memory: dict[str, list[Memory]] = field(default_factory=dict)
@@ -75,8 +80,8 @@ class Bench:
         """Measure all, `count` times over."""
         for number in range(count):
             begun = time.monotonic()
-            for load in loads:
-                taking_part = [peer for peer in self._peers if number < peer.recipe.rounds]
+            taking_part = [peer for peer in self._peers if number < peer.recipe.rounds]
+            for load in (one for one in loads for _ in range(one.looks)):
                 for peer in rng.sample(taking_part, len(taking_part)):
                     seen = self._do(peer, load.name, load.job)
                     self.results.seen[peer.name].setdefault(load.name, []).append(seen)

@@ -17,7 +17,7 @@ from gateway.stream.wire import decode_chunk, without_ids
 from loadtests.bench import report
 from loadtests.bench.account import memory_bytes, times_s, tree
 from loadtests.bench.load import Job, Seen, run
-from loadtests.bench.rounds import Memory, Results
+from loadtests.bench.rounds import LOADS, Memory, Results
 from loadtests.bench.upstream import Upstream
 from loadtests.bench.words import SEEN, words
 
@@ -224,5 +224,7 @@ def test_the_whole_of_it_runs(tmp_path: Path):
     assert list(seen) == ["direct", "aiohttp pass-through", "holdfast"]
     assert all(one.units and not one.failed for loads in seen.values() for ones in loads.values() for one in ones)
     assert all(one.cpu_s for one in seen["holdfast"]["paced"])
+    looks = {load.name: load.looks * said["rounds"] for load in LOADS}
+    assert all({name: len(ones) for name, ones in loads.items()} == looks for loads in seen.values())
     assert said["verdicts"]["must: every answer is whole: 0 are not"]
     assert "| holdfast |" in (tmp_path / "bench.md").read_text()
