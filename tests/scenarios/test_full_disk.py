@@ -186,14 +186,15 @@ async def test_a_full_disk(small_disk, tmp_path, house, what):
 
         filler = fill(small_disk)
         seen = await refusing(gateway, outage.key)
-        answers = [await ask(gateway, outage.key, plain(order(tokens=3))) for _ in range(20)]
-        why = ready(gateway)[1]
+        answers = []
+        while len(answers) < 20 or "the journal cannot be written" not in ready(gateway)[1]:  # its last page has room
+            answers.append(await ask(gateway, outage.key, plain(order(tokens=3))))
+            assert len(answers) < 200
         await asyncio.sleep(1.5)
         said = [line for line in gateway.log().splitlines()[lines:] if "books_unavailable" not in line]
         filler.unlink()
 
         assert {refused(one) for one in [seen, *answers]} == {BOOKS_REFUSE}
-        assert "the journal cannot be written" in why
         assert len([line for line in said if '"request.settled"' not in line]) <= LINES_MAX, said
         await outage.end()
         assert gateway.stop() == 0
