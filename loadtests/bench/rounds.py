@@ -39,7 +39,7 @@ class Load:
 
 
 LOADS = (
-    Load("plain", "requests", Job(0, stream=False, connections=64, window_s=2.5), looks=2),
+    Load("plain", "requests", Job(0, stream=False, connections=64, window_s=2.5), looks=4),
     Load("plain, 100/s", "requests", Job(0, stream=False, connections=50, every_s=0.5, window_s=2.5)),
     Load("paced", "chunks", Job(0, connections=100, every_s=0.05, open_s=1, window_s=3), looks=4),
     Load("dense", "chunks", Job(0, connections=200, every_s=0.02, open_s=1, window_s=2.5)),
