@@ -22,7 +22,7 @@ sim:             ## simulated worlds: make sim WORLDS=10000, or one of them step
 	@$(PYTHON) scripts/install.py gateway
 	@$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--worlds $(or $(WORLDS),1000))
 
-bench: install   ## what the gateway costs, beside others, in some twelve minutes
+bench: install   ## what the gateway costs, beside others, in some twenty minutes
 	@$(BIN)/python -m loadtests.bench --json docs/evidence/performance.json --report docs/evidence/performance.md
 
 lint:            ## ruff and mypy
