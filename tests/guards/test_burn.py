@@ -43,7 +43,7 @@ class Spender:
 
 
 @pytest.mark.parametrize(("period_s", "tiers"), PLANS, ids=["day", "month"])
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(share=st.floats(0.1, 1 / ROUGH))
 def test_what_burns_below_every_alarm_never_trips(period_s, tiers, share):
     """However long it goes on."""
@@ -54,7 +54,7 @@ def test_what_burns_below_every_alarm_never_trips(period_s, tiers, share):
 
 
 @pytest.mark.parametrize(("period_s", "tiers"), PLANS, ids=["day", "month"])
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(rate=st.floats(30, 5_000))
 def test_a_runaway_is_stopped_at_a_small_part_of_the_budget(period_s, tiers, rate):
     """Before a twentieth of it is spent, but for what one step takes; and what would be degraded was, on the way."""
