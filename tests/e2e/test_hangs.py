@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 TOKENS = 60
 LASTING = 800
+STALLS, ROUNDS_MAX = 20, 10
 PAUSE_S_MAX = 30.0  # a bound for starved machines, not the goal: `make prove` measures that
 
 
@@ -51,11 +52,13 @@ async def test_streams_whose_connection_falls_silent_go_on_elsewhere(
         for count in range(8)
     ]
 
-    tally = await asyncio.wait_for(run_cuts(engines[1].url, gateway.url, bodies, 3, key=key), 240)
+    tallies = []
+    while proxy.cuts - before < STALLS and len(tallies) < ROUNDS_MAX:  # who begins at the other server proves nothing
+        tallies.append(await asyncio.wait_for(run_cuts(engines[1].url, gateway.url, bodies, 1, key=key), 120))
 
-    assert tally.differing == []
-    assert tally.equal == tally.streams == 24
-    assert proxy.cuts - before >= 20
-    assert all(gap < PAUSE_S_MAX for gap in tally.gaps_s)
+    assert [tally.differing for tally in tallies] == [[]] * len(tallies)
+    assert [tally.equal for tally in tallies] == [len(bodies)] * len(tallies)
+    assert proxy.cuts - before >= STALLS
+    assert all(gap < PAUSE_S_MAX for tally in tallies for gap in tally.gaps_s)
     assert gateway.metric("holdfast_ejections_total") == ejected
     assert gateway.paid(key).spent > 0

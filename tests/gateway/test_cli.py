@@ -204,9 +204,9 @@ def test_serve_file_with_overrides(served: list[Config], tmp_path: Path):
 
 
 def test_serve_needs_one_source(tmp_path: Path):
-    """Neither or both of --config and --upstream is a usage error."""
-    run("serve", code=2)
-    run("serve", "--config", "x", "--upstream", "http://localhost:1", code=2)
+    """Neither or both of --config and --upstream is a usage error, which says so."""
+    for given in ((), ("--config", "x", "--upstream", "http://localhost:1")):
+        assert "give either --config FILE or --upstream URL" in run("serve", *given, code=2)[1]
 
 
 @pytest.mark.parametrize(
