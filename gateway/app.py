@@ -7,14 +7,19 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import structlog
 import uvloop
 
 from gateway.asides import Asides
 from gateway.books.journal import Journal
-from gateway.books.keys import Keys, Tenant
+from gateway.books.keys import Keys
 from gateway.books.ledger.sqlite import SqliteLedger
+from gateway.books.outbox import Outbox
+from gateway.books.replay import facts
+from gateway.books.tenants import Tenant
+from gateway.changes import Changes
 from gateway.config import Config, is_loopback
 from gateway.config import Replica as ReplicaConfig
 from gateway.deadlines import Deadlines
@@ -29,6 +34,7 @@ from gateway.http.drain import Drain
 from gateway.http.edge import Edge
 from gateway.http.scrub import Scrub
 from gateway.quote import Quotes
+from gateway.rates import Rates
 from gateway.record import Records
 from gateway.salt import Salts
 from gateway.stream.call import Bounds, Call
@@ -41,6 +47,7 @@ from guards.health import Health
 
 log = structlog.get_logger()
 
+JOURNAL = "journal.jsonl"
 KEYS_EVERY_S = 0.01  # under load many requests share one look at whether a key was made or revoked
 
 
@@ -66,11 +73,12 @@ async def gateway(config: Config, hurry: asyncio.Event) -> AsyncIterator[None]:
     """
     async with AsyncExitStack() as stack:
         clock = time.monotonic  # the loop's own stands still while a callback runs
-        journal = Journal(config.data / "journal.jsonl", time.time)
+        journal = Journal(config.data / JOURNAL, time.time)
         stack.callback(journal.close)
         ledger = SqliteLedger(config.data, time.time)
         stack.push_async_callback(ledger.close)
-        keys = Keys(config.data / "keys.db", config.keys, look_every_s=KEYS_EVERY_S)
+        _join(ledger, journal, config.data / JOURNAL)
+        keys = Keys(config.data / "keys.db", config.keys, look_every_s=KEYS_EVERY_S, budgets=config.budgets)
         stack.callback(keys.close)
         _refuse_open_doors(config, keys)
         metrics = Metrics()
@@ -86,6 +94,7 @@ async def gateway(config: Config, hurry: asyncio.Event) -> AsyncIterator[None]:
             fleet,
             asides,
             _decoders(config, asides),
+            prices={one.model: one.price for one in config.prices},
             lease_tokens=limits.lease_tokens,
             low_tokens=limits.lease_low_tokens,
             legs_max=limits.legs,
@@ -93,7 +102,8 @@ async def gateway(config: Config, hurry: asyncio.Event) -> AsyncIterator[None]:
         )
         records = Records(journal, metrics, clock, quotes.lengths.note)
         deadlines = Deadlines(config.timeouts.total_s)
-        flow = Flow(quotes, fleet, upstream, targets, records, deadlines, clock)
+        rates = Rates(quotes.lengths, time.monotonic_ns)
+        flow = Flow(rates, quotes, fleet, upstream, targets, records, deadlines, clock)
         drain = Drain(deadlines, config.timeouts.drain_s, hurry)
 
         def ready() -> list[str]:
@@ -102,8 +112,8 @@ async def gateway(config: Config, hurry: asyncio.Event) -> AsyncIterator[None]:
             return fleet.not_ready() + [why for why, fine in said.items() if not fine]
 
         edge = _edge(config, flow, fleet, keys, ready, metrics)
-        probing = asyncio.create_task(fleet.run())
-        stack.callback(probing.cancel)
+        for work in (fleet.run(), Changes(keys.news, ledger, deadlines, clock).run()):
+            stack.callback(asyncio.create_task(work).cancel)
         admin = Admin(metrics, ready, config.admin_key_sha256)
         listen, clients = config.listen, _clients(config)
         side_door = await Door.open(admin.handle, listen.admin_host, listen.admin_port, clients)
@@ -113,6 +123,18 @@ async def gateway(config: Config, hurry: asyncio.Event) -> AsyncIterator[None]:
         _say_hello(config, keys)
         _settle_memory()
         yield
+
+
+def _join(ledger: SqliteLedger, journal: Journal, path: Path) -> None:
+    """Have the journal tell all that the ledger has charged. Raises OSError where it is damaged: see docs."""
+    outbox = Outbox(ledger, journal)
+    try:
+        told = outbox.begin(partial(facts, path))
+    except ValueError as error:
+        raise OSError(f"{error}; move it away, and a new one is begun") from None
+    if told:
+        log.warning("journal.caught_up", charges=told)
+    ledger.on_batch(outbox.batch)
 
 
 def _refuse_open_doors(config: Config, keys: Keys) -> None:
@@ -146,6 +168,18 @@ def _say_hello(config: Config, keys: Keys) -> None:
         log.warning("gateway.open", why="no API key was ever made: anyone on this machine may use it, unbounded")
 
 
+def _bounds(config: Config) -> Bounds:
+    limits = config.limits
+    return Bounds(
+        limits.choices,
+        limits.prompts,
+        limits.stop_strings,
+        config.allow_media_urls,
+        limits.agent_depth,
+        limits.agent_share,
+    )
+
+
 def _clients(config: Config) -> ClientLimits:
     timeouts, limits = config.timeouts, config.limits
     return ClientLimits(
@@ -170,7 +204,7 @@ def _edge(
         flow,
         fleet,
         keys,
-        bounds=Bounds(limits.choices, limits.prompts, limits.stop_strings, config.allow_media_urls),
+        bounds=_bounds(config),
         body_bytes_max=limits.body_bytes,
         body_s=config.timeouts.body_s,
         client_buffer_bytes=limits.client_buffer_bytes,

@@ -1,4 +1,4 @@
-"""The command line: serve, keys, check, demo, version.
+"""The command line: serve, keys, budgets, spend, journal, check, demo, version.
 
 Standard output holds only what was asked for, so that scripts can use it; everything else goes to
 standard error. Heavy modules are imported by the command that needs them.
@@ -7,22 +7,19 @@ standard error. Heavy modules are imported by the command that needs them.
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.config import Config, DeclaredKey, parse_limit
+from gateway import cli_books
+from gateway.cli_common import DATA, AsJson, ConfigFile, DataDir, books, explained, fail, keys_of, limit_of
+from gateway.config import Config
 from gateway.config_file import ConfigErrors, from_upstreams, load, overridden
-from guards.budget import Limit
-from guards.refusal import Refused
 
 if TYPE_CHECKING:
-    from gateway.books.keys import Keys, Tenant
+    from gateway.books.tenants import Tenant
 
-DATA = Path("holdfast-data")
 UPSTREAM_KEY = "HOLDFAST_UPSTREAM_KEY"  # from the environment: options can be read by everybody on the machine
 
 app = typer.Typer(
@@ -34,10 +31,10 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+app.add_typer(cli_books.budgets_app, name="budgets")
+app.add_typer(cli_books.journal_app, name="journal")
+app.command("spend")(cli_books.spend)
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="Configuration file.")]
-DataDir = Annotated[Path | None, typer.Option("--data", help="Data directory.  [default: ./holdfast-data]")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PortOption = typer.Option(min=0, max=65535)
 
 
@@ -60,7 +57,7 @@ def serve(
         raise typer.BadParameter("give either --config FILE or --upstream URL")
     given = {"host": host, "port": port, "admin_port": admin_port}
     listen = {name: value for name, value in given.items() if value is not None}
-    with _explained():
+    with explained():
         _run(_chosen(config, upstream or [], data, listen))
 
 
@@ -82,23 +79,26 @@ def _run(config: Config) -> None:
     try:
         run(config)
     except (LedgerInUse, TokenizerInvalid) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @keys_app.command("create")
 def keys_create(
     user: Annotated[str, typer.Option(help="Whose key it is.")],
     org: Annotated[str | None, typer.Option(help="The user's organisation.")] = None,
-    tokens: Annotated[str | None, typer.Option(help="Budget, such as 100000/day.")] = None,
+    team: Annotated[str | None, typer.Option(help="The user's team in it.")] = None,
+    tokens: Annotated[list[str] | None, typer.Option(help="Budget, such as 100000/day; repeatable.")] = None,
+    spend: Annotated[list[str] | None, typer.Option(help="Dollars, such as 5.00/month; repeatable.")] = None,
     data: DataDir = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Make an API key and print it, once."""
-    limit = _limit(tokens)
-    with _keys(data, config) as keys:
+    limits = [limit_of("--tokens", text) for text in tokens or ()]
+    limits += [limit_of("--spend", _in_dollars(text)) for text in spend or ()]
+    with keys_of(data, config) as keys:
         try:
-            secret, tenant = keys.create(user, org, limit)
+            secret, tenant = keys.create(user, org, limits, team)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
     typer.echo(json.dumps({"key": secret, **_fields(tenant)}) if as_json else secret)
@@ -110,13 +110,13 @@ def keys_list(data: DataDir = None, config: ConfigFile = None, as_json: AsJson =
     """List all keys with their budgets; never the keys themselves."""
     from gateway import key_table
 
-    with _explained():
-        directory, declared = _books(data, config)
-        if not declared and not (directory / "keys.db").exists():  # looking makes nothing
-            typer.echo(f"no keys in {directory}", err=True)
+    with explained():
+        found = books(data, config)
+        if not found.keys and not (found.data / "keys.db").exists():  # looking makes nothing
+            typer.echo(f"no keys in {found.data}", err=True)
             return typer.echo("[]") if as_json else None
-    with _keys(data, config) as keys:
-        lines = key_table.lines(keys.list(), directory)
+    with keys_of(data, config) as keys:
+        lines = key_table.lines(keys.list(), found.data)
     if as_json:
         typer.echo(json.dumps([line.as_dict() for line in lines]))
     else:
@@ -131,14 +131,14 @@ def keys_revoke(
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Revoke a key; running gateways notice at the next request."""
-    with _keys(data, config, make=False) as keys:
+    """Revoke a key; a running gateway refuses it at once, and ends its streams within a second."""
+    with keys_of(data, config, make=False) as keys:
         done = keys.revoke(key_id)
         in_config = any(row.tenant.key_id == key_id and row.tenant.source == "config" for row in keys.list())
     if as_json:
         typer.echo(json.dumps({"key_id": key_id, "revoked": done}))
     if not done:
-        _fail(f"{key_id} is declared in the configuration: remove it there" if in_config else f"no such key: {key_id}")
+        fail(f"{key_id} is declared in the configuration: remove it there" if in_config else f"no such key: {key_id}")
     typer.echo(f"{key_id} revoked", err=True)
 
 
@@ -151,7 +151,7 @@ def check(file: Path, as_json: AsJson = False) -> None:
     except ConfigErrors as wrong:
         errors = [{name: getattr(error, name) for name in error.__slots__} for error in wrong.errors]
         if not as_json:
-            _fail(str(wrong))
+            fail(str(wrong))
     if as_json:
         typer.echo(json.dumps({"ok": not errors, "errors": errors}))
         raise typer.Exit(bool(errors))
@@ -176,60 +176,15 @@ def version() -> None:
     try:
         typer.echo(installed("holdfast"))
     except PackageNotFoundError:
-        _fail("not installed: run from a source tree")
+        fail("not installed: run from a source tree")
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turn expected errors into lines on standard error and exit status 1."""
-    try:
-        yield
-    except ConfigErrors as error:
-        _fail(str(error))
-    except Refused as error:
-        _fail(error.detail)
-    except BrokenPipeError:
-        raise  # the reader left: click ends quietly
-    except OSError as error:  # such as a port that is in use
-        _fail(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
-
-
-@contextmanager
-def _keys(data: Path | None, config: Path | None, *, make: bool = True) -> "Iterator[Keys]":
-    """Open the key store for one command."""
-    from gateway.books.keys import Keys
-
-    with _explained():
-        directory, declared = _books(data, config)
-        if not make and not declared and not (directory / "keys.db").exists():
-            _fail(f"no keys in {directory}")
-        keys = Keys(directory / "keys.db", declared)
-        try:
-            yield keys
-        finally:
-            keys.close()
-
-
-def _books(data: Path | None, file: Path | None) -> tuple[Path, tuple[DeclaredKey, ...]]:
-    """Find the data directory, and the keys declared beside it. --data wins over the file's."""
-    config = load(file) if file else None
-    return data or (config.data if config else DATA), config.keys if config else ()
-
-
-def _limit(tokens: str | None) -> Limit | None:
-    try:
-        return parse_limit(tokens) if tokens is not None else None
-    except ValueError as error:
-        hint = getattr(error, "context", {}).get("hint", "")
-        raise typer.BadParameter(f"{error}. {hint}", param_hint="--tokens") from None
+def _in_dollars(text: str) -> str:
+    """Name the unit that --spend leaves out."""
+    amount, slash, window = text.partition("/")
+    return text if "USD" in amount.upper() else f"{amount} USD{slash}{window}"
 
 
 def _fields(tenant: "Tenant") -> dict[str, Any]:
-    limit = tenant.limit
-    budget = {"tokens": limit.tokens, "window": limit.window.value} if limit else {"tokens": None, "window": None}
-    return {"key_id": tenant.key_id, "user": tenant.user, "org": tenant.org, **budget}
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(1)
+    limits = [{"unit": one.unit.value, "amount": one.amount, "window": one.window.value} for one in tenant.own]
+    return {"key_id": tenant.key_id, "user": tenant.user, "org": tenant.org, "team": tenant.team, "limits": limits}

@@ -16,10 +16,30 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
 
-from guards.budget import UNLIMITED, Limit, Window
+from guards.budget import UNLIMITED, Limit, Unit, Window
+from guards.money import Price, dollars
+from guards.rate import Counted, Rate
+from guards.scope import AGENT, SESSION, TURN, scope
 
-_LIMIT = re.compile(r"([0-9][0-9_]*)([kKmM]?)(?:\s*/\s*(\w+))?")
-_LIMIT_HINT = 'Write tokens per window, such as "100000/day"; windows: minute, hour, day, month, total.'
+_LIMIT = re.compile(r"(\$?)([0-9][0-9_]*(?:\.[0-9]+)?)([kKmM]?)(?:\s*([a-zA-Z ]+))?(?:\s*/\s*(\w+))?")
+_LIMIT_HINT = (
+    'Write tokens or dollars per window, such as "100000/day", "10k output tokens/hour" or "5.00 USD/month"; '
+    "windows: minute, hour, day, month, total."
+)
+_RATE = re.compile(
+    r"([0-9][0-9_]*)([km]?)\s*(requests|tokens)\s*/\s*(second|minute|hour|day)(\s+per\s+stream)?"
+    r"(?:\s+burst\s+([0-9][0-9_]*)([km]?))?"
+)
+_RATE_HINT = (
+    'Write a rate such as "60 requests/minute", "100k tokens/minute", "10 requests/second burst 20" or '
+    '"50 tokens/second per stream".'
+)
+_PERIODS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
+RATE_MAX = 10**9  # so that an interval is a nanosecond at least
+_UNITS = {
+    "": Unit.TOKENS, "tokens": Unit.TOKENS, "input tokens": Unit.INPUT, "output tokens": Unit.OUTPUT,
+    "input": Unit.INPUT, "output": Unit.OUTPUT, "usd": Unit.MONEY, "$": Unit.MONEY,
+}  # fmt: skip
 _URL_HINT = 'Write the server\'s root, such as "http://10.0.0.5:8000".'
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -30,22 +50,70 @@ def wrong(message: str, hint: str) -> PydanticCustomError:
 
 
 def parse_limit(text: str) -> Limit:
-    """Read a token budget: "100000", "100_000/day", "100k/day", "2M/month". No window means total.
+    """Read a limit: "100000", "100_000/day", "2M output tokens/hour", "5.00 USD/month". No window means total.
 
     Raises PydanticCustomError (a ValueError) whose context holds `message` and `hint`.
     """
     match = _LIMIT.fullmatch(text.strip()[:64])
     if match is None:
-        raise wrong("not a token budget", _LIMIT_HINT)
-    digits, factor, window = match.groups()
-    tokens = int(digits.replace("_", "")) * {"": 1, "k": 1000, "m": 1_000_000}[factor.lower()]
-    if not 0 < tokens < UNLIMITED:
-        raise wrong("a token budget is at least 1 and below 2^62", "Leave it out for no budget.")
+        raise wrong("not a budget", _LIMIT_HINT)
+    sign, number, factor, unit, window = (found or "" for found in match.groups())
+    kind = _UNITS.get(sign + unit.lower().strip())
+    if kind is None:
+        raise wrong("unknown unit of a budget", _LIMIT_HINT)
+    amount = _money(number, factor) if kind is Unit.MONEY else _tokens(number, factor)
+    if not 0 < amount < UNLIMITED:
+        raise wrong("a budget is at least 1 and below 2^62", "Leave it out for no budget.")
     window = (window or "total").lower()
     if window not in list(Window):
         close = difflib.get_close_matches(window, list(Window), n=1)
         raise wrong("unknown budget window", f'Did you mean "{close[0]}"?' if close else _LIMIT_HINT)
-    return Limit(tokens, Window(window))
+    return Limit(amount, Window(window), kind)
+
+
+def window_of(text: str) -> tuple[Unit, Window]:
+    """Read the kind of a limit, such as "USD/month" or "tokens"; no window means total. Raises ValueError."""
+    unit, _, window = (part.strip().lower() for part in text.partition("/"))
+    if unit not in _UNITS or (window or "total") not in list(Window):
+        raise ValueError('write a unit and a window, such as "USD/month" or "output tokens/hour"')
+    return _UNITS[unit], Window(window or "total")
+
+
+def _tokens(number: str, factor: str) -> int:
+    if "." in number:
+        raise wrong("tokens are whole", _LIMIT_HINT)
+    return int(number) * {"": 1, "k": 1000, "m": 1_000_000}[factor.lower()]
+
+
+def _money(number: str, factor: str) -> int:
+    if factor:
+        raise wrong("money is written out", _LIMIT_HINT)
+    return _dollars(number)
+
+
+def _dollars(text: str) -> int:
+    try:
+        return dollars(text)
+    except ValueError:
+        raise wrong("not an amount of dollars", "Write dollars with at most six decimals, such as 12.50.") from None
+
+
+def parse_rate(text: str) -> tuple[Counted, Rate]:
+    """Read a rate: "60 requests/minute", "100k tokens/minute", "50 tokens/second per stream burst 20".
+
+    Unsaid, the burst is a period's worth. Raises PydanticCustomError (a ValueError), see `parse_limit`.
+    """
+    match = _RATE.fullmatch(text.strip()[:64].lower())
+    if match is None:
+        raise wrong("not a rate", _RATE_HINT)
+    number, factor, counted, period, of_stream, burst, burst_factor = (found or "" for found in match.groups())
+    units = _tokens(number, factor)
+    most = _tokens(burst, burst_factor) if burst else units
+    if not (0 < units <= RATE_MAX and 0 < most <= RATE_MAX):
+        raise wrong(f"a rate is at least 1 and at most {RATE_MAX}", "Leave it out for no rate.")
+    if of_stream and counted != "tokens":
+        raise wrong("a stream is one request", _RATE_HINT)
+    return Counted.OF_STREAM if of_stream else Counted(counted), Rate(units, _PERIODS[period], most)
 
 
 def is_loopback(host: str) -> bool:
@@ -123,7 +191,9 @@ Host = Annotated[str, AfterValidator(_host)]
 # Names end up in headers, metric labels and tables: printable, bounded, no spaces where a header has them.
 Label = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!-~]+$")]
 Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\s\x00-\x1f\x7f]+$")]
-Budget = Annotated[Limit | None, BeforeValidator(lambda v: parse_limit(str(v)) if isinstance(v, str | int) else v)]
+Budget = Annotated[Limit, BeforeValidator(lambda v: parse_limit(str(v)) if isinstance(v, str | int) else v)]
+PaceOf = Annotated[tuple[Counted, Rate], BeforeValidator(lambda v: parse_rate(v) if isinstance(v, str) else v)]
+Dollars = Annotated[int, BeforeValidator(lambda v: _dollars(str(v)))]  # for a million tokens, in micro-dollars
 
 
 class Part(BaseModel):
@@ -181,13 +251,67 @@ class Model(Part):
     replicas: tuple[Replica, ...] = Field(min_length=1, max_length=256)
 
 
-class DeclaredKey(Part):
-    """An API key given by its hash. tokens: its budget; None means no bound."""
+class ModelPrice(Part):
+    """What a model costs, in dollars for a million tokens. If unsaid, cached is as input and reasoning as output."""
+
+    model: Name
+    input: Dollars
+    output: Dollars
+    cached: Dollars | None = None
+    reasoning: Dollars | None = None
+
+    @property
+    def price(self) -> Price:
+        """The same, as the books take it."""
+        cached = self.input if self.cached is None else self.cached
+        return Price(self.input, self.output, cached, self.output if self.reasoning is None else self.reasoning)
+
+
+class Bounded(Part):
+    """Whatever has limits: its own, and those of each session, agent and turn within it."""
+
+    limits: tuple[Budget, ...] = Field(default=(), max_length=32)
+    each_session: tuple[Budget, ...] = Field(default=(), max_length=32)
+    each_agent: tuple[Budget, ...] = Field(default=(), max_length=32)
+    each_turn: tuple[Budget, ...] = Field(default=(), max_length=32)
+    rates: tuple[PaceOf, ...] = Field(default=(), max_length=8)
+
+    @property
+    def each(self) -> dict[str, tuple[Limit, ...]]:
+        """The latter, by level."""
+        return {SESSION: self.each_session, AGENT: self.each_agent, TURN: self.each_turn}
+
+
+class DeclaredKey(Bounded):
+    """An API key given by its hash. tokens, limits: its budgets; without any there is no bound of its own."""
 
     user: Name
     org: Name | None = None
+    team: Name | None = None
     sha256: Sha256
-    tokens: Budget = None
+    tokens: Budget | None = None
+
+    @property
+    def budgets(self) -> tuple[Limit, ...]:
+        """All of them."""
+        return self.limits if self.tokens is None else (self.tokens, *self.limits)
+
+
+class DeclaredBudget(Bounded):
+    """Limits of an org, or of a team or a user, within an org where one is named."""
+
+    org: Name | None = None
+    team: Name | None = None
+    user: Name | None = None
+
+    @property
+    def scope(self) -> str:
+        """Whose they are."""
+        within = () if self.org is None else (self.org,)
+        for level, name in (("team", self.team), ("user", self.user)):
+            if name is not None:
+                return scope(level, *within, name)
+        return scope("org", *within)
 
 
 class Timeouts(Part):
@@ -221,6 +345,8 @@ class Limits(Part):
     hedges_per_s: float = Field(default=10, ge=0, le=10_000)  # of all requests together: overload must not feed itself
     hedges_burst: int = Field(default=64, ge=1, le=100_000)  # when a server with many streams hangs
     choices: int = Field(default=16, ge=1, le=128)  # `n`: each choice is a leg of its own after a loss
+    agent_depth: int = Field(default=8, ge=1, le=16)  # of planner/search/reader: 3
+    agent_share: int = Field(default=50, ge=1, le=99)  # percent of what its parent may use, that an agent may
     prompts: int = Field(default=64, ge=1, le=2048)  # in one completions request; also bounds n times the prompts
     stop_strings: int = Field(default=16, ge=0, le=256)  # each is searched for after a failover
     event_bytes: int = Field(default=4 * 2**20, ge=4096, le=2**28)  # one SSE event: logprobs are wide
@@ -239,6 +365,8 @@ class Config(Part):
     models: tuple[Model, ...] = Field(default=(), max_length=1024)
     upstreams: tuple[Replica, ...] = Field(default=(), max_length=1024)
     keys: tuple[DeclaredKey, ...] = Field(default=(), max_length=10_000)
+    budgets: tuple[DeclaredBudget, ...] = Field(default=(), max_length=10_000)
+    prices: tuple[ModelPrice, ...] = Field(default=(), max_length=1024)
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
     share_prefix_cache: bool = False  # else each org gets its own cache_salt, and cannot time another's prefixes

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from gateway.config import Limits, Listen, Part, Replica, is_loopback
+from gateway.config import Bounded, DeclaredBudget, DeclaredKey, Limits, Listen, Part, Replica, is_loopback
 from gateway.yaml_tree import Fault, Loc
+from guards.budget import Limit
 
 P = TypeVar("P", bound=Part)
 Sites = list[tuple[Loc, Replica]]
@@ -27,6 +28,8 @@ def cross_faults(raw: Any) -> list[Fault]:
         *_key_faults(sites),
         *_listen_faults(raw),
         *_lease_faults(raw),
+        *_budget_faults(raw),
+        *_price_faults(raw),
     ]
 
 
@@ -89,6 +92,58 @@ def _lease_faults(raw: Any) -> Iterator[Fault]:
     if limits and limits.lease_low_tokens > limits.lease_tokens:
         hint = f"Write at most {limits.lease_tokens}, or raise lease_tokens."
         yield Fault(("limits", "lease_low_tokens"), "above lease_tokens", hint)
+
+
+FIELDS = ("tokens", "limits", "each_session", "each_agent", "each_turn")
+
+
+def _budget_faults(raw: Any) -> Iterator[Fault]:
+    seen: dict[tuple[Any, ...], str] = {}
+    for at, item in enumerate(_items(raw, "budgets")):
+        budget = _tried(DeclaredBudget, item)
+        if budget is None:
+            continue
+        if budget.team is not None and budget.user is not None:
+            yield Fault(("budgets", at), "names both a team and a user", "Write one entry for each.")
+        elif budget.org is None and budget.team is None and budget.user is None:
+            yield Fault(("budgets", at), "names nobody", 'Add "org: ...", "team: ..." or "user: ...".')
+        if not any(getattr(budget, field) for field in (*FIELDS[1:], "rates")):
+            hint = 'Add "limits: [50.00 USD/month]", or each_session, each_agent, each_turn, rates.'
+            yield Fault(("budgets", at), "no limits", hint)
+        yield from _limits_twice(("budgets", at), budget, budget.scope, seen)
+    hashes: dict[str, int] = {}
+    for at, item in enumerate(_items(raw, "keys")):
+        key = _tried(DeclaredKey, item)
+        if key is None:
+            continue
+        if key.sha256 in hashes:
+            yield Fault(("keys", at, "sha256"), "the same key twice", f"keys[{hashes[key.sha256]}] has it. Keep one.")
+        else:
+            hashes[key.sha256] = at
+            yield from _limits_twice(("keys", at), key, key.sha256, seen)
+
+
+def _limits_twice(at: Loc, of: Bounded, whose: str, seen: dict[tuple[Any, ...], str]) -> Iterator[Fault]:
+    """Find limits of one unit and window: the last would hold, and nobody would know. tokens: is one of limits:."""
+    for field in FIELDS:
+        said = getattr(of, field, None) or ()
+        limits: tuple[Limit, ...] = said if isinstance(said, tuple) else (said,)
+        for number, limit in enumerate(limits):
+            loc = (*at, field, number) if limits is said else (*at, field)
+            which = ("limits" if field == "tokens" else field, whose, limit.unit, limit.window)
+            if which in seen:
+                yield Fault(loc, "the same kind of limit twice", f"{seen[which]} is one. Keep one of them.")
+            seen.setdefault(which, text(loc))
+
+
+def _price_faults(raw: Any) -> Iterator[Fault]:
+    seen: dict[str, int] = {}
+    for at, price in enumerate(_items(raw, "prices")):
+        name = _get(price, "model")
+        if isinstance(name, str) and name in seen:
+            yield Fault(("prices", at, "model"), "the same model twice", f"prices[{seen[name]}] has it. Keep one.")
+        elif isinstance(name, str):
+            seen[name] = at
 
 
 def text(loc: Iterable[str | int]) -> str:

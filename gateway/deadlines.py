@@ -1,11 +1,23 @@
-"""When running requests must end: after the time that each may take, or all of them now."""
+"""When running requests must end: after the time that each may take, when its key is revoked, or all of them now."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from types import TracebackType
 from typing import Self
 
 from guards.refusal import Ending
+
+Verdict = tuple[Ending, str]
+STOPPED: Verdict = (Ending.STOPPED, "The gateway is stopping, and this request took longer than it may wait.")
+REVOKED: Verdict = (Ending.REVOKED, "The API key of this request was revoked.")
+
+
+class Expired(Exception):
+    """A request's time is over. verdict: how it ended, and what its client is told."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(*verdict)
+        self.verdict = verdict
 
 
 class Deadlines:
@@ -19,28 +31,33 @@ class Deadlines:
         self._running: dict[Deadline, None] = {}  # the first to end first
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
+        self._revoked: set[str] = set()  # since the start: one may have been let in a moment before, and begin after
 
-    def one(self) -> "Deadline":
-        """A block that ends in time. Raises TimeoutError when it did not by itself; `verdict` then says why."""
-        return Deadline(self._began, self._running.pop)
+    def one(self, key_id: str) -> "Deadline":
+        """A block that ends in time. Raises Expired when it did not by itself."""
+        return Deadline(key_id, self._began, self._running.pop)
 
     def stop(self) -> None:
         """End every request, those that run and those to come: the gateway stops."""
         self._stopped = True
         for one in self._running:
-            one.expire()
+            one.expire(STOPPED)
 
-    def verdict(self) -> tuple[Ending, str]:
-        """How a request ended whose time is over, and what its client is told."""
-        if self._stopped:
-            return Ending.STOPPED, "The gateway is stopping, and this request took longer than it may wait."
-        return Ending.TIMEOUT, f"This request took longer than {self._total_s:g} s, the limit here."
+    def revoke(self, key_ids: Set[str]) -> int:
+        """End the requests of keys that are no longer good, also those to come; return how many ran."""
+        self._revoked |= key_ids
+        ended = [one for one in self._running if one.key_id in key_ids and one.verdict is None]
+        for one in ended:
+            one.expire(REVOKED)
+        return len(ended)
 
     def _began(self, one: "Deadline", now_s: float) -> None:
         one.ends_at = now_s + self._total_s
         self._running[one] = None
         if self._stopped:
-            one.expire()
+            one.expire(STOPPED)
+        elif one.key_id in self._revoked:
+            one.expire(REVOKED)
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_at(one.ends_at, self._look)
 
@@ -52,23 +69,29 @@ class Deadlines:
             if one.ends_at > loop.time():
                 self._timer = loop.call_at(one.ends_at, self._look)
                 return
-            one.expire()
+            one.expire((Ending.TIMEOUT, f"This request took longer than {self._total_s:g} s, the limit here."))
 
 
 class Deadline:
-    """A block, as of `asyncio.timeout`, whose time somebody else keeps."""
+    """A block, as of `asyncio.timeout`, whose time somebody else keeps.
 
-    __slots__ = ("_began", "_cancelling", "_left", "_task", "ends_at", "expired")
+    verdict: how the request in it ended, and what its client is told; None while it may go on.
+    """
 
-    def __init__(self, began: Callable[["Deadline", float], None], left: Callable[["Deadline"], None]) -> None:
+    __slots__ = ("_began", "_cancelling", "_left", "_task", "ends_at", "key_id", "verdict")
+
+    def __init__(
+        self, key_id: str, began: Callable[["Deadline", float], None], left: Callable[["Deadline"], None]
+    ) -> None:
+        self.key_id = key_id
         self._began, self._left = began, left
-        self.expired = False
+        self.verdict: Verdict | None = None
         self.ends_at = 0.0
 
-    def expire(self) -> None:
-        """Its time is over: whatever is awaited in it is cancelled."""
-        if not self.expired:
-            self.expired = True
+    def expire(self, verdict: Verdict) -> None:
+        """Its time is over: whatever is awaited in it is cancelled. The first verdict stands."""
+        if self.verdict is None:
+            self.verdict = verdict
             self._task.cancel()
 
     def __enter__(self) -> Self:
@@ -81,5 +104,5 @@ class Deadline:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._left(self)
         # Where somebody else has cancelled the task as well, that goes on.
-        if self.expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-            raise TimeoutError from error
+        if self.verdict is not None and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise Expired(self.verdict) from error

@@ -8,11 +8,12 @@ at the end, whatever the end: settle once → journal
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gateway.books.keys import Tenant
-from gateway.deadlines import Deadlines
+from gateway.books.tenants import Tenant
+from gateway.deadlines import Deadlines, Expired
 from gateway.fleet.replicas import Fleet
 from gateway.legs import Headers, Legs
 from gateway.quote import Quotes
+from gateway.rates import Rates
 from gateway.record import Record, Records
 from gateway.stream.call import Call
 from gateway.stream.leg import Target
@@ -29,6 +30,7 @@ Names = frozenset[str]
 class Flow:
     """Serves requests. Everything it needs is built once, by `app`."""
 
+    rates: Rates
     quotes: Quotes
     fleet: Fleet
     upstream: Upstream
@@ -42,21 +44,23 @@ class Flow:
 
         However it ends, the hold is settled once, at what was delivered.
         """
-        with self.records.open(call, tenant, sink) as record:
+        with self.records.open(call, tenant, sink) as record, self.rates.enter(call, tenant.rates) as passage:
+            sink.told = passage.headers
             quote = await self.quotes.hold(call, tenant)
             with quote.hold as hold:
-                record.held(hold.meter.leased)
+                record.held(hold)
                 kind = Relay if call.stream else Plain
                 answer = record.answer = kind(call, sink, hold, quote.terms, self.clock, record.gaps)
                 try:
                     try:
-                        with self.deadlines.one():
+                        with self.deadlines.one(tenant.key_id):
                             await self._legs(answer, sink, record, headers)
-                    except TimeoutError:
-                        answer.fail(*self.deadlines.verdict())
+                    except Expired as expired:
+                        answer.fail(*expired.verdict)
                     await answer.finish()  # also then: a budget may have ended it, and its last words are owed
                 finally:
                     answer.close()
+                    passage.used = answer.prompt_tokens + answer.completion_tokens
         if answer.refusal is not None:
             raise answer.refusal
         return answer.body

@@ -1,4 +1,4 @@
-"""Keys and their balances, for people: what `holdfast keys list` prints."""
+"""Keys and how their budgets stand, for people: what `holdfast keys list` prints."""
 
 import sqlite3
 import time
@@ -8,24 +8,48 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from gateway.books.keys import KeyRow
-from guards.budget import Account, Window
+from gateway.books.tenants import RECORD
+from guards.budget import UNLIMITED, Account, Limit, Unit
+from guards.money import shown
+from guards.refusal import Refused
+from guards.scope import scope
 
-COLUMNS = ("key id", "user", "org", "budget", "spent", "held", "free", "window", "created", "state")
+COLUMNS = ("key id", "user", "team", "org", "budget", "spent", "held", "free", "window", "created", "state")
 WIDTH = 200  # characters, where the output is no terminal: a table that is cut off helps no script
+Balances = dict[tuple[str, str, str], tuple[int, int]]  # spent and held, by the account's scope, unit and window
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetLine:
+    """One limit in its current window, in its unit. amount, free: None without a limit."""
+
+    unit: str
+    window: str
+    amount: int | None
+    spent: int
+    held: int
+    free: int | None
+
+    def cells(self) -> tuple[str, ...]:
+        """Budget, spent, held, free and window, for people."""
+        budget, free = ("unlimited" if value is None else self._shown(value) for value in (self.amount, self.free))
+        if self.unit in (Unit.INPUT, Unit.OUTPUT):
+            budget = f"{budget} {self.unit.split()[0]}"
+        return budget, self._shown(self.spent), self._shown(self.held), free, self.window
+
+    def _shown(self, value: int) -> str:
+        return shown(value) if self.unit == Unit.MONEY else f"{value:,}"
 
 
 @dataclass(frozen=True, slots=True)
 class KeyLine:
-    """One key in its current window. Tokens; None: no budget. Times in Unix seconds."""
+    """One key. Times in Unix seconds."""
 
     key_id: str
     user: str
+    team: str | None
     org: str | None
-    tokens: int | None
-    spent: int
-    held: int
-    free: int | None
-    window: str
+    budgets: list[BudgetLine]
     created_at: float | None
     revoked_at: float | None
     state: str
@@ -34,18 +58,18 @@ class KeyLine:
         """Every field by name, for JSON."""
         return asdict(self)
 
-    def cells(self) -> tuple[str, ...]:
-        """What each of COLUMNS shows."""
-        budget, free = ("unlimited" if value is None else f"{value:,}" for value in (self.tokens, self.free))
+    def rows(self) -> list[tuple[str, ...]]:
+        """What each of COLUMNS shows, in a row for each budget; who it is only in the first."""
         made = datetime.fromtimestamp(self.created_at, UTC).strftime("%Y-%m-%d %H:%M") if self.created_at else "-"
-        spent, held = f"{self.spent:,}", f"{self.held:,}"
-        return self.key_id, self.user, self.org or "-", budget, spent, held, free, self.window, made, self.state
+        who, state = (self.key_id, self.user, self.team or "-", self.org or "-"), (made, self.state)
+        first, *rest = self.budgets
+        return [(*who, *first.cells(), *state), *(("",) * len(who) + one.cells() + ("", "") for one in rest)]
 
 
 def lines(rows: list[KeyRow], data: Path, now_s: float | None = None) -> list[KeyLine]:
     """Join keys with what the ledger in `data` knows of them; a ledger that is not there yet knows nothing."""
     now_s = time.time() if now_s is None else now_s
-    balances = _balances(data)
+    balances = known(data)
     return [_line(row, balances, now_s) for row in rows]
 
 
@@ -57,26 +81,32 @@ def show(lines: list[KeyLine], out: TextIO) -> None:
 
     table = Table(*COLUMNS, box=None)
     for line in lines:
-        table.add_row(*(Text(cell) for cell in line.cells()))
+        for row in line.rows():
+            table.add_row(*(Text(cell) for cell in row))
     Console(file=out, width=None if out.isatty() else WIDTH).print(table)
 
 
-def _line(row: KeyRow, balances: dict[tuple[str, str], tuple[int, int]], now_s: float) -> KeyLine:
-    tenant, limit = row.tenant, row.tenant.limit
-    window = limit.window if limit else Window.TOTAL
-    spent, held = balances.get((tenant.key_id, window.id_at(now_s)), (0, 0))
-    free = Account(limit.tokens, spent, held).free if limit else None
-    state = "revoked" if row.revoked_at is not None else "declared" if tenant.source == "config" else "active"
-    tokens = limit.tokens if limit else None
-    times = (row.created_at, row.revoked_at)
-    return KeyLine(tenant.key_id, tenant.user, tenant.org, tokens, spent, held, free, window.value, *times, state)
+def _line(row: KeyRow, balances: Balances, now_s: float) -> KeyLine:
+    who = row.tenant
+    at = scope("key", who.key_id)
+    budgets = [budget(at, limit, balances, now_s) for limit in who.own or (RECORD,)]
+    state = "revoked" if row.revoked_at is not None else "declared" if who.source == "config" else "active"
+    return KeyLine(who.key_id, who.user, who.team, who.org, budgets, row.created_at, row.revoked_at, state)
 
 
-def _balances(data: Path) -> dict[tuple[str, str], tuple[int, int]]:
-    """(spent, held) by key and window, for display: an unreadable ledger is shown as an empty one."""
+def budget(at: str, limit: Limit, balances: Balances, now_s: float) -> BudgetLine:
+    """Join a limit with what the ledger knows of it."""
+    spent, held = balances.get((at, limit.unit.value, limit.window.id_at(now_s)), (0, 0))
+    bound = limit.amount < UNLIMITED
+    free = Account(limit.amount, spent, held).free if bound else None
+    return BudgetLine(limit.unit.value, limit.window.value, limit.amount if bound else None, spent, held, free)
+
+
+def known(data: Path) -> Balances:
+    """For display: an unreadable ledger is shown as an empty one."""
     from gateway.books.ledger.tables import read_balances
 
     try:
-        return {(row.key_id, row.window): (row.spent, row.held) for row in read_balances(data)}
-    except sqlite3.Error:
+        return {(row.scope, row.unit, row.window): (row.spent, row.held) for row in read_balances(data)}
+    except (sqlite3.Error, Refused):
         return {}

@@ -4,22 +4,28 @@ A hold is smaller than the worst case and topped up as the answer streams. `max_
 dispatch and cannot be extended on a running request, so it is what the whole budget could pay.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
 from gateway.asides import Asides
-from gateway.books.keys import Tenant
 from gateway.books.ledger.contract import Grant, Ledger
 from gateway.books.ledger.hold import Hold
+from gateway.books.tenants import Tenant
 from gateway.fleet.replicas import Fleet
 from gateway.stream.call import Call
 from gateway.stream.seams import Terms
 from gateway.stream.text import Decoder
+from guards.budget import Account
+from guards.claim import Load, Part, lease, worded
 from guards.estimate import AnswerLengths, prompt_bound
+from guards.money import Price
+from guards.rate import Throttle
 from guards.refusal import Reason, Refused
 
 WINDOW_DEFAULT = 1 << 17  # tokens an answer may take where neither client nor server says
+NO_PRICES: Mapping[str, Price] = {}
 
 
 class Quote(NamedTuple):
@@ -30,7 +36,10 @@ class Quote(NamedTuple):
 
 
 class Quotes:
-    """Makes quotes. lease_tokens, low_tokens: of a top-up; legs_max, hedges_max: servers tried per request."""
+    """Makes quotes. prices: of the models that have one.
+
+    lease_tokens, low_tokens: of a top-up; legs_max, hedges_max: servers tried per request.
+    """
 
     def __init__(
         self,
@@ -39,26 +48,36 @@ class Quotes:
         asides: Asides,
         decoders: Callable[[Call], tuple[Callable[[], Decoder], bool]],
         *,
+        prices: Mapping[str, Price] = NO_PRICES,
         lease_tokens: int,
         low_tokens: int,
         legs_max: int,
         hedges_max: int = 8,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._ledger, self._fleet, self._asides, self._decoders = ledger, fleet, asides, decoders
+        self._prices = prices
         self._lease_tokens, self._low_tokens, self._legs_max = lease_tokens, low_tokens, legs_max
-        self._hedges_max = hedges_max
+        self._hedges_max, self._clock_ns = hedges_max, clock_ns
         self.lengths = AnswerLengths()
 
     async def hold(self, call: Call, tenant: Tenant) -> Quote:
-        """Hold budget for a request. Raises Refused: BUDGET, HELD, UNBOUNDED, BOOKS, or what /tokenize refuses."""
+        """Hold budget for a request.
+
+        Raises Refused: BUDGET, HELD, UNBOUNDED, UNPRICED, BOOKS, or what /tokenize refuses.
+        """
         window = self._fleet.window(call.model) or WINDOW_DEFAULT
         asked = min(call.max_tokens or window, window)
-        if tenant.limit is not None and call.has_media:
+        if tenant.limited and call.has_media:
             raise Refused(Reason.UNBOUNDED, "Media cannot be counted before it is computed; this key has a budget.")
+        if tenant.pays and call.model not in self._prices:
+            raise Refused(Reason.UNPRICED, f"The model {call.model!r} has no price, and this key's budget is in money.")
         prompt = prompt_bound(call.body_bytes, call.messages, len(call.prompts))
+        if self._within_turn(call, tenant, prompt, asked) < asked:
+            return await self._tight(call, tenant, asked)
         try:
             grant = await self._open(call, tenant, prompt, asked, whole=True)
-            return self._quote(call, grant, call.max_tokens, capped=False)
+            return self._quote(call, tenant, grant, prompt, call.max_tokens, capped=False)
         except Refused as refused:
             if refused.reason not in (Reason.BUDGET, Reason.HELD):
                 raise
@@ -67,23 +86,44 @@ class Quotes:
     async def _tight(self, call: Call, tenant: Tenant, asked: int) -> Quote:
         """Money is tight: the cheap bound may refuse what could be paid, so the prompt is counted exactly."""
         prompt = await self._asides.count(call)
+        wanted, asked = asked, self._within_turn(call, tenant, prompt, asked)
+        if asked < 1:
+            said = " and ".join(worded(one.unit, one.amount) for one in tenant.turn)
+            detail = f"budget exceeded: this request needs more than one turn of key:{tenant.key_id} may use, {said}"
+            raise Refused(Reason.BUDGET, detail)
         grant = await self._open(call, tenant, prompt, asked, whole=False)
         # A stream may be topped up to all that the budget could pay; a plain answer is paid for at once.
-        room = grant.payable - prompt if call.stream else (grant.leased - prompt) // call.choices
-        if room >= asked:
-            return self._quote(call, grant, call.max_tokens, capped=False)
-        return self._quote(call, grant, room, capped=True)
+        most = min(asked, grant.payable if call.stream else grant.leased // call.choices)
+        if most >= wanted:
+            return self._quote(call, tenant, grant, prompt, call.max_tokens, capped=False)
+        return self._quote(call, tenant, grant, prompt, most, capped=True)
+
+    def _within_turn(self, call: Call, tenant: Tenant, prompt: int, asked: int) -> int:
+        """How many tokens each choice may have by what one turn may use, up to what is asked for."""
+        if not tenant.turn:
+            return asked
+        parts = [Part(limit.unit, Account(limit.amount)) for limit in tenant.turn]
+        return lease(parts, Load(prompt, asked * call.choices), self._prices.get(call.model)) // call.choices
 
     async def _open(self, call: Call, tenant: Tenant, prompt: int, asked: int, *, whole: bool) -> Grant:
-        """Hold what the request will likely take; `whole`: only if its worst case could be paid too."""
-        worst = prompt + asked * call.choices
-        likely = min(asked, self.lengths.q90(call.model, prompt)) * call.choices
-        want = prompt + likely if call.stream else worst
-        least = worst if whole else prompt + call.choices
-        return await self._ledger.open(call.request_id, tenant.key_id, tenant.limit, want, least)
+        """Hold what the request will likely take; `whole`: only if its worst case could be paid too.
 
-    def _quote(self, call: Call, grant: Grant, max_tokens: int | None, *, capped: bool) -> Quote:
-        hold = Hold(self._ledger, call.request_id, grant, self._lease_tokens, self._low_tokens)
+        Where money is tight it is let in only if its likely end is paid for, or if nobody else holds any of what is
+        left: who is let in on less is cut short, and takes what others need to come to their ends.
+        """
+        worst = asked * call.choices
+        likely = min(asked, self.lengths.q90(call.model, prompt)) * call.choices if call.stream else worst
+        sizes = (worst, None) if whole else (likely, Load(prompt, call.choices))
+        price = self._prices.get(call.model)
+        want, least = Load(prompt, likely), Load(prompt, sizes[0])
+        return await self._ledger.open(call.request_id, tenant.lines, price, want, least, sizes[1])
+
+    def _quote(
+        self, call: Call, tenant: Tenant, grant: Grant, prompt: int, max_tokens: int | None, *, capped: bool
+    ) -> Quote:
+        sizes = self._lease_tokens, self._low_tokens
+        throttle = Throttle(tenant.pace, self._clock_ns) if tenant.pace is not None and call.stream else None
+        hold = Hold(self._ledger, call.request_id, grant, prompt, *sizes, tenant.turn, throttle)
         decoder, spells_special = self._decoders(call)
         window = partial(self._fleet.window, call.model)
         return Quote(hold, Terms(self._legs_max, max_tokens, capped, decoder, spells_special, window, self._hedges_max))

@@ -1,20 +1,27 @@
 """One request in the books and metrics: every fact once, no prompt and no answer ever."""
 
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 import structlog
 
 from gateway.books.journal import Journal
-from gateway.books.keys import Tenant
+from gateway.books.ledger.contract import Charged
+from gateway.books.ledger.hold import Hold
+from gateway.books.ledger.tables import in_facts
+from gateway.books.tenants import Tenant
 from gateway.stream.call import Call
 from gateway.stream.leg_end import Cause, LegEnd
 from gateway.stream.plain import Plain
 from gateway.stream.relay import Relay
 from gateway.stream.seams import Sink
 from gateway.watch.metrics import Metrics
+from guards.money import Tokens
 from guards.refusal import Ending, Reason, Refused
+
+NOTHING_USED = Tokens()
 
 
 class Records:
@@ -40,7 +47,7 @@ class Records:
 class Record:
     """A block around one request; leaving it, by whatever way, writes its one Ending."""
 
-    __slots__ = ("_about", "_books", "_call", "_leased", "_losses", "_overhead_s", "_sink", "answer", "replica")
+    __slots__ = ("_about", "_books", "_call", "_hold", "_losses", "_overhead_s", "_sink", "answer", "replica")
 
     def __init__(self, books: Records, call: Call, tenant: Tenant, sink: Sink) -> None:
         self._books, self._call, self._sink = books, call, sink
@@ -48,14 +55,17 @@ class Record:
         self.replica: str | None = None
         self._overhead_s = 0.0
         self._losses: list[Cause] = []  # in mid-answer
-        self._leased = 0
-        self._about = {
-            "request_id": call.request_id, "key_id": tenant.key_id, "user": tenant.user, "model": call.model
-        }  # fmt: skip
+        self._hold: Hold | None = None
+        self._about: dict[str, object] = {"request_id": call.request_id, **tenant.about, "model": call.model}
+        if call.session is not None:
+            self._about["session"] = call.session
+        if call.agent is not None:
+            self._about["agent"] = call.agent
 
-    def held(self, leased: int) -> None:
-        """Budget is held, in tokens; from here on a settlement follows."""
-        self._leased = leased
+    def held(self, hold: Hold) -> None:
+        """Budget is held; from here on a settlement follows."""
+        self._hold = hold
+        hold.about = self._about
         self._books.metrics.hold_opened()
 
     def gaps(self, gaps: list[float]) -> None:
@@ -68,7 +78,8 @@ class Record:
             self._overhead_s = self._books.clock() - self._sink.received_at
             self._books.metrics.added_latency(self._overhead_s)
         self.replica = replica
-        self._fact("leg.opened", {"replica": replica, "leased_tokens": self._leased, "tokens": self._delivered()})
+        leased = self._hold.meter.leased if self._hold is not None else 0
+        self._fact("leg.opened", {"replica": replica, "leased_tokens": leased, "tokens": self._delivered()})
         return self._overhead_s
 
     def hedged(self, replica: str) -> None:
@@ -114,7 +125,6 @@ class Record:
             "took_s": round(self._books.clock() - self._sink.received_at, 4),
             "prompt_tokens": 0,
             "completion_tokens": 0,
-            "charged_tokens": 0,
         }
         if refused is not None:
             facts["reason"] = refused.reason
@@ -125,26 +135,63 @@ class Record:
             facts |= {
                 "prompt_tokens": answer.prompt_tokens,
                 "completion_tokens": answer.completion_tokens,
-                "charged_tokens": answer.meter.spent,
                 "failovers": answer.failovers,
                 "recomputed_tokens": answer.recomputed,
                 "hedged_tokens": answer.hedged,
                 "gap_ms": round(max(pauses) * 1e3, 1) if pauses else 0.0,
             }
-        self._fact("request.settled", facts)
+        self._settle(facts)
         if ending is not Ending.FINISHED:  # what ends as it should is in the journal: a log line costs twice as much
             detail = (
                 answer.detail if answer is not None and refused is None else ""
             )  # servers' words may quote a prompt
             call = self._call
+            used = self._hold.used if self._hold is not None else NOTHING_USED
             self._books.log.info(
-                "request.settled", request_id=call.request_id, model=call.model, detail=detail, **facts
+                "request.settled",
+                request_id=call.request_id,
+                model=call.model,
+                detail=detail,
+                **facts,
+                charged_tokens=used.input + used.output,
             )
+
+    def _settle(self, facts: dict[str, object]) -> None:
+        """Tell the end once the ledger has it, so that the journal never says more than that: see `books.outbox`."""
+        hold = self._hold
+        if hold is None or hold.settlement is None:
+            self._fact("request.settled", facts | {"charged_tokens": 0})
+            return
+        hold.settlement.then = partial(self._settled, facts)
+
+    def _settled(self, facts: dict[str, object], charged: Charged | None, first: bool) -> None:
+        """The ledger has answered. Charges that come late, or are too many for one fact, have facts of their own."""
+        facts = facts | self._worth(charged) if first else {}
+        if charged is None:
+            facts["unsettled"] = True
+            return self._fact("request.settled", facts)
+        kind = "request.settled" if first else "request.charged"
+        for part in in_facts(charged.charges):
+            facts["charges"] = part
+            self._fact(kind, facts)
+            kind, facts = "request.charged", {}
+        return None
+
+    def _worth(self, charged: Charged | None) -> dict[str, object]:
+        """What the request used: in tokens, which stay true whatever becomes of their price, and in money."""
+        assert self._hold is not None
+        into, out, cached, reasoning = self._hold.used
+        facts: dict[str, object] = {"charged_tokens": into + out}
+        if cached or reasoning:
+            facts |= {"cached_tokens": cached, "reasoning_tokens": reasoning}
+        if charged is not None and charged.cost is not None:
+            facts["cost"] = charged.cost
+        return facts
 
     def _measure(self, ending: Ending) -> None:
         answer, metrics, model = self.answer, self._books.metrics, self._call.model
         metrics.request_ended(model, ending)
-        if self._leased:
+        if self._hold is not None:
             metrics.hold_settled()
         if answer is None:
             return

@@ -5,7 +5,7 @@ import os
 from hashlib import sha256
 from pathlib import Path
 
-from gateway.books.keys import Tenant
+from gateway.books.tenants import Tenant
 
 SECRET_BYTES = 32
 KNOWN_MAX = 4096  # salts that are not worked out anew

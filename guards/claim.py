@@ -6,20 +6,12 @@ share of that in its own unit. Shares grow with the load, so what all limits tog
 """
 
 from collections.abc import Iterable
-from enum import StrEnum
 from typing import NamedTuple
 
-from guards.budget import Account
-from guards.money import Price, Tokens
+from guards.budget import UNLIMITED, Account, Unit
+from guards.money import Price, Tokens, shown
 
-
-class Unit(StrEnum):
-    """What a limit counts."""
-
-    TOKENS = "tokens"
-    INPUT = "input tokens"
-    OUTPUT = "output tokens"
-    MONEY = "micro-dollars"
+TOKENS_ALONE = (Unit.TOKENS,)
 
 
 class Load(NamedTuple):
@@ -30,30 +22,63 @@ class Load(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One limit, and how its account stands."""
+    """One limit of a request, and how its account stands. held: what the request itself has of it already."""
 
     unit: Unit
     account: Account
+    held: int = 0
+
+    @property
+    def within_reach(self) -> int:
+        """What the request could hold of it now."""
+        return self.held + self.account.free
+
+    @property
+    def of_others(self) -> int:
+        """What other requests hold of it, and may give back."""
+        return self.account.held - self.held
 
 
-def share(unit: Unit, load: Load, price: Price | None) -> int:
-    """What a limit must hold for a load, at most, in its unit. price: of the model; only money needs one."""
-    if unit is Unit.TOKENS:
-        return load.input + load.output
-    if unit is Unit.INPUT:
-        return load.input
-    if unit is Unit.OUTPUT:
-        return load.output
-    assert price is not None
-    return price.most(load.input, load.output)
+class Cover(NamedTuple):
+    """What is held for a request of each of its limits. price: of the model; None where no limit is in money."""
+
+    units: tuple[Unit, ...]
+    amounts: tuple[int, ...]
+    price: Price | None
+
+    def output(self, input_tokens: int) -> int:
+        """How many output tokens it covers, after so many of input; below 0 where not even those."""
+        units, amounts, price = self
+        if units == TOKENS_ALONE:  # as most have
+            return amounts[0] - input_tokens
+        covered = UNLIMITED  # and the rest without a call for each: see `output_within`
+        for unit, amount in zip(units, amounts, strict=True):
+            if unit is Unit.TOKENS:
+                within: int | None = amount - input_tokens
+            elif unit is Unit.OUTPUT:
+                within = amount
+            else:
+                within = output_within(unit, amount, input_tokens, price)
+            if within is not None and within < covered:
+                covered = within
+        return covered
 
 
-def charge(unit: Unit, used: Tokens, price: Price | None) -> int:
-    """What a limit is charged for tokens that were used; never above their share of a load that covers them."""
-    if unit is Unit.MONEY:
-        assert price is not None
-        return price.of(used)
-    return share(unit, Load(used.input, used.output), price)
+def shares(load: Load, price: Price | None) -> dict[Unit, int]:
+    """What a limit of each unit must hold for a load, at most. price: of the model; without one, none is in money."""
+    into, out = load
+    found = {Unit.TOKENS: into + out, Unit.INPUT: into, Unit.OUTPUT: out}
+    if price is not None:
+        found[Unit.MONEY] = price.most(into, out)
+    return found
+
+
+def charges(used: Tokens, price: Price | None) -> dict[Unit, int]:
+    """What a limit of each unit is charged for tokens that were used; within its share of a load that covers them."""
+    found = {Unit.TOKENS: used.input + used.output, Unit.INPUT: used.input, Unit.OUTPUT: used.output}
+    if price is not None:
+        found[Unit.MONEY] = price.of(used)
+    return found
 
 
 def output_within(unit: Unit, amount: int, input_tokens: int, price: Price | None) -> int | None:
@@ -71,25 +96,39 @@ def output_within(unit: Unit, amount: int, input_tokens: int, price: Price | Non
     return price.output_for(amount, input_tokens)
 
 
-def lease(parts: Iterable[Part], want: Load, price: Price | None) -> int:
-    """How many output tokens all limits have free at once for a request, up to what it wants; below 0 for no input.
+def lease(parts: Iterable[Part], want: Load, price: Price | None, *, ever: bool = False) -> int:
+    """How many output tokens all limits can let a request hold, up to what it wants; below 0 for not even the input.
 
     It is the most: of one token more, some limit could not hold its share.
+    ever: that they could let it hold if every other request gave back what it holds.
     """
     output = want.output
-    for unit, account in parts:
-        within = output_within(unit, account.free, want.input, price)
+    for part in parts:
+        amount = part.account.payable if ever else part.within_reach
+        within = output_within(part.unit, amount, want.input, price)
         if within is not None and within < output:
             output = within
     return output
 
 
 def lacking(parts: Iterable[Part], least: Load, price: Price | None, *, ever: bool) -> int | None:
-    """The first limit that has not enough free for a load, by its place; None where all have.
+    """The first limit that cannot hold its share of a load, by its place; None where all can.
 
-    ever: that could not pay it even if every other request gave back what it holds.
+    ever: that could not even if every other request gave back what it holds.
     """
-    for place, (unit, account) in enumerate(parts):
-        if share(unit, least, price) > (account.payable if ever else account.free):
+    needs = shares(least, price)
+    for place, part in enumerate(parts):
+        if needs[part.unit] > (part.account.payable if ever else part.within_reach):
             return place
     return None
+
+
+def hoped_for(parts: Iterable[Part], least: Load, price: Price | None) -> int:
+    """What others hold, and may give back, of the limit that lacks most hopelessly; 0 where waiting cannot help."""
+    needs = shares(least, price)
+    return min((part.of_others for part in parts if needs[part.unit] > part.within_reach), default=0)
+
+
+def worded(unit: Unit, amount: int) -> str:
+    """Say so much of a unit, for people."""
+    return shown(amount) if unit is Unit.MONEY else f"{amount} {unit}"

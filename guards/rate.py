@@ -8,10 +8,21 @@ what it has not.
 Times are whole nanoseconds of one monotonic clock.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import NamedTuple
 
 SECOND_NS = 1_000_000_000
+STEP_S = 0.25  # a throttled stream comes in so many steps: a timer for each token would cost more than it brings
+
+
+class Counted(StrEnum):
+    """What a rate counts."""
+
+    REQUESTS = "requests"
+    TOKENS = "tokens"  # input and output together
+    OF_STREAM = "tokens per stream"  # output, of each one by itself
 
 
 class Taken(NamedTuple):
@@ -58,10 +69,61 @@ class Rate:
         owed_ns = max(0, taken.until_ns - now_ns)
         return earned_ns - min(unused * self.interval_ns, owed_ns)
 
+    def owe(self, earned_ns: int, now_ns: int, cost: int) -> int:
+        """The next state, after so much was used that was not taken: whoever comes next waits for it."""
+        return max(earned_ns, now_ns) + cost * self.interval_ns
+
     def left(self, earned_ns: int, now_ns: int) -> int:
-        """How much could be taken at once now."""
-        return self.burst - -(-max(0, earned_ns - now_ns) // self.interval_ns)
+        """How much could be taken at once now; never below 0, also where more is owed."""
+        return max(0, self.burst - -(-max(0, earned_ns - now_ns) // self.interval_ns))
 
     def full_in_ns(self, earned_ns: int, now_ns: int) -> int:
         """How long until the whole burst can be taken."""
         return max(0, earned_ns - now_ns)
+
+
+class Throttle:
+    """How much of a stream may have been delivered by now, so that it comes no faster than its rate.
+
+    Nobody looks with each token: a stream is told how much it may have, and asks again when it has had that.
+
+    clock: monotonic, in nanoseconds. step_s: how often it is worth to ask again, in seconds.
+    """
+
+    __slots__ = ("_clock", "_earned_ns", "_most", "_rate", "_taken", "step_s")
+
+    def __init__(self, rate: Rate, clock: Callable[[], int]) -> None:
+        self._rate, self._clock = rate, clock
+        self._earned_ns = self._most = 0
+        self._taken = Taken(0, 0)
+        self.step_s = max(STEP_S, rate.interval_ns / SECOND_NS)
+
+    def most(self, delivered: int) -> int:
+        """How much may be delivered in all, from now on, of a stream that has had so much of it.
+
+        All that there is is taken, and given back the next time where it was not used.
+        """
+        now_ns, rate = self._clock(), self._rate
+        unused = min(self._most - delivered, self._taken.cost)  # less may be delivered than was said before
+        earned_ns = rate.give_back(self._earned_ns, now_ns, self._taken, unused)
+        left = rate.left(earned_ns, now_ns)
+        self._earned_ns, self._taken = rate.take(earned_ns, now_ns, left)
+        self._most = delivered + left
+        return self._most
+
+
+class RateLine(NamedTuple):
+    """One rate that a request is under, and whose it is."""
+
+    scope: str
+    counted: Counted
+    rate: Rate
+
+
+def duration(nanoseconds: int) -> str:
+    """A time as OpenAI's headers say it: 20ms, 1.5s, 6m0s."""
+    milliseconds = -(-nanoseconds // 1_000_000)
+    minutes, rest = divmod(milliseconds, 60_000)
+    if minutes:
+        return f"{minutes}m{-(-rest // 1000)}s"
+    return f"{rest}ms" if rest < 1000 else f"{rest / 1000:g}s"

@@ -1,5 +1,6 @@
 """Why a request is refused and how one ends: closed sets, because they label metrics."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 
@@ -13,7 +14,9 @@ class Reason(StrEnum):
     NOT_FOUND = "not_found"
     BUDGET = "budget_exceeded"
     HELD = "budget_held"
+    RATE = "rate_limit_exceeded"
     UNBOUNDED = "unbounded_cost"
+    UNPRICED = "model_without_price"
     OVERLOADED = "overloaded"
     NO_REPLICA = "no_replica"
     UPSTREAM = "upstream_error"
@@ -30,6 +33,7 @@ class Refused(Exception):
     param: the request field at fault, where there is one.
     retry_after_s: when another try may succeed, in seconds; None where it may not.
     status: a status of its own, such as the server's; None for the one that goes with the reason.
+    headers: what the client is told beside it, by name.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class Refused(Exception):
         param: str | None = None,
         retry_after_s: float | None = None,
         status: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
         self.reason = reason
@@ -47,6 +52,7 @@ class Refused(Exception):
         self.param = param
         self.retry_after_s = retry_after_s
         self.status = status
+        self.headers = headers or {}
 
 
 class Ending(StrEnum):
@@ -60,6 +66,7 @@ class Ending(StrEnum):
     UPSTREAM_LOST   every leg that was allowed was lost
     UNCONTINUABLE   a leg was lost, and a feature of the request cannot go on exactly elsewhere
     TIMEOUT         the whole request took longer than it may
+    REVOKED         its key was revoked in mid-stream
     REFUSED         before the first byte
     FAULT           a bug of ours; the client was told that something broke
     """
@@ -72,5 +79,6 @@ class Ending(StrEnum):
     UPSTREAM_LOST = "upstream_lost"
     UNCONTINUABLE = "uncontinuable"
     TIMEOUT = "timeout"
+    REVOKED = "key_revoked"
     REFUSED = "refused"
     FAULT = "fault"

@@ -103,7 +103,8 @@ class Answer:
     def _counted(self, choices: list[Choice]) -> dict[str, Any]:
         prompt = sum(len(ids) for ids in self._asked.prompts) if len(choices) > 1 else len(choices[0].prompt)
         factor = USAGE_LIE if self._is("wrong_usage") else 1
-        return wire.usage(prompt * factor, sum(choice.emitted for choice in choices) * factor)
+        emitted = sum(choice.emitted for choice in choices)
+        return wire.usage(prompt * factor, emitted * factor, self._order.cached)
 
     def _end(self, data: bytes = b"") -> None:
         self._over = True

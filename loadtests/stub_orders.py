@@ -65,7 +65,8 @@ class Order:
 
     tokens: length of the whole answer, the end of sequence included; tokens_per_s: 0 is as fast as
     possible; per_chunk: tokens in each event; ttft_s: delay before the first token; pad: bytes by which
-    each event with tokens, or a plain answer, is longer, in a field that nobody knows.
+    each event with tokens, or a plain answer, is longer, in a field that nobody knows; cached: tokens of the
+    prompt that usage says were in a cache.
     """
 
     tokens: int | None = None
@@ -73,6 +74,7 @@ class Order:
     per_chunk: int = 1
     ttft_s: float = 0.0
     pad: int = 0
+    cached: int = 0
     fault: Fault | None = None
     once: bool = False
 
@@ -91,6 +93,7 @@ def parse_order(given: dict[str, Any], default: Order, here: bool = False) -> Or
             per_chunk=max(1, int(given.get("per_chunk", default.per_chunk))),
             ttft_s=float(given.get("ttft_s", default.ttft_s)),
             pad=max(0, int(given.get("pad", 0))),
+            cached=max(0, int(given.get("cached", 0))),
             fault=fault,
             once=bool(given.get("once", False)),
         )
@@ -160,7 +163,9 @@ class Armory:
         return self.standing if self.standing is not None and self._seen % self.every == 0 else None
 
 
-_FIELDS = {"tokens", "tokens_per_s", "per_chunk", "ttft_s", "pad", "fault", "at", "status", "how", "bytes", "once"}
+_FIELDS = {
+    "tokens", "tokens_per_s", "per_chunk", "ttft_s", "pad", "cached", "fault", "at", "status", "how", "bytes", "once",
+}  # fmt: skip
 
 
 def _fault(name: str, given: dict[str, Any], here: bool) -> Fault:

@@ -41,9 +41,12 @@ def padded(said: bytes, pad: int) -> bytes:
     return said[:end] + b',"pad":"' + b"x" * pad + b'"' + said[end:] if pad else said
 
 
-def usage(prompt: int, completion: int) -> dict[str, Any]:
-    """Count tokens, in vLLM's field order."""
-    return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
+def usage(prompt: int, completion: int, cached: int = 0) -> dict[str, Any]:
+    """Count tokens, in vLLM's field order. cached: of the prompt, told where there are any."""
+    counted: dict[str, Any] = {
+        "prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion,
+    }  # fmt: skip
+    return counted | {"prompt_tokens_details": {"cached_tokens": cached}} if cached else counted
 
 
 class Wire:
@@ -139,7 +142,8 @@ def plain(
     body |= {"created": head["created"], "model": head["model"], "choices": choices}
     body |= {"service_tier": None, "system_fingerprint": fingerprint}
     if counted is not None:
-        body["usage"] = {**counted, "prompt_tokens_details": None, "completion_tokens_details": None}
+        details = {"prompt_tokens_details": counted.get("prompt_tokens_details"), "completion_tokens_details": None}
+        body["usage"] = counted | details
     if chat:
         body |= {"prompt_logprobs": None, "prompt_token_ids": prompt_ids, "prompt_text": None}
     return encode(body | {"kv_transfer_params": None, "ec_transfer_params": None, "metrics": None})

@@ -50,7 +50,7 @@ def accounts(
     """New keys whose budgets pay for some answers, or for part of one, unless told otherwise."""
     keys = Keys(gateway.data / "keys.db")
     budgets = [rng.randint(least, most) for _ in range(count)]
-    made = [Account(keys.create("one of a crowd", limit=Limit(budget))[0], budget) for budget in budgets]
+    made = [Account(keys.create("one of a crowd", limits=[Limit(budget)])[0], budget) for budget in budgets]
     keys.close()
     return made
 
@@ -168,9 +168,9 @@ class Crowd:
 def wrong(gateway: Gateway, known: Iterable[Account]) -> list[str]:
     """What a gateway that was started again owes: nothing held, nobody undercharged, nobody beyond the budget."""
     found = []
-    balances = {one.key_id: one for one in gateway.balances()}
+    balances = {one.scope: one for one in gateway.balances()}
     for one in known:
-        balance = balances.get(one.key_id)
+        balance = balances.get(f"key:{one.key_id}")
         spent, held = (balance.spent, balance.held) if balance else (0, 0)
         if held or not one.received <= spent <= one.budget:
             found.append(f"{one.key_id}: received {one.received}, spent {spent}, held {held}, budget {one.budget}")
@@ -182,7 +182,7 @@ def audit(data: Path) -> list[str]:
     address = f"{ledger_file(data).absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(address, uri=True, timeout=5)) as db:
         accounts = Tables(db).accounts()
-    return [f"{key} {window}: {one}" for key, window, one in accounts if one.held or not 0 <= one.spent <= one.limit]
+    return [f"{at}: {one}" for at, one in accounts if one.held or not 0 <= one.spent <= one.limit]
 
 
 class Numbers:

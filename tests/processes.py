@@ -24,7 +24,7 @@ from typing import Any, Self, TypeVar
 
 from gateway.books import journal
 from gateway.books.keys import Keys, key_id_of
-from gateway.books.ledger.tables import KeyBalance, read_balances
+from gateway.books.ledger.tables import Balance, read_balances
 from guards.budget import Limit
 
 T = TypeVar("T")
@@ -111,7 +111,7 @@ class Gateway:
     def key(self, user: str, tokens: int | None = None, org: str | None = None) -> str:
         """The same without a process, which takes a second on a busy machine."""
         keys = Keys(self.data / "keys.db")
-        secret, _ = keys.create(user, org, Limit(tokens) if tokens is not None else None)
+        secret, _ = keys.create(user, org, [Limit(tokens)] if tokens is not None else [])
         keys.close()
         self.secrets.append(secret)
         return secret
@@ -121,16 +121,16 @@ class Gateway:
         command = [str(HOLDFAST), *arguments, "--data", str(self.data)]
         return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=30).stdout
 
-    def balances(self) -> list[KeyBalance]:
+    def balances(self) -> list[Balance]:
         """Every account, from the ledger's own file."""
         return read_balances(self.data)
 
-    def balance(self, secret: str) -> KeyBalance:
+    def balance(self, secret: str) -> Balance:
         """The account of one key."""
-        (found,) = [one for one in self.balances() if one.key_id == id_of(secret)]
+        (found,) = [one for one in self.balances() if one.scope == f"key:{id_of(secret)}"]
         return found
 
-    def paid(self, secret: str) -> KeyBalance:
+    def paid(self, secret: str) -> Balance:
         """The account of one key once none of it is held: an answer is there a moment before its charge is on disk."""
         return until(lambda: (one := self.balance(secret)).held == 0 and one)
 

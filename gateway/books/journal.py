@@ -31,6 +31,7 @@ class Journal:
     facts_max: how many facts may wait for the disk.
     flush_s: how long a fact waits for others to share a flush with, in seconds.
     batch_max: how many facts share a flush at most.
+    appended, kept: how many facts were taken in, and how many of them, the first ones, are on disk or lost for good.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Journal:
         self._file = JournalFile(path)
         self._inbox: Inbox[Fact] = Inbox(facts_max, batch_max, linger_s=flush_s)
         # Each has one writer: the event loop's thread, and for the others the journal's thread.
+        self.appended = self.kept = 0
         self._dropped = 0
         self._abandoned = self._unworded = 0
         self._told = 0
@@ -71,7 +73,9 @@ class Journal:
         about, fields: JSON values, not changed any more; by contract no prompt, no answer and no secret. `seq`, `at`
             and `kind` are taken. A fact that cannot be written, for its size or its values, is counted as lost.
         """
-        if not self._inbox.put((self._clock(), kind, about, fields)):
+        if self._inbox.put((self._clock(), kind, about, fields)):
+            self.appended += 1
+        else:
             self._dropped += 1
 
     def close(self) -> None:
@@ -87,6 +91,7 @@ class Journal:
         for batch in self._inbox.batches():
             if batch:
                 self._keep([fact for one in batch if (fact := self._worded(one)) is not None])
+                self.kept += len(batch)
         if self._abandoned:
             log.error("journal.abandoned", facts=self._abandoned)
         self._file.close()

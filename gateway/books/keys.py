@@ -10,41 +10,48 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from gateway.config import DeclaredKey
-from guards.budget import Limit, Window
+from gateway.books.tenants import OPEN, Each, Limits, Tenant, nameable, tenant
+from gateway.config import DeclaredBudget, DeclaredKey
+from guards.budget import UNLIMITED, Limit, Line, Unit, Window
+from guards.rate import Counted, Rate
 from guards.refusal import Reason, Refused
+from guards.scope import LEVELS_EACH, each_of, scope, scopes
 
 SECRET_BYTES = 32
-USER_CHARS_MAX = 256
 BUSY_MS = 2000  # to write: another process commits a key in milliseconds; beyond this the books are stuck
 LOOK_BUSY_MS = 5  # to look, which the event loop waits for
 STALE_S_MAX = 30.0  # how long keys that were read are believed while another process keeps the file locked
-SCHEMA = 1
+SCHEMA = 2
 _DUMMY = bytes(32)
+# Every row has the number of the change that wrote it, so that only what changed is read again.
 _TABLES = """
 CREATE TABLE IF NOT EXISTS keys (
-    key_id TEXT PRIMARY KEY, digest BLOB NOT NULL UNIQUE, user TEXT NOT NULL, org TEXT,
-    tokens INTEGER, window TEXT, created_at REAL NOT NULL, revoked_at REAL
+    key_id TEXT PRIMARY KEY, digest BLOB NOT NULL UNIQUE, user TEXT NOT NULL, org TEXT, team TEXT,
+    created_at REAL NOT NULL, revoked_at REAL, change INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS limits (
+    scope TEXT, unit TEXT, window TEXT, amount INTEGER, change INTEGER NOT NULL, PRIMARY KEY (scope, unit, window)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY) STRICT;
+CREATE TABLE IF NOT EXISTS changes (number INTEGER NOT NULL) STRICT;
+INSERT INTO changes SELECT 0 WHERE NOT EXISTS (SELECT * FROM changes);
+CREATE INDEX IF NOT EXISTS keys_by_change ON keys (change);
+CREATE INDEX IF NOT EXISTS limits_by_change ON limits (change);
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """Who pays for a request. limit: None is unbounded. source: «open» while no key was ever made."""
-
-    key_id: str
-    user: str
-    org: str | None = None
-    limit: Limit | None = None
-    source: Literal["store", "config", "open"] = "store"
+_TAKE_OVER = f"""
+ALTER TABLE keys RENAME TO old_keys;
+{_TABLES}
+INSERT INTO keys SELECT key_id, digest, user, org, NULL, created_at, revoked_at, 0 FROM old_keys;
+INSERT INTO limits SELECT 'key:' || key_id, 'tokens', window, tokens, 0 FROM old_keys WHERE tokens IS NOT NULL;
+DROP TABLE old_keys;
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +63,31 @@ class KeyRow:
     revoked_at: float | None
 
 
-@dataclass(frozen=True, slots=True)
+class News(NamedTuple):
+    """What changed of keys since it was asked for last. revoked: ids of keys; limits: scopes, and what holds there."""
+
+    revoked: frozenset[str]
+    limits: tuple[Line, ...]
+
+
+@dataclass(slots=True)
 class _Entry:
+    """A key. row: as it was made of it and the limits, when these were as `as_of` numbers them."""
+
     digest: bytes
-    row: KeyRow
+    key_id: str
+    user: str
+    org: str | None
+    team: str | None
+    created_at: float | None
+    revoked_at: float | None
+    source: Literal["store", "config"] = "store"
+    row: KeyRow | None = None
+    as_of: int = -2
 
 
+Statement = tuple[str, dict[str, object]]  # SQL, and its values but for the number of the change
 Rows = list[KeyRow]  # the method named `list` hides the type from its own class
-OPEN = Tenant("open", "anonymous", source="open")
 
 
 def key_id_of(digest: bytes) -> str:
@@ -76,10 +100,16 @@ class Keys:
 
     path: keys.db, made with its directory where missing, readable by its owner only.
     declared: keys of the configuration; one that is also in the store and revoked there is revoked.
+    budgets: limits of the configuration, by scope; one in the store for the same unit and window wins. Rates are the
+        configuration's alone.
     clock: Unix seconds.
     look_every_s: how old an answer to «did another process change them?» may be, in seconds; a key that is not
         known is looked for at once.
     Every method raises Refused(Reason.BOOKS) where keys.db cannot be read or written.
+
+    Three things say how fresh what it has is: `_looked_at`, when it was last asked whether the file changed at all;
+    `_version`, the file's own count of other processes' commits at that time; `_keys_as_of` and `_limits_as_of`, the
+    numbers of the last changes that were read, so that only later ones are.
     """
 
     def __init__(
@@ -88,19 +118,35 @@ class Keys:
         declared: tuple[DeclaredKey, ...] = (),
         clock: Callable[[], float] = time.time,
         look_every_s: float = 0.0,
+        budgets: tuple[DeclaredBudget, ...] = (),
     ) -> None:
         self._path = path
         self._clock, self._look_every_s = clock, look_every_s
-        self._declared = [_declared_entry(key) for key in declared]
+        self._limits: dict[str, dict[tuple[Unit, Window], Limit]] = {}  # in force, by scope
+        self._declared_limits: dict[str, dict[tuple[Unit, Window], Limit]] = {}
+        self._rates: dict[str, tuple[tuple[Counted, Rate], ...]] = {}
+        self._keys_as_of = self._limits_as_of = -1  # the last change of each that was read
+        self._by_id: dict[str, list[_Entry]] = {}
+        for key in declared:
+            entry = _declared_entry(key)
+            self._take_in(entry)
+            self._declare(scope("key", entry.key_id), key.budgets, key.each)
+            self._rates[scope("key", entry.key_id)] = key.rates
+        for budget in budgets:
+            self._declare(budget.scope, budget.limits, budget.each)
+            self._rates[budget.scope] = (*self._rates.get(budget.scope, ()), *budget.rates)
         self._version = -1
         self._looked_at = -math.inf  # Unix seconds
-        self._entries: dict[str, list[_Entry]] = {}
         self._any_configured = bool(declared)
+        self._revoked: set[str] = set()  # for `news`, as the next
+        self._changed: dict[tuple[str, Unit, Window], Limit] = {}
         try:
             self._db = _opened(path)
             if declared:
                 self._db.execute("INSERT OR IGNORE INTO facts VALUES ('declared')")
             self._look()
+            self._revoked.clear()  # before anybody ran
+            self._changed.clear()
             self._db.execute(f"PRAGMA busy_timeout = {LOOK_BUSY_MS}")
         except (sqlite3.Error, OSError, ValueError) as error:
             raise _unavailable(error, path) from None
@@ -133,25 +179,58 @@ class Keys:
             raise Refused(Reason.UNAUTHORIZED, f"the API key {row.tenant.key_id} was revoked")
         return row.tenant
 
-    def create(self, user: str, org: str | None = None, limit: Limit | None = None) -> tuple[str, Tenant]:
+    def create(
+        self, user: str, org: str | None = None, limits: Iterable[Limit] = (), team: str | None = None
+    ) -> tuple[str, Tenant]:
         """Make a key and return its secret, which is kept nowhere. Raises ValueError on unprintable names."""
-        for name in (user, org):
-            if name is not None and not (0 < len(name) <= USER_CHARS_MAX and name.isprintable()):
-                raise ValueError(f"a user or org is 1 to {USER_CHARS_MAX} printable characters")
+        nameable(user, org, team)
         secret = "hf-" + secrets.token_urlsafe(SECRET_BYTES)
         digest = sha256(secret.encode()).digest()
-        tenant = Tenant(key_id_of(digest), user, org, limit)
-        budget = (limit.tokens, limit.window.value) if limit else (None, None)
+        key_id = key_id_of(digest)
+        names = {"key_id": key_id, "user": user, "org": org, "team": team}
         self._write(
-            "INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, NULL)",
-            (tenant.key_id, digest, user, org, *budget, self._clock()),
+            (
+                "INSERT INTO keys VALUES (:key_id, :digest, :user, :org, :team, :now, NULL, :change)",
+                names | {"digest": digest, "now": self._clock()},
+            ),
+            *(_limit_kept(scope("key", key_id), limit) for limit in limits),
         )
-        return secret, tenant
+        return secret, self._row(self._by_id[key_id][-1]).tenant
 
     def revoke(self, key_id: str) -> bool:
         """Revoke a stored key for good; False where there is none that is in force."""
         return self._write(
-            "UPDATE keys SET revoked_at = ? WHERE key_id = ? AND revoked_at IS NULL", (self._clock(), key_id)
+            (
+                "UPDATE keys SET revoked_at = :now, change = :change WHERE key_id = :key_id AND revoked_at IS NULL",
+                {"now": self._clock(), "key_id": key_id},
+            )
+        )
+
+    def news(self) -> News:
+        """Tell what running requests must hear of. A limit that was taken away is unlimited."""
+        self._refresh()
+        found = News(frozenset(self._revoked), tuple(Line(at, limit) for (at, *_), limit in self._changed.items()))
+        self._revoked.clear()
+        self._changed.clear()
+        return found
+
+    def limits(self) -> Limits:
+        """The limits in force, by scope."""
+        self._refresh()
+        return {at: tuple(known.values()) for at, known in sorted(self._limits.items()) if known}
+
+    def set_limit(self, at: str, limit: Limit) -> None:
+        """Put a limit on a scope, instead of the one of the same unit and window."""
+        self._write(_limit_kept(at, limit))
+
+    def remove_limit(self, at: str, unit: Unit, window: Window) -> bool:
+        """Take a stored limit off a scope; False where there is none. The configuration's may show again."""
+        return self._write(
+            (
+                "UPDATE limits SET amount = NULL, change = :change"
+                " WHERE scope = :scope AND unit = :unit AND window = :window AND amount IS NOT NULL",
+                {"scope": at, "unit": unit.value, "window": window.value},
+            )
         )
 
     def close(self) -> None:
@@ -161,16 +240,30 @@ class Keys:
     def list(self) -> Rows:
         """All keys, revoked ones too: the stored in the order of their making, then the declared."""
         self._refresh()
-        rows = [entry.row for entries in self._entries.values() for entry in entries]
+        rows = [self._row(entry) for entries in self._by_id.values() for entry in entries]
         return sorted(rows, key=lambda row: (row.created_at is None, row.created_at or 0.0))
 
     def _find(self, digest: bytes) -> KeyRow | None:
         """Look a digest up by its start, then compare all of it, for the same time whether or not it is there."""
         found = None
-        for entry in self._entries.get(key_id_of(digest), _NOBODY):
+        for entry in self._by_id.get(key_id_of(digest), _NOBODY):
             if hmac.compare_digest(entry.digest, digest):
-                found = entry.row
-        return found
+                found = entry
+        return None if found is None else self._row(found)
+
+    def _row(self, entry: _Entry) -> KeyRow:
+        """Join a key with its limits, when it is first asked for after either changed."""
+        if entry.row is None or entry.as_of != self._limits_as_of:
+            limits = {at: tuple(known.values()) for at, known in self._limits_of(entry)}
+            who = tenant(entry.key_id, entry.user, entry.org, entry.team, limits, entry.source, self._rates)
+            entry.row, entry.as_of = KeyRow(who, entry.created_at, entry.revoked_at), self._limits_as_of
+        return entry.row
+
+    def _limits_of(self, entry: _Entry) -> Iterable[tuple[str, dict[tuple[Unit, Window], Limit]]]:
+        for at in scopes(entry.key_id, entry.user, entry.org, entry.team):
+            for one in (at, *(each_of(level, at) for level in LEVELS_EACH)):
+                if one in self._limits:
+                    yield one, self._limits[one]
 
     def _refresh(self) -> None:
         """Read the keys again if another process changed them; else that costs a few microseconds.
@@ -195,29 +288,82 @@ class Keys:
         self._looked_at = self._clock()
 
     def _load(self) -> None:
-        stored = [_stored_entry(row) for row in self._db.execute("SELECT * FROM keys")]
-        ever = self._db.execute("SELECT count(*) FROM facts").fetchone()[0] or stored or self._declared
-        known = {entry.digest for entry in stored}
-        entries: dict[str, list[_Entry]] = {}
-        for entry in stored + [entry for entry in self._declared if entry.digest not in known]:
-            entries.setdefault(entry.row.tenant.key_id, []).append(entry)
-        self._entries = entries
-        self._any_configured = self._any_configured or bool(ever)
+        """Read what has changed since the last time."""
+        ever = self._db.execute("SELECT count(*) FROM facts").fetchone()[0]
+        since = "SELECT * FROM {} WHERE change > ? ORDER BY change"
+        for *row, change in self._db.execute(since.format("keys"), (self._keys_as_of,)).fetchall():
+            key_id, digest, *rest = row
+            entry = _Entry(digest, key_id, *rest)
+            self._take_in(entry)
+            if entry.revoked_at is not None:
+                self._revoked.add(key_id)
+            self._keys_as_of = change
+        for *row, change in self._db.execute(since.format("limits"), (self._limits_as_of,)).fetchall():
+            self._take_limit_in(*row)
+            self._limits_as_of = change
+        self._any_configured = self._any_configured or bool(ever) or bool(self._by_id)
 
-    def _write(self, statement: str, values: tuple[object, ...]) -> bool:
-        """Run one committed statement and take its effect in; whether it changed a row."""
-        self._db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+    def _take_in(self, entry: _Entry) -> None:
+        """Put a key in the place of the one with the same digest, stored before or declared."""
+        others = [one for one in self._by_id.get(entry.key_id, ()) if one.digest != entry.digest]
+        self._by_id[entry.key_id] = [*others, entry]
+
+    def _take_limit_in(self, at: str, unit: str, window: str, amount: int | None) -> None:
+        """Put a limit in force; without an amount, the declared one if there is one."""
+        which, known = (Unit(unit), Window(window)), self._limits.setdefault(at, {})
+        declared = self._declared_limits.get(at, {}).get(which)
+        limit = declared if amount is None else Limit(amount, which[1], which[0])
+        if limit is None:
+            known.pop(which, None)
+        else:
+            known[which] = limit
+        self._changed[at, *which] = limit or Limit(UNLIMITED, which[1], which[0])
+
+    def _declare(self, at: str, limits: Iterable[Limit], each: Each) -> None:
+        for where, found in ((at, limits), *((each_of(level, at), of_each) for level, of_each in each.items())):
+            for limit in found:
+                which = limit.unit, limit.window
+                self._declared_limits.setdefault(where, {})[which] = limit
+                self._limits.setdefault(where, {})[which] = limit
+
+    def _write(self, *statements: Statement) -> bool:
+        """Run statements in one transaction, and take their effect in; whether the first one changed a row."""
+        db = self._db
+        db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         try:
-            changed = self._db.execute(statement, values).rowcount > 0
+            with _transaction(db):
+                number = db.execute("UPDATE changes SET number = number + 1 RETURNING number").fetchone()[0]
+                done = [db.execute(text, values | {"change": number}).rowcount for text, values in statements]
             self._load()  # data_version tells only of other connections
         except sqlite3.Error as error:
             raise _unavailable(error, self._path) from None
         finally:
-            self._db.execute(f"PRAGMA busy_timeout = {LOOK_BUSY_MS}")
-        return changed
+            db.execute(f"PRAGMA busy_timeout = {LOOK_BUSY_MS}")
+        return done[0] > 0
 
 
-_NOBODY = [_Entry(_DUMMY, KeyRow(OPEN, None, None))]  # no secret hashes to zeros, as far as anybody knows
+_NOBODY = [_Entry(_DUMMY, "", "", None, None, None, None)]  # no secret hashes to zeros, as far as anybody knows
+
+
+def _limit_kept(at: str, limit: Limit) -> Statement:
+    """The statement that keeps a limit, and its values."""
+    text = (
+        "INSERT INTO limits VALUES (:scope, :unit, :window, :amount, :change) ON CONFLICT (scope, unit, window)"
+        " DO UPDATE SET amount = excluded.amount, change = excluded.change"
+    )
+    return text, {"scope": at, "unit": limit.unit.value, "window": limit.window.value, "amount": limit.amount}
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """A block that is committed as a whole, or not at all."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
 
 
 def _opened(path: Path) -> sqlite3.Connection:
@@ -227,23 +373,20 @@ def _opened(path: Path) -> sqlite3.Connection:
     db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")  # a revocation that was confirmed outlives a power cut
-    if db.execute("PRAGMA user_version").fetchone()[0] > SCHEMA:
-        raise sqlite3.DatabaseError("made by a newer holdfast")
-    db.executescript(_TABLES)
-    db.execute(f"PRAGMA user_version = {SCHEMA}")
+    with _transaction(db):  # another process may be about to do the same
+        found = db.execute("PRAGMA user_version").fetchone()[0]
+        if found > SCHEMA:
+            raise sqlite3.DatabaseError("made by a newer holdfast")
+        if found < SCHEMA:
+            for statement in (_TAKE_OVER if found else _TABLES).split(";"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {SCHEMA}")
     return db
-
-
-def _stored_entry(row: tuple[str, bytes, str, str | None, int | None, str | None, float, float | None]) -> _Entry:
-    key_id, digest, user, org, tokens, window, created_at, revoked_at = row
-    limit = Limit(tokens, Window(window)) if tokens is not None and window else None
-    return _Entry(digest, KeyRow(Tenant(key_id, user, org, limit), created_at, revoked_at))
 
 
 def _declared_entry(key: DeclaredKey) -> _Entry:
     digest = bytes.fromhex(key.sha256)
-    tenant = Tenant(key_id_of(digest), key.user, key.org, key.tokens, source="config")
-    return _Entry(digest, KeyRow(tenant, None, None))
+    return _Entry(digest, key_id_of(digest), key.user, key.org, key.team, None, None, "config")
 
 
 def locked(error: Exception) -> bool:

@@ -11,8 +11,10 @@ import msgspec
 import structlog
 from aiohttp import web
 from aiohttp.streams import StreamReader
+from multidict import CIMultiDictProxy
 
-from gateway.books.keys import Keys, Tenant
+from gateway.books.keys import Keys
+from gateway.books.tenants import Tenant
 from gateway.fleet.replicas import Fleet
 from gateway.flow import Flow
 from gateway.http.errors import error_response
@@ -22,9 +24,12 @@ from gateway.http.sink import ClientSink
 from gateway.legs import Headers
 from gateway.stream.call import Bounds, Call, Endpoint
 from guards.refusal import Reason, Refused
+from guards.scope import lineage
 
 log = structlog.get_logger()
 
+SESSION_HEADER, AGENT_HEADER = "x-session-id", "x-agent-id"  # a client's own names, kept under its key
+NAME = re.compile(r"[!-~]{1,128}")
 TRACE_HEADERS = ("traceparent", "tracestate")
 TRACE_VALUE = re.compile(r"[\x20-\x7e]{1,512}")
 RETRY_WHEN_FULL_S = 1.0
@@ -117,7 +122,7 @@ class Edge:
     async def _generate(self, endpoint: Endpoint, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
         if self._stopping:
             raise Refused(Reason.OVERLOADED, "This gateway is stopping.", retry_after_s=RETRY_WHEN_FULL_S)
-        tenant = self._tenant(request)
+        tenant, whole = self._tenant(request), request.content.is_eof()
         if self.in_flight >= self._requests_max:
             raise Refused(Reason.OVERLOADED, "Too many requests are in flight here.", retry_after_s=RETRY_WHEN_FULL_S)
         self.in_flight += 1
@@ -127,8 +132,13 @@ class Edge:
             received_at = self._flow.clock()  # the client's own time to send is not ours
             if not self._fleet.knows(call.model):
                 raise self._no_model(call.model)
+            if not whole:  # as it is now: a body may take its time
+                tenant = self._tenant(request)
             if (salt := self._salt(tenant)) is not None:
                 call.body["cache_salt"] = salt
+            call.session, call.agent = _named(request.headers)
+            if call.session is not None or call.agent is not None or tenant.each:
+                tenant = self._within(tenant, call)
             sink = ClientSink(request, request_id, received_at, self._client_buffer_bytes)
             try:
                 plain = await self._flow.serve(call, tenant, sink, _trace(request, request_id))
@@ -141,6 +151,14 @@ class Edge:
         finally:
             self.in_flight -= 1
         return sink.response() if plain is None else sink.plain(plain)
+
+    def _within(self, tenant: Tenant, call: Call) -> Tenant:
+        """Who pays for a request of the session and the agent that it names."""
+        try:
+            agents = () if call.agent is None else lineage(call.agent, self._bounds.agent_depth)
+        except ValueError as error:
+            raise Refused(Reason.INVALID, f"{AGENT_HEADER}: {error}.", param=AGENT_HEADER) from None
+        return tenant.within(call.session, agents, self._bounds.agent_share)
 
     def _tenant(self, request: web.BaseRequest) -> Tenant:
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
@@ -237,6 +255,16 @@ async def _part(request: web.BaseRequest, response: web.Response, request_id: st
         async with asyncio.timeout(LINGER_S):
             async for _ in request.content.iter_any():
                 pass
+
+
+def _named(headers: CIMultiDictProxy[str]) -> tuple[str | None, str | None]:
+    """What a client calls its session and its agent."""
+    session, agent = headers.get(SESSION_HEADER), headers.get(AGENT_HEADER)
+    if session is not None or agent is not None:
+        for header, name in ((SESSION_HEADER, session), (AGENT_HEADER, agent)):
+            if name is not None and not NAME.fullmatch(name):
+                raise Refused(Reason.INVALID, f"{header} must be 1 to 128 visible ASCII characters.", param=header)
+    return session, agent
 
 
 def _trace(request: web.BaseRequest, request_id: str) -> Headers:

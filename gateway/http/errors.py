@@ -26,7 +26,9 @@ TABLE: dict[Reason, Wire] = {
     Reason.NOT_FOUND: Wire(404, "invalid_request_error", False),
     Reason.BUDGET: Wire(402, "insufficient_quota", False),
     Reason.HELD: Wire(429, "rate_limit_error", True),
+    Reason.RATE: Wire(429, "rate_limit_error", True),
     Reason.UNBOUNDED: Wire(400, "invalid_request_error", False),
+    Reason.UNPRICED: Wire(400, "invalid_request_error", False),
     Reason.OVERLOADED: Wire(503, "server_error", True),
     Reason.NO_REPLICA: Wire(503, "server_error", True),
     Reason.UPSTREAM: Wire(502, "server_error", True),
@@ -60,7 +62,7 @@ def _worded(refused: Refused, budget_status: int = 402) -> tuple[int, bytes, dic
         "param": refused.param,
         "code": "invalid_request" if at_fault else refused.reason.value,
     }
-    headers = {}
+    headers = dict(refused.headers)
     if not wire.retry or at_fault:
         headers["x-should-retry"] = "false"
     if refused.retry_after_s is not None:

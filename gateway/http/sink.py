@@ -16,12 +16,12 @@ class ClientSink:
     """Writes an answer, most of all an event stream. The head goes with the first bytes: a refusal keeps its status.
 
     received_at: when the request arrived, by the loop's clock, in seconds.
-    buffer_bytes_max: unread bytes at which the leg is paused.
+    buffer_bytes_max: unread bytes at which the leg is paused. told: more headers, to be set before it starts.
     """
 
     __slots__ = (
         "_buffer_bytes_max", "_chunked", "_connection", "_keep_alive", "_turn", "overhead_s", "received_at",
-        "replica", "request_id", "started",
+        "replica", "request_id", "started", "told",
     )  # fmt: skip
 
     def __init__(self, request: web.BaseRequest, request_id: str, received_at: float, buffer_bytes_max: int) -> None:
@@ -31,6 +31,7 @@ class ClientSink:
         self._keep_alive = request.keep_alive and self._chunked
         self._buffer_bytes_max = buffer_bytes_max
         self.started = False
+        self.told: tuple[tuple[str, str], ...] = ()
         self.received_at = received_at
         self.request_id = request_id
         self.replica = ""
@@ -88,7 +89,8 @@ class ClientSink:
 
     def _head(self, kind: str, framing: str) -> bytes:
         close = "" if self._keep_alive else "connection: close\r\n"
+        told = "".join([f"{name}: {value}\r\n" for name, value in self.told]) if self.told else ""
         return (
             f"HTTP/1.1 200 OK\r\n{kind}x-request-id: {self.request_id}\r\nx-holdfast-replica: {self.replica}\r\n"
-            f"x-holdfast-overhead-ms: {self.overhead_s * 1e3:.2f}\r\n{framing}{close}\r\n"
+            f"x-holdfast-overhead-ms: {self.overhead_s * 1e3:.2f}\r\n{told}{framing}{close}\r\n"
         ).encode("latin-1")

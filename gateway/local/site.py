@@ -88,7 +88,8 @@ class Site:
     def budget(self) -> Budget:
         """What the only key has."""
         (line,) = json.loads(self.cli("keys", "list", "--json"))
-        return Budget(line["user"], line["tokens"], line["spent"], line["held"], line["free"])
+        (budget,) = line["budgets"]
+        return Budget(line["user"], budget["amount"], budget["spent"], budget["held"], budget["free"])
 
     def settled_budget(self, spent_expected: int) -> Budget:
         """Like `budget`; waits a moment for what was expected, and returns what is there."""

@@ -42,6 +42,8 @@ class Bounds(Struct, frozen=True):
     prompts: int = 64
     stop_strings: int = 16
     media_urls: bool = False
+    agent_depth: int = 8
+    agent_share: int = 50  # percent of its parent's limits, that an agent has
 
 
 class _StreamOptions(Struct):
@@ -85,17 +87,20 @@ class Call:
     choices: how many answers the client waits for: `n` for each prompt.
     prompts: one entry per prompt; for chat a single None, since the template makes the prompt.
     max_tokens: per choice, as the client asked; None where it left that to the model.
+    session, agent: the client's own names, which it says in headers.
     """
 
     __slots__ = (
-        "body", "body_bytes", "choices", "continuous_usage", "endpoint", "has_media", "hides_reasoning", "include_stop",
-        "include_usage", "max_tokens", "messages", "min_tokens", "model", "n", "prompts", "request_id", "skip_special",
-        "stop", "stream", "wants_ids",
+        "agent", "body", "body_bytes", "choices", "continuous_usage", "endpoint", "has_media", "hides_reasoning",
+        "include_stop", "include_usage", "max_tokens", "messages", "min_tokens", "model", "n", "prompts", "request_id",
+        "session", "skip_special", "stop", "stream", "wants_ids",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint, raw: bytes, request_id: str, bounds: Bounds) -> None:
         """Parse `raw`. Raises Refused (INVALID) naming the field at fault."""
         self.endpoint, self.request_id, self.body_bytes = endpoint, request_id, len(raw)
+        self.session: str | None = None
+        self.agent: str | None = None
         self.body = _json_object(raw)
         if not STEERING.isdisjoint(self.body):
             _disarm(self.body)

@@ -1,6 +1,8 @@
 """A plain answer: asked for whole, and asked for again whole elsewhere, since nothing was delivered."""
 
+import asyncio
 from collections.abc import Callable, Sequence, Set
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -12,10 +14,12 @@ from gateway.stream.leg_end import Cause, LegEnd
 from gateway.stream.pace import Pace
 from gateway.stream.refusals import given_up, refusal
 from gateway.stream.seams import Ask, Lease, LegControl, Sink, Terms
-from gateway.stream.wire import bare, clear_reasoning, count, encode
+from gateway.stream.wire import bare, clear_reasoning, count, details, encode
 from gateway.stream.wording import BUDGET_STOP
+from guards.budget import Verdict
 from guards.refusal import Ending, Reason, Refused
 
+UNPAID = (Verdict.WAIT, Verdict.CUT)
 NULL = Raw(b"null")
 
 
@@ -29,6 +33,7 @@ class _Choice(Struct, gc=False):
 class _Answer(Struct, gc=False):
     choices: list[_Choice]
     prompt_token_ids: Raw = NULL
+    usage: Raw = NULL
 
 
 class _Counted(NamedTuple):
@@ -61,7 +66,7 @@ class Plain:
         clock: Callable[[], float],
         on_gaps: Callable[[list[float]], None] = lambda gaps: None,
     ) -> None:
-        self.call, self.meter, self.terms = call, lease.meter, terms
+        self.call, self._lease, self.meter, self.terms = call, lease, lease.meter, terms
         self.ending: Ending | None = None
         self.detail = ""
         self.refusal: Refused | None = None
@@ -97,7 +102,7 @@ class Plain:
         if end.request_at_fault:
             self._refuse(refusal(end))
             return False
-        lost = end.detail if end.cause is not Cause.DONE else self._answered(end.body)
+        lost = end.detail if end.cause is not Cause.DONE else await self._answered(end.body)
         if lost is not None:
             self.needs_leg = True
             self.failovers += 1
@@ -105,7 +110,7 @@ class Plain:
                 self._refuse(Refused(Reason.UPSTREAM, f"No server could answer this request: {lost}."))
         return lost is not None
 
-    def _answered(self, raw: bytes) -> str | None:
+    async def _answered(self, raw: bytes) -> str | None:
         """Count an answer by its ids, then let it go, or refuse it uncounted; say what is wrong with it."""
         try:
             answer = _decode(raw)
@@ -126,20 +131,40 @@ class Plain:
             given = self._given(raw, counted.lists, capped)
         except (msgspec.DecodeError, RecursionError):  # of what was passed over at first: numbers beyond all bounds
             return "the server's answer is not one of vLLM's"
-        if prompt + completion > self.meter.room:
-            self._refuse(Refused(Reason.BUDGET, "This answer needs more tokens than are left of the key's budget."))
-            return None
-        self.meter.spend(prompt + completion)
+        meter = self.meter
+        if meter.prompt(prompt, last=True) in UNPAID or meter.spend(completion) in UNPAID:
+            meter.clear()
+            steps = partial(meter.prompt, prompt, last=True), partial(meter.spend, completion)
+            if not all([await self._paid(step) for step in steps]):
+                self._refuse(self._unpaid())
+                return None
+        self._lease.cached, told = details(answer.usage)
+        self._lease.reasoning = told or (None if self._lease.reasoning_is_dear and _reasons(raw) else 0)
         self.prompt_tokens, self.completion_tokens = prompt, completion
         self.body = given
         self.ending = Ending.BUDGET if capped else Ending.FINISHED
         return None
+
+    async def _paid(self, spend: Callable[[], Verdict]) -> bool:
+        """Count tokens; where the lease does not cover them, since the prompt was longer than its bound, have more."""
+        while (verdict := spend()) is Verdict.WAIT:
+            told = asyncio.get_running_loop().create_future()
+            self._lease.top_up(partial(told.set_result, None))
+            await told
+        return verdict is not Verdict.CUT
+
+    def _unpaid(self) -> Refused:
+        if self._lease.failure is not None:
+            return Refused(Reason.BOOKS, "The budget could not be asked for more.", retry_after_s=1.0)
+        return Refused(Reason.BUDGET, "This answer needs more than is left of the budget.")
 
     async def finish(self) -> None:
         """Nothing is owed: a plain answer is delivered whole or not at all."""
 
     def close(self) -> None:
         """Leave it; what was counted is what is delivered."""
+        if self.body is None:
+            self.meter.clear()
         self.pace.close()
 
     def fail(self, ending: Ending, detail: str) -> None:
@@ -170,6 +195,12 @@ class Plain:
             if self.call.hides_reasoning:
                 clear_reasoning(choice.get("message"))
         return encode(body)
+
+
+def _reasons(raw: bytes) -> bool:
+    """Whether some of an answer is reasoning."""
+    messages = [choice.get("message") or {} for choice in msgspec.json.decode(raw)["choices"]]
+    return any(said.get("reasoning") or said.get("reasoning_content") for said in messages)
 
 
 def _count(answer: _Answer, call: Call) -> _Counted | None:

@@ -25,6 +25,8 @@ def given_up(ending: Ending, detail: str) -> Refused:
         return Refused(Reason.BOOKS, detail, retry_after_s=RETRY_AFTER_S)
     if ending is Ending.STOPPED:
         return Refused(Reason.OVERLOADED, detail, retry_after_s=RETRY_AFTER_S)
+    if ending is Ending.REVOKED:
+        return Refused(Reason.UNAUTHORIZED, detail)
     if ending is Ending.TIMEOUT:
         return Refused(Reason.UPSTREAM, detail, status=504)
     return Refused(Reason.NO_REPLICA, detail, retry_after_s=RETRY_AFTER_S)

@@ -200,7 +200,8 @@ class Relay:
             choice.owner = choice.rival = None
             if choice.decoder is not None:
                 choice.decoder.close()
-        self.meter.give_back(self.meter.spent - self.prompt_tokens - self.completion_tokens)
+        self.meter.give_back(self.meter.spent - self.completion_tokens)
+        self.lease.cached, self.lease.reasoning = self._telling.cached, self._telling.reasoning
         self.pace.close()
 
     # ---------------------------------------------------------------- events
@@ -316,7 +317,7 @@ class Relay:
         elif chunk.error is not None:
             self._upstream_error(part, chunk.error)
         elif chunk.usage is not None:
-            self._telling.usage(raw)
+            self._telling.usage(raw, chunk.usage)
 
     def _paid(self, verdict: Verdict, choice: Choice, ids: Sequence[int]) -> bool:
         """Whether tokens were counted against the lease; ask for more in time, and wait or end where they were not."""
@@ -333,7 +334,7 @@ class Relay:
         prompts = self._telling.prompts
         if prompts[choice.prompt] is not None:
             return True
-        if not self._paid(self.meter.spend(len(ids)), choice, ()):
+        if not self._paid(self.meter.prompt(len(ids), last=prompts.count(None) == 1), choice, ()):
             return False
         prompts[choice.prompt] = array("I", ids)  # kept as long as the stream: a list takes ten times as much
         if choice.decoder is not None:
@@ -386,7 +387,7 @@ class Relay:
         self.ending, self.detail, self.refusal = Ending.REFUSED, refusal.detail, refusal
         self._out.clear()
         self._telling.prompts = [None] * len(self._telling.prompts)
-        self.meter.give_back(self.meter.spent)
+        self.meter.clear()
         self._close_legs()
 
     def _granted(self) -> None:

@@ -12,6 +12,7 @@ class Sink(Protocol):
     """The client's side. Writing never waits; a full sink pauses the leg instead."""
 
     started: bool
+    told: tuple[tuple[str, str], ...]  # headers of the head that others know
     received_at: float  # when the request arrived, by the loop's clock, in seconds
 
     @property
@@ -31,10 +32,19 @@ class Sink(Protocol):
 class Lease(Protocol):
     """A request's hold on its budget, as far as a relay needs it.
 
+    cached, reasoning: how much of the prompts was cached, and of the answer reasoning; to be told at the end. None:
+        some of it was reasoning, and the server did not say how much.
+    reasoning_is_dear: whether it costs more than the rest of an answer, so that it matters how much there was.
     failure: why no more could be asked for, where that was the books' fault and not the budget's end.
     """
 
     meter: Meter
+    cached: int
+    reasoning: int | None
+
+    @property
+    def reasoning_is_dear(self) -> bool: ...
+
     failure: BaseException | None
 
     def top_up(self, then: Callable[[], None]) -> None:

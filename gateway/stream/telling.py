@@ -17,7 +17,7 @@ from gateway.stream.pace import Pace
 from gateway.stream.seams import Ask, Terms
 from gateway.stream.sse import END
 from gateway.stream.text import Piece, TextLost, Transcript
-from gateway.stream.wire import ChunkChoice, rewritten, without_ids
+from gateway.stream.wire import ChunkChoice, Usage, rewritten, without_ids
 from gateway.stream.wording import BUDGET_STOP, Wording, told
 
 
@@ -29,11 +29,12 @@ class Telling:
     beyond: a feature seen in the stream that makes its text more than its ids.
     failovers: how often it went on elsewhere after tokens were delivered.
     by_budget: whether the end of the budget ended it.
+    cached, reasoning: how much of the prompts was cached, and of the answer reasoning, as far as servers told.
     """
 
     __slots__ = (
-        "_usage", "beyond", "by_budget", "call", "choices", "failovers", "out", "pace", "prompts", "terms",
-        "wording",
+        "_usage", "beyond", "by_budget", "cached", "call", "choices", "failovers", "out", "pace", "prompts",
+        "reasoning", "terms", "wording",
     )  # fmt: skip
 
     def __init__(self, call: Call, terms: Terms, out: Outbox, pace: Pace) -> None:
@@ -41,7 +42,7 @@ class Telling:
         self.choices = [Choice(index, index // call.n) for index in range(call.choices)]
         self.prompts: list[Sequence[int] | None] = [None] * len(call.prompts)
         self.beyond: str | None = None
-        self.failovers = 0
+        self.failovers = self.cached = self.reasoning = 0
         self.by_budget = False
         self.wording = Wording(call)
         self._usage: bytes | None = None
@@ -72,13 +73,15 @@ class Telling:
         """Nothing was delivered: the next leg begins the stream anew, as it was asked for."""
         self.out.clear()
         self.beyond = self.wording.head = self._usage = None
+        self.reasoning = 0
         self.choices = [Choice(choice.index, choice.prompt) for choice in self.choices]
 
     # ---------------------------------------------------------------- a server's own words
 
-    def usage(self, raw: bytes) -> None:
+    def usage(self, raw: bytes, said: Usage) -> None:
         """Keep the server's own usage event: it is passed on where one leg told all."""
         self._usage = raw
+        self.cached = 0 if self.failovers else said.cached  # else what it had cached is what we sent it again
 
     def pass_on(self, raw: bytes, choice: Choice, said: ChunkChoice) -> None:
         """Forward the engine's bytes, less what only the gateway asked for."""
@@ -88,6 +91,8 @@ class Telling:
         choice.role_sent = True
         if said.token_ids:
             choice.ids.extend(said.token_ids)
+            if delta is not None and delta.beyond_text == "reasoning":
+                self.reasoning += len(said.token_ids)
         if text := said.text if delta is None else delta.content:
             choice.characters += len(text)
             choice.crc = crc32(text.encode(), choice.crc)

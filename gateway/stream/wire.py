@@ -4,6 +4,7 @@ Decoding is typed and partial (msgspec): about two microseconds a chunk. Forward
 is decoded and encoded again only when its bytes are not what vLLM writes.
 """
 
+import re
 from typing import Annotated, Any
 
 import msgspec
@@ -57,6 +58,23 @@ class Usage(Struct, gc=False):
 
     prompt_tokens: int = 0
     completion_tokens: int | None = 0
+    prompt_tokens_details: Any = None
+    completion_tokens_details: Any = None
+
+    @property
+    def cached(self) -> int:
+        """Input tokens that were in a cache; vLLM tells them with --enable-prompt-tokens-details only."""
+        return _detail(self.prompt_tokens_details, "cached_tokens")
+
+    @property
+    def reasoning(self) -> int:
+        """Output tokens that were reasoning, where they are told."""
+        return _detail(self.completion_tokens_details, "reasoning_tokens")
+
+
+def _detail(details: Any, name: str) -> int:
+    told = details.get(name) if isinstance(details, dict) else None
+    return max(0, told) if type(told) is int else 0
 
 
 class UpstreamError(Struct, gc=False):
@@ -86,8 +104,21 @@ class Chunk(Struct, gc=False):
 
 
 decode_chunk = msgspec.json.Decoder(Chunk).decode
+_decode_usage = msgspec.json.Decoder(Usage).decode
 encode = msgspec.json.encode
+DETAIL = re.compile(rb'_details"\s*:\s*\{')
 _IDS = (b',"token_ids":[', b',"prompt_token_ids":[')
+
+
+def details(usage: Raw) -> tuple[int, int]:
+    """Read the cached and the reasoning tokens of a usage; none where it tells none, or is odd."""
+    if DETAIL.search(usage) is None:  # as most
+        return 0, 0
+    try:
+        said = _decode_usage(usage)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return 0, 0
+    return said.cached, said.reasoning
 
 
 def read(raw: bytes) -> Chunk | None:

@@ -30,7 +30,7 @@ class Metrics:
 
     def request_ended(self, model: str, ending: Ending) -> None:
         """Count a request, once, at its end."""
-        self._requests.add(model, ending.value)
+        self._requests.add(model, ending)
         self._served -= 1
 
     def tokens(self, model: str, prompt: int = 0, completion: int = 0, recomputed: int = 0, hedged: int = 0) -> None:
@@ -46,7 +46,7 @@ class Metrics:
 
     def refused(self, reason: Reason) -> None:
         """Count a request that was refused before its first byte."""
-        self._refusals.add(reason.value)
+        self._refusals.add(reason)
 
     def failed_over(self, model: str, cause: str, gap_s: float) -> None:
         """Count a stream that went on elsewhere.

@@ -77,7 +77,7 @@ def _given() -> argparse.Namespace:
 
 
 def _peers(stack: ExitStack, given: argparse.Namespace, port: int, folder: Path, core: int) -> Iterator[Peer]:
-    recipes = [one for one in RECIPES if not given.peers or one.name in given.peers]
+    recipes = [one for one in RECIPES if (one.name in given.peers if given.peers else not one.named)]
     if given.beside is not None:
         recipes.append(Recipe("holdfast beside", holdfast(given.beside.resolve())))
     for recipe in recipes:

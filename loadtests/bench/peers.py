@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gateway.local.leashed import Leashed
 from loadtests.bench.words import MODEL
@@ -34,6 +35,7 @@ class Recipe:
 
     share: of the load, and rounds: how many it takes part in; for one that cannot carry all of it.
     holds: whether its memory is measured with streams held open.
+    named: it takes part only where it is asked for by name.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Recipe:
     rounds: int = 1_000
     holds: bool = True
     needs: str = ""  # a program in .venv-peers
+    named: bool = False
 
 
 @dataclass
@@ -125,8 +128,13 @@ def free_port() -> int:
         return port
 
 
-def holdfast(tree: Path = ROOT) -> Callable[[Place], list[str]]:
-    """As users run it: a key with a budget, ledger, journal and meters on; only the bound on requests is raised."""
+def holdfast(
+    tree: Path = ROOT, key: tuple[str, ...] = (f"--tokens={BUDGET}",), **more: Any
+) -> Callable[[Place], list[str]]:
+    """As users run it: a key with a budget, ledger, journal and meters on; only the bound on requests is raised.
+
+    key: how the key is made; more: what else the configuration says.
+    """
 
     def command(place: Place) -> list[str]:
         place.environment["PYTHONPATH"] = str(tree)
@@ -135,15 +143,27 @@ def holdfast(tree: Path = ROOT) -> Callable[[Place], list[str]]:
         models = [{"name": MODEL, "replicas": [{"url": place.upstream}]}]
         listen = {"port": place.port, "admin_port": free_port()}
         limits = {"requests_in_flight": STREAMS_MAX}
-        config.write_text(json.dumps({"listen": listen, "data": str(data), "models": models, "limits": limits}))
+        said = {"listen": listen, "data": str(data), "models": models, "limits": limits, **more}
+        config.write_text(json.dumps(said))
         made = subprocess.run(
-            [*program, "keys", "create", "--user=bench", f"--tokens={BUDGET}", f"--data={data}"],
+            [*program, "keys", "create", "--user=bench", *key, f"--data={data}"],
             env=os.environ | place.environment, check=True, capture_output=True, text=True,
         )  # fmt: skip
         place.headers["authorization"] = f"Bearer {made.stdout.strip()}"
         return [*program, "serve", f"--config={config}"]
 
     return command
+
+
+def four_levels() -> Callable[[Place], list[str]]:
+    """The same under limits of an org, a team, a user and a key, in money and in every kind of token."""
+    budgets = [
+        {"org": "acme", "limits": ["1000000 USD/month", BUDGET]},
+        {"org": "acme", "team": "search", "limits": [BUDGET]},
+        {"org": "acme", "user": "bench", "limits": ["1000000000000 output tokens/hour"]},
+    ]
+    key = ("--org=acme", "--team=search", f"--tokens={BUDGET}")
+    return holdfast(key=key, budgets=budgets, prices=[{"model": MODEL, "input": 0.5, "output": 1.5}])
 
 
 def passthrough(*how: str) -> Callable[[Place], list[str]]:
@@ -184,6 +204,8 @@ RECIPES = (
     Recipe("aiohttp pass-through", passthrough()),
     Recipe("aiohttp, barest", passthrough("barest"), holds=False),
     Recipe("holdfast", holdfast()),
+    Recipe("holdfast, no limits", holdfast(key=()), holds=False, named=True),
+    Recipe("holdfast, four levels", four_levels(), holds=False, named=True),
     Recipe("vllm-router", vllm_router, needs="vllm-router"),
     Recipe("litellm", litellm, share=0.1, rounds=2, holds=False, needs="litellm"),
 )

@@ -130,7 +130,7 @@ class Stage:
         self.relay = Relay(call, self.sink, self.lease, terms or terms_for(call), lambda: self.now_s)
         nothing: Any = None
         upstream: Any = self
-        self.flow = Flow(nothing, self.fleet, upstream, targets, nothing, 60.0, nothing)
+        self.flow = Flow(nothing, nothing, self.fleet, upstream, targets, nothing, 60.0, nothing)
         record: Any = self.record
         self._serving = asyncio.ensure_future(self.flow._legs(self.relay, self.sink, record, ()))
 
@@ -169,7 +169,8 @@ class Stage:
         self.relay.close()
         self.fleet.close()
         meter = self.lease.meter
-        assert meter.spent == self.relay.prompt_tokens + self.relay.completion_tokens <= meter.leased
+        assert (meter.input, meter.spent) == (self.relay.prompt_tokens, self.relay.completion_tokens)
+        assert meter.spent <= meter.leased
         assert not any(leg.open for leg in self.legs)
         for replica in self.fleet.all():
             assert (replica.load, replica.pulse.streams, replica.pulse.silent) == (0, 0, 0)

@@ -71,7 +71,8 @@ def test_key_life(data: str):
     out, _ = run("keys", "create", *given, "--data", data, "--json")
     made = json.loads(out)
     assert made["key"].startswith("hf-")
-    assert (made["user"], made["org"], made["tokens"], made["window"]) == ("alice", "acme", 100_000, "day")
+    assert (made["user"], made["org"]) == ("alice", "acme")
+    assert made["limits"] == [{"unit": "tokens", "amount": 100_000, "window": "day"}]
 
     table, _ = run("keys", "list", "--data", data)
     assert made["key_id"] in table
@@ -81,7 +82,7 @@ def test_key_life(data: str):
     out, err = run("keys", "revoke", made["key_id"], "--data", data)
     assert (out, err) == ("", f"{made['key_id']} revoked\n")
     [row] = json.loads(run("keys", "list", "--data", data, "--json")[0])
-    assert (row["state"], row["free"]) == ("revoked", 100_000)
+    assert (row["state"], row["budgets"][0]["free"]) == ("revoked", 100_000)
 
 
 def test_balances_are_those_of_the_present_window(data: str):
@@ -89,12 +90,15 @@ def test_balances_are_those_of_the_present_window(data: str):
     made = json.loads(run("keys", "create", "--user", "a", "--tokens", "100/month", "--data", data, "--json")[0])
     db = connect(Path(data))
     for window, spent in ((Window.MONTH.id_at(time.time()), 30), ("1999-01", 99)):
-        db.execute("INSERT INTO accounts VALUES (?, ?, 100, ?, 20)", (made["key_id"], window, spent))
+        db.execute(
+            "INSERT INTO accounts VALUES (?, 'tokens', ?, 100, ?, 20, 0)", (f"key:{made['key_id']}", window, spent)
+        )
     db.close()
 
     [row] = json.loads(run("keys", "list", "--data", data, "--json")[0])
 
-    assert (row["tokens"], row["spent"], row["held"], row["free"]) == (100, 30, 20, 50)
+    [budget] = row["budgets"]
+    assert [budget[name] for name in ("amount", "spent", "held", "free")] == [100, 30, 20, 50]
 
 
 def test_names_are_not_markup(data: str):

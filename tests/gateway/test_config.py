@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.config import Config, is_loopback, parse_limit
+from gateway.config import Config, is_loopback, parse_limit, parse_rate
 from gateway.config_file import FILE_BYTES_MAX, ConfigErrors, from_upstreams, load, overridden
-from guards.budget import Limit, Window
+from guards.budget import Limit, Unit, Window
+from guards.rate import Counted, Rate
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "holdfast.example.yaml"
 SHA = hashlib.sha256(b"x").hexdigest()
@@ -82,6 +83,47 @@ ONE_ERROR = {
     "missing": (
         BASE + f"keys:\n  - sha256: {SHA}\n",
         'holdfast.yaml:8:5: keys[0].user: required, but missing. Add "user: ...".',
+    ),
+    "a budget of nobody": (
+        BASE + "budgets:\n  - limits: [1/day]\n",
+        'holdfast.yaml:8:5: budgets[0]: names nobody. Add "org: ...", "team: ..." or "user: ...".',
+    ),
+    "a budget of two": (
+        BASE + "budgets:\n  - {team: a, user: b, limits: [1/day]}\n",
+        "holdfast.yaml:8:5: budgets[0]: names both a team and a user. Write one entry for each.",
+    ),
+    "a budget twice": (
+        BASE + "budgets:\n  - {org: a, limits: [1/day]}\n  - {org: a, limits: [1/hour, 2/day]}\n",
+        "holdfast.yaml:9:31: budgets[1].limits[1]: the same kind of limit twice. "
+        "budgets[0].limits[0] is one. Keep one of them.",
+    ),
+    "a key's budget twice": (
+        BASE + f"keys:\n  - {{user: a, sha256: {SHA}, tokens: 1/day, limits: [5/day]}}\n",
+        f"holdfast.yaml:8:{len(SHA) + 49}: keys[0].limits[0]: the same kind of limit twice. "
+        "keys[0].tokens is one. Keep one of them.",
+    ),
+    "a key twice": (
+        BASE + f"keys:\n  - {{user: a, sha256: {SHA}}}\n  - {{user: b, sha256: {SHA}}}\n",
+        "holdfast.yaml:9:23: keys[1].sha256: the same key twice. keys[0] has it. Keep one.",
+    ),
+    "a budget without limits": (
+        BASE + "budgets:\n  - {org: a}\n",
+        'holdfast.yaml:8:5: budgets[0]: no limits. Add "limits: [50.00 USD/month]", or each_session, each_agent, '
+        "each_turn, rates.",
+    ),
+    "a budget of what nobody counts": (
+        BASE + "budgets:\n  - {org: a, limits: [5 beans/day]}\n",
+        "holdfast.yaml:8:23: budgets[0].limits[0]: unknown unit of a budget. Write tokens or dollars per window, "
+        'such as "100000/day", "10k output tokens/hour" or "5.00 USD/month"; windows: minute, hour, day, month, total.',
+    ),
+    "a price finer than money": (
+        BASE + "prices:\n  - {model: tiny, input: 0.0000001, output: 1}\n",
+        "holdfast.yaml:8:26: prices[0].input: not an amount of dollars. "
+        "Write dollars with at most six decimals, such as 12.50.",
+    ),
+    "a price twice": (
+        BASE + "prices:\n  - {model: a, input: 1, output: 1}\n  - {model: a, input: 2, output: 1}\n",
+        "holdfast.yaml:9:13: prices[1].model: the same model twice. prices[0] has it. Keep one.",
     ),
     "not a number": (
         BASE + "limits: {legs: many}\n",
@@ -395,18 +437,73 @@ def test_command_line_overrides_are_checked(tmp_path: Path):
         (" 2M / month ", Limit(2_000_000, Window.MONTH)),
         ("1/minute", Limit(1, Window.MINUTE)),
         ("7/total", Limit(7, Window.TOTAL)),
+        ("5.00 USD/month", Limit(5_000_000, Window.MONTH, Unit.MONEY)),
+        ("$0.000001", Limit(1, Window.TOTAL, Unit.MONEY)),
+        ("20k output tokens / hour", Limit(20_000, Window.HOUR, Unit.OUTPUT)),
+        ("3 input/day", Limit(3, Window.DAY, Unit.INPUT)),
+        ("10 tokens", Limit(10)),
     ],
 )
 def test_budgets(text: str, limit: Limit):
-    """A budget is tokens, perhaps in thousands or millions, per window."""
+    """A budget is tokens, perhaps in thousands or millions or of one kind, or dollars, per window."""
     assert parse_limit(text) == limit
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "1.5k", "day", "1/", "1/year", "1g", "9" * 30, "1/day/day", "_1", "٣"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0",
+        "-1",
+        "1.5k",
+        "day",
+        "1/",
+        "1/year",
+        "1g",
+        "9" * 30,
+        "1/day/day",
+        "_1",
+        "٣",
+        "1k USD",
+        "$",
+        "$1 USD",
+        "0.0000001 USD",
+        "1.0",
+        "5 beans",
+        "5 output/fortnight",
+    ],
+)
 def test_not_budgets(text: str):
     """What is no budget is refused, with a hint."""
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - a pydantic error by type, tested for its hint
         parse_limit(text)
+    assert caught.value.context["hint"]
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("60 requests/minute", (Counted.REQUESTS, Rate(60, 60, 60))),
+        ("100k tokens / hour", (Counted.TOKENS, Rate(100_000, 3600, 100_000))),
+        ("10 Requests/second burst 20", (Counted.REQUESTS, Rate(10, 1, 20))),
+        ("50 tokens/second per stream", (Counted.OF_STREAM, Rate(50, 1, 50))),
+        ("50 tokens/second per stream burst 99", (Counted.OF_STREAM, Rate(50, 1, 99))),
+    ],
+)
+def test_rates(text: str, rate: tuple[Counted, Rate]):
+    """Requests or tokens per time; the burst is a period's worth where none is said."""
+    assert parse_rate(text) == rate
+
+
+@pytest.mark.parametrize(
+    "text", ["60", "60/minute", "0 requests/minute", "5 requests/year", "1.5 requests/second", "2000M tokens/day",
+             "5 requests/second burst 0", "5 requests/second burst", "5 requests/second per stream",
+             "5 tokens/second per"],
+)  # fmt: skip
+def test_not_rates(text: str):
+    """What is no rate is refused, with a hint."""
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - a pydantic error by type, tested for its hint
+        parse_rate(text)
     assert caught.value.context["hint"]
 
 

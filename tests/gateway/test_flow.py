@@ -117,7 +117,7 @@ async def test_before_the_first_token_the_whole_request_is_raced(head, winner):
 
     assert causes([first, second])[1 - winner] is Cause.CLOSED
     assert stage.seen.ids[0] == ANSWER
-    assert stage.lease.meter.spent == len(PROMPT) + len(ANSWER)
+    assert stage.lease.counted == len(PROMPT) + len(ANSWER)
     assert stage.relay.failovers == 0
     assert stage.sink.replica == "ab"[winner]
     assert stage.seen.roles == {0: 1}

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guards.budget import Account
-from guards.claim import Load, Part, Unit, charge, lacking, lease, output_within, share
+from guards.claim import Cover, Load, Part, Unit, charges, hoped_for, lacking, lease, output_within, shares
 from guards.money import DOLLAR, Price, Tokens
 
 COUNTS = st.integers(min_value=0, max_value=20_000)
@@ -12,7 +12,10 @@ PRICES = st.builds(Price, *[st.integers(min_value=0, max_value=20 * DOLLAR)] * 4
 UNITS = st.sampled_from(Unit)
 LOADS = st.builds(Load, COUNTS, COUNTS)
 ACCOUNTS = st.builds(lambda free, spent, held: Account(free + spent + held, spent, held), *[st.integers(0, 40_000)] * 3)
-PARTS = st.lists(st.builds(Part, UNITS, ACCOUNTS), max_size=6)
+PARTS = st.lists(
+    st.builds(lambda unit, account, held: Part(unit, account, min(held, account.held)), UNITS, ACCOUNTS, COUNTS),
+    max_size=6,
+)
 
 
 @given(PARTS, LOADS, PRICES)
@@ -22,10 +25,10 @@ def test_a_lease_fits_every_limit_and_one_token_more_does_not(parts, want, price
 
     if output >= 0:
         leased = Load(want.input, output)
-        assert all(share(unit, leased, price) <= account.free for unit, account in parts)
+        assert all(shares(leased, price)[part.unit] <= part.within_reach for part in parts)
     if output < want.output:
         more = Load(want.input, max(output + 1, 0))
-        assert any(share(unit, more, price) > account.free for unit, account in parts)
+        assert any(shares(more, price)[part.unit] > part.within_reach for part in parts)
 
 
 @given(PARTS, LOADS, PRICES, st.booleans())
@@ -33,7 +36,8 @@ def test_a_limit_that_lacks_is_named_and_only_then(parts, least, price, ever):
     """The first one, in the order of the limits."""
     place = lacking(parts, least, price, ever=ever)
 
-    short = [share(unit, least, price) > (account.payable if ever else account.free) for unit, account in parts]
+    room = [part.account.payable if ever else part.held + part.account.free for part in parts]
+    short = [shares(least, price)[part.unit] > most for part, most in zip(parts, room, strict=True)]
     assert place == (short.index(True) if True in short else None)
 
 
@@ -52,7 +56,7 @@ def test_a_share_covers_the_charge_for_whatever_was_used_of_it(unit, load, price
     cached = data.draw(st.integers(0, input_tokens))
     reasoning = data.draw(st.integers(0, output))
 
-    assert charge(unit, Tokens(input_tokens, output, cached, reasoning), price) <= share(unit, load, price)
+    assert charges(Tokens(input_tokens, output, cached, reasoning), price)[unit] <= shares(load, price)[unit]
 
 
 @given(UNITS, LOADS, LOADS, PRICES)
@@ -60,7 +64,9 @@ def test_shares_grow_with_the_load(unit, one, other, price):
     """A top-up never lowers what is held, so what is held for each part covers the whole."""
     more = Load(one.input + other.input, one.output + other.output)
 
-    assert share(unit, one, price) <= share(unit, more, price) <= share(unit, one, price) + share(unit, other, price)
+    assert (
+        shares(one, price)[unit] <= shares(more, price)[unit] <= shares(one, price)[unit] + shares(other, price)[unit]
+    )
 
 
 @given(UNITS, st.integers(0, 40_000), COUNTS, PRICES)
@@ -69,12 +75,36 @@ def test_an_amount_covers_so_much_output_and_not_more(unit, amount, input_tokens
     output = output_within(unit, amount, input_tokens, price)
 
     if output is None:
-        assert share(unit, Load(input_tokens, 1 << 50), price) <= amount
+        assert shares(Load(input_tokens, 1 << 50), price)[unit] <= amount
     elif output < 0:
-        assert share(unit, Load(input_tokens, 0), price) > amount
+        assert shares(Load(input_tokens, 0), price)[unit] > amount
     else:
-        assert share(unit, Load(input_tokens, output), price) <= amount
-        assert share(unit, Load(input_tokens, output + 1), price) > amount
+        assert shares(Load(input_tokens, output), price)[unit] <= amount
+        assert shares(Load(input_tokens, output + 1), price)[unit] > amount
+
+
+@given(st.lists(st.tuples(UNITS, COUNTS), max_size=4), COUNTS, PRICES)
+def test_a_cover_allows_the_most_output_whose_shares_are_within_it(held, input_tokens, price):
+    """As a lease of accounts in which just so much is free would."""
+    cover = Cover(tuple(unit for unit, _ in held), tuple(amount for _, amount in held), price)
+    parts = [Part(unit, Account(amount)) for unit, amount in held]
+
+    covered = cover.output(input_tokens)
+
+    assert min(covered, 1 << 40) == lease(parts, Load(input_tokens, 1 << 40), price)
+
+
+def test_others_are_worth_waiting_for_where_they_hold_what_lacks():
+    """The least that is held of any limit that lacks; nothing where one lacks that nobody else holds of."""
+    tokens = Part(Unit.TOKENS, Account(limit=100, spent=20, held=80), held=30)
+    output = Part(Unit.OUTPUT, Account(limit=40, held=40), held=10)
+    mine = Part(Unit.OUTPUT, Account(limit=40, held=40), held=40)
+
+    assert hoped_for([tokens, output], Load(0, 31), None) == 30
+    assert hoped_for([tokens, output], Load(15, 10), None) == 0
+    assert hoped_for([tokens], Load(0, 31), None) == 50
+    assert hoped_for([tokens, mine], Load(0, 41), None) == 0
+    assert hoped_for([tokens, mine], Load(0, 30), None) == 0
 
 
 def test_the_tightest_limit_decides():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guards.rate import SECOND_NS, Rate
+from guards.rate import SECOND_NS, Rate, Throttle, duration
 
 RATES = st.builds(Rate, st.integers(1, 10_000), st.sampled_from([1, 60, 3600]), st.integers(min_value=1, max_value=500))
 ASKS = st.lists(st.tuples(st.integers(0, 5 * SECOND_NS), st.integers(0, 500)), max_size=40)
@@ -100,3 +100,56 @@ def test_what_is_left_can_be_taken_and_one_more_cannot(rate, now_ns, ahead_ns):
 
     assert rate.wait_ns(earned_ns, now_ns, left) == 0
     assert left == rate.burst or rate.wait_ns(earned_ns, now_ns, left + 1) > 0
+
+
+@given(RATES, st.integers(1, 500))
+def test_what_is_owed_is_waited_for(rate, cost):
+    """One interval for each unit, beyond what a rest would have left."""
+    earned_ns, _ = rate.take(0, 0, rate.burst)
+
+    owed_ns = rate.owe(earned_ns, 0, cost)
+
+    assert rate.left(owed_ns, 0) == 0
+    assert rate.wait_ns(owed_ns, 0, 1) == (cost + 1) * rate.interval_ns
+
+
+@pytest.mark.parametrize(
+    ("nanoseconds", "said"),
+    [(0, "0ms"), (1, "1ms"), (20_000_000, "20ms"), (1_500_000_000, "1.5s"), (59_999_000_000, "59.999s"),
+     (60_000_000_000, "1m0s"), (360_000_000_001, "6m1s")],
+)  # fmt: skip
+def test_a_time_is_said_as_openai_says_it(nanoseconds, said):
+    """Never shorter than it is."""
+    assert duration(nanoseconds) == said
+
+
+@given(
+    st.builds(Rate, st.integers(1, 500), st.sampled_from([1, 60]), st.integers(1, 100)),
+    st.lists(st.tuples(st.integers(0, 3 * SECOND_NS), st.integers(0, 50)), max_size=40),
+)
+def test_a_throttled_stream_never_comes_faster_than_its_rate(rate, looks):
+    """Whatever it takes of what it may, and whenever it asks: at most the burst and what was earned, in any span."""
+    now_ns, delivered, had = 0, 0, []
+    throttle = Throttle(rate, lambda: now_ns)
+    for pause_ns, appetite in looks:
+        now_ns += pause_ns
+        most = throttle.most(delivered)
+        assert most >= delivered
+        delivered = min(most, delivered + appetite)
+        had.append((now_ns, delivered))
+
+    for number, (since_ns, _) in enumerate(had):
+        before = had[number - 1][1] if number else 0
+        for until_ns, after in had[number:]:
+            assert after - before <= rate.burst + (until_ns - since_ns) / rate.interval_ns + 1
+
+
+def test_a_throttled_stream_that_is_hungry_has_all_that_was_promised():
+    """Ten seconds at fifty a second, asked for a few times a second: the burst and five hundred more."""
+    now_ns, delivered = 0, 0
+    throttle = Throttle(Rate(50, 1, 20), lambda: now_ns)
+    for _ in range(41):
+        delivered = throttle.most(delivered)
+        now_ns += int(throttle.step_s * SECOND_NS)
+
+    assert 500 <= delivered <= 520

@@ -52,11 +52,11 @@ async def rounds(folder: Path, upstreams: list[str], done: list[dict[str, Any]])
             one["wrong"] += wrong(gateway, known) + numbers.holes()
             if len(done) % SPENT_UP_EVERY == 0:
                 one["wrong"] += await spent_up(gateway, rng.choice(fresh))
-            spent = {balance.key_id: balance.spent for balance in gateway.balances()}
+            spent = {balance.scope: balance.spent for balance in gateway.balances()}
             one["received"] = sum(account.received for account in known)
-            one["charged"] = sum(spent.get(account.key_id, 0) for account in known)
+            one["charged"] = sum(spent.get(f"key:{account.key_id}", 0) for account in known)
             one["accounts"] = len(known)
-            one["exhausted"] = sum(spent.get(account.key_id, 0) == account.budget for account in known)
+            one["exhausted"] = sum(spent.get(f"key:{account.key_id}", 0) == account.budget for account in known)
             done.append(one)
             if len(done) % KEPT_EVERY == 0 or one["wrong"] or len(done) == KILLS:
                 keep(NAME, done)

@@ -46,7 +46,7 @@ class Watch(threading.Thread):
     def run(self) -> None:
         while not self._over.is_set():
             for one in self._gateway.balances():
-                if one.key_id != self._key_id:
+                if one.scope != f"key:{self._key_id}":
                     continue
                 self.looks += 1
                 if one.held + one.spent > self._limit or one.held < 0 or one.spent < self.spent:
@@ -310,17 +310,31 @@ async def test_locked_ledger_pauses_a_stream_and_ends_none(start_gateway, house)
     assert account.spent == prompt_tokens(body) + 4000
 
 
-async def test_revoked_key_is_refused_at_once(house):
-    """`holdfast keys revoke` takes effect at the next request, and its running stream goes on."""
-    key = house.gateway.keys_create("leaving", 10_000)
-    running = asyncio.create_task(ask(house.gateway, key, chat(order(tokens=200, tokens_per_s=40))))
-    await asyncio.sleep(0.3)
+@pytest.mark.parametrize("make", [chat, plain])
+async def test_a_revoked_key_s_requests_end_within_a_second(house, make):
+    """`holdfast keys revoke` refuses the next request, and ends those that run; what was delivered is charged."""
+    key, other = house.gateway.keys_create("leaving", 10_000), house.gateway.key("staying", 10_000)
+    body = make(order(tokens=400, tokens_per_s=40))
+    running = [asyncio.create_task(ask(house.gateway, one, body)) for one in (key, other)]
+    await asyncio.sleep(0.5)
 
     await asyncio.to_thread(house.gateway.cli, "keys", "revoke", id_of(key))
+    begin_s = time.monotonic()
     refused = await ask(house.gateway, key, plain())
+    ended = await running[0]
+    took_s = time.monotonic() - begin_s
 
     assert (refused.status, error(refused)["code"]) == (401, "invalid_api_key")
-    assert len((await running).ids) == 200
+    assert took_s < 1
+    if make is chat:
+        assert not ended.done
+        assert error(ended)["code"] == "key_revoked"
+        assert 0 < len(ended.ids) < 400
+    else:
+        assert (ended.status, error(ended)["code"]) == (401, "invalid_api_key")
+    received = prompt_tokens(body) + len(ended.ids) if make is chat else 0
+    assert settled(house, key) == (received, 0)
+    assert len(ids_of(await running[1])) == 400
 
 
 async def test_killed_gateway_never_delivered_what_it_had_not_charged(start_gateway, house):

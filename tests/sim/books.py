@@ -7,9 +7,10 @@ from typing import Any
 from unittest.mock import patch
 
 from gateway.books.ledger import tables
+from gateway.books.ledger.contract import Place
 from gateway.books.ledger.sqlite import SqliteLedger
 from gateway.books.ledger.steps import Audit, Held
-from gateway.books.ledger.tables import KEEP, SCHEMA, Tables
+from gateway.books.ledger.tables import BATCH, KEEP, SCHEMA, Tables, Told
 from gateway.books.ledger.writer import Ticket, Writer
 from guards.budget import Account
 from tests.sim.loop import SimLoop
@@ -17,6 +18,7 @@ from tests.sim.loop import SimLoop
 BATCH_MAX, STEPS_MAX = 256, 10_000
 EPOCH_S = 1_800_000_000.0  # what virtual time counts from, as unix seconds
 
+NOWHERE: Any = "memory"
 NO_THREADS: Any = SimpleNamespace(Thread=lambda **said: SimpleNamespace(start=lambda: None))
 
 OnCommit = Callable[[list[Ticket], list[Any]], None]
@@ -46,17 +48,21 @@ class Disk(sqlite3.Connection):
         if self.in_transaction:
             self.execute("ROLLBACK")
         self.execute("DELETE FROM accounts")
+        self.execute("DELETE FROM outbox")
 
-    def recover(self) -> int:
-        """What the ledger does with what a process that died had held; in tokens."""
-        nowhere: Any = "memory"
-        return tables.charge_leftovers(self, nowhere)
+    def recover(self, now_s: float) -> dict[Place, int]:
+        """What the ledger does with what a process that died had held."""
+        return tables.charge_leftovers(self, NOWHERE, now_s)
+
+    def outbox(self) -> list[Told]:
+        """What it may have to tell the journal."""
+        return tables.read_outbox(self, NOWHERE)
 
 
 def disk() -> Disk:
     """A database in memory, with the ledger's tables."""
     made = sqlite3.connect(":memory:", isolation_level=None, factory=Disk)
-    made.executescript(SCHEMA)
+    made.executescript(SCHEMA + BATCH)
     return made
 
 
@@ -79,10 +85,14 @@ class SimWriter(Writer):
     on_commit: told of each batch that was committed, with its answers. dead: the process is gone.
     """
 
+    forget_batches = 2  # worlds are short
+
     def __init__(self, disk: Disk, loop: SimLoop, commit_s: Callable[[], float], on_commit: OnCommit) -> None:
         file: Any = disk
         with patch("gateway.books.ledger.writer.threading", NO_THREADS):
-            super().__init__(disk, file, lambda: EPOCH_S + loop.time(), STEPS_MAX, BATCH_MAX)
+            outbox = disk.outbox()
+            last = outbox[-1].batch if outbox else 0
+            super().__init__(disk, file, lambda: EPOCH_S + loop.time(), STEPS_MAX, BATCH_MAX, last)
         self._loop, self._commit_s, self._on_commit = loop, commit_s, on_commit
         self._disk = Tables(disk)  # what is committed, whatever the writer thinks
         self._queue = Queue(self._next)
@@ -93,7 +103,7 @@ class SimWriter(Writer):
         """What breaks an invariant."""
         return Audit().apply(self._overlay, self._clock())
 
-    def accounts(self) -> Iterable[tuple[str, str, Account]]:
+    def accounts(self) -> Iterable[tuple[Place, Account]]:
         """Every account, as committed."""
         return self._disk.accounts()
 
@@ -128,19 +138,40 @@ class SimWriter(Writer):
 class SimLedger(SqliteLedger):
     """The real ledger over a simulated writer."""
 
-    def __init__(self, writer: SimWriter) -> None:
+    def __init__(self, writer: SimWriter, outbox: list[Told]) -> None:
         self._writer: Any = writer
         self._closed = False
-        self.recovered_tokens = 0
+        self.recovered = {}
+        self.outbox = outbox
 
 
 class Facts:
-    """A journal: told of each fact, in order."""
+    """A journal: told of each fact, in order. What was not flushed yet is gone with the process.
+
+    flush_s: how long a fact waits for that; on_fact: told of what is on disk. dead: the process is gone.
+    """
 
     healthy = True
 
-    def __init__(self, on_fact: Callable[[str, dict[str, Any]], None]) -> None:
-        self._on_fact = on_fact
+    def __init__(
+        self, loop: SimLoop, flush_s: Callable[[], float], on_fact: Callable[[str, dict[str, Any]], None]
+    ) -> None:
+        self._loop, self._flush_s, self._on_fact = loop, flush_s, on_fact
+        self._waiting: list[tuple[str, dict[str, Any]]] = []
+        self.appended = self.kept = 0
+        self.dead = False
 
     def append(self, kind: str, about: dict[str, Any], fields: dict[str, Any]) -> None:
-        self._on_fact(kind, about | fields)
+        self.appended += 1
+        if not self._waiting:
+            self._loop.later(self._flush_s(), self.flush)
+        self._waiting.append((kind, about | fields))
+
+    def flush(self) -> None:
+        """Have all that waits on disk."""
+        if self.dead:
+            return
+        waiting, self._waiting = self._waiting, []
+        for kind, fact in waiting:
+            self._on_fact(kind, fact)
+        self.kept += len(waiting)

@@ -5,10 +5,14 @@ import json
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from gateway.books.keys import Tenant
+from gateway.books.ledger.contract import Place
+from gateway.books.tenants import Tenant
 from gateway.flow import Flow
 from gateway.stream.call import Bounds, Call, Endpoint
+from guards.budget import Limit, Line, Unit
+from guards.claim import Load
 from guards.refusal import Refused
+from guards.scope import scope
 from loadtests.stub_request import chat_ids
 from loadtests.stub_tokenizer import encode
 from tests.gateway.stream.fakes import FakeSink, Seen
@@ -19,6 +23,7 @@ from tests.sim.plan import Asking
 if TYPE_CHECKING:
     from tests.sim.world import World
 
+Accounts = dict[Place, int]  # so much of each
 STALL_S = 30.0  # as ClientSink's: a client that reads nothing for so long is hung up on
 
 
@@ -27,7 +32,8 @@ class Client(FakeSink):
 
     expected: for each choice all of its prompt's answers; that of the choice itself first. One that had not begun
         when its server was lost may get any of them: the engine draws.
-    leased, settled: of its hold, as committed; None where there is none, or none yet.
+    held, charged: of its accounts, as committed; None where there is no hold, or none yet.
+    settled: tokens it is charged.
     """
 
     def __init__(self, world: "World", number: int, plan: Asking) -> None:
@@ -39,10 +45,11 @@ class Client(FakeSink):
         self._unstopped = self._answers({name: value for name, value in self.call.body.items() if name != "stop"})
         self.seen = Seen()
         self.rest = b""
-        self.got = 0  # tokens delivered: ids, and those of the prompts that they answer
+        self.got = Load(0, 0)  # delivered: ids, and the tokens of the prompts that they answer
         self.read_s: list[float] = []  # when it was given something
         self.record: Any = None
-        self.leased: int | None = None
+        self.held: Accounts | None = None
+        self.charged: Accounts | None = None
         self.settled: int | None = None
         self.ended_s: float | None = None
         self.outcome = ""
@@ -97,7 +104,7 @@ class Client(FakeSink):
             for raw in raws:
                 self._take(raw)
             self._compare()
-            self.got = self.ids + self.prompt_least
+            self.got = Load(self.prompt_least, self.ids)
         except AssertionError as wrong:
             self.world.broken(f"{self.name}: {wrong}")
         if self.writes == self.plan.leave_after:
@@ -184,6 +191,16 @@ def _asked(plan: Asking, number: int) -> tuple[Call, Oracle]:
     return Call(endpoint, raw, f"r{number}", Bounds()), oracle
 
 
-def tenant(account: int, budget: Any) -> Tenant:
-    """Who pays."""
-    return Tenant(f"key-{account}", f"user-{account}", limit=budget)
+def tenant(account: int, budget: int | None, shared: dict[Unit, int]) -> Tenant:
+    """Who pays: a key, and the org it shares with the others."""
+    key_id = f"key-{account}"
+    lines = [Line("org:all", Limit(amount, unit=unit)) for unit, amount in shared.items()]
+    if budget is not None:
+        lines.append(Line(scope("key", key_id), Limit(budget)))
+    return Tenant(key_id, f"user-{account}", lines=tuple(lines))
+
+
+def key_place(client: Client) -> Place:
+    """The account of a client's key, which always counts tokens."""
+    assert client.held is not None
+    return next(at for at in client.held if at.scope.startswith("key:"))

@@ -8,11 +8,12 @@ from unittest.mock import patch
 
 from gateway import app
 from gateway.asides import Asides
-from gateway.books.keys import Tenant
+from gateway.books.tenants import Tenant
 from gateway.config import Config, Limits, Model, Replica, Timeouts
 from gateway.deadlines import Deadlines
 from gateway.flow import Flow
 from gateway.quote import Quotes
+from gateway.rates import Rates
 from gateway.record import Record, Records
 from gateway.stream.call import Call
 from gateway.stream.seams import Sink
@@ -22,7 +23,7 @@ from gateway.watch.metrics import Metrics
 from tests.gateway.stream.vllm_text import tokenizer
 from tests.sim.books import Facts, SimLedger
 from tests.sim.loop import SimLoop
-from tests.sim.plan import Plan
+from tests.sim.plan import PRICE, Plan
 
 NO_TLS: Any = SimpleNamespace(create_default_context=lambda: None)  # reading the CAs takes 20 ms
 
@@ -77,6 +78,7 @@ class Gateway:
             self.fleet,
             asides,
             partial(_decoders, plan, asides),
+            prices={"tiny": PRICE},
             lease_tokens=limits.lease_tokens,
             low_tokens=limits.lease_low_tokens,
             legs_max=limits.legs,
@@ -85,7 +87,8 @@ class Gateway:
         journal: Any = facts
         self.records = SimRecords(journal, metrics, loop.time, quotes.lengths.note)
         self.deadlines = Deadlines(config.timeouts.total_s)
-        self.flow = Flow(quotes, self.fleet, self.upstream, targets, self.records, self.deadlines, loop.time)
+        rates = Rates(quotes.lengths, lambda: int(loop.time() * 1e9))
+        self.flow = Flow(rates, quotes, self.fleet, self.upstream, targets, self.records, self.deadlines, loop.time)
         _teach(plan, quotes, self.fleet.all())
 
     def replicas(self) -> list[Any]:

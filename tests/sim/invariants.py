@@ -1,16 +1,21 @@
 """What must hold in every world: after each step, after each commit, at a client's end, and when all is over."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from gateway.books.ledger.contract import Grant
+from gateway.books.ledger.contract import Charged, Grant, More, Place
 from gateway.books.ledger.steps import Extend, Open, Settle
 from gateway.books.ledger.writer import Ticket
+from guards.budget import Unit
+from guards.claim import Load, charges, shares
+from guards.money import Tokens
 from guards.refusal import Ending, Refused
 from tests.sim.client import Client
 from tests.sim.gateway import outrun
 from tests.sim.oracle import Said
+from tests.sim.plan import PRICE
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -27,9 +32,9 @@ def after_step(clients: Iterable[Client], replicas: Iterable[Any]) -> str | None
             return f"{client.name} counted {answer.meter.spent} of {answer.meter.leased} tokens leased"
         if answer is not None and outrun(answer):
             return f"{client.name} goes on being told what another server brings"
-        bound = client.settled if client.settled is not None else client.leased
-        if client.got > (bound or 0):
-            return f"{client.name} was delivered {client.got} tokens, covered are {bound}"
+        bound = client.held if client.charged is None else client.charged
+        if any(client.got) and not covered(client.got, bound):
+            return f"{client.name} was delivered {client.got}, covered is {bound}"
     for one in replicas:
         if not 0 <= one.pulse.silent <= one.pulse.streams <= one.load:
             return f"{one.name}: {one.pulse.silent} of {one.pulse.streams} streams silent, load {one.load}"
@@ -43,24 +48,30 @@ def after_commit(world: "World", batch: list[Ticket], answers: list[Any]) -> Ite
         if isinstance(answer, Exception) and not isinstance(answer, Refused):
             yield f"a step of the ledger failed: {answer!r} for {step}"
         elif isinstance(step, Open) and isinstance(answer, Grant):
-            world.clients[step.request_id].leased = answer.leased
-        elif isinstance(step, Extend) and answer:
             client = world.clients[step.request_id]
-            client.leased = (client.leased or 0) + answer
+            client.held = dict(zip(answer.places, answer.cover.amounts, strict=True))
+        elif isinstance(step, Extend) and isinstance(answer, More) and answer.cover is not None:
+            client = world.clients[step.request_id]
+            client.held = dict(zip(client.held or (), answer.cover.amounts, strict=True))
         elif isinstance(step, Settle):
-            yield from _settled(world.clients[step.request_id], step.spent, answer)
+            yield from _settled(world.clients[step.request_id], step.used, answer)
     yield from world.writer.audit()
-    for key_id, window, account in world.writer.accounts():
-        budget = world.budget(key_id)
-        if budget is not None and not account.spent + account.held <= account.limit == budget:
-            yield f"{key_id} {window}: {account} of a budget of {budget}"
+    for at, account in world.writer.accounts():
+        if not account.spent + account.held <= account.limit == world.budget(at):
+            yield f"{at}: {account} of a budget of {world.budget(at)}"
 
 
-def _settled(client: Client, spent: int, answer: Any) -> Iterable[str]:
-    if answer is not True or client.settled is not None:
-        yield f"{client.name} is settled again, at {spent}"
-    client.settled = spent
-    yield from _charge(client, spent)
+def covered(load: Load, amounts: dict[Place, int] | None) -> bool:
+    """Whether what is held, or charged, of each account is enough for what was delivered."""
+    return amounts is not None and all(shares(load, PRICE)[Unit(at.unit)] <= amount for at, amount in amounts.items())
+
+
+def _settled(client: Client, used: Tokens, answer: Any) -> Iterable[str]:
+    if not isinstance(answer, Charged) or client.settled is not None:
+        yield f"{client.name} is settled again, at {used}"
+    client.settled = used.input + used.output
+    client.charged = {at: charges(used, PRICE)[Unit(at.unit)] for at in client.held or ()}
+    yield from _charge(client, client.settled)
 
 
 def _charge(client: Client, spent: int) -> Iterable[str]:
@@ -83,13 +94,15 @@ def at_end(world: "World", client: Client) -> Iterable[str]:
         yield f"{client.name} did not end in time"
         return
     facts = world.settled(client)
+    if not facts and world.plan.crashes_s:
+        return  # it was not flushed; what it charged is told all the same
     if len(facts) != 1:
         yield f"{client.name} has {len(facts)} facts of its end"
         return
     ending, charged = facts[0]["ending"], facts[0]["charged_tokens"]
     if charged != (client.settled or 0) and not (client.recovered and charged <= (client.settled or 0)):
         yield f"{client.name}: {charged} tokens in the journal, {client.settled} in the ledger"
-    if client.leased is not None and client.settled is None:
+    if client.held is not None and client.settled is None:
         yield f"{client.name} was never settled"
     if client.outcome.startswith("refused") and (client.started or client.settled):
         yield f"{client.name} was refused, yet got {client.seen.text} and pays {client.settled}"
@@ -175,12 +188,17 @@ def at_rest(world: "World") -> Iterable[str]:
     for request_id, held in world.writer.holds():
         yield f"{request_id} still holds {held}"
     yield from world.writer.audit()
-    charged: dict[str, int] = {}
+    charged: Counter[Place] = Counter()
     for client in world.clients.values():
-        charged[client.tenant.key_id] = charged.get(client.tenant.key_id, 0) + (client.settled or 0)
-    for key_id, _, account in world.writer.accounts():
-        if account.spent != charged.get(key_id, 0):
-            yield f"{key_id} spent {account.spent}, its requests {charged.get(key_id, 0)}"
+        charged.update(client.charged or {})
+    for at, account in world.writer.accounts():
+        if account.spent != charged[at]:
+            yield f"{at} spent {account.spent}, its requests {charged[at]}"
+    told: Counter[Place] = Counter()
+    for _, fact in world.facts:
+        told.update({at: amount for at, amount in fact.get("charges", ())})
+    if +told != +charged:
+        yield f"the journal says {+told}, the ledger {+charged}"
 
 
 def at_calm(world: "World") -> Iterable[str]:
@@ -189,7 +207,7 @@ def at_calm(world: "World") -> Iterable[str]:
     if plan.faults or plan.outages or plan.crashes_s or plan.stop_s is not None or plan.total_s < 10:
         return
     fine = {Ending.FINISHED}
-    if any(budget is not None for budget in plan.budgets):
+    if plan.shared or any(budget is not None for budget in plan.budgets):
         fine |= {Ending.BUDGET, Ending.REFUSED}
     for client in world.clients.values():
         ends = {fact["ending"] for fact in world.settled(client)}

@@ -22,7 +22,7 @@ class Mutant(NamedTuple):
     old: str
     new: str
     caught: str
-    worlds: int = 400
+    worlds: int = 2000
 
     def put_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Break it. Raises AssertionError where the guard is not what it was when this was written."""

@@ -4,6 +4,10 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from guards.budget import Unit
+from guards.money import DOLLAR, Price
+
+PRICE = Price(2 * DOLLAR, 6 * DOLLAR, 2 * DOLLAR, 6 * DOLLAR)  # micro-dollars: 2 for a token of input, 6 of output
 KINDS_OF_SERVER = ("stop", "mute", "freeze", "vanish", "crash", "sick", "rotten", "400", "429", "500", "503")
 KINDS_OF_STREAM = ("cut", "fin", "tear", "hush", "comments", "error", "abort", "early", "garbage", "stray", "bare")
 FAULTS_MAX = 6
@@ -68,6 +72,7 @@ class Plan:
     """One world. Times in seconds.
 
     budgets: tokens of each account; None: unbounded.
+    shared: limits of the org that all accounts belong to, by unit; money in micro-dollars at `PRICE`.
     likely: how long answers are thought to be; short ones make for many top-ups. None: nothing is known.
     patience_s: what silence is suspicious, as if it had been learnt; None: nothing was learnt yet.
     crashes_s: when the gateway dies; it is started anew at once.
@@ -81,6 +86,7 @@ class Plan:
     faults: list[Fault] = field(default_factory=list)
     outages: list[Outage] = field(default_factory=list)
     budgets: list[int | None] = field(default_factory=lambda: [None])
+    shared: dict[Unit, int] = field(default_factory=dict)
     crashes_s: list[float] = field(default_factory=list)
     stop_s: float | None = None
     linger_s: float = 0.0
@@ -114,6 +120,7 @@ def drawn(seed: int) -> Plan:
         faults=[_fault(rng, len(servers)) for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4, FAULTS_MAX)))],
         outages=[_outage(rng)] if rng.random() < 0.15 else [],
         budgets=budgets,
+        shared=_shared(rng) if rng.random() < 0.4 else {},
         crashes_s=[rng.expovariate(2.0) for _ in range(rng.choice((1, 1, 2)))] if rng.random() < 0.15 else [],
         stop_s=rng.expovariate(2.0) if rng.random() < 0.05 else None,
         linger_s=rng.choice((0.0, 0.0, 0.0, 0.0, 0.0, 12.0)),
@@ -133,6 +140,11 @@ def drawn(seed: int) -> Plan:
         total_s=rng.choice((3.0, 15.0, 15.0)),
         probe_every_s=rng.choice((0.5, 2.0, 2.0)),
     )
+
+
+def _shared(rng: Random) -> dict[Unit, int]:
+    units = rng.sample(list(Unit), rng.choice((1, 1, 2, 4)))
+    return {unit: rng.choice((15, 40, 100, 300)) * (4 if unit is Unit.MONEY else 1) for unit in units}
 
 
 def _server(rng: Random, number: int) -> Server:

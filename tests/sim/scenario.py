@@ -25,6 +25,7 @@ class Scenario:
         made = [Server(standby=number > 0) for number in range(servers)]
         self.plan = Plan(servers=made, asks=[], budgets=[budget], **{"patience_s": 0.25, **plan})
         self._asked: list[Asked] = []
+        self.on_step: Callable[[World], None] = lambda world: None
         self.world: World
 
     def server(self, number: int) -> "Orders":
@@ -50,6 +51,7 @@ class Scenario:
     def run(self) -> World:
         """Live through it. Raises AssertionError where an invariant does not hold."""
         self.world = World(self.plan, disk(), traced=True)
+        self.world.on_step = self.on_step
         why = broken(self.world)
         assert why is None, "\n".join([*(self.world.trace or ()), str(why)])
         return self.world

@@ -2,8 +2,13 @@
 
 import pytest
 
-from tests.sim.plan import Server
+from guards.budget import Unit
+from guards.claim import Load, shares
+from guards.refusal import Ending
+from tests.sim.client import key_place
+from tests.sim.plan import PRICE, Server
 from tests.sim.scenario import Scenario
+from tests.sim.world import World
 
 
 def hung(*, servers: int = 2, **plan: object) -> Scenario:
@@ -123,7 +128,7 @@ def test_a_killed_gateway_charges_what_it_held():
     world.run()
 
     assert lost.client.dead
-    assert 0 < lost.client.got <= lost.client.settled == lost.client.leased
+    assert 0 < sum(lost.client.got) <= lost.client.settled == lost.client.held[key_place(lost.client)]
     assert late.ending == "finished"
 
 
@@ -160,6 +165,59 @@ def test_a_budget_ends_exactly(budget):
     assert one.ending == "budget_exceeded"
     assert one.client.settled == budget
     assert one.client.seen.stop_reason == {0: "budget_exceeded"}
+
+
+@pytest.mark.parametrize("unit", Unit)
+@pytest.mark.parametrize("amount", [50, 77, 100])
+def test_an_org_s_budget_ends_a_stream_exactly(unit, amount):
+    """In whatever unit, though the key has none of its own: not one token more could have been paid."""
+    world = Scenario(shared={unit: amount}, lease_tokens=4, low_tokens=1)
+    one = world.ask(tokens=200, max_tokens=200)
+    world.run()
+
+    delivered = Load(one.fact["prompt_tokens"], one.fact["completion_tokens"])
+    more = delivered._replace(output=delivered.output + 1)
+    if unit is Unit.INPUT:
+        assert one.ending == "finished"
+    else:
+        assert one.ending == "budget_exceeded"
+        assert shares(delivered, PRICE)[unit] <= amount < shares(more, PRICE)[unit]
+    assert one.fact["cost"] == PRICE.most(*delivered)
+
+
+def ends_with_its_deadline() -> Scenario:
+    """A budget ends two choices inside a chunk, and in that moment the gateway is told to stop."""
+    world = Scenario(shared={Unit.OUTPUT: 17}, lease_tokens=4, low_tokens=1, tokenizer=False)
+    world.plan.servers[0].per_chunk = 5
+    one = world.ask(tokens=40, n=2, temperature=0.7)
+
+    def stop(living: World) -> None:
+        answer = one.client.record.answer if one.client.record else None
+        if answer is not None and answer.ending is Ending.BUDGET:
+            living.gateway.deadlines.stop()
+
+    world.on_step = stop
+    return world
+
+
+def test_a_budget_s_last_words_outlive_a_deadline():
+    """What it still paid for is delivered, and the client is told why there is no more."""
+    world = ends_with_its_deadline()
+    world.run()
+
+    one = world.world.clients["r0"]
+    assert (one.ids, one.seen.done, set(one.seen.finish.values())) == (17, True, {"length"})
+
+
+def test_two_keys_share_their_org_s_money():
+    """Neither is told that there is nothing while the other may give back; together they spend it all, and no more."""
+    world = Scenario(shared={Unit.MONEY: 600}, lease_tokens=4, low_tokens=1, likely=5)
+    asks = [world.ask(tokens=60, max_tokens=60, at_s=0.02 * number) for number in range(3)]
+    world.run()
+
+    paid = sum(one.fact["cost"] for one in asks if "cost" in one.fact)
+    assert 600 - 6 < paid <= 600
+    assert {one.ending for one in asks} >= {"budget_exceeded"}
 
 
 def test_a_scenario_knows_its_faults():

@@ -1,14 +1,18 @@
 """One world: servers, a network, a disk, clients, and a gateway that may die and be started anew."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
 
-from guards.budget import Limit
+import msgspec
+
+from gateway.books.ledger.contract import Place
+from gateway.books.outbox import Outbox
+from gateway.books.replay import Fact
 from tests.sim import invariants
 from tests.sim.books import Disk, Facts, SimLedger, SimWriter
-from tests.sim.client import Client, tenant
+from tests.sim.client import Client, key_place, tenant
 from tests.sim.gateway import Gateway, SimMetrics, host
 from tests.sim.loop import SimLoop, Stuck
 from tests.sim.network import Network
@@ -37,7 +41,7 @@ class World:
         self.loop = SimLoop()
         self.rng = Random(plan.seed)
         self.network = Network(self.loop, self.rng, plan.latency_s, plan.torn)
-        self.tenants = [tenant(n, None if tokens is None else Limit(tokens)) for n, tokens in enumerate(plan.budgets)]
+        self.tenants = [tenant(n, tokens, plan.shared) for n, tokens in enumerate(plan.budgets)]
         self.clients = {f"r{n}": Client(self, n, asking) for n, asking in enumerate(plan.asks)}
         oracles = {name: client.oracle for name, client in self.clients.items()}
         self.servers = [
@@ -48,8 +52,10 @@ class World:
         self.active: dict[str, Client] = {}
         self.gateway: Gateway
         self.writer: SimWriter
+        self.journal: Facts
         self.metrics: SimMetrics
         self.ejected = 0
+        self.on_step: Callable[[World], None] = lambda world: None
         self._violations: list[str] = []
         self._dying = self._over = self._stopping = self._resting = False
         self._waiting = len(self.clients)
@@ -67,7 +73,7 @@ class World:
         except Stuck as stuck:
             raise Broken(str(stuck)) from None
         finally:
-            self._over = self.writer.dead = True
+            self._over = self.writer.dead = self.journal.dead = True
             self.loop.on_step = lambda: None
             self.loop.steps = 0
             self.loop.run_until_complete(self._reap("_reap"))
@@ -94,10 +100,10 @@ class World:
         if self._waiting == 0 and not self._dying:
             self._all_ended.set()
 
-    def budget(self, key_id: str) -> int | None:
-        """The tokens of an account."""
-        limit = next(one.limit for one in self.tenants if one.key_id == key_id)
-        return None if limit is None else limit.tokens
+    def budget(self, at: Place) -> int:
+        """The limit of an account."""
+        lines = (line for one in self.tenants for line in one.lines)
+        return next(limit.amount for scope, limit in lines if (scope, limit.unit) == at[:2])
 
     def settled(self, client: Client) -> list[dict[str, Any]]:
         """What the journal says of a client's end."""
@@ -135,7 +141,14 @@ class World:
         self.metrics = SimMetrics()
         self.metrics.on_verdict = self._verdict
         self.writer = SimWriter(self.disk, self.loop, self._commit_s, self._committed)
-        self.gateway = Gateway(self.plan, self.loop, SimLedger(self.writer), Facts(self._fact), self.metrics)
+        self.journal = Facts(self.loop, lambda: 5 * self._commit_s(), self._fact)
+        ledger = SimLedger(self.writer, self.disk.outbox())
+        self.gateway = Gateway(self.plan, self.loop, ledger, self.journal, self.metrics)
+        outbox = Outbox(ledger, self.gateway.records.journal)
+        outbox.begin(
+            lambda since_s: [msgspec.convert({"seq": 0, "at": 0.0, "kind": k} | f, Fact) for k, f in self.facts]
+        )
+        ledger.on_batch(outbox.batch)
         self.gateway.records.on_open = self._opened
         self._probing = self.loop.create_task(self.gateway.fleet.run())
 
@@ -172,7 +185,7 @@ class World:
         if self._waiting == 0 or self._dying or self._stopping:
             return
         self.note("the gateway dies")
-        self._dying = self.writer.dead = True
+        self._dying = self.writer.dead = self.journal.dead = True
         for client in list(self.active.values()):
             client.dead = True
             self.ended(client)
@@ -186,10 +199,11 @@ class World:
             link.abort()
         self._mend()
         self._dying = False
-        self.note(f"the gateway is back, {self.disk.recover()} tokens were held")
+        self.note(f"the gateway is back, this was held: {self.disk.recover(self.loop.time())}")
         for client in self.clients.values():
-            if client.leased is not None and client.settled is None:
-                client.settled, client.recovered = client.leased, True
+            if client.held is not None and client.charged is None:
+                client.charged, client.recovered = client.held, True
+                client.settled = client.held[key_place(client)]
         self._start()
         if self._waiting == 0:
             self._all_ended.set()
@@ -226,6 +240,8 @@ class World:
         until_s = self.loop.time() + SETTLE_S_MAX
         while self.writer.holds() and self.loop.time() < until_s:  # noqa: ASYNC110 - it is virtual
             await asyncio.sleep(0.1)
+        await asyncio.sleep(2 * self.plan.commit_s)  # for the last answers
+        self.journal.flush()
         self._judge(invariants.at_rest(self))
         for client in self.clients.values():
             self._judge(invariants.at_end(self, client))
@@ -239,6 +255,7 @@ class World:
     # ---------------------------------------------------------------- what is watched
 
     def _step(self) -> None:
+        self.on_step(self)
         if not self._violations and not self._dying:
             wrong = invariants.after_step(self.active.values(), self.gateway.replicas()) if self.active else None
             if wrong is not None:

@@ -1,30 +1,129 @@
-"""What a token ledger promises, whichever engine keeps it."""
+"""What a ledger promises, whichever engine keeps it."""
 
 import asyncio
-from collections.abc import Awaitable
-from typing import NamedTuple, Protocol
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
-from guards.budget import Account, Limit
+from guards.budget import Account, Limit, Line, Unit
+from guards.claim import Cover, Load
+from guards.money import Price, Tokens
+
+About = Mapping[str, Any]  # JSON values
+NOTHING: About = {}
+
+
+class Place(NamedTuple):
+    """The identity of an account: what a scope has of a unit in one window.
+
+    With the window's name in it, nothing is ever reset.
+    """
+
+    scope: str
+    unit: str
+    window: str
+
+
+class Cell:
+    """Where an account stands in a process's memory: one for each place. account: None where nobody ever held of it."""
+
+    __slots__ = ("__weakref__", "account", "place")
+
+    def __init__(self, place: Place, account: Account | None) -> None:
+        self.place, self.account = place, account
+
+    def __repr__(self) -> str:
+        return f"Cell({self.place}, {self.account})"
+
+
+class Cells(Protocol):
+    """Whoever has the accounts in memory."""
+
+    def cell(self, place: Place) -> Cell:
+        """Find the one of a place."""
+
+
+class Lines(tuple[Line, ...]):
+    """The limits of a request, which remember for a minute where their accounts are: they are the same for many.
+
+    units: of each.
+    """
+
+    units: tuple[Unit, ...]
+    _cells: tuple[Cell, ...]
+    _of: Cells | None
+    _minute: int
+
+    def __new__(cls, lines: Iterable[Line] = ()) -> "Lines":
+        made = super().__new__(cls, lines)
+        made.units = tuple(limit.unit for _, limit in made)
+        made._of, made._minute = None, -1
+        return made
+
+    @classmethod
+    def of(cls, lines: Sequence[Line]) -> "Lines":
+        """The same limits, as these if they are not yet."""
+        return lines if isinstance(lines, Lines) else cls(lines)
+
+    def cells(self, of: Cells, now_s: float) -> tuple[Cell, ...]:
+        """The accounts they mean at this moment (unix seconds). From one thread."""
+        minute = int(now_s // 60)  # no window is shorter
+        if minute != self._minute or of is not self._of:
+            self._cells = tuple(of.cell(place(scope, limit, now_s)) for scope, limit in self)
+            self._minute, self._of = minute, of
+        return self._cells
+
+
+def place(scope: str, limit: Limit, now_s: float) -> Place:
+    """Say which account a limit means at this moment."""
+    return Place(scope, limit.unit, limit.window.id_at(now_s))
 
 
 class Grant(NamedTuple):
     """A hold that is committed.
 
-    leased: tokens that may be delivered under it.
-    payable: tokens that the account could pay at most, were every other hold given back unused.
-    window: the name of the window that the hold is charged to, also when it is settled in a later one.
+    cells: the accounts that it is charged to, also when it is settled in a later window; for their names alone.
+    cover: what is held for the request, of each of its limits.
+    leased: output tokens that may be delivered under it, after all the input it was asked for.
+    payable: output tokens that the limits could pay at most, were every other hold given back unused; or the least
+        that was asked for, where that was more than what was wanted.
     """
 
+    cells: tuple[Cell, ...]
+    cover: Cover
     leased: int
     payable: int
-    window: str
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The accounts' names."""
+        return tuple([cell.place for cell in self.cells])
+
+
+class More(NamedTuple):
+    """The answer to a top-up. cover: what is held now; None where there was not enough free, and nothing has changed.
+
+    of_others: then, what other requests hold and may give back; 0 where waiting cannot help.
+    """
+
+    cover: Cover | None
+    of_others: int = 0
+
+
+class Charged(NamedTuple):
+    """What was charged, to which accounts, for what. request_id: or «recovery-…», for a process that died."""
+
+    request_id: str
+    charges: list[tuple[Place, int]]
+    used: Tokens = Tokens()
+    about: About = NOTHING
+    cost: int | None = None  # micro-dollars; of a model that has a price
 
 
 class Ledger(Protocol):
-    """The accounts of all keys and the holds on them; used from one event loop.
+    """The accounts of all limits and the holds on them; used from one event loop.
 
-    Every call is one atomic step, taken in the order of the calls, and on its way when the call
-    returns: a caller that is cancelled while it waits for the answer has still been heard. Each may be
+    Every call is one atomic step over all accounts of a request, taken in the order of the calls, and on its way when
+    the call returns: a caller that is cancelled while it waits for the answer has still been heard. Each may be
     answered with `Refused(Reason.BOOKS)`; then nothing has changed. After every step, in each account:
 
         held + spent + free = limit,    held = the sum of its holds
@@ -33,30 +132,45 @@ class Ledger(Protocol):
     below what it has spent and held has nothing free; it takes nothing back.
     """
 
-    def open(self, request_id: str, key_id: str, limit: Limit | None, want: int, least: int = 1) -> Awaitable[Grant]:
-        """Hold `want` tokens, or what is free, but only if `least` are free. To be awaited, once.
+    def open(
+        self,
+        request_id: str,
+        lines: Sequence[Line],
+        price: Price | None,
+        want: Load,
+        least: Load,
+        alone: Load | None = None,
+    ) -> Awaitable[Grant]:
+        """Hold what a request may use, of all its limits or of none. To be awaited, once.
 
-        limit: None for a key without a budget; it is accounted for all the same.
+        It holds the input it wants and as much of the output as is free, but only if all limits have `least` free;
+        that may be more than what is wanted.
+        alone: what is enough where nobody else holds of a limit that has not `least` free, so that no more will come.
+        lines: at least one, none twice; price: of the model, needed where one of them is in money.
 
-        Raises Refused: BUDGET when `least` could not be paid even if all other holds were given back,
-        HELD when it could be then; ValueError when the request already holds. A caller that is
+        Raises Refused: BUDGET when a limit could not pay `least` even if all other holds were given back,
+        HELD when it could be then; both name the limit. ValueError when the request already holds. A caller that is
         cancelled before it has the grant owns none: the ledger gives the hold back.
         """
 
-    def extend(self, request_id: str, tokens: int) -> asyncio.Future[int]:
-        """Add up to `tokens` to a hold; the answer is how many, 0 when none are free or nothing is held."""
+    def extend(self, request_id: str, want: Load, least: int) -> asyncio.Future[More]:
+        """Have a hold cover a load instead of what it covers now: its input, and as much of its output as can be.
 
-    def others(self, request_id: str) -> asyncio.Future[int]:
-        """Tell how many tokens other requests hold of this one's account: some may be given back."""
-
-    def settle(self, request_id: str, spent: int) -> asyncio.Future[bool]:
-        """Give a hold back and charge `spent` tokens of it, once; False when there is no such hold (any more).
-
-        Raises AssertionError when more was spent than leased; then the hold stays as it was.
+        least: output tokens; where not so many can be held, nothing changes. Nor does it for an unknown request.
         """
 
-    def balance(self, key_id: str, limit: Limit | None) -> Awaitable[Account]:
-        """Tell what the key's account is in the current window."""
+    def settle(self, request_id: str, used: Tokens, about: About = NOTHING) -> asyncio.Future[Charged | None]:
+        """Give a hold back and charge what was used of it, once; None when there is no such hold (any more).
+
+        about: what the journal is to say of the request, should it hear of the charge from the ledger alone.
+        Raises AssertionError when more was used than is covered; then the hold stays as it was.
+        """
+
+    def relimit(self, line: Line) -> asyncio.Future[bool]:
+        """Have a limit hold for running requests too, in the present window; False where nobody ever held of it."""
+
+    def balance(self, scope: str, limit: Limit) -> Awaitable[Account]:
+        """Tell how a scope's limit stands in the current window."""
 
     def audit(self) -> Awaitable[list[str]]:
         """Name every account and hold that breaks an invariant; an account over a lowered limit is among them."""

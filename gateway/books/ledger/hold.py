@@ -1,22 +1,30 @@
-"""One request's hold on its key's budget, from the grant to the settlement."""
+"""One request's hold on all budgets it is under, from the grant to the settlement."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 import structlog
 
-from gateway.books.ledger.contract import Grant, Ledger
+from gateway.books.ledger.contract import NOTHING, About, Grant, Ledger, More
 from gateway.books.ledger.settlement import Settlement
-from guards.budget import Meter
+from guards.budget import Limit, Meter, Unit
+from guards.claim import Cover, Load
+from guards.money import Tokens
+from guards.rate import Throttle
 
 log = structlog.get_logger()
 
-# For a top-up, with the stream paused once its lease is used up:
+# For a top-up:
 ASK_AGAIN_S = 0.1
 BROKEN_S_MAX = 10.0  # while the ledger cannot be written
-HELD_S_MAX = 1.0  # while other requests hold what is left: longer, and streams that share a budget starve each other
+HELD_S_MAX = (
+    1.0  # while others hold what is left and the stream is paused: longer, and those that share starve each other
+)
+
+
+ANYTHING = Cover((), (), None)  # of who has no limits
 
 
 class Hold:
@@ -24,26 +32,72 @@ class Hold:
 
     Nobody waits for the settlement to be durable: until it is, the hold is, and covers more than was delivered.
 
-    lease_tokens: how much a top-up asks for.
-    low_tokens: with this many left, the meter asks for a top-up.
+    bound: of its prompts' tokens, which the grant covers.
+    lease_tokens: how much output a top-up asks for.
+    low_tokens: with this much left, the meter asks for a top-up.
     meter: counts what is delivered against what is leased.
+    turn: limits of this one request; no top-up gets it beyond them.
+    throttle: how fast its output may come; None for as fast as it does.
+    cached, reasoning: how much of the input was cached, and of the output reasoning; None where
+        there was some, and nobody told how much.
     failure: why the ledger could not be asked for more, at last; None where it could.
+    about: what the journal says of the request.
+    settlement: on its way, once the block was left.
     """
 
     __slots__ = (
-        "_asking", "_lease_tokens", "_ledger", "_left", "failure", "meter", "request_id",
+        "_asking", "_grant", "_held", "_lease_tokens", "_ledger", "_left", "_throttle", "_turn", "_used", "about",
+        "cached", "failure", "meter", "reasoning", "request_id", "settlement",
     )  # fmt: skip
 
     def __init__(
-        self, ledger: Ledger, request_id: str, grant: Grant, lease_tokens: int = 256, low_tokens: int = 64
+        self,
+        ledger: Ledger,
+        request_id: str,
+        grant: Grant,
+        bound: int,
+        lease_tokens: int = 256,
+        low_tokens: int = 64,
+        turn: Sequence[Limit] = (),
+        throttle: Throttle | None = None,
     ) -> None:
         self.request_id = request_id
-        self.meter = Meter(grant.leased, low_tokens)
+        self._throttle = throttle
+        self._turn = ANYTHING
+        if turn:
+            self._turn = Cover(tuple(one.unit for one in turn), tuple(one.amount for one in turn), grant.cover.price)
+        self._held = self._within(grant.cover)
+        self.meter = Meter(self._held if throttle is None else self._by_now(throttle.most(0)), bound, low_tokens)
+        self.about: About = NOTHING
+        self.cached = 0
+        self.reasoning: int | None = 0
+        self._grant = grant
+        self._used: Tokens | None = None
         self._ledger = ledger
         self._lease_tokens = lease_tokens
         self.failure: BaseException | None = None
+        self.settlement: Settlement | None = None
         self._asking = False
         self._left = False
+
+    @property
+    def reasoning_is_dear(self) -> bool:
+        """Whether it costs more than the rest of an answer."""
+        price = self._grant.cover.price
+        return price is not None and price.reasoning > price.output
+
+    @property
+    def used(self) -> Tokens:
+        """What was delivered so far. What servers tell of it is believed as far as it can be true.
+
+        Where they do not tell how much of it was reasoning, it is taken for the dearer kind.
+        """
+        if self._used is not None:
+            return self._used
+        meter, reasoning = self.meter, self.reasoning
+        if reasoning is None:
+            reasoning = meter.spent if self.reasoning_is_dear else 0
+        return Tokens(meter.input, meter.spent, min(self.cached, meter.input), min(reasoning, meter.spent))
 
     def __enter__(self) -> Self:
         return self
@@ -62,42 +116,64 @@ class Hold:
             self._asking = True
             self._ask(then, asyncio.get_running_loop().time())
 
-    def _ask(self, then: Callable[[], None], since_s: float, *, last: bool = False) -> None:
-        if not self._left:
-            asked = self._ledger.extend(self.request_id, self._lease_tokens)
-            asked.add_done_callback(lambda answer: self._answered(answer, then, since_s, last))
+    def _ask(self, then: Callable[[], None], since_s: float) -> None:
+        if self._left:
+            return
+        meter, held = self.meter, self._held.output(self.meter.wanted)
+        if self._throttle is not None:
+            most = self._throttle.most(meter.spent)
+            if most < meter.least:  # too soon
+                loop = asyncio.get_running_loop()
+                loop.call_later(self._throttle.step_s, lambda: self._ask(then, loop.time()))
+                return
+            if held >= meter.least:
+                asyncio.get_running_loop().call_soon(self._told, self._held, then)
+                return
+        most = min(max(held, meter.leased) + self._lease_tokens, self._turn.output(meter.wanted))
+        if most < meter.least:
+            asyncio.get_running_loop().call_soon(self._told, None, then)
+            return
+        asked = self._ledger.extend(self.request_id, Load(meter.wanted, most), meter.least)
+        asked.add_done_callback(lambda answer: self._answered(answer, then, since_s))
 
-    def _answered(self, answer: asyncio.Future[int], then: Callable[[], None], since_s: float, last: bool) -> None:
+    def _answered(self, answer: asyncio.Future[More], then: Callable[[], None], since_s: float) -> None:
         self.failure = answer.exception()
-        granted = 0 if self.failure else answer.result()
-        waited_s = asyncio.get_running_loop().time() - since_s
-        if granted or last or waited_s > (BROKEN_S_MAX if self.failure else HELD_S_MAX):
-            self._told(granted, then)
-        elif self.failure:
-            self._again(then, since_s)
+        cover, of_others = (None, 0) if self.failure else answer.result()
+        loop = asyncio.get_running_loop()
+        if not (self.failure or self.meter.paused):
+            since_s = loop.time()  # it flows yet: its patience has not begun
+        patience_s = BROKEN_S_MAX if self.failure else HELD_S_MAX if of_others else 0.0
+        if cover is None and patience_s and loop.time() - since_s <= patience_s:
+            loop.call_later(ASK_AGAIN_S, self._ask, then, since_s)
         else:
-            others = self._ledger.others(self.request_id)
-            others.add_done_callback(lambda answer: self._looked(answer, then, since_s))
+            self._told(cover and self._within(cover), then)
 
-    def _looked(self, others: asyncio.Future[int], then: Callable[[], None], since_s: float) -> None:
-        if others.exception() or others.result():
-            self._again(then, since_s)
-        else:
-            self._ask(then, since_s, last=True)  # once more: the last of them may have settled just now
-
-    def _again(self, then: Callable[[], None], since_s: float) -> None:
-        asyncio.get_running_loop().call_later(ASK_AGAIN_S, self._ask, then, since_s)
-
-    def _told(self, granted: int, then: Callable[[], None]) -> None:
+    def _told(self, cover: Cover | None, then: Callable[[], None]) -> None:
         self._asking = False
         if self.failure:
             # The stream ends within the lease it has: nothing beyond it would be covered.
             log.warning("ledger.top_up_failed", request_id=self.request_id, error=str(self.failure))
         if not self._left:
-            self.meter.granted(granted)
+            if cover is not None:
+                self._held = cover
+                if self._throttle is not None:
+                    cover = self._by_now(self._throttle.most(self.meter.spent))
+            self.meter.granted(cover)
             then()
+
+    def _by_now(self, most: int) -> Cover:
+        """What is held, and may have been delivered by now."""
+        units, amounts, price = self._held
+        return Cover((*units, Unit.OUTPUT), (*amounts, most), price)
+
+    def _within(self, cover: Cover) -> Cover:
+        """What is held, and what one request may have of it."""
+        if self._turn is ANYTHING:
+            return cover
+        return Cover(cover.units + self._turn.units, cover.amounts + self._turn.amounts, cover.price)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         assert not self._left
         self._left = True
-        Settlement(self._ledger, self.request_id, self.meter.spent)
+        used = self._used = self.used  # from now on
+        self.settlement = Settlement(self._ledger, self.request_id, used, self.about)

@@ -1,12 +1,14 @@
 """A ledger that lives and dies with the process: for tests, simulations and trying things out."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
-from gateway.books.ledger.contract import Grant
-from gateway.books.ledger.steps import Audit, Balance, Extend, Held, Open, Others, Settle, Step, limit_or_unlimited
-from guards.budget import Account, Limit
+from gateway.books.ledger.contract import NOTHING, About, Cell, Charged, Grant, Lines, More, Place
+from gateway.books.ledger.steps import Audit, Balance, Extend, Held, Open, Relimit, Settle, Step
+from guards.budget import Account, Limit, Line
+from guards.claim import Load
+from guards.money import Price, Tokens
 from guards.refusal import Reason, Refused
 
 T = TypeVar("T")
@@ -23,21 +25,29 @@ class MemoryLedger:
         self._shelf = MemoryShelf()
         self._closed = False
 
-    def open(self, request_id: str, key_id: str, limit: Limit | None, want: int, least: int = 1) -> Awaitable[Grant]:
+    def open(
+        self,
+        request_id: str,
+        lines: Sequence[Line],
+        price: Price | None,
+        want: Load,
+        least: Load,
+        alone: Load | None = None,
+    ) -> Awaitable[Grant]:
         # Nothing to undo for a cancelled caller: awaiting an answer that is there cannot be interrupted.
-        return self._take(Open(request_id, key_id, limit_or_unlimited(limit), want, least))
+        return self._take(Open(request_id, Lines.of(lines), price, want, least, alone))
 
-    def extend(self, request_id: str, tokens: int) -> asyncio.Future[int]:
-        return self._take(Extend(request_id, tokens))
+    def extend(self, request_id: str, want: Load, least: int) -> asyncio.Future[More]:
+        return self._take(Extend(request_id, want, least))
 
-    def others(self, request_id: str) -> asyncio.Future[int]:
-        return self._take(Others(request_id))
+    def settle(self, request_id: str, used: Tokens, about: About = NOTHING) -> asyncio.Future[Charged | None]:
+        return self._take(Settle(request_id, used, about))
 
-    def settle(self, request_id: str, spent: int) -> asyncio.Future[bool]:
-        return self._take(Settle(request_id, spent))
+    def relimit(self, line: Line) -> asyncio.Future[bool]:
+        return self._take(Relimit(line))
 
-    def balance(self, key_id: str, limit: Limit | None) -> Awaitable[Account]:
-        return self._take(Balance(key_id, limit_or_unlimited(limit)))
+    def balance(self, scope: str, limit: Limit) -> Awaitable[Account]:
+        return self._take(Balance(scope, limit))
 
     def audit(self) -> Awaitable[list[str]]:
         return self._take(Audit())
@@ -60,14 +70,14 @@ class MemoryShelf:
     """`Shelf` in two dicts."""
 
     def __init__(self) -> None:
-        self._accounts: dict[tuple[str, str], Account] = {}
+        self._cells: dict[Place, Cell] = {}
         self._holds: dict[str, Held] = {}
 
-    def account(self, key_id: str, window: str) -> Account | None:
-        return self._accounts.get((key_id, window))
+    def cell(self, place: Place) -> Cell:
+        return self._cells.get(place) or self._cells.setdefault(place, Cell(place, None))
 
-    def keep_account(self, key_id: str, window: str, account: Account) -> None:
-        self._accounts[key_id, window] = account
+    def write(self, cell: Cell, account: Account) -> None:
+        cell.account = account
 
     def hold(self, request_id: str) -> Held | None:
         return self._holds.get(request_id)
@@ -78,8 +88,11 @@ class MemoryShelf:
     def drop_hold(self, request_id: str) -> None:
         del self._holds[request_id]
 
-    def accounts(self) -> Iterable[tuple[str, str, Account]]:
-        return [(key_id, window, account) for (key_id, window), account in self._accounts.items()]
+    def tell(self, charged: Charged) -> None:
+        """It has no disk to lose it from."""
+
+    def accounts(self) -> Iterable[tuple[Place, Account]]:
+        return [(at, cell.account) for at, cell in self._cells.items() if cell.account is not None]
 
     def holds(self) -> Iterable[tuple[str, Held]]:
         return self._holds.items()

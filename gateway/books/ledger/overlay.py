@@ -1,99 +1,109 @@
 """What a batch of steps changes, decided in memory and written in one go."""
 
 from collections.abc import Iterable
+from weakref import WeakValueDictionary
 
 import msgspec
 
+from gateway.books.ledger.contract import Cell, Charged, Place
 from gateway.books.ledger.steps import Held
 from gateway.books.ledger.tables import Tables
 from guards.budget import Account
 
-Place = tuple[str, str]  # key id, window
-
-ACCOUNTS_MAX = 4096  # that are remembered from batch to batch
+CELLS_MAX = 4096  # that are remembered although nobody has them
 
 
 class Overlay:
     """`Shelf` of the one process that writes the tables.
 
     After each step `keep` or `undo`, after all steps of a batch `changes` are to be written, and after that `ended`.
-    Holds are remembered here alone, as many as requests are running; of the accounts, those used last.
+    Holds are remembered here alone, as many as requests are running; of the accounts, those used last. A place has one
+    cell at most, for as long as anybody refers to it.
     """
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
-        self._live: dict[str, Held] = {}
-        self._accounts: dict[Place, Account | None] = {}  # as committed
-        self._changed: dict[Place, Account] = {}  # in this batch
-        self._holds: dict[str, Held | None] = {}  # changed in this batch; None where dropped
-        self._step_accounts: dict[Place, Account] = {}
-        self._step_holds: dict[str, Held | None] = {}
+        self._holds: dict[str, Held] = {}
+        self._cells: WeakValueDictionary[Place, Cell] = WeakValueDictionary()
+        self._recent: dict[Place, Cell] = {}
+        self._told: list[Charged] = []
+        # What was before, oldest first, of this batch; and where in it the present step began.
+        self._accounts_before: list[tuple[Cell, Account | None]] = []
+        self._holds_before: list[tuple[str, Held | None]] = []
+        self._step = (0, 0)
 
-    def account(self, key_id: str, window: str) -> Account | None:
-        place = key_id, window
-        for accounts in (self._step_accounts, self._changed):
-            if place in accounts:
-                return accounts[place]
-        if place not in self._accounts:
-            if len(self._accounts) >= ACCOUNTS_MAX:
-                self._accounts.clear()
-            self._accounts[place] = self._tables.account(key_id, window)
-        return self._accounts[place]
+    def cell(self, place: Place) -> Cell:
+        cell = self._recent.get(place)
+        if cell is None:
+            cell = self._cells.get(place)
+            if cell is None:
+                cell = self._cells[place] = Cell(place, self._tables.account(place))
+            if len(self._recent) >= CELLS_MAX:
+                self._recent.clear()
+            self._recent[place] = cell
+        return cell
 
-    def keep_account(self, key_id: str, window: str, account: Account) -> None:
-        self._step_accounts[key_id, window] = account
+    def write(self, cell: Cell, account: Account) -> None:
+        self._accounts_before.append((cell, cell.account))
+        cell.account = account
 
     def hold(self, request_id: str) -> Held | None:
-        for holds in (self._step_holds, self._holds):
-            if request_id in holds:
-                return holds[request_id]
-        return self._live.get(request_id)
+        return self._holds.get(request_id)
 
     def keep_hold(self, request_id: str, held: Held) -> None:
-        self._step_holds[request_id] = held
+        self._holds_before.append((request_id, self._holds.get(request_id)))
+        self._holds[request_id] = held
 
     def drop_hold(self, request_id: str) -> None:
-        self._step_holds[request_id] = None
+        self._holds_before.append((request_id, self._holds.pop(request_id)))
 
-    def accounts(self) -> Iterable[tuple[str, str, Account]]:
-        found = {(key_id, window): account for key_id, window, account in self._tables.accounts()}
-        return [(*place, account) for place, account in (found | self._changed | self._step_accounts).items()]
+    def tell(self, charged: Charged) -> None:
+        self._told.append(charged)  # the last thing that a step does: it is never undone alone
+
+    def accounts(self) -> Iterable[tuple[Place, Account]]:
+        changed = {cell.place: cell.account for cell, _ in self._accounts_before if cell.account is not None}
+        return (dict(self._tables.accounts()) | changed).items()
 
     def holds(self) -> Iterable[tuple[str, Held]]:
-        found: dict[str, Held | None] = {**self._live, **self._holds, **self._step_holds}
-        return [(request_id, held) for request_id, held in found.items() if held is not None]
+        return self._holds.items()
 
     def keep(self) -> None:
         """A step was taken: what it changed counts."""
-        self._changed |= self._step_accounts
-        self._holds |= self._step_holds
-        self.undo()
+        self._step = len(self._accounts_before), len(self._holds_before)
 
     def undo(self) -> None:
         """Forget what the present step has changed."""
-        self._step_accounts.clear()
-        self._step_holds.clear()
+        accounts, holds = self._step
+        while len(self._accounts_before) > accounts:
+            cell, account = self._accounts_before.pop()
+            cell.account = account
+        while len(self._holds_before) > holds:
+            request_id, held = self._holds_before.pop()
+            if held is None:
+                del self._holds[request_id]
+            else:
+                self._holds[request_id] = held
 
-    def changes(self) -> str | None:
-        """Say what the steps so far came to, as `tables.KEEP` takes it; None for nothing.
+    def changes(self) -> tuple[str, str | None] | None:
+        """Say what the steps so far came to, accounts and charges as `tables.BATCH` takes them; None for nothing.
 
         Raises OverflowError where SQLite would make a float of a number.
         """
-        if not self._changed:
+        if not self._accounts_before:
             return None
-        if any(max(account) >= 1 << 63 for account in self._changed.values()):
+        rows = [
+            (*cell.place, *cell.account) for cell in {cell: None for cell, _ in self._accounts_before} if cell.account
+        ]
+        if any(max(row[3:]) >= 1 << 63 for row in rows):
             raise OverflowError("an account is too large for 64 bits")
-        return msgspec.json.encode([(*place, *account) for place, account in self._changed.items()]).decode()
+        accounts = msgspec.json.encode(rows).decode()
+        return accounts, msgspec.json.encode(self._told).decode() if self._told else None
 
     def ended(self, *, committed: bool) -> None:
         """What the batch changed is so from now on, or never was."""
-        if committed:
-            self._accounts |= self._changed
-            for name, held in self._holds.items():
-                if held is None:
-                    self._live.pop(name, None)
-                else:
-                    self._live[name] = held
-        self._changed.clear()
-        self._holds.clear()
-        self.undo()
+        self._step = 0, 0
+        if not committed:
+            self.undo()
+        self._accounts_before.clear()
+        self._holds_before.clear()
+        self._told.clear()

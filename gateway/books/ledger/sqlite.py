@@ -2,22 +2,27 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from gateway.books.ledger.contract import Grant, Ledger
+from gateway.books.ledger.contract import NOTHING, About, Charged, Grant, Ledger, Lines, More
 from gateway.books.ledger.settlement import Settlement
-from gateway.books.ledger.steps import Audit, Balance, Extend, Open, Others, Settle, limit_or_unlimited
-from gateway.books.ledger.tables import LedgerFile, charge_leftovers, connect, lock
+from gateway.books.ledger.steps import Audit, Balance, Extend, Open, Relimit, Settle
+from gateway.books.ledger.tables import LedgerFile, charge_leftovers, connect, lock, prune, read_outbox
 from gateway.books.ledger.writer import Writer
-from guards.budget import Account, Limit
+from guards.budget import Account, Limit, Line
+from guards.claim import Load
+from guards.money import Price, Tokens
 from guards.refusal import Refused
 
 log = structlog.get_logger()
+
+RECOVERED_TOLD_MAX = 20  # accounts in one log line
 
 
 class SqliteLedger:
@@ -31,7 +36,8 @@ class SqliteLedger:
     commands_max: how many steps may wait for the disk; above it callers are refused, but for settlements,
         which the holds bound.
     batch_max: how many steps go into one transaction.
-    recovered_tokens: how many tokens of a dead process's holds were charged.
+    recovered: what of a dead process's holds was charged, by account.
+    outbox: what was charged before it was opened, and may not be in the journal.
     """
 
     def __init__(
@@ -40,15 +46,19 @@ class SqliteLedger:
         self._lock = lock(data)
         try:
             db = connect(data)
-            self.recovered_tokens = charge_leftovers(db, data)
+            self.recovered = charge_leftovers(db, data, clock())
+            prune(db, data, clock())
+            self.outbox = read_outbox(db, data)
             file = LedgerFile(data)
         except BaseException:
             os.close(self._lock)
             raise
-        if self.recovered_tokens:
-            log.warning("ledger.recovered", tokens_charged=self.recovered_tokens)
+        if self.recovered:
+            some = {" ".join(at): held for at, held in islice(self.recovered.items(), RECOVERED_TOLD_MAX)}
+            log.warning("ledger.recovered", accounts=len(self.recovered), charged=some)
         self._closed = False
-        self._writer = Writer(db, file, clock, commands_max, batch_max)
+        last = self.outbox[-1].batch if self.outbox else 0
+        self._writer = Writer(db, file, clock, commands_max, batch_max, last)
 
     @property
     def commits(self) -> int:
@@ -60,24 +70,40 @@ class SqliteLedger:
         """Whether the ledger can be written, as far as is known; while it cannot be, it is tried every second."""
         return self._writer.healthy
 
-    def open(self, request_id: str, key_id: str, limit: Limit | None, want: int, least: int = 1) -> Awaitable[Grant]:
+    def journaled(self, batch: int) -> None:
+        """Say that the journal has what was charged up to a batch: the outbox need not keep it any more."""
+        self._writer.journaled = batch
+
+    def on_batch(self, then: Callable[[int], None]) -> None:
+        """Have `then` called with the number of each batch, once all that waited for it have been answered."""
+        self._writer.on_batch = then
+
+    def open(
+        self,
+        request_id: str,
+        lines: Sequence[Line],
+        price: Price | None,
+        want: Load,
+        least: Load,
+        alone: Load | None = None,
+    ) -> Awaitable[Grant]:
         opening = Opening(self, request_id)
-        step = Open(request_id, key_id, limit_or_unlimited(limit), want, least)
+        step = Open(request_id, Lines.of(lines), price, want, least, alone)
         opening.answer = self._writer.put(step, unclaimed=opening.give_back)
         return opening
 
-    def extend(self, request_id: str, tokens: int) -> asyncio.Future[int]:
-        return self._writer.put(Extend(request_id, tokens))
+    def extend(self, request_id: str, want: Load, least: int) -> asyncio.Future[More]:
+        return self._writer.put(Extend(request_id, want, least))
 
-    def others(self, request_id: str) -> asyncio.Future[int]:
-        return self._writer.put(Others(request_id))
-
-    def settle(self, request_id: str, spent: int) -> asyncio.Future[bool]:
+    def settle(self, request_id: str, used: Tokens, about: About = NOTHING) -> asyncio.Future[Charged | None]:
         # Never refused for a full queue: there is one for each hold, and a lost one blocks its tokens.
-        return self._writer.put(Settle(request_id, spent), always=True)
+        return self._writer.put(Settle(request_id, used, about), always=True)
 
-    def balance(self, key_id: str, limit: Limit | None) -> Awaitable[Account]:
-        return self._writer.put(Balance(key_id, limit_or_unlimited(limit)))
+    def relimit(self, line: Line) -> asyncio.Future[bool]:
+        return self._writer.put(Relimit(line))
+
+    def balance(self, scope: str, limit: Limit) -> Awaitable[Account]:
+        return self._writer.put(Balance(scope, limit))
 
     def audit(self) -> Awaitable[list[str]]:
         return self._writer.put(Audit())
@@ -114,4 +140,4 @@ class Opening(Awaitable[Grant]):
 
     def give_back(self) -> None:
         """Settle a hold that its caller will never hear of."""
-        Settlement(self._ledger, self._request_id, spent=0)
+        Settlement(self._ledger, self._request_id, Tokens())

@@ -4,34 +4,37 @@ One text for all engines: an engine brings a shelf and makes a step atomic.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-from gateway.books.ledger.contract import Grant
-from guards.budget import UNLIMITED, Account, Limit
+from gateway.books.ledger.contract import NOTHING, About, Cell, Charged, Grant, Lines, More, Place, place
+from guards.budget import UNLIMITED, Account, Limit, Line, Unit
+from guards.claim import Cover, Load, Part, charges, hoped_for, lacking, lease, shares, worded
+from guards.money import Price, Tokens
 from guards.refusal import Reason, Refused
 
 T_co = TypeVar("T_co", covariant=True)
 
 
 class Held(NamedTuple):
-    """One request's hold: `leased` tokens of one account, since `opened_at` (unix seconds)."""
+    """One request's hold: what it holds of which accounts."""
 
-    key_id: str
-    window: str
-    leased: int
-    opened_at: float
+    cells: tuple[Cell, ...]
+    cover: Cover
 
 
 class Shelf(Protocol):
     """Where accounts and holds lie. Plain reads and writes; a step around them makes them atomic."""
 
-    def account(self, key_id: str, window: str) -> Account | None: ...
-    def keep_account(self, key_id: str, window: str, account: Account) -> None: ...
+    def cell(self, place: Place) -> Cell: ...
+    def write(self, cell: Cell, account: Account) -> None: ...
     def hold(self, request_id: str) -> Held | None: ...
     def keep_hold(self, request_id: str, held: Held) -> None: ...
     def drop_hold(self, request_id: str) -> None: ...
-    def accounts(self) -> Iterable[tuple[str, str, Account]]: ...
+    def tell(self, charged: Charged) -> None:
+        """Keep what a request was charged until the journal has it."""
+
+    def accounts(self) -> Iterable[tuple[Place, Account]]: ...
     def holds(self) -> Iterable[tuple[str, Held]]: ...
 
 
@@ -46,31 +49,78 @@ class Open(NamedTuple):
     """See `Ledger.open`."""
 
     request_id: str
-    key_id: str
-    limit: Limit
-    want: int
-    least: int
+    lines: Lines
+    price: Price | None
+    want: Load
+    least: Load
+    alone: Load | None = None
 
     def apply(self, shelf: Shelf, now_s: float) -> Grant:
-        assert self.want > 0
-        assert self.least > 0
+        assert self.lines
+        assert self.least.output > 0
         if shelf.hold(self.request_id) is not None:
-            raise ValueError(f"request {self.request_id} already holds tokens")
-        window = self.limit.window.id_at(now_s)
-        account = current(shelf, self.key_id, window, self.limit)
-        leased = account.lease(self.want, self.least)
-        # Also kept when nothing was leased: a lowered limit binds the top-ups of older holds at once.
-        shelf.keep_account(self.key_id, window, account.hold(leased))
-        if leased == 0:
-            raise self._refusal(account, now_s)
-        shelf.keep_hold(self.request_id, Held(self.key_id, window, leased, now_s))
-        return Grant(leased, account.payable, window)
+            raise ValueError(f"request {self.request_id} already holds")
+        lines, want, payable = self.lines, self.want, self.least.output
+        cells, units = lines.cells(shelf, now_s), lines.units
+        # Where all limits have `least` free, and that is what is wanted, there is nothing to be found out.
+        taken = self._taken(cells, self.least, want) if payable >= want.output and self.alone is None else None
+        if taken is None:
+            parts = [
+                Part(limit.unit, under(cell.account, limit.amount))
+                for (_, limit), cell in zip(lines, cells, strict=True)
+            ]
+            self._refuse(shelf, cells, parts, now_s)
+            want = Load(want.input, lease(parts, want, self.price))
+            payable = lease(parts, Load(want.input, UNLIMITED), self.price, ever=True)
+            taken = self._taken(cells, want, want)
+            assert taken is not None
+        amounts, after = taken
+        for cell, account in zip(cells, after, strict=True):
+            shelf.write(cell, account)
+        cover = Cover(units, tuple(amounts), self.price)
+        shelf.keep_hold(self.request_id, Held(cells, cover))
+        return Grant(cells, cover, want.output, payable)
 
-    def _refusal(self, account: Account, now_s: float) -> Refused:
-        left = f"{account.payable} of {account.limit} tokens are left ({budget_period(self.limit, now_s)})"
-        if account.payable < self.least:
-            return Refused(Reason.BUDGET, f"budget exceeded: {left}, and this request needs {self.least}")
-        detail = f"budget held: {left}, but only {account.free} are not held by requests that are running"
+    def _taken(self, cells: Sequence[Cell], least: Load, want: Load) -> tuple[list[int], list[Account]] | None:
+        """What each limit holds for a load, and how its account stands then; None where one has not `least` free."""
+        needs = shares(least, self.price)
+        wants = needs if want == least else shares(want, self.price)
+        amounts, after = [], []
+        for (_, limit), cell in zip(self.lines, cells, strict=True):
+            account, unit = cell.account, limit.unit
+            if account is None or account.limit != limit.amount:
+                account = under(account, limit.amount)
+            if needs[unit] > account.free:
+                return None
+            amounts.append(wants[unit])
+            after.append(account.hold(wants[unit]))
+        return amounts, after
+
+    def _refuse(self, shelf: Shelf, cells: Sequence[Cell], parts: list[Part], now_s: float) -> None:
+        """Raises Refused where some limit has not `least` free, nor is `alone` enough."""
+        lacks = lacking(parts, self.least, self.price, ever=False)
+        if self.alone is not None and not hoped_for(parts, self.least, self.price):
+            lacks = lacking(parts, self.alone, self.price, ever=False)
+        if lacks is None:
+            return
+        for cell, part in zip(cells, parts, strict=True):
+            if cell.account is not None and cell.account.limit != part.account.limit:
+                shelf.write(cell, part.account)  # a lowered limit binds the top-ups of older holds at once
+        raise self._refusal(parts, lacks, now_s)
+
+    def _refusal(self, parts: list[Part], lacks: int, now_s: float) -> Refused:
+        """Name the limit that can never pay it, else the one that cannot now."""
+        needed = self.alone or self.least
+        never = lacking(parts, needed, self.price, ever=True)
+        number = lacks if never is None else never
+        (scope, limit), account = self.lines[number], parts[number].account
+        of = f"of {worded(limit.unit, account.limit)} are left of the budget of {scope} ({budget_period(limit, now_s)})"
+        left = f"{worded(limit.unit, account.payable)} {of}"
+        if never is not None:
+            needs = worded(limit.unit, shares(needed, self.price)[limit.unit])
+            return Refused(Reason.BUDGET, f"budget exceeded: {left}, and this request needs {needs}")
+        free = worded(limit.unit, account.free)
+        detail = f"budget held: {left}, but only {free} are not held by requests that are running"
         return Refused(Reason.HELD, detail, retry_after_s=1.0)
 
 
@@ -78,91 +128,104 @@ class Extend(NamedTuple):
     """See `Ledger.extend`."""
 
     request_id: str
-    tokens: int
+    want: Load
+    least: int
 
-    def apply(self, shelf: Shelf, now_s: float) -> int:
-        assert self.tokens > 0
+    def apply(self, shelf: Shelf, now_s: float) -> More:
         held = shelf.hold(self.request_id)
         if held is None:
-            return 0
-        account = owner(shelf, held)
-        granted = account.lease(self.tokens)
-        if granted:
-            shelf.keep_account(held.key_id, held.window, account.hold(granted))
-            shelf.keep_hold(self.request_id, held._replace(leased=held.leased + granted))
-        return granted
-
-
-class Others(NamedTuple):
-    """See `Ledger.others`."""
-
-    request_id: str
-
-    def apply(self, shelf: Shelf, now_s: float) -> int:
-        held = shelf.hold(self.request_id)
-        return 0 if held is None else owner(shelf, held).held - held.leased
+            return More(None)
+        units, amounts, price = held.cover
+        parts = [Part(unit, owner(cell), amount) for cell, unit, amount in zip(held.cells, units, amounts, strict=True)]
+        output = lease(parts, self.want, price)
+        if output < self.least:
+            return More(None, hoped_for(parts, Load(self.want.input, self.least), price))
+        needs = shares(Load(self.want.input, output), price)
+        for cell, part in zip(held.cells, parts, strict=True):
+            shelf.write(cell, part.account.hold(needs[part.unit] - part.held))
+        cover = Cover(units, tuple([needs[unit] for unit in units]), price)
+        shelf.keep_hold(self.request_id, Held(held.cells, cover))
+        return More(cover)
 
 
 class Settle(NamedTuple):
     """See `Ledger.settle`."""
 
     request_id: str
-    spent: int
+    used: Tokens
+    about: About = NOTHING
 
-    def apply(self, shelf: Shelf, now_s: float) -> bool:
+    def apply(self, shelf: Shelf, now_s: float) -> Charged | None:
         held = shelf.hold(self.request_id)
         if held is None:
-            return False
-        shelf.keep_account(held.key_id, held.window, owner(shelf, held).settle(held.leased, self.spent))
+            return None
+        cells, (units, amounts, price) = held
+        due = charges(self.used, price)
+        after, due_of = [], []
+        for cell, unit, amount in zip(cells, units, amounts, strict=True):
+            after.append(owner(cell).settle(amount, due[unit]))
+            due_of.append((cell.place, due[unit]))
+        for cell, account in zip(cells, after, strict=True):  # once all of them are right
+            shelf.write(cell, account)
         shelf.drop_hold(self.request_id)
+        charged = Charged(self.request_id, due_of, self.used, self.about, due.get(Unit.MONEY))
+        if any(self.used):
+            shelf.tell(charged)
+        return charged
+
+
+class Relimit(NamedTuple):
+    """See `Ledger.relimit`."""
+
+    line: Line
+
+    def apply(self, shelf: Shelf, now_s: float) -> bool:
+        cell = shelf.cell(place(*self.line, now_s))
+        if cell.account is None:
+            return False
+        shelf.write(cell, under(cell.account, self.line.limit.amount))
         return True
 
 
 class Balance(NamedTuple):
     """See `Ledger.balance`."""
 
-    key_id: str
+    scope: str
     limit: Limit
 
     def apply(self, shelf: Shelf, now_s: float) -> Account:
-        return current(shelf, self.key_id, self.limit.window.id_at(now_s), self.limit)
+        return under(shelf.cell(place(self.scope, self.limit, now_s)).account, self.limit.amount)
 
 
 class Audit(NamedTuple):
     """See `Ledger.audit`."""
 
     def apply(self, shelf: Shelf, now_s: float) -> list[str]:
-        leased: Counter[tuple[str, str]] = Counter()
-        for _, held in shelf.holds():
-            leased[held.key_id, held.window] += held.leased
+        held: Counter[Place] = Counter()
+        for _, one in shelf.holds():
+            for cell, amount in zip(one.cells, one.cover.amounts, strict=True):
+                held[cell.place] += amount
         violations = []
-        for key_id, window, account in shelf.accounts():
-            holds = leased.pop((key_id, window), 0)
+        for at, account in shelf.accounts():
+            holds = held.pop(at, 0)
             if account.held != holds:
-                violations.append(f"{key_id} {window}: held {account.held}, its holds sum to {holds}")
+                violations.append(f"{' '.join(at)}: held {account.held}, its holds sum to {holds}")
             if account.held < 0 or account.spent < 0 or account.held + account.spent + account.free != account.limit:
-                violations.append(f"{key_id} {window}: held + spent + free is not the limit: {account}")
-        return violations + [
-            f"{key_id} {window}: {tokens} held, no account" for (key_id, window), tokens in leased.items()
-        ]
+                violations.append(f"{' '.join(at)}: held + spent + free is not the limit: {account}")
+        return violations + [f"{' '.join(at)}: {amount} held, no account" for at, amount in held.items()]
 
 
-def limit_or_unlimited(limit: Limit | None) -> Limit:
-    """Give a key without a budget one that cannot be reached: its spending is recorded the same way."""
-    return Limit(UNLIMITED) if limit is None else limit
+def under(account: Account | None, limit: int) -> Account:
+    """An account under the limit that holds now; an empty one where there is none yet."""
+    if account is None:
+        return Account(limit)
+    return account if account.limit == limit else Account(limit, account.spent, account.held)
 
 
-def current(shelf: Shelf, key_id: str, window: str, limit: Limit) -> Account:
-    """Read an account under the limit that holds now; an empty one where there is none yet."""
-    account = shelf.account(key_id, window)
-    return Account(limit.tokens, account.spent, account.held) if account else Account(limit.tokens)
-
-
-def owner(shelf: Shelf, held: Held) -> Account:
-    """Read the account of a hold; it exists, for it was written in the same step."""
-    account = shelf.account(held.key_id, held.window)
-    assert account is not None
-    return account
+def owner(cell: Cell) -> Account:
+    """Read an account of a hold; it exists, for it was written in the same step."""
+    assert cell.account is not None
+    return cell.account
 
 
 def budget_period(limit: Limit, now_s: float) -> str:

@@ -6,35 +6,54 @@ A request's share of what an account holds is in its process's memory alone: if 
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
+from gateway.books.ledger.contract import Charged, Place
 from guards.budget import UNLIMITED, Account
 from guards.refusal import Reason, Refused
 
+RECOVERY, PRUNED = "recovery-", "pruned-"  # begin the names of what was charged, or forgotten, for no request
+# What one fact tells at most, so that it is within the journal's `FACT_BYTES_MAX` whatever the names in it are.
+CHARGES_MAX, SCOPES_CHARS_MAX = 32, 2048
+
+DAY_S = 86_400.0
+WINDOW_S_MAX = 62 * DAY_S  # untouched for so long, an account of a window is one of the past: a month has 31 days
+NAMED_S_MAX = 30 * DAY_S  # of a session or an agent, whose names clients make up: one that comes back begins anew
 BUSY_S_MAX = 1.0  # how long a transaction waits for a lock that a stranger has on the file
 
-FORMAT = 2  # of the tables; 1 had a row for each hold too
+FORMAT = 3  # of the tables; 1 had a row for each hold too, 2 knew keys and tokens only
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS accounts (
-    key_id TEXT NOT NULL, window TEXT NOT NULL, limit_tokens INTEGER NOT NULL,
+    scope TEXT NOT NULL, unit TEXT NOT NULL, window TEXT NOT NULL, "limit" INTEGER NOT NULL,
     spent INTEGER NOT NULL CHECK (spent >= 0), held INTEGER NOT NULL CHECK (held >= 0),
-    PRIMARY KEY (key_id, window)
+    touched REAL NOT NULL, PRIMARY KEY (scope, unit, window)
 ) WITHOUT ROWID;
-DROP TABLE IF EXISTS holds;
+CREATE TABLE IF NOT EXISTS outbox (batch INTEGER PRIMARY KEY, at REAL NOT NULL, told TEXT NOT NULL);
 """
 # What a batch of steps came to, in one statement and so in one transaction: each run of a statement lets go of the
-# interpreter's lock, and waits to have it back. JSON: a list of accounts, with the fields of `Account` in their order.
-KEEP = """
-INSERT INTO accounts (key_id, window, limit_tokens, spent, held)
-    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-        json_extract(value, '$[3]'), json_extract(value, '$[4]')
-    FROM json_each(?) WHERE true
-    ON CONFLICT (key_id, window) DO UPDATE
-    SET limit_tokens = excluded.limit_tokens, spent = excluded.spent, held = excluded.held
+# interpreter's lock, and waits to have it back. accounts: JSON, a list with the fields of `Place` and `Account`.
+# told: what was charged to whom, as the journal will tell it, kept until it has; journaled: the last batch that it has.
+BATCH = """
+CREATE TEMP VIEW batch AS SELECT NULL AS number, NULL AS at, NULL AS accounts, NULL AS told, NULL AS journaled;
+CREATE TEMP TRIGGER batch_kept INSTEAD OF INSERT ON batch BEGIN
+    INSERT INTO accounts
+        SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+            json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'), NEW.at
+        FROM json_each(NEW.accounts) WHERE true
+        ON CONFLICT (scope, unit, window) DO UPDATE
+        SET "limit" = excluded."limit", spent = excluded.spent, held = excluded.held, touched = excluded.touched;
+    INSERT INTO outbox SELECT NEW.number, NEW.at, NEW.told WHERE NEW.told IS NOT NULL;
+    DELETE FROM outbox WHERE batch <= NEW.journaled;
+END;
 """
+KEEP = "INSERT INTO batch VALUES (?, ?, ?, ?, ?)"
+COLUMNS = 'scope, unit, window, "limit", spent, held'
 
 
 class LedgerInUse(Exception):
@@ -44,14 +63,23 @@ class LedgerInUse(Exception):
         super().__init__(f"the ledger in {data} is in use by another gateway; stop that one or choose another --data")
 
 
-class KeyBalance(NamedTuple):
-    """One account, for display. Tokens; `limit` is None for a key without a budget."""
+class Balance(NamedTuple):
+    """One account, for display. `limit` is None where it only records."""
 
-    key_id: str
+    scope: str
+    unit: str
     window: str
     limit: int | None
     spent: int
     held: int
+
+
+class Told(NamedTuple):
+    """What one batch charged, as the journal must tell it; at: unix seconds."""
+
+    batch: int
+    at: float
+    charged: list[Charged]
 
 
 class Tables:
@@ -60,14 +88,27 @@ class Tables:
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
 
-    def account(self, key_id: str, window: str) -> Account | None:
-        query = "SELECT limit_tokens, spent, held FROM accounts WHERE key_id = ? AND window = ?"
-        row = self.db.execute(query, (key_id, window)).fetchone()
+    def account(self, place: Place) -> Account | None:
+        query = 'SELECT "limit", spent, held FROM accounts WHERE scope = ? AND unit = ? AND window = ?'
+        row = self.db.execute(query, place).fetchone()
         return Account(*row) if row else None
 
-    def accounts(self) -> Iterable[tuple[str, str, Account]]:
-        rows = self.db.execute("SELECT key_id, window, limit_tokens, spent, held FROM accounts").fetchall()
-        return [(key_id, window, Account(*tokens)) for key_id, window, *tokens in rows]
+    def accounts(self) -> Iterable[tuple[Place, Account]]:
+        rows = self.db.execute(f"SELECT {COLUMNS} FROM accounts").fetchall()
+        return [(Place(*row[:3]), Account(*row[3:])) for row in rows]
+
+
+def in_facts(charges: Iterable[tuple[Place, int]]) -> list[list[tuple[Place, int]]]:
+    """Cut into what one fact each can tell; one, as a rule."""
+    parts: list[list[tuple[Place, int]]] = [[]]
+    chars = 0
+    for charge in charges:
+        chars += len(charge[0].scope)
+        if parts[-1] and (chars > SCOPES_CHARS_MAX or len(parts[-1]) == CHARGES_MAX):
+            parts.append([])
+            chars = len(charge[0].scope)
+        parts[-1].append(charge)
+    return parts if parts[-1] else []
 
 
 def lock(data: Path) -> int:
@@ -114,39 +155,99 @@ def connect(data: Path) -> sqlite3.Connection:
         try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
-            if db.execute("PRAGMA user_version").fetchone()[0] > FORMAT:
+            found = db.execute("PRAGMA user_version").fetchone()[0]
+            if found > FORMAT:
                 raise sqlite3.DatabaseError("made by a newer holdfast")
-            db.executescript(f"{SCHEMA} PRAGMA user_version = {FORMAT};")
+            if 0 < found < FORMAT:
+                _take_over(db)
+            db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT; {BATCH}")
         except sqlite3.Error:
             db.close()
             raise
     return db
 
 
-def charge_leftovers(db: sqlite3.Connection, data: Path) -> int:
-    """Charge all that a process that died had held: it may have been delivered. Return how many tokens that is.
+def _take_over(db: sqlite3.Connection) -> None:
+    """Make the accounts of an older format into those of this one, in one transaction; the journal has yet to hear."""
+    db.executescript(
+        "BEGIN IMMEDIATE; DROP TABLE IF EXISTS holds; ALTER TABLE accounts RENAME TO old; "
+        + SCHEMA
+        + """
+        INSERT INTO accounts SELECT 'key:' || key_id, 'tokens', window, limit_tokens, spent, held, unixepoch() FROM old;
+        DROP TABLE old;
+        """
+    )
+    rows = db.execute("SELECT scope, unit, window, spent FROM accounts WHERE spent > 0").fetchall()
+    _tell(db, RECOVERY, {Place(*at): spent for *at, spent in rows}, time.time())
+    db.execute(f"PRAGMA user_version = {FORMAT}")
+    db.execute("COMMIT")
 
-    It reads every account, so that damage shows now and not in mid-stream.
+
+def charge_leftovers(db: sqlite3.Connection, data: Path, now_s: float) -> dict[Place, int]:
+    """Charge all that a process that died had held: it may have been delivered. Return how much, by account.
+
+    It is told in the outbox, too. It reads every account, so that damage shows now and not in mid-stream.
     Raises Refused (BOOKS), naming the file, where it cannot be written.
     """
     with explained(data):
         db.execute("BEGIN IMMEDIATE")
-        charged = int(db.execute("SELECT total(held) FROM accounts").fetchone()[0])
-        db.execute("UPDATE accounts SET spent = spent + held, held = 0 WHERE held > 0")
+        rows = db.execute("SELECT scope, unit, window, held FROM accounts WHERE held > 0").fetchall()
+        charged = {Place(*at): held for *at, held in rows}
+        if charged:
+            db.execute("UPDATE accounts SET spent = spent + held, held = 0 WHERE held > 0")
+            _tell(db, RECOVERY, charged, now_s)
         db.execute("COMMIT")
     return charged
 
 
+def prune(db: sqlite3.Connection, data: Path, now_s: float) -> int:
+    """Let go of accounts that nobody will ask for again; return how many. The journal is told, so that it stays equal.
+
+    Raises Refused (BOOKS), naming the file, where it cannot be written.
+    """
+    old = """
+        held = 0 AND (
+            (window <> 'total' AND touched < :now - :window)
+            OR ((scope GLOB 'session:*' OR scope GLOB 'agent:*') AND touched < :now - :named)
+        )
+    """
+    bounds = {"now": now_s, "window": WINDOW_S_MAX, "named": NAMED_S_MAX}
+    with explained(data):
+        db.execute("BEGIN IMMEDIATE")
+        rows = db.execute(f"SELECT scope, unit, window, spent FROM accounts WHERE {old}", bounds).fetchall()
+        if rows:
+            db.execute(f"DELETE FROM accounts WHERE {old}", bounds)
+            _tell(db, PRUNED, {Place(*at): -spent for *at, spent in rows if spent}, now_s)
+        db.execute("COMMIT")
+    return len(rows)
+
+
+def _tell(db: sqlite3.Connection, why: str, charged: dict[Place, int], now_s: float) -> None:
+    """Put what no request was charged into the outbox."""
+    if charged:
+        number = db.execute("SELECT coalesce(max(batch), 0) + 1 FROM outbox").fetchone()[0]
+        name = f"{why}{int(now_s * 1e6)}-{number}"  # by when, and by which: once for all
+        told = msgspec.json.encode([Charged(name, list(charged.items()))]).decode()
+        db.execute("INSERT INTO outbox VALUES (?, ?, ?)", (number, now_s, told))
+
+
+def read_outbox(db: sqlite3.Connection, data: Path) -> list[Told]:
+    """What was charged, and may not be in the journal yet; the oldest first. Raises Refused (BOOKS)."""
+    with explained(data):
+        rows = db.execute("SELECT batch, at, told FROM outbox ORDER BY batch").fetchall()
+        return [Told(batch, at, msgspec.json.decode(told, type=list[Charged])) for batch, at, told in rows]
+
+
 @contextmanager
 def explained(data: Path) -> Iterator[None]:
-    """Turn SQLite's errors into a refusal that names the file."""
+    """Turn errors of the file and of what is in it into a refusal that names it."""
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, msgspec.DecodeError) as error:
         raise Refused(Reason.BOOKS, f"the ledger {ledger_file(data)} cannot be used: {error}") from None
 
 
-def read_balances(data: Path) -> list[KeyBalance]:
+def read_balances(data: Path) -> list[Balance]:
     """List all accounts in a data directory, also while a gateway runs on it; reads only.
 
     Raises Refused (BOOKS), naming the file, where it is damaged.
@@ -156,9 +257,7 @@ def read_balances(data: Path) -> list[KeyBalance]:
     address = f"{ledger_file(data).absolute().as_uri()}?mode=ro"
     with explained(data), closing(sqlite3.connect(address, uri=True, timeout=BUSY_S_MAX)) as db:
         rows = Tables(db).accounts()
-    return [
-        KeyBalance(key, window, None if a.limit == UNLIMITED else a.limit, a.spent, a.held) for key, window, a in rows
-    ]
+    return [Balance(*at, None if one.limit == UNLIMITED else one.limit, one.spent, one.held) for at, one in rows]
 
 
 def ledger_file(data: Path) -> Path:

@@ -45,14 +45,28 @@ class Writer:
     file: what the connection has open.
     clock: unix seconds; called from the thread.
     steps_max: how many steps may wait; batch_max: how many go into one transaction.
+    batch: the number of the last batch in the file's outbox.
+    journaled: the last batch whose charges are in the journal; whoever knows of a later one says so here.
+    on_batch: told, in the event loop, of each batch once all that waited for it have been answered.
     commits: transactions committed so far.
     healthy: whether the last transaction was.
     """
 
+    forget_batches = 32  # at once, of the outbox: to delete a row writes another page, half of what a batch writes
+
     def __init__(
-        self, db: sqlite3.Connection, file: LedgerFile, clock: Callable[[], float], steps_max: int, batch_max: int
+        self,
+        db: sqlite3.Connection,
+        file: LedgerFile,
+        clock: Callable[[], float],
+        steps_max: int,
+        batch_max: int,
+        batch: int = 0,
     ) -> None:
-        self.commits = 0
+        self.commits = self.journaled = 0
+        self.on_batch: Callable[[int], None] = lambda number: None
+        self._batch = batch
+        self._forgotten = 0  # batches up to which the outbox has nothing left
         self.healthy = True
         self._db = db
         self._file = file
@@ -97,8 +111,11 @@ class Writer:
                 self._db.execute(f"PRAGMA user_version = {FORMAT}")  # steps that only read would prove nothing
             answers = [self._take(ticket.step) for ticket in batch]
             if (changes := self._overlay.changes()) is not None:
-                self._db.execute(KEEP, (changes,))
+                forget = self.journaled if self.journaled - self._forgotten >= self.forget_batches else 0
+                self._db.execute(KEEP, (self._batch + 1, self._clock(), *changes, forget))
+                self._forgotten = forget or self._forgotten
                 self.commits += 1
+                self._batch += 1
         except (*STATEMENT_ERRORS, OverflowError) as error:
             self._overlay.ended(committed=False)
             return [answer for ticket in batch for answer in self._commit([ticket])] if len(batch) > 1 else [error]
@@ -131,10 +148,14 @@ class Writer:
     def _hand_over(self, batch: list[Ticket], answers: list[Any]) -> None:
         """Wake the event loop once for the whole batch."""
         try:
-            batch[0].answer.get_loop().call_soon_threadsafe(resolve, batch, answers)
+            batch[0].answer.get_loop().call_soon_threadsafe(self._resolve, batch, answers, self._batch)
         except RuntimeError:
             # The loop is closed, so nobody waits. What was held is charged at the next start.
             log.warning("ledger.answers_unclaimed", steps=len(batch))
+
+    def _resolve(self, batch: list[Ticket], answers: list[Any], number: int) -> None:
+        resolve(batch, answers)
+        asyncio.get_running_loop().call_soon(self.on_batch, number)  # after the callbacks of these answers
 
 
 def resolve(batch: list[Ticket], answers: list[Any]) -> None:

@@ -8,10 +8,14 @@ from structlog.testing import capture_logs
 
 from gateway.books.ledger import hold as hold_module
 from gateway.books.ledger import settlement
+from gateway.books.ledger.contract import NOTHING
 from gateway.books.ledger.hold import Hold
 from gateway.books.ledger.memory import MemoryLedger
-from guards.budget import Account, Limit, Verdict
+from guards.budget import Account, Limit, Unit, Verdict
+from guards.money import Price
+from guards.rate import Rate, Throttle
 from guards.refusal import Reason, Refused
+from tests.ledgers import settle, take
 
 LIMIT = Limit(1_000)
 
@@ -23,20 +27,21 @@ class SlowLedger(MemoryLedger):
         super().__init__(lambda: 0.0)
         self.settlements = []
         self.waiting = []
-        self.failures = 0
+        self.failures = self.extended = 0
         self.slow = False
 
-    def extend(self, request_id, tokens):
-        return self._later(super().extend, request_id, tokens)
+    def extend(self, request_id, want, least):
+        self.extended += 1
+        return self._later(super().extend, request_id, want, least)
 
-    def settle(self, request_id, spent):
-        self.settlements.append((request_id, spent))
-        return self._later(super().settle, request_id, spent)
+    def settle(self, request_id, used, about=NOTHING):
+        self.settlements.append((request_id, used.output))
+        return self._later(super().settle, request_id, used, about)
 
     def answer(self):
         """Let all waiting steps be taken and answered."""
-        for future, take, arguments in self.waiting:
-            answered = take(*arguments)
+        for future, step, arguments in self.waiting:
+            answered = step(*arguments)
             if answered.exception():
                 future.set_exception(answered.exception())
             else:
@@ -61,7 +66,7 @@ def ledger():
 
 
 async def enter(ledger, want=100, **options):
-    return Hold(ledger, "r1", await ledger.open("r1", "alice", LIMIT, want), **options)
+    return Hold(ledger, "r1", await take(ledger, "r1", "alice", LIMIT, want), 0, **options)
 
 
 async def turns(count=3):
@@ -242,7 +247,7 @@ async def test_a_ledger_that_stays_broken_is_not_taken_for_a_spent_budget(ledger
 async def test_a_top_up_waits_for_what_other_requests_may_give_back(ledger, monkeypatch):
     """A budget that others only hold is not a spent one: the lease comes when they settle."""
     monkeypatch.setattr(hold_module, "ASK_AGAIN_S", 0.01)
-    await ledger.open("other", "alice", LIMIT, 990)
+    await take(ledger, "other", "alice", LIMIT, 990)
     with await enter(ledger, want=10, low_tokens=2) as hold:
         hold.meter.spend(9)
         told = asyncio.Event()
@@ -250,10 +255,29 @@ async def test_a_top_up_waits_for_what_other_requests_may_give_back(ledger, monk
         await asyncio.sleep(0.05)
         assert not told.is_set()
 
-        await ledger.settle("other", 100)
+        await settle(ledger, "other", 100)
         await asyncio.wait_for(told.wait(), 2)
 
         assert (hold.meter.leased, hold.meter.dry) == (266, False)
+
+
+async def test_patience_begins_when_the_stream_has_to_pause(ledger, monkeypatch):
+    """While it has something left of its lease it loses nothing by asking on; then it waits, and not for long."""
+    monkeypatch.setattr(hold_module, "ASK_AGAIN_S", 0.01)
+    monkeypatch.setattr(hold_module, "HELD_S_MAX", 0.05)
+    await take(ledger, "other", "alice", LIMIT, 990)
+    with await enter(ledger, want=10, low_tokens=2) as hold:
+        assert hold.meter.spend(9) is Verdict.TOP_UP
+        told = asyncio.Event()
+        hold.top_up(told.set)
+
+        await asyncio.sleep(0.2)
+        flows = told.is_set()
+        assert hold.meter.spend(2) is Verdict.WAIT
+        await asyncio.wait_for(told.wait(), 2)
+
+        assert not flows
+        assert hold.meter.dry
 
 
 async def test_a_spent_budget_ends_at_once(ledger):
@@ -286,3 +310,83 @@ async def test_no_callback_after_the_end(ledger):
     assert told == []
     assert hold.meter.leased == 10
     assert await ledger.balance("alice", LIMIT) == Account(1_000)
+
+
+async def test_one_turn_s_limits_bind_beyond_any_top_up(ledger):
+    """The key has plenty: this request has no more than a turn may use, and then the ledger is not even asked."""
+    turn = [Limit(40), Limit(30, unit=Unit.OUTPUT)]
+    grant = await take(ledger, "r1", "alice", LIMIT, 20)
+    hold = Hold(ledger, "r1", grant, 0, low_tokens=0, turn=turn)
+    meter, told = hold.meter, []
+
+    assert (meter.prompt(15, last=True), meter.leased) == (Verdict.GO, 5)
+    hold.top_up(lambda: told.append(meter.leased))
+    await turns()
+    assert told == [25]
+    assert meter.spend(25) is Verdict.TOP_UP
+    hold.top_up(lambda: told.append(meter.spend(1)))
+    await turns()
+
+    assert (meter.dry, told[-1]) == (True, Verdict.CUT)
+    assert await ledger.balance("alice", LIMIT) == Account(1_000, held=40)
+
+
+async def test_a_prompt_beyond_a_turn_is_cut_though_the_key_could_pay_it(ledger):
+    """Before anything of its answer is delivered."""
+    grant = await take(ledger, "r1", "alice", LIMIT, 20)
+    hold = Hold(ledger, "r1", grant, 0, turn=[Limit(40)])
+    told = []
+
+    assert hold.meter.prompt(41, last=True) is Verdict.WAIT
+    hold.top_up(lambda: told.append(hold.meter.prompt(41, last=True)))
+    assert told == []
+    await turns()
+
+    assert told == [Verdict.CUT]
+    assert await ledger.balance("alice", LIMIT) == Account(1_000, held=20)
+
+
+@pytest.mark.parametrize(("price", "counted"), [(None, 0), (Price(1, 2, 1, 2), 0), (Price(1, 2, 1, 3), 30)])
+async def test_reasoning_that_nobody_counted_is_the_dearer_kind(ledger, price, counted):
+    """Where it is dearer; else it is output like the rest."""
+    grant = await take(ledger, "r1", "alice", LIMIT, 100)
+    hold = Hold(ledger, "r1", grant._replace(cover=grant.cover._replace(price=price)), 0)
+    hold.meter.spend(30)
+    hold.reasoning = None
+
+    assert hold.used.reasoning == counted
+
+
+async def test_a_throttled_hold_gives_no_more_than_has_been_earned(ledger):
+    """Fifty a second, ten at once: what is leased is not given at once, and the ledger is not asked for it again."""
+    now_ns = 0
+    told = asyncio.Event()
+    with await enter(ledger, throttle=Throttle(Rate(50, 1, 10), lambda: now_ns), low_tokens=2) as hold:
+        assert (hold.meter.leased, hold.meter.spend(10)) == (10, Verdict.TOP_UP)
+        assert hold.meter.spend(1) is Verdict.WAIT
+
+        hold.top_up(told.set)
+        await asyncio.sleep(0.3)
+        assert not told.is_set()
+
+        now_ns = 100_000_000
+        await asyncio.wait_for(told.wait(), 1)
+        assert hold.meter.leased == 15
+        assert ledger.extended == 0
+
+
+async def test_a_throttled_hold_tops_up_when_what_is_leased_is_used(ledger):
+    """Beyond the lease, the ledger decides as ever."""
+    now_ns = 0
+    told = asyncio.Event()
+    with await enter(ledger, want=20, throttle=Throttle(Rate(1000, 1, 30), lambda: now_ns), lease_tokens=50) as hold:
+        assert hold.meter.leased == 20
+        hold.meter.spend(20)
+        now_ns = 10_000_000
+        assert hold.meter.spend(1) is Verdict.WAIT
+
+        hold.top_up(told.set)
+        await asyncio.wait_for(told.wait(), 1)
+
+        assert (hold.meter.leased, ledger.extended) == (40, 1)
+        assert await ledger.balance("alice", LIMIT) == Account(1_000, held=70)

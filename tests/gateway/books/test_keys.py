@@ -15,8 +15,9 @@ import pytest
 
 from gateway.books import keys as module
 from gateway.books.keys import Keys
-from gateway.config import DeclaredKey
-from guards.budget import Limit, Window
+from gateway.books.tenants import RECORD
+from gateway.config import DeclaredBudget, DeclaredKey
+from guards.budget import Limit, Unit, Window
 from guards.refusal import Reason, Refused
 
 ROOT = Path(__file__).parents[3]
@@ -39,12 +40,146 @@ def path(tmp_path: Path) -> Path:
 
 def test_created_key_is_its_tenant(path: Path):
     """A new key stands for its user, org and budget, also for the next process."""
-    secret, tenant = Keys(path).create("alice", "acme", Limit(100, Window.DAY))
+    secret, tenant = Keys(path).create("alice", "acme", [Limit(100, Window.DAY)])
 
     assert re.fullmatch(r"hf-[A-Za-z0-9_-]{43}", secret)
     assert Keys(path).tenant(secret) == tenant
-    assert (tenant.user, tenant.org, tenant.limit, tenant.source) == ("alice", "acme", Limit(100, Window.DAY), "store")
+    assert (tenant.user, tenant.org, tenant.own, tenant.source) == ("alice", "acme", (Limit(100, Window.DAY),), "store")
     assert tenant.key_id == "key_" + hashlib.sha256(secret.encode()).hexdigest()[:12]
+
+
+ORG, TEAM, USER, KEY = Limit(10_000), Limit(2_000, Window.DAY), Limit(3_000, Window.DAY, Unit.MONEY), Limit(100)
+
+
+def test_a_key_is_under_the_limits_of_all_its_scopes(path: Path):
+    """Its org's, its team's, its user's and its own, the widest first; not those of a stranger of the same name."""
+    keys = Keys(path)
+    secret, made = keys.create("alice", "acme", [KEY], team="search")
+    for at, limit in (("org:acme", ORG), ("team:acme/search", TEAM), ("user:acme/alice", USER), ("user:alice", KEY)):
+        keys.set_limit(at, limit)
+
+    lines = keys.tenant(secret).lines
+
+    own = f"key:{made.key_id}"
+    assert lines == (("org:acme", ORG), ("team:acme/search", TEAM), ("user:acme/alice", USER), (own, KEY))
+    assert Keys(path).tenant(secret).lines == lines
+
+
+def test_a_key_without_limits_of_its_own_is_counted(path: Path):
+    """Under its org's it is limited all the same."""
+    keys = Keys(path)
+    secret, made = keys.create("alice", "acme")
+
+    assert (keys.tenant(secret).lines, keys.tenant(secret).limited) == (((f"key:{made.key_id}", RECORD),), False)
+    keys.set_limit("org:acme", ORG)
+    assert (keys.tenant(secret).own, keys.tenant(secret).limited, keys.tenant(secret).pays) == ((), True, False)
+    keys.set_limit("org:acme", USER)
+    assert keys.tenant(secret).pays
+
+
+def test_limits_change_while_a_gateway_runs(path: Path):
+    """Set, changed and removed by another process, they hold for the next request."""
+    keys, other = Keys(path), Keys(path)
+    secret, made = keys.create("alice", limits=[KEY])
+    own = f"key:{made.key_id}"
+
+    other.set_limit(own, Limit(7))
+    assert keys.tenant(secret).own == (Limit(7),)
+    other.set_limit(own, TEAM)
+    assert keys.tenant(secret).own == (Limit(7), TEAM)
+    assert other.remove_limit(own, Unit.TOKENS, Window.TOTAL)
+    assert not other.remove_limit(own, Unit.TOKENS, Window.TOTAL)
+    assert keys.tenant(secret).own == (TEAM,)
+    assert keys.limits() == {own: (TEAM,)}
+
+
+def test_what_running_requests_must_hear_of_is_told_once(path: Path):
+    """Keys that were revoked and limits that were changed, here or by another process; nothing of before the start."""
+    old = Keys(path)
+    old.revoke(old.create("alice", limits=[KEY])[1].key_id)
+    keys = Keys(path)
+    assert keys.news() == (frozenset(), ())
+    _, made = keys.create("bob")
+    own = f"key:{made.key_id}"
+
+    old.set_limit(own, Limit(7))
+    old.set_limit(own, Limit(8))
+    keys.set_limit("org:acme", ORG)
+    old.revoke(made.key_id)
+    first = keys.news()
+    old.remove_limit(own, Unit.TOKENS, Window.TOTAL)
+
+    assert first.revoked == {made.key_id}
+    assert set(first.limits) == {(own, Limit(8)), ("org:acme", ORG)}
+    assert keys.news() == (frozenset(), ((own, RECORD),))
+    assert keys.news() == (frozenset(), ())
+
+
+def test_a_stored_limit_stands_before_a_declared_one(path: Path):
+    """And the declared one shows again when it is removed."""
+    budget = DeclaredBudget(org="acme", limits=(ORG,))
+    keys = Keys(path, budgets=(budget,))
+    secret, _ = keys.create("alice", "acme")
+    assert keys.tenant(secret).lines[0].limit == ORG
+
+    keys.set_limit("org:acme", Limit(5))
+    assert keys.tenant(secret).lines[0].limit == Limit(5)
+    assert Keys(path, budgets=(budget,)).limits() == {"org:acme": (Limit(5),)}
+    keys.remove_limit("org:acme", Unit.TOKENS, Window.TOTAL)
+    assert keys.tenant(secret).lines[0].limit == ORG
+
+
+def test_only_what_changed_is_read_again(path: Path):
+    """Ten thousand keys are not read for one that was made."""
+    keys, other = Keys(path), Keys(path)
+    other.create("alice")
+    keys.list()
+    read: list[str] = []
+    keys._db.set_trace_callback(read.append)
+    secret, _ = other.create("bob", limits=[KEY])
+
+    assert keys.tenant(secret).user == "bob"
+
+    assert [text for text in read if "FROM keys" in text] == ["SELECT * FROM keys WHERE change > 1 ORDER BY change"]
+
+
+def test_a_key_store_of_the_first_format_is_taken_over(path: Path):
+    """Keys, budgets and revocations are as they were."""
+    path.parent.mkdir()
+    db = sqlite3.connect(path)
+    db.executescript("""
+        CREATE TABLE keys (
+            key_id TEXT PRIMARY KEY, digest BLOB NOT NULL UNIQUE, user TEXT NOT NULL, org TEXT,
+            tokens INTEGER, window TEXT, created_at REAL NOT NULL, revoked_at REAL
+        ) STRICT;
+        CREATE TABLE facts (name TEXT PRIMARY KEY) STRICT;
+        PRAGMA user_version = 1;
+    """)
+    digests = [hashlib.sha256(secret).digest() for secret in (b"one", b"two")]
+    db.execute("INSERT INTO keys VALUES (?, ?, 'alice', 'acme', 100, 'day', 1000.0, NULL)", ("key_1", digests[0]))
+    db.execute("INSERT INTO keys VALUES (?, ?, 'bob', NULL, NULL, NULL, 2000.0, 3000.0)", ("key_2", digests[1]))
+    db.commit()
+    db.close()
+
+    rows = Keys(path).list()
+
+    assert [(row.tenant.user, row.tenant.org, row.created_at, row.revoked_at) for row in rows] == [
+        ("alice", "acme", 1000.0, None), ("bob", None, 2000.0, 3000.0)
+    ]  # fmt: skip
+    assert [row.tenant.own for row in rows] == [(Limit(100, Window.DAY),), ()]
+
+
+def test_a_key_that_cannot_be_kept_is_not_made(path: Path, monkeypatch):
+    """Neither it nor a part of its limits, when a statement of its making fails."""
+    keys = Keys(path)
+    monkeypatch.setattr(module, "_limit_kept", lambda at, limit: ("INSERT INTO nowhere VALUES (1)", {}))
+
+    with pytest.raises(Refused):
+        keys.create("alice", limits=[KEY])
+
+    assert keys.list() == []
+    monkeypatch.undo()
+    assert keys.create("alice", limits=[KEY])
 
 
 def test_secrets_are_not_at_rest(path: Path):

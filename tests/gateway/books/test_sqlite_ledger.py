@@ -11,10 +11,12 @@ from contextlib import suppress
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.books.ledger.contract import More, Place
 from gateway.books.ledger.sqlite import SqliteLedger
-from gateway.books.ledger.tables import KeyBalance, LedgerInUse, connect, read_balances
-from guards.budget import Account, Limit
+from gateway.books.ledger.tables import Balance, LedgerInUse, connect, read_balances
+from guards.budget import UNLIMITED, Account, Limit
 from guards.refusal import Reason, Refused
+from tests.ledgers import extend, settle, take, tokens
 
 LIMIT = Limit(100_000)
 
@@ -22,13 +24,14 @@ VICTIM = """
 import asyncio, pathlib, sys, time
 from gateway.books.ledger.sqlite import SqliteLedger
 from guards.budget import Limit
+from tests.ledgers import extend, settle, take
 
 async def main():
     ledger = SqliteLedger(pathlib.Path(sys.argv[1]), time.time)
     for i in range(5):
-        await ledger.open(f"r{i}", "alice", Limit(100_000), want=100)
-    await ledger.extend("r0", 50)
-    await ledger.settle("r4", 7)
+        await take(ledger, f"r{i}", "alice", Limit(100_000), want=100)
+    await extend(ledger, "r0", 150, 101)
+    await settle(ledger, "r4", 7)
     print("ready", flush=True)
     await asyncio.sleep(60)
 
@@ -55,7 +58,7 @@ class Broken:
         self.error = error
 
     def apply(self, shelf, now_s):
-        shelf.keep_account("victim", "total", Account(100, spent=100))
+        shelf.write(shelf.cell(Place("victim", "tokens", "total")), Account(100, spent=100))
         raise self.error
 
 
@@ -86,37 +89,37 @@ async def test_a_killed_gateway_has_charged_what_it_may_have_delivered(tmp_path)
         assert await victim.stdout.readline() == b"ready\n"
         with pytest.raises(LedgerInUse, match=str(tmp_path)):
             SqliteLedger(tmp_path, time.time)
-        assert read_balances(tmp_path) == [KeyBalance("alice", "total", 100_000, spent=7, held=450)]
+        assert read_balances(tmp_path) == [Balance("alice", "tokens", "total", 100_000, spent=7, held=450)]
     finally:
         victim.send_signal(signal.SIGKILL)
         await victim.wait()
 
     ledger = SqliteLedger(tmp_path, time.time)
 
-    assert ledger.recovered_tokens == 450
+    assert ledger.recovered == {Place("alice", "tokens", "total"): 450}
     assert await ledger.balance("alice", LIMIT) == Account(100_000, spent=457)
     assert await ledger.audit() == []
-    assert not await ledger.settle("r0", 1)
+    assert not await settle(ledger, "r0", 1)
     await ledger.close()
 
 
 async def test_an_orderly_end_leaves_nothing_to_recover(tmp_path):
     """What was settled stays as it was settled across a restart, and no hold is charged."""
     first = SqliteLedger(tmp_path, time.time)
-    await first.open("r1", "alice", LIMIT, want=100)
-    first.settle("r1", 30)
+    await take(first, "r1", "alice", LIMIT, want=100)
+    settle(first, "r1", 30)
     await first.close()
 
     second = SqliteLedger(tmp_path, time.time)
 
-    assert second.recovered_tokens == 0
+    assert second.recovered == {}
     assert await second.balance("alice", LIMIT) == Account(100_000, spent=30)
     await second.close()
 
 
 async def test_a_data_directory_has_one_gateway(ledger, tmp_path):
     """A second ledger on the same directory is told so by name, and the first goes on unharmed."""
-    await ledger.open("r1", "alice", LIMIT, want=100)
+    await take(ledger, "r1", "alice", LIMIT, want=100)
 
     with pytest.raises(LedgerInUse, match=str(tmp_path)):
         SqliteLedger(tmp_path, time.time)
@@ -135,19 +138,19 @@ async def test_steps_that_wait_share_a_commit(ledger):
     """Hundreds of steps at once cost a handful of commits, but never more than 256 steps in one."""
     before = ledger.commits
 
-    await asyncio.gather(*(ledger.open(f"r{i}", "alice", LIMIT, want=1) for i in range(1_000)))
+    await asyncio.gather(*(take(ledger, f"r{i}", "alice", LIMIT, want=1) for i in range(1_000)))
 
     assert 4 <= ledger.commits - before <= 40
 
 
 async def test_a_full_disk_refuses_and_is_left_behind(ledger):
     """While the file cannot grow, callers are refused and nothing changes; then it works without a restart."""
-    await ledger.open("r1", "alice", LIMIT, want=100)
+    await take(ledger, "r1", "alice", LIMIT, want=100)
     pages = database(ledger).execute("PRAGMA page_count").fetchone()[0]
     database(ledger).execute(f"PRAGMA max_page_count = {pages}")
 
     keys = [f"{i:0500}" for i in range(100)]
-    answers = await asyncio.gather(*(ledger.open(key, key, LIMIT, want=1) for key in keys), return_exceptions=True)
+    answers = await asyncio.gather(*(take(ledger, key, key, LIMIT, want=1) for key in keys), return_exceptions=True)
     during = [(await ledger.balance(key, LIMIT)).held for key in keys]
     database(ledger).execute("PRAGMA max_page_count = 1000000")
 
@@ -155,7 +158,7 @@ async def test_a_full_disk_refuses_and_is_left_behind(ledger):
     assert {(answer.reason, answer.retry_after_s) for answer in refused} == {(Reason.BOOKS, 1.0)}
     assert during == [0 if isinstance(answer, Refused) else 1 for answer in answers]
     assert await ledger.audit() == []
-    assert (await ledger.open("r2", "alice", LIMIT, want=1)).leased == 1
+    assert (await take(ledger, "r2", "alice", LIMIT, want=1)).leased == 1
 
 
 @pytest.mark.slow
@@ -164,11 +167,11 @@ async def test_a_locked_file_refuses_and_is_left_behind(ledger, tmp_path):
     stranger = sqlite3.connect(tmp_path / "ledger.sqlite3", isolation_level=None)
     stranger.execute("BEGIN IMMEDIATE")
 
-    refused = await refusal(ledger.open("r1", "alice", LIMIT, want=1))
+    refused = await refusal(take(ledger, "r1", "alice", LIMIT, want=1))
     stranger.execute("ROLLBACK")
 
     assert refused.reason is Reason.BOOKS
-    assert (await ledger.open("r1", "alice", LIMIT, want=1)).leased == 1
+    assert (await take(ledger, "r1", "alice", LIMIT, want=1)).leased == 1
     stranger.close()
 
 
@@ -179,10 +182,10 @@ async def test_a_broken_ledger_is_one_line_in_the_log(ledger, tmp_path):
         database(ledger).execute(f"PRAGMA max_page_count = {pages}")
         for i in range(20):
             with suppress(Refused):
-                await ledger.open(f"r{i}", f"{i:0500}", LIMIT, want=1)
+                await take(ledger, f"r{i}", f"{i:0500}", LIMIT, want=1)
         unhealthy = not ledger.healthy
         database(ledger).execute("PRAGMA max_page_count = 1000000")
-        await ledger.open("later", "alice", LIMIT, want=1)
+        await take(ledger, "later", "alice", LIMIT, want=1)
 
     assert unhealthy
     assert ledger.healthy
@@ -194,7 +197,7 @@ async def test_a_ledger_finds_out_by_itself_that_it_can_be_written_again(ledger,
     """A gateway that is asked nothing, since it is not ready, becomes ready."""
     stranger = sqlite3.connect(tmp_path / "ledger.sqlite3", isolation_level=None)
     stranger.execute("BEGIN IMMEDIATE")
-    await refusal(ledger.open("r1", "alice", LIMIT, want=1))
+    await refusal(take(ledger, "r1", "alice", LIMIT, want=1))
     unhealthy = not ledger.healthy
     stranger.execute("ROLLBACK")
 
@@ -224,7 +227,7 @@ class Unwritable:
 
 async def test_reading_does_not_make_a_ledger_healthy(ledger):
     """While the file cannot be written, a batch that would only read is refused too: it proves nothing."""
-    await ledger.open("r1", "alice", LIMIT, want=10)
+    await take(ledger, "r1", "alice", LIMIT, want=10)
     await refusal(ledger._writer.put(Broken(sqlite3.OperationalError("disk I/O error"))))
     db = database(ledger)
     ledger._writer._db = Unwritable(db)
@@ -239,14 +242,14 @@ async def test_reading_does_not_make_a_ledger_healthy(ledger):
 @pytest.mark.parametrize("name", ["ledger.sqlite3", "ledger.sqlite3-wal"])
 async def test_a_file_that_was_removed_is_not_written_to(ledger, tmp_path, name):
     """SQLite would go on in a file that is gone with the process; put back, it is used again."""
-    await ledger.open("r1", "alice", LIMIT, want=10)
+    await take(ledger, "r1", "alice", LIMIT, want=10)
     (tmp_path / name).rename(tmp_path / "away")
 
-    refused = await refusal(ledger.open("r2", "alice", LIMIT, want=10))
+    refused = await refusal(take(ledger, "r2", "alice", LIMIT, want=10))
     (tmp_path / "away").rename(tmp_path / name)
 
     assert refused.reason is Reason.BOOKS
-    assert (await ledger.open("r2", "alice", LIMIT, want=10)).leased == 10
+    assert (await take(ledger, "r2", "alice", LIMIT, want=10)).leased == 10
 
 
 def test_a_damaged_file_is_named_at_the_start(tmp_path):
@@ -258,7 +261,9 @@ def test_a_damaged_file_is_named_at_the_start(tmp_path):
 
     file.unlink()
     db = connect(tmp_path)
-    db.executemany("INSERT INTO accounts VALUES (?, 'total', 1, 0, 0)", [(f"{number:0500}",) for number in range(200)])
+    db.executemany(
+        "INSERT INTO accounts VALUES (?, 'tokens', 'total', 1, 0, 0, 0)", [(f"{number:0500}",) for number in range(200)]
+    )
     db.close()
     damaged = bytearray(file.read_bytes())
     damaged[3 * 4096 : 5 * 4096] = b"\x55" * 2 * 4096
@@ -279,34 +284,42 @@ def test_a_newer_ledger_is_left_alone(tmp_path):
         SqliteLedger(tmp_path, time.time)
 
 
-async def test_a_ledger_of_the_first_format_is_taken_over(tmp_path):
-    """It had a row for each hold: what they held is in the accounts too, and is charged once."""
-    db = connect(tmp_path)
-    db.execute("CREATE TABLE holds (request_id TEXT PRIMARY KEY, key_id TEXT, window TEXT, leased INTEGER)")
-    db.execute("INSERT INTO holds VALUES ('r1', 'alice', 'total', 30)")
-    db.execute("INSERT INTO accounts VALUES ('alice', 'total', 100000, 7, 30)")
-    db.execute("PRAGMA user_version = 1")
+@pytest.mark.parametrize("format_of_old", [1, 2])
+async def test_a_ledger_of_an_older_format_is_taken_over(tmp_path, format_of_old):
+    """It knew keys and tokens only, and the first had a row for each hold too. What was held is charged once."""
+    db = sqlite3.connect(tmp_path / "ledger.sqlite3", isolation_level=None)
+    db.executescript(f"""
+        CREATE TABLE accounts (
+            key_id TEXT NOT NULL, window TEXT NOT NULL, limit_tokens INTEGER NOT NULL, spent INTEGER NOT NULL,
+            held INTEGER NOT NULL, PRIMARY KEY (key_id, window)
+        ) WITHOUT ROWID;
+        INSERT INTO accounts VALUES ('alice', 'total', 100000, 7, 30);
+        PRAGMA user_version = {format_of_old};
+    """)
+    if format_of_old == 1:
+        db.execute("CREATE TABLE holds (request_id TEXT PRIMARY KEY, key_id TEXT, window TEXT, leased INTEGER)")
+        db.execute("INSERT INTO holds VALUES ('r1', 'alice', 'total', 30)")
     db.close()
 
     ledger = SqliteLedger(tmp_path, time.time)
 
-    assert ledger.recovered_tokens == 30
-    assert await ledger.balance("alice", LIMIT) == Account(100_000, spent=37)
-    assert (await ledger.open("r1", "alice", LIMIT, want=1)).leased == 1
+    assert ledger.recovered == {Place("key:alice", "tokens", "total"): 30}
+    assert await ledger.balance("key:alice", LIMIT) == Account(100_000, spent=37)
+    assert (await take(ledger, "r1", "key:alice", LIMIT, want=1)).leased == 1
     tables = database(ledger).execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-    assert tables == [("accounts",)]
+    assert tables == [("accounts",), ("outbox",)]
     await ledger.close()
 
 
 async def test_one_step_s_error_is_its_caller_s_alone(ledger):
     """A bug or a refusal in a batch undoes that step and leaves its neighbours committed."""
     answers = await asyncio.gather(
-        ledger.open("r1", "alice", LIMIT, want=10),
-        ledger.open("r1", "alice", LIMIT, want=10),
-        ledger.open("r2", "bob", Limit(1 << 80), want=1 << 70),
-        ledger.open("r3", "carol", Limit(0), want=1),
-        ledger.settle("r1", 11),
-        ledger.open("r4", "alice", LIMIT, want=10),
+        take(ledger, "r1", "alice", LIMIT, want=10),
+        take(ledger, "r1", "alice", LIMIT, want=10),
+        take(ledger, "r2", "bob", Limit(1 << 80), want=1 << 70),
+        take(ledger, "r3", "carol", Limit(0), want=1),
+        settle(ledger, "r1", 11),
+        take(ledger, "r4", "alice", LIMIT, want=10),
         return_exceptions=True,
     )
 
@@ -321,7 +334,7 @@ async def test_one_step_s_error_is_its_caller_s_alone(ledger):
 async def test_a_step_that_fails_half_way_is_undone(ledger, error):
     """What a step wrote before its error is not committed with its neighbours."""
     answers = await asyncio.gather(
-        ledger.open("r1", "alice", LIMIT, want=10), ledger._writer.put(Broken(error)), return_exceptions=True
+        take(ledger, "r1", "alice", LIMIT, want=10), ledger._writer.put(Broken(error)), return_exceptions=True
     )
 
     assert answers[0].leased == 10
@@ -335,7 +348,7 @@ async def test_an_error_of_the_file_undoes_the_batch(ledger, error):
     busy = Busy()  # until both others wait, so that they share the next batch
     ledger._writer.put(busy)
     assert busy.begun.wait(5)
-    before = asyncio.ensure_future(ledger.open("r1", "alice", LIMIT, want=10))
+    before = asyncio.ensure_future(take(ledger, "r1", "alice", LIMIT, want=10))
     broken = ledger._writer.put(Broken(error))
     busy.end.set()
 
@@ -344,26 +357,26 @@ async def test_an_error_of_the_file_undoes_the_batch(ledger, error):
     assert {each.reason for each in refused} == {Reason.BOOKS}
     assert await ledger.balance("alice", LIMIT) == Account(100_000)
     assert await ledger.balance("victim", Limit(100)) == Account(100)
-    assert (await ledger.open("r1", "alice", LIMIT, want=10)).leased == 10
+    assert (await take(ledger, "r1", "alice", LIMIT, want=10)).leased == 10
     assert await ledger.audit() == []
 
 
 async def test_a_full_queue_refuses_all_but_settlements(tmp_path):
     """Beyond `commands_max` waiting steps, callers are refused at once; a hold can be settled even then."""
     ledger = SqliteLedger(tmp_path, time.time, commands_max=10)
-    await ledger.open("r1", "alice", LIMIT, want=10)
+    await take(ledger, "r1", "alice", LIMIT, want=10)
     busy = Busy()
     ledger._writer.put(busy)
     assert busy.begun.wait(5)
 
-    asked = [ledger.extend("r1", 1) for _ in range(50)]
+    asked = [extend(ledger, "r1", 10 + number, 1) for number in range(50)]
     refused_at_once = [answer for answer in asked if answer.done()]
-    settled = ledger.settle("r1", 3)
+    settled = settle(ledger, "r1", 3)
     busy.end.set()
 
     answers = await asyncio.gather(*asked, return_exceptions=True)
     assert len(refused_at_once) == 40
-    assert [answer for answer in answers if answer == 1] == [1] * 10
+    assert [answer for answer in answers if isinstance(answer, More)] == [More(tokens(10 + n)) for n in range(10)]
     assert {answer.reason for answer in answers if isinstance(answer, Refused)} == {Reason.BOOKS}
     assert await settled
     await ledger.close()
@@ -373,7 +386,7 @@ async def test_a_caller_cancelled_as_its_grant_arrives_holds_nothing(ledger):
     """Cancelled after the commit but before it could go on, a caller never saw the grant: it goes back."""
 
     async def ask():
-        opening = ledger.open("r1", "alice", LIMIT, want=100)
+        opening = take(ledger, "r1", "alice", LIMIT, want=100)
         # Runs when the answer is there, in the same turn of the loop, before the caller does.
         opening.answer.add_done_callback(lambda _: task.cancel())
         await opening
@@ -389,18 +402,18 @@ async def test_a_caller_cancelled_as_its_grant_arrives_holds_nothing(ledger):
 async def test_closing_gives_back_what_cancelled_callers_were_granted(tmp_path):
     """A grant whose caller was cancelled just before the end is not charged at the next start."""
     ledger = SqliteLedger(tmp_path, time.time)
-    task = asyncio.create_task(asyncio.wait_for(ledger.open("r1", "alice", LIMIT, want=100), 5))
+    task = asyncio.create_task(asyncio.wait_for(take(ledger, "r1", "alice", LIMIT, want=100), 5))
     await asyncio.sleep(0)
     task.cancel()
 
     await ledger.close()
 
-    assert read_balances(tmp_path) == [KeyBalance("alice", "total", 100_000, spent=0, held=0)]
+    assert read_balances(tmp_path) == [Balance("alice", "tokens", "total", 100_000, spent=0, held=0)]
 
 
 async def test_a_cancelled_caller_does_not_break_its_batch(ledger):
     """The neighbours of a step whose caller is gone are answered."""
-    opens = [asyncio.ensure_future(ledger.open(f"r{i}", "alice", LIMIT, want=1)) for i in range(20)]
+    opens = [asyncio.ensure_future(take(ledger, f"r{i}", "alice", LIMIT, want=1)) for i in range(20)]
     await asyncio.sleep(0)
     for task in opens[::2]:
         task.cancel()
@@ -414,10 +427,10 @@ async def test_a_cancelled_caller_does_not_break_its_batch(ledger):
 
 async def test_balances_are_read_without_a_gateway_too(ledger, tmp_path):
     """The accounts can be listed during a run, after it, and before there are any."""
-    await ledger.open("r1", "root", None, want=5)
+    await take(ledger, "r1", "root", Limit(UNLIMITED), want=5)
     during = read_balances(tmp_path)
     await ledger.close()
 
-    assert during == [KeyBalance("root", "total", None, spent=0, held=5)]
+    assert during == [Balance("root", "tokens", "total", None, spent=0, held=5)]
     assert read_balances(tmp_path) == during
     assert read_balances(tmp_path / "nothing") == []

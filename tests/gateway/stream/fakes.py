@@ -15,6 +15,7 @@ from guards.budget import Meter
 from loadtests.stub_tokenizer import ASSISTANT, BOS, EOS, USER, encode_ordinary
 from loadtests.stub_wire import Wire, usage
 from tests.gateway.stream.vllm_text import VOCAB, VllmText, decode_step, tokenizer
+from tests.ledgers import tokens
 
 PROMPT = [BOS, USER, *b"Hi", ASSISTANT]
 PLENTY = 1 << 40
@@ -38,6 +39,7 @@ class FakeSink:
 
     def __init__(self, full: Sequence[int] = ()) -> None:
         self.started = self.gone = False
+        self.told: tuple[tuple[str, str], ...] = ()
         self.received_at = 0.0
         self.data = b""
         self.writes = 0
@@ -67,10 +69,18 @@ class FakeLease:
     """A budget that tops up `step` tokens at a time, when `answer` is called, until `left` is used up."""
 
     def __init__(self, leased: int = PLENTY, left: int = 0, step: int = 8, low: int = 4) -> None:
-        self.meter = Meter(leased, low)
+        self.meter = Meter(tokens(leased), 0, low)
+        self.leased = leased
+        self.cached = self.reasoning = 0
+        self.reasoning_is_dear = True
         self.failure: Exception | None = None
         self.left, self.step = left, step
         self._asked: list[Callable[[], None]] = []
+
+    @property
+    def counted(self) -> int:
+        """Tokens of prompts and answers that were counted."""
+        return self.meter.input + self.meter.spent
 
     def top_up(self, then: Callable[[], None]) -> None:
         if not self._asked:
@@ -81,7 +91,8 @@ class FakeLease:
         for then in asked:
             granted = min(self.step, self.left)
             self.left -= granted
-            self.meter.granted(granted)
+            self.leased += granted
+            self.meter.granted(tokens(self.leased) if granted else None)
             then()
 
 
@@ -294,12 +305,13 @@ class Play:
         """Tokens delivered are the tokens counted, in every scenario."""
         relay, meter = self.relay, self.lease.meter
         assert not any(leg.faults for leg in self.legs)
-        assert meter.spent == relay.prompt_tokens + relay.completion_tokens <= meter.leased
+        assert meter.input == relay.prompt_tokens
+        assert meter.spent == relay.completion_tokens <= meter.leased
         if self.call.wants_ids:
             assert sum(map(len, self.seen.ids.values())) == relay.completion_tokens
         if relay.refusal is not None:
             assert self.sink.data == b""
-            assert meter.spent == 0
+            assert meter.input == meter.spent == 0
         else:
             assert self.seen.done != (self.seen.error is not None)
 
@@ -322,7 +334,7 @@ class Play:
                 await self.relay._telling.made()
             self.settle(leg)
             if not self.relay.terms.spells_special:  # else its text, and so its end, may still be on the way
-                assert self.lease.meter.spent == self.relay.prompt_tokens + self.relay.completion_tokens
+                assert self.lease.meter.spent == self.relay.completion_tokens
         return LegEnd(Cause.CLOSED) if leg.closed else end
 
     def settle(self, leg: FakeLeg) -> None:

@@ -1,5 +1,6 @@
 """A plain answer: counted by its ids, delivered whole or not at all."""
 
+import asyncio
 import json
 
 import pytest
@@ -32,10 +33,16 @@ async def answer(call, *ends, leased=1000, **terms):
     for end in ends:
         assert whole.open
         (ask,) = await whole.asks()
-        whole.lost = await whole.ended(whole.part(ask), end)
+        ending = asyncio.create_task(whole.ended(whole.part(ask), end))
+        while not ending.done():
+            await asyncio.sleep(0)
+            lease.answer()
+        whole.lost = ending.result()
     await whole.finish()
-    assert lease.meter.spent == whole.prompt_tokens + whole.completion_tokens
-    assert (whole.body is None) == (lease.meter.spent == 0)
+    whole.close()
+    whole.lease = lease
+    assert lease.counted == whole.prompt_tokens + whole.completion_tokens
+    assert (whole.body is None) == (lease.counted == 0)
     return whole
 
 
@@ -177,3 +184,76 @@ async def test_ids_may_stand_on_lines_of_their_own():
     raw = json.dumps(json.loads(chat_answer([4, 5], [])), indent=1).encode()
 
     assert (await answer(call_for(n=2), fine(raw))).completion_tokens == 2
+
+
+@pytest.mark.parametrize(
+    ("usage_said", "counts"),
+    [
+        ({"prompt_tokens_details": {"cached_tokens": 2}, "completion_tokens_details": {"reasoning_tokens": 1}}, (2, 1)),
+        ({"prompt_tokens_details": None}, (0, 0)),
+        ({"prompt_tokens_details": {"cached_tokens": "2"}}, (0, 0)),
+        ({"prompt_tokens": "many"}, (0, 0)),
+        (None, (0, 0)),
+        ([], (0, 0)),
+    ],
+)
+async def test_what_was_cached_and_what_was_reasoning_is_told_to_the_books(usage_said, counts):
+    """Where the server's usage tells; it is charged by ids, and nonsense in it loses no answer."""
+    body = json.loads(chat_answer([4, 5])) | {"usage": usage_said}
+
+    whole = await answer(call_for(stream=False), fine(json.dumps(body).encode()))
+
+    assert (whole.ending, whole.lease.cached, whole.lease.reasoning) == (Ending.FINISHED, *counts)
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+@pytest.mark.parametrize(
+    ("said", "details", "told"),
+    [
+        ("hm", None, None),
+        ("hm", {"reasoning_tokens": 0}, None),
+        ("hm", {"reasoning_tokens": 1}, 1),
+        ("", None, 0),
+        (None, None, 0),
+    ],
+)
+async def test_reasoning_that_nobody_counted_is_told_as_such(field, said, details, told):
+    """vLLM's parsers mostly count none of it, though the message has some."""
+    body = json.loads(chat_answer([4, 5]))
+    body["choices"][0]["message"][field] = said
+    body["usage"]["completion_tokens_details"] = details
+
+    whole = await answer(call_for(stream=False), fine(json.dumps(body).encode()))
+
+    assert whole.lease.reasoning == told
+
+
+async def test_a_prompt_beyond_its_bound_is_paid_for_when_it_is_known():
+    """The budget had enough, and the bound was a guess: nobody is refused for that."""
+    lease = FakeLease(leased=4, left=8, step=8)
+    whole = Plain(call_for(stream=False), FakeSink(), lease, terms_for(call_for(stream=False)), lambda: 0.0)
+    (ask,) = await whole.asks()
+    ending = asyncio.create_task(whole.ended(whole.part(ask), fine(chat_answer([4, 5]))))
+    await asyncio.sleep(0)
+    assert not ending.done()
+
+    lease.answer()
+    await ending
+    whole.close()
+
+    assert (whole.ending, lease.meter.input, lease.meter.spent) == (Ending.FINISHED, 3, 2)
+
+
+async def test_a_plain_answer_that_is_given_up_while_it_waits_costs_nothing():
+    """Its prompt was counted already; nothing of it is delivered."""
+    lease = FakeLease(leased=4, left=8)
+    whole = Plain(call_for(stream=False), FakeSink(), lease, terms_for(call_for(stream=False)), lambda: 0.0)
+    (ask,) = await whole.asks()
+    ending = asyncio.create_task(whole.ended(whole.part(ask), fine(chat_answer([4, 5]))))
+    await asyncio.sleep(0)
+
+    ending.cancel()
+    whole.fail(Ending.TIMEOUT, "too long")
+    whole.close()
+
+    assert (lease.meter.input, lease.meter.spent) == (0, 0)

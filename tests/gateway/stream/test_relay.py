@@ -163,7 +163,7 @@ async def test_a_loss_before_the_first_token_is_not_seen_by_the_client(endpoint)
     assert play.seen.text[0] == text_of(SAID)
     assert play.seen.told is None
     assert play.relay.failovers == 0
-    assert play.lease.meter.spent == len(PROMPT) + N
+    assert play.lease.counted == len(PROMPT) + N
 
 
 @pytest.mark.parametrize("endpoint", list(Endpoint))
@@ -217,7 +217,7 @@ async def test_each_of_several_prompts_goes_on_from_its_own_cut(cut):
     play = await Play(call, engine, cuts=[cut]).run()
 
     assert (play.seen.text, play.seen.ids, play.seen.finish) == (whole.text, whole.ids, whole.finish)
-    assert play.lease.meter.spent == 2 * len(PROMPT) + 1 + sum(map(len, engine.answers))
+    assert play.lease.counted == 2 * len(PROMPT) + 1 + sum(map(len, engine.answers))
 
 
 async def test_a_stop_string_of_a_choice_that_is_asked_anew_is_found_here():
@@ -351,7 +351,7 @@ async def test_every_server_lost_before_a_token_is_a_refusal_that_costs_nothing(
     play = await Play(call_for(), Engine([SAID]), cuts=[1, 1, 1]).run()
 
     assert play.relay.refusal.reason is Reason.UPSTREAM
-    assert (play.relay.ending, play.lease.meter.spent) == (Ending.REFUSED, 0)
+    assert (play.relay.ending, play.lease.counted) == (Ending.REFUSED, 0)
 
 
 async def test_every_server_lost_after_tokens_is_an_error_in_the_stream():
@@ -689,7 +689,7 @@ async def test_a_client_that_leaves_pays_for_no_text_that_is_still_being_made():
     gate.open.clear()
     part.events(raws[2:12])
     await turns()
-    counted = play.lease.meter.spent
+    counted = play.lease.counted
 
     play.relay.close()
     gate.open.set()
@@ -698,7 +698,7 @@ async def test_a_client_that_leaves_pays_for_no_text_that_is_still_being_made():
     received = len(play.seen.ids[0])
     assert 5 < received < counted - len(PROMPT)
     assert play.relay.completion_tokens == received
-    assert play.lease.meter.spent == play.relay.prompt_tokens + received == len(PROMPT) + received
+    assert play.lease.counted == play.relay.prompt_tokens + received == len(PROMPT) + received
 
 
 async def test_text_that_can_no_longer_be_made_ends_the_stream_at_once():
@@ -762,3 +762,42 @@ def test_the_fakes_are_what_the_relay_expects():
     assert isinstance(terms_for(call_for()).decoder(), LocalDecoder)
     assert BROKEN.cause is Cause.BROKEN
     assert FakeLeg().closed is False
+
+
+def cached(raws, told):
+    """The usage of a server that tells what it had in its cache."""
+    details = b'"usage":{"prompt_tokens_details":{"cached_tokens":%b},' % told
+    return [raw.replace(b'"usage":{', details, 1) for raw in raws]
+
+
+@pytest.mark.parametrize(
+    ("told", "counts"), [(b"3", 3), (b"-3", 0), (b"null", 0), (b'"3"', 0), (b"true", 0), (b"[]", 0)]
+)
+async def test_what_the_server_had_cached_is_told_to_the_books(told, counts):
+    """Where it is a number; nonsense is no reason to lose a stream."""
+    play = await Play(call_for(), Engine([ids_of("cached")]), edit=lambda leg, raws: cached(raws, told)).run()
+
+    assert (play.relay.ending, play.lease.cached) == (Ending.FINISHED, counts)
+
+
+async def test_after_a_loss_nobody_knows_what_was_cached():
+    """The second server had our own tokens sent to it: what it finds of these is no client's saving."""
+    play = await Play(
+        call_for(), Engine([ids_of("cached, and lost")]), cuts=[5], edit=lambda leg, raws: cached(raws, b"4")
+    ).run()
+
+    assert (play.relay.failovers, play.lease.cached) == (1, 0)
+
+
+async def test_reasoning_is_counted_apart():
+    """By the ids of chunks that bring it; the rest of the answer is none."""
+
+    def think(leg, raws):
+        return [
+            raw.replace(b'"content":"', b'"content":null,"reasoning":"', 1) if 0 < number < 4 else raw
+            for number, raw in enumerate(raws)
+        ]
+
+    play = await Play(call_for(), Engine([ids_of("thinks, then says")]), edit=think).run()
+
+    assert (play.relay.ending, play.lease.reasoning) == (Ending.FINISHED, 3)

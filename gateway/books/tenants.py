@@ -1,0 +1,142 @@
+"""Who pays for a request, and under which limits: org, team, user and key, session and agent, and one turn."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Literal
+
+from gateway.books.ledger.contract import Lines
+from guards.budget import UNLIMITED, Limit, Line, Unit, Window
+from guards.rate import Counted, Rate, RateLine
+from guards.scope import AGENT, LEVELS_EACH, SESSION, TURN, each_of, scope, scopes
+
+Limits = Mapping[str, Iterable[Limit]]  # by scope
+Each = Mapping[str, tuple[Limit, ...]]  # by level: what each session, agent or turn of a key is under
+
+Rates = Mapping[str, tuple[tuple[Counted, Rate], ...]]  # by scope
+
+NO_RATES: Rates = {}
+NAME_CHARS_MAX = 256
+RECORD = Limit(UNLIMITED)  # what a key without limits is under: it refuses nothing, and its tokens are counted
+WITHIN_MAX = 256  # sessions and agents of a key that are remembered
+SHARE = 50  # percent of what its parent may use, that an agent may
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Who pays for a request. lines: the limits it is under, the widest scope first; one at least, of the key.
+
+    each: what its sessions, agents and turns are under, one by one; see `within`.
+    turn: what one request is under, alone. rates: how fast requests may come. pace: how fast the
+        output of one may be delivered; of several the slowest.
+    limited: whether any limit can refuse it; pays: whether any is in money, so that models need a price.
+    source: «open» while no key was ever made. about: their names, for the journal.
+    """
+
+    key_id: str
+    user: str
+    org: str | None = None
+    team: str | None = None
+    lines: tuple[Line, ...] = ()
+    source: Literal["store", "config", "open"] = "store"
+    each: Each = field(default_factory=dict)
+    turn: tuple[Limit, ...] = ()
+    rates: tuple[RateLine, ...] = ()
+    pace: Rate | None = None
+    about: Mapping[str, str] = field(init=False)
+    _within: dict[tuple[str | None, tuple[str, ...]], "Tenant"] = field(init=False, compare=False, repr=False)
+    limited: bool = field(init=False)
+    pays: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        own = scope("key", self.key_id)
+        if not any(line.scope == own for line in self.lines):
+            object.__setattr__(self, "lines", (*self.lines, Line(own, RECORD)))
+        object.__setattr__(self, "lines", Lines(self.lines))
+        limits = [*self.turn, *(line.limit for line in self.lines)]
+        who = {"key_id": self.key_id, "user": self.user, "org": self.org, "team": self.team}
+        object.__setattr__(self, "_within", {})
+        object.__setattr__(self, "about", {name: value for name, value in who.items() if value is not None})
+        object.__setattr__(self, "limited", any(limit != RECORD for limit in limits))
+        object.__setattr__(self, "pays", any(limit.unit is Unit.MONEY for limit in limits))
+
+    @property
+    def own(self) -> tuple[Limit, ...]:
+        """The key's own limits."""
+        mine = scope("key", self.key_id)
+        return tuple(line.limit for line in self.lines if line.scope == mine and line.limit != RECORD)
+
+    def within(self, session: str | None, agents: tuple[str, ...] = (), share: int = SHARE) -> "Tenant":
+        """Who pays for a request of this session and this agent of the key, as far as it names them.
+
+        One that names no session is a session of its own: its limits hold for the one turn.
+        agents: the agent's ancestors, the root first, and itself. What it uses is charged to all of them, and each may
+            use no more than a share of what its parent may (percent), so that a tree of agents spends no more than its
+            root, and budgets fall strictly on the way down. One that would have none has a limit of 0.
+        """
+        if not self.each:
+            return self
+        known = self._within.get((session, agents))
+        if known is None:
+            if len(self._within) >= WITHIN_MAX:
+                self._within.clear()
+            known = self._within[session, agents] = self._named(session, agents, share)
+        return known
+
+    def _named(self, session: str | None, agents: tuple[str, ...], share: int) -> "Tenant":
+        lines, turn = list(self.lines), list(self.each.get(TURN, ()))
+        limits = self.each.get(SESSION, ())
+        if session is None:
+            turn += limits
+        else:
+            lines += [Line(scope(SESSION, self.key_id, session), limit) for limit in limits]
+        for depth in range(len(agents)):
+            at = scope(AGENT, self.key_id, *agents[: depth + 1])
+            part = Fraction(share, 100) ** depth
+            carved = [replace(limit, amount=int(limit.amount * part)) for limit in self.each.get(AGENT, ())]
+            lines += [Line(at, limit) for limit in carved]
+        return replace(self, lines=tuple(lines), each={}, turn=tuple(turn))
+
+
+def tenant(
+    key_id: str,
+    user: str,
+    org: str | None,
+    team: str | None,
+    limits: Limits,
+    source: Literal["store", "config"] = "store",
+    rates: Rates = NO_RATES,
+) -> Tenant:
+    """Say who a key stands for, under all limits of its scopes."""
+    known = scopes(key_id, user, org, team)
+    lines = [Line(at, limit) for at in known for limit in limits.get(at, ())]
+    each = {level: _tightest(limits.get(each_of(level, at), ()) for at in known) for level in LEVELS_EACH}
+    each = {level: found for level, found in each.items() if found}
+    said = [RateLine(at, counted, rate) for at in known for counted, rate in rates.get(at, ())]
+    paces = [line.rate for line in said if line.counted is Counted.OF_STREAM]
+    return Tenant(
+        key_id, user, org, team, tuple(lines), source, each,
+        rates=tuple(line for line in said if line.counted is not Counted.OF_STREAM),
+        pace=max(paces, key=lambda rate: rate.interval_ns, default=None),
+    )  # fmt: skip
+
+
+def _tightest(found: Iterable[Iterable[Limit]]) -> tuple[Limit, ...]:
+    """Of the limits that several scopes put on the same thing, the least of each unit and window."""
+    least: dict[tuple[Unit, Window], Limit] = {}
+    for limits in found:
+        for limit in limits:
+            which = limit.unit, limit.window
+            if which not in least or limit.amount < least[which].amount:
+                least[which] = limit
+    return tuple(least.values())
+
+
+def nameable(*names: str | None) -> None:
+    """Raises ValueError on names that cannot be shown."""
+    for name in names:
+        if name is not None and not (0 < len(name) <= NAME_CHARS_MAX and name.isprintable()):
+            raise ValueError(f"a user, team or org is 1 to {NAME_CHARS_MAX} printable characters")
+
+
+OPEN = Tenant("open", "anonymous", source="open")

@@ -1,0 +1,132 @@
+"""What a vault promises, whichever engine keeps it.
+
+Many gateways share every budget. None of them asks the vault before it spends: each spends *rights* that it leased
+before, and keeps its own accounts of them (the Bounded Counter of Balegas et al., 2015). In each account:
+
+    rights of all gateways + written off + free = limit,     each gateway: spent + held <= rights
+
+A gateway is the authority on its own numbers. They are absolute, so saying them again changes nothing, and a vault
+that forgot some (Redis replicates asynchronously) is told them at the next exchange. The vault alone gives more rights;
+the gateway alone gives them back. So what a dead gateway may have spent is never given to another: its rights stay its
+own until it is back and says what it spent of them, or an operator writes it off.
+
+    exchanges are numbered      one that arrives late, after a newer one, is answered `Stale` and changes nothing
+    gateways have epochs        a new start of a gateway has a higher one; the older one is answered `Fenced`
+    the vault has an epoch      another server, or another start of it, may have lost what it had answered: no rights
+                                are given until LEASE_S have passed, in which all that live say theirs again
+    an empty vault is closed    it is answered `Closed` until an operator says that it is to begin
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from gateway.books.ledger.contract import Place
+
+LEASE_S = 5.0  # for so long after it was asked for may rights be spent; on the gateway's own monotonic clock
+RENEW_S = 1.0
+
+
+class Gateway(NamedTuple):
+    """Who speaks. name: of its data directory, for good; epoch: of its start; number: of its exchange of this tag."""
+
+    name: str
+    epoch: int
+    number: int
+
+
+class Claim(NamedTuple):
+    """What a gateway says of one account, and what it asks for.
+
+    limit: the budget, as it knows it; None where the account only records. as_of: when that was set, unix seconds; 0
+        for one that the configuration declares. The vault goes by the latest.
+    rights: all that it has leased of the account so far, less what it gave back; spent: what of that is charged.
+    want: so much more it would like to have; need: with less than that it can do nothing, and gets nothing.
+    """
+
+    place: Place
+    limit: int | None
+    as_of: float
+    rights: int
+    spent: int
+    want: int = 0
+    need: int = 0
+
+
+class Standing(NamedTuple):
+    """How an account stands, over all gateways. leased: rights that are not spent yet; lost: of those, what gateways
+    hold that have not been heard of for LEASE_S, and count as charged."""
+
+    place: Place
+    limit: int | None
+    spent: int
+    leased: int
+    lost: int
+
+
+class Given(NamedTuple):
+    """The answer to a claim. rights: what the gateway may spend in all from now on, never below what it said.
+
+    free: of the limit, what nobody has leased; may be below 0 after a limit was lowered, or a vault was restored.
+    others: rights that other gateways have not spent, and may give back; of those that were heard of within LEASE_S.
+    wanted: somebody could not be given what it needs: whoever has rights that it does not need gives them back.
+    """
+
+    rights: int
+    free: int
+    others: int
+    wanted: bool
+
+
+class Refusal(NamedTuple):
+    """No exchange: nothing has changed. why: for operators."""
+
+    why: str
+
+
+class Stale(Refusal):
+    """A newer exchange of this gateway came first."""
+
+
+class Fenced(Refusal):
+    """A newer start of this gateway has spoken, or it was written off: this one may spend nothing any more."""
+
+
+class Closed(Refusal):
+    """The vault is empty, or not the one this gateway knows: an operator has to say what is true."""
+
+
+class Exchange(NamedTuple):
+    """given: an answer to each claim, in their order. quiet: no rights are given yet; ask again."""
+
+    given: tuple[Given, ...]
+    quiet: bool
+
+
+class VaultDown(Exception):
+    """It cannot be reached, or did not answer in time; whether it has heard the exchange is not known."""
+
+
+class Vault(Protocol):
+    """Keeps the rights of all gateways. Accounts are kept by *tag*: all that one request is under have the same one."""
+
+    async def begin(self, *, again: bool = False) -> str:
+        """Let an empty vault be used; its new name. again: also one that has accounts. For operators, not for gateways.
+
+        Raises ValueError where it is in use already; VaultDown.
+        """
+
+    async def exchange(self, tag: str, gateway: Gateway, claims: Sequence[Claim], known: bool) -> Exchange | Refusal:
+        """Take in what a gateway says of its accounts under a tag, and give it rights: one atomic step.
+
+        known: the gateway has had rights under the tag before, so that one without accounts has lost them: Closed.
+        Raises VaultDown within a bounded time.
+        """
+
+    async def standings(self, tag: str) -> list[Standing]:
+        """How all accounts under a tag stand. Raises VaultDown."""
+
+    async def write_off(self, tag: str, name: str) -> int:
+        """Charge all rights that a gateway has under a tag, for good, and fence it; in how many accounts. VaultDown."""
+
+    async def close(self) -> None:
+        """Let go of connections and files."""

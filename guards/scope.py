@@ -1,0 +1,49 @@
+"""Whose a limit is: an org, a team or a user within it, a key. Pure."""
+
+SESSION, AGENT, TURN = "session", "agent", "turn"
+LEVELS_EACH = (SESSION, AGENT, TURN)  # of which a scope has many, each under the same limits
+
+
+def scope(level: str, *names: str) -> str:
+    """Name a scope. What parts names is escaped in them, so that no two scopes have the same name."""
+    return f"{level}:" + "/".join(name.replace("%", "%25").replace("/", "%2F") for name in names)
+
+
+def scopes(key_id: str, user: str, org: str | None, team: str | None) -> tuple[str, ...]:
+    """Name the scopes that a key's requests are under, the widest first. Teams and users are their org's."""
+    within = () if org is None else (org,)
+    named = [scope("org", org)] if org is not None else []
+    if team is not None:
+        named.append(scope("team", *within, team))
+    return (*named, scope("user", *within, user), scope("key", key_id))
+
+
+def each_of(level: str, of: str) -> str:
+    """Name what limits of each session, agent or turn within a scope are kept under."""
+    return f"each {level} of {of}"
+
+
+def lineage(agent: str, depth_max: int) -> tuple[str, ...]:
+    """An agent's ancestors by name, the root first, and itself: «planner/search» is a child of «planner».
+
+    Raises ValueError where a name is empty, or the tree too deep.
+    """
+    names = tuple(agent.split("/"))
+    if not all(names):
+        raise ValueError("an agent is named like planner/search/reader, its parents first, and no name is empty")
+    if len(names) > depth_max:
+        raise ValueError(f"agents nest {depth_max} deep at most, and this one is {len(names)} deep")
+    return names
+
+
+def parsed(text: str) -> str:
+    """Read a scope as people write it: org:acme, team:acme/search, user:alice. A «/» in a name is written %2F.
+
+    Raises ValueError.
+    """
+    level, colon, rest = text.partition(":")
+    names = [name.replace("%2F", "/").replace("%25", "%") for name in rest.split("/")]
+    most = {"org": 1, "team": 2, "user": 2, "key": 1}.get(level, 0)
+    if not colon or not 0 < len(names) <= most or not all(name.isprintable() and name.strip() for name in names):
+        raise ValueError("write org:NAME, team:ORG/NAME, user:ORG/NAME, user:NAME or key:ID")
+    return scope(level, *names)
