@@ -12,6 +12,7 @@ demo: install    ## kill a real vLLM server in the middle of a stream, and see n
 	@$(BIN)/holdfast demo
 
 test: lint install ## lint, types and all tests, those with real vLLM servers included
+	@$(PYTHON) scripts/install.py redis
 	@$(BIN)/python -m pytest -m "not vllm" -n 2 --dist loadfile
 	@$(BIN)/python -m pytest -m vllm
 

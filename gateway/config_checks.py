@@ -29,6 +29,7 @@ def cross_faults(raw: Any) -> list[Fault]:
         *_listen_faults(raw),
         *_lease_faults(raw),
         *_budget_faults(raw),
+        *_ledger_faults(raw),
         *_price_faults(raw),
     ]
 
@@ -92,6 +93,18 @@ def _lease_faults(raw: Any) -> Iterator[Fault]:
     if limits and limits.lease_low_tokens > limits.lease_tokens:
         hint = f"Write at most {limits.lease_tokens}, or raise lease_tokens."
         yield Fault(("limits", "lease_low_tokens"), "above lease_tokens", hint)
+
+
+def _ledger_faults(raw: Any) -> Iterator[Fault]:
+    ledger = _get(raw, "ledger") or {}
+    if not _get(ledger, "url"):
+        for name, default in (("replicas", 0), ("when_down", "refuse"), ("leased_scopes", ())):
+            if (_get(ledger, name) or default) != default:
+                hint = 'Add url: "redis://...", or remove it.'
+                yield Fault(("ledger", name), "means nothing without a server", hint)
+    elif _get(ledger, "when_down") == "leased" and _get(ledger, "leased_scopes"):
+        hint = "Remove it, or write when_down: refuse for all others."
+        yield Fault(("ledger", "leased_scopes"), "when_down: leased is for all", hint)
 
 
 FIELDS = ("tokens", "limits", "each_session", "each_agent", "each_turn")

@@ -1,9 +1,11 @@
-"""Install the two environments of this repository:  python3 scripts/install.py [gateway] [vllm]
+"""Install the two environments of this repository:  python3 scripts/install.py [gateway] [vllm] [redis]
 
 .venv holds the gateway and its development tools; .venv-vllm holds a real vLLM for the CPU. They are two on purpose:
 the gateway installs without torch, and is never installed into vLLM's environment.
 
 Needs Python 3.11 or later and pip 22.3 or later, and no python3-venv: pip installs into the environments from outside.
+"redis" finds a redis-server for the tests; where there is none, it unpacks Debian's into .cache/redis, without root.
+
 What is done already is skipped without touching the network; what was interrupted is done again. pip's words go to
 .cache/.
 """
@@ -23,6 +25,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache"
 REQUIREMENTS = ROOT / "requirements"
+REDIS_MAJOR = 7
+REDIS_PACKAGES = ("redis-tools", "libatomic1", "libjemalloc2", "liblzf1", "libsystemd0")  # libssl is there: Python's
 TORCH = "torch==2.13.0+cpu"
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # a fallback only: an index out of reach slows every look-up
 PLAIN_LINE_EVERY_S = 10
@@ -41,7 +45,7 @@ def main() -> int:
         with (CACHE / "install.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for name in wanted:
-                ENVIRONMENTS[name]()
+                INSTALLERS[name]()
     except InstallFailed as failure:
         print(f"\nholdfast: {failure}", file=sys.stderr)
         return 1
@@ -89,17 +93,79 @@ def install_vllm() -> None:
     Environment(ROOT / ".venv-vllm", [packages, Path(__file__)]).ensure(fill)
 
 
-ENVIRONMENTS: dict[str, Callable[[], None]] = {"gateway": install_gateway, "vllm": install_vllm}
+def install_redis() -> None:
+    work = CACHE / "redis"
+    program = work / "redis-server"
+    for found in (shutil.which("redis-server"), str(program)):
+        if found and redis_version(found) >= REDIS_MAJOR:
+            return
+    if not shutil.which("apt-get"):
+        raise InstallFailed(f"redis-server {REDIS_MAJOR} or later is missing: the tests of shared budgets need it.")
+    run = Commands("redis").run
+    unpack_debian(run, REDIS_PACKAGES, work)
+    libraries = sorted({str(path.parent) for path in work.glob("**/*.so.*")})
+    server = work / "usr" / "bin" / "redis-check-rdb"  # redis-server is a link to it, from another package
+    (work / "bin").mkdir()
+    server.rename(work / "bin" / "redis-server")
+    line = f'LD_LIBRARY_PATH="{":".join(libraries)}" exec "{work}/bin/redis-server" "$@"'
+    program.write_text(f"#!/bin/sh\n{line}\n")
+    program.chmod(0o755)
+    if redis_version(str(program)) < REDIS_MAJOR:
+        shutil.rmtree(work)
+        raise InstallFailed("redis-server could not be made to run here. On Debian: apt-get install redis-server")
 
 
-class Environment:
+def redis_version(program: str) -> int:
+    """Its major version; 0 where it does not run."""
+    try:
+        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return 0
+    _, found, version = said.partition(" v=")
+    return int(version.split(".")[0]) if found else 0
+
+
+INSTALLERS: dict[str, Callable[[], None]] = {"gateway": install_gateway, "vllm": install_vllm, "redis": install_redis}
+
+
+class Commands:
+    """Runs commands, with what they say in a log of their own."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._log = CACHE / f"install{name if name.startswith('.') else f'-{name}'}.log"
+        self._log.touch()
+
+    def run(self, what: str, command: Sequence[str]) -> None:
+        """Run a command with its output in the log and a sign of life on the screen."""
+        label = f"{self.name}: {what}"
+        with self._log.open("a") as log:
+            print("$", *command, file=log, flush=True)
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=CACHE, env=quiet_environment()
+            )
+            try:
+                watch(process, label)
+            except BaseException:
+                process.kill()
+                process.wait()
+                raise
+        if process.returncode != 0:
+            raise InstallFailed(f"{label} failed. The end of {self._log}:\n{self._tail()}")
+
+    def _tail(self) -> str:
+        lines = [line for line in self._log.read_text(errors="replace").splitlines() if " is ignored: " not in line]
+        return "\n".join(lines[-LOG_LINES_SHOWN:])
+
+
+class Environment(Commands):
     """A virtual environment that is whole when its stamp, written last, matches the files it was made from."""
 
     def __init__(self, path: Path, sources: Sequence[Path]) -> None:
+        super().__init__(path.name)
         self.path = path
         self.python = path / "bin" / "python"
         self._stamp = path / "holdfast-installed"
-        self._log = CACHE / f"install{path.name}.log"
         digest = hashlib.sha256(f"{ROOT} {sys.version}".encode())
         for source in sources:
             digest.update(source.read_bytes())
@@ -126,27 +192,6 @@ class Environment:
 
     def check(self, code: str) -> None:
         self.run("check", [str(self.python), "-c", code])
-
-    def run(self, what: str, command: Sequence[str]) -> None:
-        """Run a command with its output in the log and a sign of life on the screen."""
-        label = f"{self.path.name}: {what}"
-        with self._log.open("a") as log:
-            print("$", *command, file=log, flush=True)
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=CACHE, env=quiet_environment()
-            )
-            try:
-                watch(process, label)
-            except BaseException:
-                process.kill()
-                process.wait()
-                raise
-        if process.returncode != 0:
-            raise InstallFailed(f"{label} failed. The end of {self._log}:\n{self._tail()}")
-
-    def _tail(self) -> str:
-        lines = [line for line in self._log.read_text(errors="replace").splitlines() if " is ignored: " not in line]
-        return "\n".join(lines[-LOG_LINES_SHOWN:])
 
 
 def quiet_environment() -> dict[str, str]:
@@ -190,20 +235,28 @@ def provide_libnuma(venv: Environment) -> None:
     if not shutil.which("apt-get"):
         raise InstallFailed("libnuma.so.1 is missing: install your distribution's libnuma (Debian: libnuma1).")
     work = CACHE / "libnuma"
-    shutil.rmtree(work, ignore_errors=True)
-    (work / "lists" / "partial").mkdir(parents=True)
-    (work / "archives" / "partial").mkdir(parents=True)
-    options = [f"Dir::State::Lists={work}/lists", f"Dir::Cache={work}", "APT::Sandbox::User=", "Debug::NoLocking=1"]
-    apt = ["apt-get", *(word for option in options for word in ("-o", option))]
-    venv.run("libnuma, package lists", [*apt, "update"])
-    venv.run("libnuma", ["sh", "-c", 'cd "$1"; shift; exec "$@"', "sh", str(work), *apt, "download", "libnuma1"])
-    venv.run("libnuma, unpacking", ["dpkg-deb", "-x", *map(str, work.glob("*.deb")), str(work)])
+    unpack_debian(venv.run, ("libnuma1",), work)
     (library,) = work.glob("usr/lib/*/libnuma.so.1")
     shutil.copy(library.resolve(), venv.path / "lib" / "libnuma.so.1")
     (site,) = venv.path.glob("lib/python*/site-packages")
     load = "import ctypes, sys; ctypes.CDLL(sys.prefix + '/lib/libnuma.so.1', ctypes.RTLD_GLOBAL)\n"
     (site / "libnuma.pth").write_text(load)
     shutil.rmtree(work)
+
+
+def unpack_debian(run: Callable[[str, Sequence[str]], None], packages: Sequence[str], work: Path) -> None:
+    """Download Debian packages and unpack them into a folder: no root, no change to the system."""
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "lists" / "partial").mkdir(parents=True)
+    (work / "archives" / "partial").mkdir(parents=True)
+    options = [f"Dir::State::Lists={work}/lists", f"Dir::Cache={work}", "APT::Sandbox::User=", "Debug::NoLocking=1"]
+    apt = ["apt-get", *(word for option in options for word in ("-o", option))]
+    run("package lists", [*apt, "update"])
+    run(packages[0], ["sh", "-c", 'cd "$1"; shift; exec "$@"', "sh", str(work), *apt, "download", *packages])
+    for package in sorted(work.glob("*.deb")):
+        run(f"unpacking {package.name.partition('_')[0]}", ["dpkg-deb", "-x", str(package), str(work)])
+        package.unlink()
+    shutil.rmtree(work / "lists")
 
 
 def has_libnuma() -> bool:

@@ -62,7 +62,7 @@ class Gateway:
     ) -> None:
         self._command = command
         self.folder, self.data, self.log_file = folder, folder / "data", folder / "gateway.log"
-        self.port, self.admin_port = _free_ports(2)
+        self.port, self.admin_port = free_ports(2)
         self.url, self.admin_url = f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{self.admin_port}"
         self.secrets: list[str] = []
         self.config_file = folder / "holdfast.yaml"
@@ -240,7 +240,7 @@ def until(look: Callable[[], T], seconds: float = 10.0) -> T:
     return seen
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """So many ports that nobody has, below those that the kernel gives to connections: one of these could take it."""
     free: list[int] = []
     for port in random.sample(range(10_000, 32_000), 1_000):

@@ -7,8 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.books.vault.engines import open_vault
+from gateway.books.vault.redis import RedisVault
+from gateway.books.vault.redis_server import Login
+from gateway.books.vault.sqlite import SqliteVault
 from gateway.config import Config, is_loopback, parse_limit, parse_rate
 from gateway.config_file import FILE_BYTES_MAX, ConfigErrors, from_upstreams, load, overridden
+from gateway.vault_url import VaultUrl
 from guards.budget import Limit, Unit, Window
 from guards.rate import Counted, Rate
 
@@ -557,3 +562,63 @@ def test_a_list_of_wrong_items_is_not_called_empty(tmp_path: Path):
         load(file, {})
 
     assert [error.field for error in caught.value.errors] == ["models[0].replicas[0].key"]
+
+
+# ---------------------------------------------------------------- where budgets are kept
+
+
+@pytest.mark.parametrize(
+    ("url", "means"),
+    [
+        ("redis://127.0.0.1", VaultUrl((("127.0.0.1", 6379),), False, None, None, 0)),
+        ("rediss://Cache.example:6380/3", VaultUrl((("cache.example", 6380),), True, None, None, 3)),
+        ("redis://bob:p%40ss/w@[::1]:7000/", VaultUrl((("::1", 7000),), False, "bob", "p@ss/w", 0)),
+        ("redis://:${SECRET}@a", VaultUrl((("a", 6379),), False, None, "s3:cr@t", 0)),
+        ("redis+cluster://a:1,b:2,[fe80::1]", VaultUrl((("a", 1), ("b", 2), ("fe80::1", 6379)), False, None, None, 0)),
+        ("rediss+cluster://:x@a:1", VaultUrl((("a", 1),), True, None, "x", 0)),
+    ],
+)
+def test_the_url_of_a_vault_is_read(tmp_path: Path, url: str, means: VaultUrl):
+    """Each part of it; and a password from the environment shows nowhere."""
+    config = loaded(tmp_path, BASE + f'ledger: {{url: "{url}"}}\n', SECRET="s3:cr@t")
+
+    assert config.ledger.server == means
+    assert "s3:cr@t" not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("url: http://:sesame@a", "ledger.url: not the URL of a Redis server. Write"),
+        ("url: 'redis://:sesame@'", "ledger.url: not the URL"),
+        ("url: 'redis://:sesame@a b'", "ledger.url: not a host and port"),
+        ("url: 'redis://a:0'", "ledger.url: not a host and port"),
+        ("url: 'redis://a:65536'", "ledger.url: not a host and port"),
+        ("url: 'redis://a,b'", "ledger.url: several hosts are a cluster"),
+        ("url: 'redis+cluster://a/1'", "ledger.url: a cluster has no numbered databases"),
+        ("url: 'redis://a', replicas: -1", "ledger.replicas: must be at least 0"),
+        ("url: 'redis://a', when_down: lease", "ledger.when_down: must be refuse or leased. Did you mean"),
+        ("url: 'redis://a', leased_scopes: [acme]", "ledger.leased_scopes[0]: not a scope. Write org:NAME"),
+        ("url: 'redis://a', when_down: leased, leased_scopes: ['org:a']", "ledger.leased_scopes: when_down: leased is"),
+        ("replicas: 1", "ledger.replicas: means nothing without a server"),
+        ("when_down: leased", "ledger.when_down: means nothing without a server"),
+    ],
+)
+def test_a_ledger_that_cannot_be_is_told_in_its_place(tmp_path: Path, text: str, says: str):
+    """Without the password that may be in it."""
+    (error,) = errors_of(tmp_path, BASE + f"ledger: {{{text}}}\n")
+
+    assert error.startswith("holdfast.yaml:7:")
+    assert says in error
+    assert "sesame" not in error
+
+
+def test_a_vault_is_opened_where_the_configuration_says(tmp_path: Path):
+    """The server, with all that its URL says, or a file of this machine."""
+    redis = open_vault(loaded(tmp_path, BASE + 'ledger: {url: "rediss://u:p@a:7/2", replicas: 2}\n'))
+    embedded = open_vault(loaded(tmp_path, BASE))
+
+    assert isinstance(redis, RedisVault)
+    assert (list(redis._servers), redis._login, redis._replicas) == ([("a", 7)], Login(True, "u", "p", 2), 2)
+    assert isinstance(embedded, SqliteVault)
+    assert not (tmp_path / "holdfast-data").exists()

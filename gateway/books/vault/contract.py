@@ -18,6 +18,7 @@ own until it is back and says what it spent of them, or an operator writes it of
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from gateway.books.ledger.contract import Place
@@ -41,6 +42,7 @@ class Claim(NamedTuple):
         for one that the configuration declares. The vault goes by the latest.
     rights: all that it has leased of the account so far, less what it gave back; spent: what of that is charged.
     want: so much more it would like to have; need: with less than that it can do nothing, and gets nothing.
+    Amounts are at most guards.escrow.AMOUNT_MAX, which a limit that is higher, or none, counts as.
     """
 
     place: Place
@@ -68,7 +70,8 @@ class Given(NamedTuple):
 
     free: of the limit, what nobody has leased; may be below 0 after a limit was lowered, or a vault was restored.
     others: rights that other gateways have not spent, and may give back; of those that were heard of within LEASE_S.
-    wanted: somebody could not be given what it needs: whoever has rights that it does not need gives them back.
+    wanted: somebody else could not be given what it needs, a moment ago: whoever has rights that it does not need
+        gives them back. Until then nobody is given more than it needs.
     """
 
     rights: int
@@ -77,7 +80,16 @@ class Given(NamedTuple):
     wanted: bool
 
 
-class Refusal(NamedTuple):
+class Heard(NamedTuple):
+    """A gateway, as a vault knows it. ago_s: since it was heard of last; fenced: it was written off."""
+
+    name: str
+    ago_s: float
+    fenced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
     """No exchange: nothing has changed. why: for operators."""
 
     why: str
@@ -110,7 +122,10 @@ class Vault(Protocol):
     """Keeps the rights of all gateways. Accounts are kept by *tag*: all that one request is under have the same one."""
 
     async def begin(self, *, again: bool = False) -> str:
-        """Let an empty vault be used; its new name. again: also one that has accounts. For operators, not for gateways.
+        """Let an empty vault be used; its new name. For operators, not for gateways.
+
+        again: after a loss, or after an older state was put back. What is there is kept, what is not may be made anew,
+        and no rights are given until all that live have had the time to say theirs.
 
         Raises ValueError where it is in use already; VaultDown.
         """
@@ -119,14 +134,24 @@ class Vault(Protocol):
         """Take in what a gateway says of its accounts under a tag, and give it rights: one atomic step.
 
         known: the gateway has had rights under the tag before, so that one without accounts has lost them: Closed.
-        Raises VaultDown within a bounded time.
+        Raises VaultDown within a bounded time; ValueError where there are too many claims, or their amounts are no
+        amounts (`account.checked`).
         """
 
+    async def tags(self) -> list[str]:
+        """All tags that accounts were ever made under. Raises VaultDown."""
+
     async def standings(self, tag: str) -> list[Standing]:
-        """How all accounts under a tag stand. Raises VaultDown."""
+        """How all accounts under a tag stand, by place. Raises VaultDown."""
+
+    async def heard(self, tag: str) -> list[Heard]:
+        """The gateways that ever leased under a tag, by name. Raises VaultDown."""
 
     async def write_off(self, tag: str, name: str) -> int:
-        """Charge all rights that a gateway has under a tag, for good, and fence it; in how many accounts. VaultDown."""
+        """Charge all rights that a gateway has under a tag, and fence it; in how many accounts. Raises VaultDown.
+
+        For good: no later start by that name may speak under the tag.
+        """
 
     async def close(self) -> None:
         """Let go of connections and files."""
