@@ -13,12 +13,14 @@ import structlog
 import uvloop
 
 from gateway.asides import Asides
+from gateway.books.alert_book import AlertBook
 from gateway.books.journal import Journal
 from gateway.books.keys import Keys
 from gateway.books.ledger.sqlite import SqliteLedger
 from gateway.books.outbox import Outbox
 from gateway.books.replay import facts
 from gateway.books.tenants import Tenant
+from gateway.breakers import Breakers
 from gateway.changes import Changes
 from gateway.config import Config, is_loopback
 from gateway.config import Replica as ReplicaConfig
@@ -33,6 +35,7 @@ from gateway.http.door import Door
 from gateway.http.drain import Drain
 from gateway.http.edge import Edge
 from gateway.http.scrub import Scrub
+from gateway.http.webhook import Webhook
 from gateway.quote import Quotes
 from gateway.rates import Rates
 from gateway.record import Records
@@ -42,12 +45,13 @@ from gateway.stream.leg import Target, UpstreamLimits
 from gateway.stream.leg_end import LegEnd
 from gateway.stream.text import Decoder, LocalDecoder, RemoteDecoder, load_tokenizer
 from gateway.stream.upstream import Upstream
+from gateway.watch.alerts import Alerts
 from gateway.watch.metrics import Metrics
 from guards.health import Health
 
 log = structlog.get_logger()
 
-JOURNAL = "journal.jsonl"
+JOURNAL, ALERTS = "journal.jsonl", "alerts.sqlite3"
 KEYS_EVERY_S = 0.01  # under load many requests share one look at whether a key was made or revoked
 
 
@@ -78,7 +82,8 @@ async def gateway(config: Config, hurry: asyncio.Event) -> AsyncIterator[None]:
         ledger = SqliteLedger(config.data, time.time)
         stack.push_async_callback(ledger.close)
         _join(ledger, journal, config.data / JOURNAL)
-        keys = Keys(config.data / "keys.db", config.keys, look_every_s=KEYS_EVERY_S, budgets=config.budgets)
+        plan = config.breaker.plan if config.breaker is not None else None
+        keys = Keys(config.data / "keys.db", config.keys, look_every_s=KEYS_EVERY_S, budgets=config.budgets, plan=plan)
         stack.callback(keys.close)
         _refuse_open_doors(config, keys)
         metrics = Metrics()
@@ -89,19 +94,26 @@ async def gateway(config: Config, hurry: asyncio.Event) -> AsyncIterator[None]:
         stack.callback(fleet.close)
         asides = Asides(fleet, upstream, targets)
         limits = config.limits
+        prices = {one.model: one.price for one in config.prices}
+        deadlines = Deadlines(config.timeouts.total_s)
+        alerts = _alerts(config, stack, journal, ledger, metrics)
+        cheaper = {one.name: one.cheaper for one in config.models if one.cheaper is not None}
+        breakers = Breakers(ledger, deadlines.end, alerts.turned, clock, cheaper=cheaper, prices=prices)
+        metrics.breakers(breakers.counts)
         quotes = Quotes(
             ledger,
             fleet,
             asides,
             _decoders(config, asides),
-            prices={one.model: one.price for one in config.prices},
+            prices=prices,
             lease_tokens=limits.lease_tokens,
             low_tokens=limits.lease_low_tokens,
             legs_max=limits.legs,
             hedges_max=limits.hedges,
+            breakers=breakers,
         )
-        records = Records(journal, metrics, clock, quotes.lengths.note)
-        deadlines = Deadlines(config.timeouts.total_s)
+        charged = alerts.charged if config.alerts is not None else None
+        records = Records(journal, metrics, clock, quotes.lengths.note, charged)
         rates = Rates(quotes.lengths, time.monotonic_ns)
         flow = Flow(rates, quotes, fleet, upstream, targets, records, deadlines, clock)
         drain = Drain(deadlines, config.timeouts.drain_s, hurry)
@@ -112,7 +124,7 @@ async def gateway(config: Config, hurry: asyncio.Event) -> AsyncIterator[None]:
             return fleet.not_ready() + [why for why, fine in said.items() if not fine]
 
         edge = _edge(config, flow, fleet, keys, ready, metrics)
-        for work in (fleet.run(), Changes(keys.news, ledger, deadlines, clock).run()):
+        for work in (fleet.run(), Changes(keys.news, ledger, deadlines, clock).run(), breakers.run(), alerts.run()):
             stack.callback(asyncio.create_task(work).cancel)
         admin = Admin(metrics, ready, config.admin_key_sha256)
         listen, clients = config.listen, _clients(config)
@@ -135,6 +147,24 @@ def _join(ledger: SqliteLedger, journal: Journal, path: Path) -> None:
     if told:
         log.warning("journal.caught_up", charges=told)
     ledger.on_batch(outbox.batch)
+
+
+def _alerts(config: Config, stack: AsyncExitStack, journal: Journal, ledger: SqliteLedger, metrics: Metrics) -> Alerts:
+    """Build who tells of spending, and the way to the receiver. Raises OSError where the book cannot be opened."""
+    if config.alerts is None:
+        return Alerts(journal.append, metrics, time.time)
+    hook = config.alerts.webhook
+    book = AlertBook(config.data / ALERTS, time.time, heard=hook is not None)
+    stack.callback(book.close)
+    alerts = Alerts(journal.append, metrics, time.time, shares=config.alerts.at, balance=ledger.balance, book=book)
+    if hook is not None:
+        secret = hook.secret.get_secret_value()
+        sender = Webhook(hook.url, secret, allow_private=hook.allow_private, done=book.sent, outcome=metrics.webhook)
+        for alert in book.unsent():
+            sender.send(alert)
+        alerts.send = sender.send
+        stack.callback(asyncio.create_task(sender.run()).cancel)
+    return alerts
 
 
 def _refuse_open_doors(config: Config, keys: Keys) -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
+from gateway.config_alarms import Alerts, Breaker
+from gateway.config_part import Part, wrong
 from gateway.vault_url import NoVaultUrl, VaultUrl, parse_vault_url
 from guards.budget import UNLIMITED, Limit, Unit, Window
 from guards.money import Price, dollars
@@ -43,11 +44,6 @@ _UNITS = {
 }  # fmt: skip
 _URL_HINT = 'Write the server\'s root, such as "http://10.0.0.5:8000".'
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-
-
-def wrong(message: str, hint: str) -> PydanticCustomError:
-    """A value error with what to write instead; never quotes the value, which may be a secret."""
-    return PydanticCustomError("wrong", "{message}", {"message": message, "hint": hint})
 
 
 def parse_limit(text: str) -> Limit:
@@ -212,20 +208,6 @@ PaceOf = Annotated[tuple[Counted, Rate], BeforeValidator(lambda v: parse_rate(v)
 Dollars = Annotated[int, BeforeValidator(lambda v: _dollars(str(v)))]  # for a million tokens, in micro-dollars
 
 
-class Part(BaseModel):
-    """A frozen piece of the configuration. Unknown fields are errors: a typing slip must not be a default."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_is_absent(cls, data: Any) -> Any:
-        """Take `keys:` with nothing below it as not written; an unknown field stays an error."""
-        if not isinstance(data, dict):
-            return data
-        return {name: value for name, value in data.items() if value is not None or name not in cls.model_fields}
-
-
 class Listen(Part):
     """Where the gateway listens. Port 0 is any free port. The admin port is for operators, so: loopback."""
 
@@ -260,10 +242,14 @@ class Replica(Part):
 
 
 class Model(Part):
-    """One served model and its replicas. tokenizer: the tokenizer.json itself, where there is one."""
+    """One served model and its replicas. tokenizer: the tokenizer.json itself, where there is one.
+
+    cheaper: the model that answers in its stead while a breaker is degraded for long.
+    """
 
     name: Name
     tokenizer: Annotated[Path, AfterValidator(_tokenizer_file)] | None = None
+    cheaper: Name | None = None
     replicas: tuple[Replica, ...] = Field(min_length=1, max_length=256)
 
 
@@ -291,6 +277,7 @@ class Bounded(Part):
     each_agent: tuple[Budget, ...] = Field(default=(), max_length=32)
     each_turn: tuple[Budget, ...] = Field(default=(), max_length=32)
     rates: tuple[PaceOf, ...] = Field(default=(), max_length=8)
+    breaker: Breaker | None = None
 
     @property
     def each(self) -> dict[str, tuple[Limit, ...]]:
@@ -403,6 +390,8 @@ class Config(Part):
     budgets: tuple[DeclaredBudget, ...] = Field(default=(), max_length=10_000)
     ledger: LedgerConfig = LedgerConfig()
     prices: tuple[ModelPrice, ...] = Field(default=(), max_length=1024)
+    breaker: Breaker | None = None  # of every scope that has none of its own, nor one above it
+    alerts: Alerts | None = None
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
     share_prefix_cache: bool = False  # else each org gets its own cache_salt, and cannot time another's prefixes

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from gateway.config import Bounded, DeclaredBudget, DeclaredKey, Limits, Listen, Part, Replica, is_loopback
+from gateway.config import Bounded, DeclaredBudget, DeclaredKey, Limits, Listen, Replica, is_loopback
+from gateway.config_part import Part
 from gateway.yaml_tree import Fault, Loc
 from guards.budget import Limit
 
@@ -31,6 +32,7 @@ def cross_faults(raw: Any) -> list[Fault]:
         *_budget_faults(raw),
         *_ledger_faults(raw),
         *_price_faults(raw),
+        *_cheaper_faults(raw),
     ]
 
 
@@ -120,8 +122,8 @@ def _budget_faults(raw: Any) -> Iterator[Fault]:
             yield Fault(("budgets", at), "names both a team and a user", "Write one entry for each.")
         elif budget.org is None and budget.team is None and budget.user is None:
             yield Fault(("budgets", at), "names nobody", 'Add "org: ...", "team: ..." or "user: ...".')
-        if not any(getattr(budget, field) for field in (*FIELDS[1:], "rates")):
-            hint = 'Add "limits: [50.00 USD/month]", or each_session, each_agent, each_turn, rates.'
+        if not any(getattr(budget, field) for field in (*FIELDS[1:], "rates", "breaker")):
+            hint = 'Add "limits: [50.00 USD/month]", or each_session, each_agent, each_turn, rates, breaker.'
             yield Fault(("budgets", at), "no limits", hint)
         yield from _limits_twice(("budgets", at), budget, budget.scope, seen)
     hashes: dict[str, int] = {}
@@ -157,6 +159,27 @@ def _price_faults(raw: Any) -> Iterator[Fault]:
             yield Fault(("prices", at, "model"), "the same model twice", f"prices[{seen[name]}] has it. Keep one.")
         elif isinstance(name, str):
             seen[name] = at
+
+
+def _cheaper_faults(raw: Any) -> Iterator[Fault]:
+    """Find models whose stand-in is none: unknown, in a circle, or without the price that a budget in money needs."""
+    said = [(_get(model, "name"), _get(model, "cheaper")) for model in _items(raw, "models")]
+    names = [name if isinstance(name, str) else None for name, _ in said]
+    instead = {name: one if isinstance(one, str) else None for name, (_, one) in zip(names, said, strict=True)}
+    priced = [_get(price, "model") for price in _items(raw, "prices")]
+    for at, name in enumerate(names):
+        cheaper, loc = instead[name], ("models", at, "cheaper")
+        if cheaper is None:
+            continue
+        seen = [name]
+        while seen[-1] is not None and seen.count(seen[-1]) == 1:
+            seen.append(instead.get(seen[-1]))
+        if cheaper not in names:
+            yield Fault(loc, "no such model", "Name another one of models.")
+        elif seen[-1] is not None:
+            yield Fault(loc, "cheaper models in a circle", "Leave it out for the cheapest.")
+        elif name in priced and cheaper not in priced:
+            yield Fault(loc, "the cheaper model has no price", "Add it to prices.")
 
 
 def text(loc: Iterable[str | int]) -> str:

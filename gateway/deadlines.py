@@ -1,4 +1,4 @@
-"""When running requests must end: after the time that each may take, when its key is revoked, or all of them now."""
+"""When running requests must end: after their time, when a key is revoked, when a breaker opens, or all of them now."""
 
 import asyncio
 from collections.abc import Callable, Set
@@ -33,9 +33,16 @@ class Deadlines:
         self._stopped = False
         self._revoked: set[str] = set()  # since the start: one may have been let in a moment before, and begin after
 
-    def one(self, key_id: str) -> "Deadline":
-        """A block that ends in time. Raises Expired when it did not by itself."""
-        return Deadline(key_id, self._began, self._running.pop)
+    def one(self, key_id: str, whose: object = None) -> "Deadline":
+        """A block that ends in time. Raises Expired when it did not by itself. whose: see `end`."""
+        return Deadline(key_id, whose, self._began, self._running.pop)
+
+    def end(self, whose: Set[object], verdict: Verdict) -> int:
+        """End those requests that run now which are of these; return how many."""
+        ended = [one for one in self._running if one.whose in whose and one.verdict is None]
+        for one in ended:
+            one.expire(verdict)
+        return len(ended)
 
     def stop(self) -> None:
         """End every request, those that run and those to come: the gateway stops."""
@@ -78,12 +85,16 @@ class Deadline:
     verdict: how the request in it ended, and what its client is told; None while it may go on.
     """
 
-    __slots__ = ("_began", "_cancelling", "_left", "_task", "ends_at", "key_id", "verdict")
+    __slots__ = ("_began", "_cancelling", "_left", "_task", "ends_at", "key_id", "verdict", "whose")
 
     def __init__(
-        self, key_id: str, began: Callable[["Deadline", float], None], left: Callable[["Deadline"], None]
+        self,
+        key_id: str,
+        whose: object,
+        began: Callable[["Deadline", float], None],
+        left: Callable[["Deadline"], None],
     ) -> None:
-        self.key_id = key_id
+        self.key_id, self.whose = key_id, whose
         self._began, self._left = began, left
         self.verdict: Verdict | None = None
         self.ends_at = 0.0

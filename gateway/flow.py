@@ -45,15 +45,15 @@ class Flow:
         However it ends, the hold is settled once, at what was delivered.
         """
         with self.records.open(call, tenant, sink) as record, self.rates.enter(call, tenant.rates) as passage:
-            sink.told = passage.headers
             quote = await self.quotes.hold(call, tenant)
-            with quote.hold as hold:
-                record.held(hold)
+            sink.told = passage.headers + quote.watch.headers
+            with quote.hold as hold, quote.watch as watch:
+                record.held(hold, watch.about)
                 kind = Relay if call.stream else Plain
                 answer = record.answer = kind(call, sink, hold, quote.terms, self.clock, record.gaps)
                 try:
                     try:
-                        with self.deadlines.one(tenant.key_id):
+                        with self.deadlines.one(tenant.key_id, watch):
                             await self._legs(answer, sink, record, headers)
                     except Expired as expired:
                         answer.fail(*expired.verdict)

@@ -6,6 +6,7 @@ dispatch and cannot be extended on a running request, so it is what the whole bu
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from gateway.asides import Asides
 from gateway.books.ledger.contract import Grant, Ledger
 from gateway.books.ledger.hold import Hold
 from gateway.books.tenants import Tenant
+from gateway.breakers import Breakers
+from gateway.circuit import FREE, Watch
 from gateway.fleet.replicas import Fleet
 from gateway.stream.call import Call
 from gateway.stream.seams import Terms
@@ -29,10 +32,11 @@ NO_PRICES: Mapping[str, Price] = {}
 
 
 class Quote(NamedTuple):
-    """A committed hold, and the terms that go upstream with the request."""
+    """A committed hold, the terms that go upstream with the request, and the breakers' watch over it."""
 
     hold: Hold
     terms: Terms
+    watch: Watch
 
 
 class Quotes:
@@ -54,7 +58,9 @@ class Quotes:
         legs_max: int,
         hedges_max: int = 8,
         clock_ns: Callable[[], int] = time.monotonic_ns,
+        breakers: Breakers | None = None,
     ) -> None:
+        self._breakers = breakers
         self._ledger, self._fleet, self._asides, self._decoders = ledger, fleet, asides, decoders
         self._prices = prices
         self._lease_tokens, self._low_tokens, self._legs_max = lease_tokens, low_tokens, legs_max
@@ -62,31 +68,45 @@ class Quotes:
         self.lengths = AnswerLengths()
 
     async def hold(self, call: Call, tenant: Tenant) -> Quote:
-        """Hold budget for a request.
+        """Hold budget for a request. Where a cheaper model is to answer, the call names that one from now on.
 
-        Raises Refused: BUDGET, HELD, UNBOUNDED, UNPRICED, BOOKS, or what /tokenize refuses.
+        Raises Refused: BREAKER, BUDGET, HELD, UNBOUNDED, UNPRICED, BOOKS, or what /tokenize refuses.
         """
+        watch = FREE if self._breakers is None else self._breakers.enter(call, tenant)
+        try:
+            return await self._hold(call, tenant, watch)
+        except BaseException:
+            watch.give_back()
+            raise
+
+    async def _hold(self, call: Call, tenant: Tenant, watch: Watch) -> Quote:
         window = self._fleet.window(call.model) or WINDOW_DEFAULT
-        asked = min(call.max_tokens or window, window)
+        wanted = min(call.max_tokens or window, window)
+        asked = min(wanted, watch.answer_tokens)
         if tenant.limited and call.has_media:
             raise Refused(Reason.UNBOUNDED, "Media cannot be counted before it is computed; this key has a budget.")
         if tenant.pays and call.model not in self._prices:
             raise Refused(Reason.UNPRICED, f"The model {call.model!r} has no price, and this key's budget is in money.")
         prompt = prompt_bound(call.body_bytes, call.messages, len(call.prompts))
+        if watch.on_trial:
+            passes = watch.passes(Load(prompt, asked * call.choices), self._prices.get(call.model))
+            tenant = replace(tenant, turn=(*tenant.turn, *passes))
         if self._within_turn(call, tenant, prompt, asked) < asked:
-            return await self._tight(call, tenant, asked)
+            return await self._tight(call, tenant, watch, wanted, asked)
         try:
             grant = await self._open(call, tenant, prompt, asked, whole=True)
-            return self._quote(call, tenant, grant, prompt, call.max_tokens, capped=False)
+            return self._quote(call, tenant, watch, grant, prompt, asked, wanted)
         except Refused as refused:
             if refused.reason not in (Reason.BUDGET, Reason.HELD):
                 raise
-        return await self._tight(call, tenant, asked)
+        return await self._tight(call, tenant, watch, wanted, asked)
 
-    async def _tight(self, call: Call, tenant: Tenant, asked: int) -> Quote:
+    async def _tight(self, call: Call, tenant: Tenant, watch: Watch, wanted: int, asked: int) -> Quote:
         """Money is tight: the cheap bound may refuse what could be paid, so the prompt is counted exactly."""
         prompt = await self._asides.count(call)
-        wanted, asked = asked, self._within_turn(call, tenant, prompt, asked)
+        asked = self._within_turn(call, tenant, prompt, asked)
+        if asked < 1 and watch.on_trial:
+            raise watch.too_little()
         if asked < 1:
             said = " and ".join(worded(one.unit, one.amount) for one in tenant.turn)
             detail = f"budget exceeded: this request needs more than one turn of key:{tenant.key_id} may use, {said}"
@@ -94,9 +114,7 @@ class Quotes:
         grant = await self._open(call, tenant, prompt, asked, whole=False)
         # A stream may be topped up to all that the budget could pay; a plain answer is paid for at once.
         most = min(asked, grant.payable if call.stream else grant.leased // call.choices)
-        if most >= wanted:
-            return self._quote(call, tenant, grant, prompt, call.max_tokens, capped=False)
-        return self._quote(call, tenant, grant, prompt, most, capped=True)
+        return self._quote(call, tenant, watch, grant, prompt, most, wanted)
 
     def _within_turn(self, call: Call, tenant: Tenant, prompt: int, asked: int) -> int:
         """How many tokens each choice may have by what one turn may use, up to what is asked for."""
@@ -119,11 +137,15 @@ class Quotes:
         return await self._ledger.open(call.request_id, tenant.lines, price, want, least, sizes[1])
 
     def _quote(
-        self, call: Call, tenant: Tenant, grant: Grant, prompt: int, max_tokens: int | None, *, capped: bool
+        self, call: Call, tenant: Tenant, watch: Watch, grant: Grant, prompt: int, most: int, wanted: int
     ) -> Quote:
+        """most: output tokens of each choice that may be had; where the client wants no more, it has its own way."""
+        capped = most < wanted
         sizes = self._lease_tokens, self._low_tokens
         throttle = Throttle(tenant.pace, self._clock_ns) if tenant.pace is not None and call.stream else None
         hold = Hold(self._ledger, call.request_id, grant, prompt, *sizes, tenant.turn, throttle)
         decoder, spells_special = self._decoders(call)
         window = partial(self._fleet.window, call.model)
-        return Quote(hold, Terms(self._legs_max, max_tokens, capped, decoder, spells_special, window, self._hedges_max))
+        max_tokens = most if capped else call.max_tokens
+        terms = Terms(self._legs_max, max_tokens, capped, decoder, spells_special, window, self._hedges_max)
+        return Quote(hold, terms, watch.over(hold))

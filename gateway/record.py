@@ -1,13 +1,13 @@
 """One request in the books and metrics: every fact once, no prompt and no answer ever."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import structlog
 
-from gateway.books.journal import Journal
+from gateway.books.journal import NOTHING, Journal
 from gateway.books.ledger.contract import Charged
 from gateway.books.ledger.hold import Hold
 from gateway.books.ledger.tables import in_facts
@@ -18,6 +18,7 @@ from gateway.stream.plain import Plain
 from gateway.stream.relay import Relay
 from gateway.stream.seams import Sink
 from gateway.watch.metrics import Metrics
+from guards.budget import Line
 from guards.money import Tokens
 from guards.refusal import Ending, Reason, Refused
 
@@ -25,7 +26,7 @@ NOTHING_USED = Tokens()
 
 
 class Records:
-    """Opens a record per request."""
+    """Opens a record per request. charged: told of the limits that something was charged under."""
 
     def __init__(
         self,
@@ -33,7 +34,9 @@ class Records:
         metrics: Metrics,
         clock: Callable[[], float],
         learn: Callable[[str, int, int], None],
+        charged: Callable[[Sequence[Line]], None] | None = None,
     ) -> None:
+        self.charged = charged
         self.journal, self.metrics, self.clock, self.learn = journal, metrics, clock, learn
         self.log = structlog.get_logger().bind()  # once: to bind it takes as long as to write a line
 
@@ -47,10 +50,10 @@ class Records:
 class Record:
     """A block around one request; leaving it, by whatever way, writes its one Ending."""
 
-    __slots__ = ("_about", "_books", "_call", "_hold", "_losses", "_overhead_s", "_sink", "answer", "replica")
+    __slots__ = ("_about", "_books", "_call", "_hold", "_lines", "_losses", "_overhead_s", "_sink", "answer", "replica")
 
     def __init__(self, books: Records, call: Call, tenant: Tenant, sink: Sink) -> None:
-        self._books, self._call, self._sink = books, call, sink
+        self._books, self._call, self._sink, self._lines = books, call, sink, tenant.lines
         self.answer: Relay | Plain | None = None
         self.replica: str | None = None
         self._overhead_s = 0.0
@@ -62,9 +65,10 @@ class Record:
         if call.agent is not None:
             self._about["agent"] = call.agent
 
-    def held(self, hold: Hold) -> None:
-        """Budget is held; from here on a settlement follows."""
+    def held(self, hold: Hold, more: Mapping[str, Any] = NOTHING) -> None:
+        """Budget is held; from here on a settlement follows. more: what else is to be known of the request."""
         self._hold = hold
+        self._about |= more
         hold.about = self._about
         self._books.metrics.hold_opened()
 
@@ -170,6 +174,8 @@ class Record:
         if charged is None:
             facts["unsettled"] = True
             return self._fact("request.settled", facts)
+        if self._books.charged is not None:
+            self._books.charged(self._lines)
         kind = "request.settled" if first else "request.charged"
         for part in in_facts(charged.charges):
             facts["charges"] = part

@@ -15,6 +15,7 @@ class Reason(StrEnum):
     BUDGET = "budget_exceeded"
     HELD = "budget_held"
     RATE = "rate_limit_exceeded"
+    BREAKER = "breaker_open"
     UNBOUNDED = "unbounded_cost"
     UNPRICED = "model_without_price"
     OVERLOADED = "overloaded"
@@ -67,6 +68,7 @@ class Ending(StrEnum):
     UNCONTINUABLE   a leg was lost, and a feature of the request cannot go on exactly elsewhere
     TIMEOUT         the whole request took longer than it may
     REVOKED         its key was revoked in mid-stream
+    BREAKER         a breaker on cost opened in mid-stream
     REFUSED         before the first byte
     FAULT           a bug of ours; the client was told that something broke
     """
@@ -80,5 +82,9 @@ class Ending(StrEnum):
     UNCONTINUABLE = "uncontinuable"
     TIMEOUT = "timeout"
     REVOKED = "key_revoked"
+    BREAKER = "breaker_open"
     REFUSED = "refused"
     FAULT = "fault"
+
+
+CUTS = (Ending.BUDGET, Ending.BREAKER)  # ends of an answer that nothing broke: its finish says why

@@ -44,6 +44,7 @@ class Gateway:
     discovery: name no model in the configuration, only `upstreams`.
     tokenizer: the served model's tokenizer.json; None leaves text to /detokenize.
     command: what is run as `holdfast`.
+    cheaper: a model that answers in the first one's stead, and its server.
     more: further parts of holdfast.yaml, such as timeouts={"drain_s": 1}.
     """
 
@@ -58,6 +59,7 @@ class Gateway:
         standby: bool = True,
         wait: bool = True,
         command: Sequence[str] = (str(HOLDFAST),),
+        cheaper: tuple[str, str] | None = None,
         **more: Any,
     ) -> None:
         self._command = command
@@ -72,8 +74,13 @@ class Gateway:
         served: dict[str, Any] = {"name": model, "replicas": replicas}
         if tokenizer is not None:
             served["tokenizer"] = str(tokenizer)
+        models = [served]
+        if cheaper is not None:
+            name, url = cheaper
+            served["cheaper"] = name
+            models.append({"name": name, "replicas": [{"url": url}]})
         config = {"listen": {"port": self.port, "admin_port": self.admin_port}, "data": str(self.data), **more}
-        config |= {"upstreams": [{"url": url} for url in upstreams]} if discovery else {"models": [served]}
+        config |= {"upstreams": [{"url": url} for url in upstreams]} if discovery else {"models": models}
         self.config_file.write_text(json.dumps(config))  # JSON is YAML
         self.process = self._start()
         if wait:

@@ -17,9 +17,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from gateway.books.tenants import OPEN, Each, Limits, Tenant, nameable, tenant
-from gateway.config import DeclaredBudget, DeclaredKey
+from gateway.books.tenants import OPEN, Limits, Tenant, nameable, tenant
+from gateway.config import Bounded, DeclaredBudget, DeclaredKey
 from guards.budget import UNLIMITED, Limit, Line, Unit, Window
+from guards.burn import Plan
 from guards.rate import Counted, Rate
 from guards.refusal import Reason, Refused
 from guards.scope import LEVELS_EACH, each_of, scope, scopes
@@ -100,8 +101,9 @@ class Keys:
 
     path: keys.db, made with its directory where missing, readable by its owner only.
     declared: keys of the configuration; one that is also in the store and revoked there is revoked.
-    budgets: limits of the configuration, by scope; one in the store for the same unit and window wins. Rates are the
-        configuration's alone.
+    budgets: limits of the configuration, by scope; one in the store for the same unit and window wins. Rates and
+        breakers are the configuration's alone.
+    plan: how limits are watched where no scope says how.
     clock: Unix seconds.
     look_every_s: how old an answer to «did another process change them?» may be, in seconds; a key that is not
         known is looked for at once.
@@ -119,22 +121,22 @@ class Keys:
         clock: Callable[[], float] = time.time,
         look_every_s: float = 0.0,
         budgets: tuple[DeclaredBudget, ...] = (),
+        plan: Plan | None = None,
     ) -> None:
         self._path = path
         self._clock, self._look_every_s = clock, look_every_s
         self._limits: dict[str, dict[tuple[Unit, Window], Limit]] = {}  # in force, by scope
         self._declared_limits: dict[str, dict[tuple[Unit, Window], Limit]] = {}
         self._rates: dict[str, tuple[tuple[Counted, Rate], ...]] = {}
+        self._plans: dict[str, Plan] = {} if plan is None else {"": plan}
         self._keys_as_of = self._limits_as_of = -1  # the last change of each that was read
         self._by_id: dict[str, list[_Entry]] = {}
         for key in declared:
             entry = _declared_entry(key)
             self._take_in(entry)
-            self._declare(scope("key", entry.key_id), key.budgets, key.each)
-            self._rates[scope("key", entry.key_id)] = key.rates
+            self._declare(scope("key", entry.key_id), key.budgets, key)
         for budget in budgets:
-            self._declare(budget.scope, budget.limits, budget.each)
-            self._rates[budget.scope] = (*self._rates.get(budget.scope, ()), *budget.rates)
+            self._declare(budget.scope, budget.limits, budget)
         self._version = -1
         self._looked_at = -math.inf  # Unix seconds
         self._any_configured = bool(declared)
@@ -255,7 +257,9 @@ class Keys:
         """Join a key with its limits, when it is first asked for after either changed."""
         if entry.row is None or entry.as_of != self._limits_as_of:
             limits = {at: tuple(known.values()) for at, known in self._limits_of(entry)}
-            who = tenant(entry.key_id, entry.user, entry.org, entry.team, limits, entry.source, self._rates)
+            who = tenant(
+                entry.key_id, entry.user, entry.org, entry.team, limits, entry.source, self._rates, self._plans
+            )
             entry.row, entry.as_of = KeyRow(who, entry.created_at, entry.revoked_at), self._limits_as_of
         return entry.row
 
@@ -319,8 +323,11 @@ class Keys:
             known[which] = limit
         self._changed[at, *which] = limit or Limit(UNLIMITED, which[1], which[0])
 
-    def _declare(self, at: str, limits: Iterable[Limit], each: Each) -> None:
-        for where, found in ((at, limits), *((each_of(level, at), of_each) for level, of_each in each.items())):
+    def _declare(self, at: str, limits: Iterable[Limit], said: Bounded) -> None:
+        self._rates[at] = (*self._rates.get(at, ()), *said.rates)
+        if said.breaker is not None:
+            self._plans[at] = said.breaker.plan
+        for where, found in ((at, limits), *((each_of(level, at), of_each) for level, of_each in said.each.items())):
             for limit in found:
                 which = limit.unit, limit.window
                 self._declared_limits.setdefault(where, {})[which] = limit

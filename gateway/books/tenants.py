@@ -7,6 +7,7 @@ from typing import Literal
 
 from gateway.books.ledger.contract import Lines
 from guards.budget import UNLIMITED, Limit, Line, Unit, Window
+from guards.burn import OFF, Plan, Watched
 from guards.rate import Counted, Rate, RateLine
 from guards.scope import AGENT, LEVELS_EACH, SESSION, TURN, each_of, scope, scopes
 
@@ -15,7 +16,10 @@ Each = Mapping[str, tuple[Limit, ...]]  # by level: what each session, agent or 
 
 Rates = Mapping[str, tuple[tuple[Counted, Rate], ...]]  # by scope
 
+Plans = Mapping[str, Plan]  # by scope; of «» where no scope says more
+
 NO_RATES: Rates = {}
+NO_PLANS: Plans = {}
 NAME_CHARS_MAX = 256
 RECORD = Limit(UNLIMITED)  # what a key without limits is under: it refuses nothing, and its tokens are counted
 WITHIN_MAX = 256  # sessions and agents of a key that are remembered
@@ -29,6 +33,7 @@ class Tenant:
     each: what its sessions, agents and turns are under, one by one; see `within`.
     turn: what one request is under, alone. rates: how fast requests may come. pace: how fast the
         output of one may be delivered; of several the slowest.
+    breakers: which of its limits are watched, the widest scope first.
     limited: whether any limit can refuse it; pays: whether any is in money, so that models need a price.
     source: «open» while no key was ever made. about: their names, for the journal.
     """
@@ -43,6 +48,7 @@ class Tenant:
     turn: tuple[Limit, ...] = ()
     rates: tuple[RateLine, ...] = ()
     pace: Rate | None = None
+    breakers: tuple[Watched, ...] = ()
     about: Mapping[str, str] = field(init=False)
     _within: dict[tuple[str | None, tuple[str, ...]], "Tenant"] = field(init=False, compare=False, repr=False)
     limited: bool = field(init=False)
@@ -106,6 +112,7 @@ def tenant(
     limits: Limits,
     source: Literal["store", "config"] = "store",
     rates: Rates = NO_RATES,
+    plans: Plans = NO_PLANS,
 ) -> Tenant:
     """Say who a key stands for, under all limits of its scopes."""
     known = scopes(key_id, user, org, team)
@@ -118,7 +125,26 @@ def tenant(
         key_id, user, org, team, tuple(lines), source, each,
         rates=tuple(line for line in said if line.counted is not Counted.OF_STREAM),
         pace=max(paces, key=lambda rate: rate.interval_ns, default=None),
+        breakers=_watched(known, limits, plans) if plans else (),
     )  # fmt: skip
+
+
+def _watched(known: tuple[str, ...], limits: Limits, plans: Plans) -> tuple[Watched, ...]:
+    """The limits that are watched: by the plan of their scope, or of the narrowest one above it.
+
+    A key is always watched where anything is, by the limits of the narrowest scope that has some: so that the fire of
+    one key is put out there, and not in all of its org.
+    """
+    found: list[Watched] = []
+    plan = plans.get("")
+    for at in known:
+        plan = plans.get(at, plan)
+        if plan is not None:
+            found += [Watched(at, Line(at, one), plan) for one in limits.get(at, ()) if plan.tiers(one.window)]
+    key = known[-1]
+    if found and found[-1].scope != key and plans.get(key) != OFF:
+        found += [one._replace(scope=key) for one in found if one.scope == found[-1].scope]
+    return tuple(found)
 
 
 def _tightest(found: Iterable[Iterable[Limit]]) -> tuple[Limit, ...]:

@@ -27,6 +27,7 @@ TABLE: dict[Reason, Wire] = {
     Reason.BUDGET: Wire(402, "insufficient_quota", False),
     Reason.HELD: Wire(429, "rate_limit_error", True),
     Reason.RATE: Wire(429, "rate_limit_error", True),
+    Reason.BREAKER: Wire(429, "rate_limit_error", True),
     Reason.UNBOUNDED: Wire(400, "invalid_request_error", False),
     Reason.UNPRICED: Wire(400, "invalid_request_error", False),
     Reason.OVERLOADED: Wire(503, "server_error", True),

@@ -7,6 +7,7 @@ from gateway.stream.wire import Chunk, UpstreamError
 from guards.refusal import Ending, Reason, Refused
 
 RETRY_AFTER_S = 1.0  # where no server is up: about one round of probes
+BREAKER_RETRY_S = 60.0  # the least that a breaker is open for, and the most that a client is told
 
 
 def refusal(end: LegEnd) -> Refused:
@@ -27,6 +28,8 @@ def given_up(ending: Ending, detail: str) -> Refused:
         return Refused(Reason.OVERLOADED, detail, retry_after_s=RETRY_AFTER_S)
     if ending is Ending.REVOKED:
         return Refused(Reason.UNAUTHORIZED, detail)
+    if ending is Ending.BREAKER:
+        return Refused(Reason.BREAKER, detail, retry_after_s=BREAKER_RETRY_S)
     if ending is Ending.TIMEOUT:
         return Refused(Reason.UPSTREAM, detail, status=504)
     return Refused(Reason.NO_REPLICA, detail, retry_after_s=RETRY_AFTER_S)

@@ -24,7 +24,7 @@ from gateway.stream.template import Usual, learnt
 from gateway.stream.text import Piece, TextLost
 from gateway.stream.wire import Chunk, ChunkChoice, UpstreamError, read
 from guards.budget import Verdict
-from guards.refusal import Ending, Reason, Refused
+from guards.refusal import CUTS, Ending, Reason, Refused
 
 
 class Relay:
@@ -167,20 +167,22 @@ class Relay:
         return bool(mine)
 
     def fail(self, ending: Ending, detail: str) -> None:
-        """End the stream with an error that the client sees; a clean end would pass for success."""
+        """End the stream with an error that the client sees, lest it pass for success, or with a cut."""
         if self.ending is not None:
             return
         if not self.delivered:
-            self._refuse(given_up(ending, detail))
-            return
+            return self._refuse(given_up(ending, detail))
         self.ending, self.detail = ending, detail
-        self._telling.error(detail, ending.value)
+        if ending in CUTS:
+            self._telling.ended_by, self._cut = ending.value, (self._telling.choices[0], ())
+        else:
+            self._telling.error(detail, ending.value)
         self._flush()
         self._close_legs()
 
     async def finish(self) -> None:
         """Write what an ending still owes the client: the part of a chunk that the budget pays for."""
-        if self.ending in (Ending.FINISHED, Ending.BUDGET):
+        if self.ending in (Ending.FINISHED, *CUTS):
             await self._telling.made()
         if self._cut is not None:
             choice, ids = self._cut
@@ -351,7 +353,7 @@ class Relay:
         def then(pieces: list[Piece]) -> None:
             if self._over:
                 return  # given back already
-            if self.ending not in (None, Ending.BUDGET) or choice.finish_reason is not None:
+            if self.ending not in (None, *CUTS) or choice.finish_reason is not None:
                 self.meter.give_back(len(ids))
                 return
             self._worded(choice, [*pieces, Piece(silent, "")], ids, finish, why)
@@ -427,20 +429,19 @@ class Relay:
     def _end_budget(self, choice: Choice, ids: Sequence[int]) -> None:
         """The budget ended: deliver what it still pays for, and close."""
         if self.lease.failure is not None:
-            self.fail(Ending.BOOKS, "The budget of this key could not be asked for more tokens.")
-            return
+            return self.fail(Ending.BOOKS, "The budget of this key could not be asked for more tokens.")
         if not self.delivered:
-            self._refuse(Refused(Reason.BUDGET, "The prompt needs more tokens than are left of the key's budget."))
-            return
-        self.ending, self.detail, self._telling.by_budget = Ending.BUDGET, "The key's token budget ended.", True
-        self._cut = (choice, ids[: self.meter.room])
+            short = "The prompt needs more tokens than are left of the key's budget."
+            return self._refuse(Refused(Reason.BUDGET, short))
+        self.ending, self.detail = Ending.BUDGET, "The key's token budget ended."
+        self._telling.ended_by, self._cut = Ending.BUDGET.value, (choice, ids[: self.meter.room])
         self._close_legs()
 
     def _finish_if_told(self) -> None:
         """Once every choice is finished: usage if the client asked for it, and the end."""
         if self.ending is None and self._telling.all_finished:
             self.ending = Ending.BUDGET if self._telling.capped else Ending.FINISHED
-            self._telling.by_budget = self.ending is Ending.BUDGET
+            self._telling.ended_by = Ending.BUDGET.value if self.ending is Ending.BUDGET else None
             self._telling.close()
 
     def _flush(self) -> None:

@@ -28,12 +28,12 @@ class Telling:
     prompts: the ids of each prompt, once a server told them.
     beyond: a feature seen in the stream that makes its text more than its ids.
     failovers: how often it went on elsewhere after tokens were delivered.
-    by_budget: whether the end of the budget ended it.
+    ended_by: what of ours ended it, where nothing broke: the budget, or a breaker.
     cached, reasoning: how much of the prompts was cached, and of the answer reasoning, as far as servers told.
     """
 
     __slots__ = (
-        "_usage", "beyond", "by_budget", "cached", "call", "choices", "failovers", "out", "pace", "prompts",
+        "_usage", "beyond", "cached", "call", "choices", "ended_by", "failovers", "out", "pace", "prompts",
         "reasoning", "terms", "wording",
     )  # fmt: skip
 
@@ -43,7 +43,7 @@ class Telling:
         self.prompts: list[Sequence[int] | None] = [None] * len(call.prompts)
         self.beyond: str | None = None
         self.failovers = self.cached = self.reasoning = 0
-        self.by_budget = False
+        self.ended_by: str | None = None
         self.wording = Wording(call)
         self._usage: bytes | None = None
 
@@ -170,14 +170,14 @@ class Telling:
         return kept
 
     def cut(self, choice: Choice) -> None:
-        """End a choice for the budget's sake, with what was held back of its text."""
+        """End a choice for the sake of what ended it all, with what was held back of its text."""
         choice.finish_reason = "length"
-        self._say(choice, choice.transcript.take(True) if choice.transcript else "", (), BUDGET_STOP)
+        self._say(choice, choice.transcript.take(True) if choice.transcript else "", (), self.ended_by)
 
     async def last_words(
         self, choice: Choice, ids: Sequence[int], spend: Callable[[int], object], worded: Callable[..., None]
     ) -> None:
-        """Word the part of the last chunk that the budget still pays for, then end every choice."""
+        """Word the part of the last chunk that is still paid for, then end every choice."""
         if ids and self.beyond is None and choice.finish_reason is None:
             with suppress(TextLost):  # then that part stays undelivered, and the relay gives it back
                 await self.adopt(choice)
@@ -213,7 +213,7 @@ class Telling:
         self.out.add(self.wording.text(choice, text, ids, stop_reason, prompt, tale))
 
     def _told(self) -> dict[str, Any]:
-        return told(self.failovers, self.pace.pauses, by_budget=self.by_budget)
+        return told(self.failovers, self.pace.pauses, ended_by=self.ended_by)
 
     def _capped(self, choice: Choice) -> bool:
         return self.terms.capped and choice.finish_reason == "length" and len(choice.ids) == self.terms.max_tokens

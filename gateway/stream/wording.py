@@ -71,13 +71,13 @@ class Wording:
         return {"id": head.id, "object": kind, "created": head.created, "model": head.model}
 
 
-def told(failovers: int, pauses_s: Sequence[float], *, by_budget: bool) -> dict[str, Any]:
+def told(failovers: int, pauses_s: Sequence[float], *, ended_by: str | None) -> dict[str, Any]:
     """What is known only at the end, and rides in the last chunk where there is something to tell."""
     tale: dict[str, Any] = {}
     if failovers:
         tale |= {"failovers": failovers, "gap_ms": round(max(pauses_s, default=0.0) * 1e3, 1)}
-    if by_budget:
-        tale["ended_by"] = BUDGET_STOP
+    if ended_by is not None:
+        tale["ended_by"] = ended_by
     return {"holdfast": tale} if tale else {}
 
 

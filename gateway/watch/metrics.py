@@ -1,6 +1,7 @@
 """What operators see of the gateway, in Prometheus' terms."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 
@@ -12,6 +13,10 @@ FAILOVER_GAP_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 FIRST_TOKEN_S = (0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 40.0, 80.0)
 INTER_TOKEN_S = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 ADDED_LATENCY_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
+
+
+def _one_of(look: Callable[[], Mapping[str, int]], name: str) -> float:
+    return look()[name]
 
 
 class Metrics:
@@ -103,6 +108,24 @@ class Metrics:
         """Note the gateway's own time before a request went upstream, without its time in the queue."""
         self._added_latency.observe("", (seconds,))
 
+    def breaker_turned(self, level: str, state: str) -> None:
+        """Count a breaker that came into a state. level: org, team, user or key."""
+        self._turns.add(level, state)
+
+    def breakers(self, look: Callable[[], Mapping[str, int]]) -> None:
+        """Tell how many breakers are in each state, by asking whenever the metrics are read."""
+        gauge = Gauge("holdfast_breakers", "Breakers in use, by state.", ["state"], registry=self._registry)
+        for state in look():
+            gauge.labels(state).set_function(partial(_one_of, look, state))
+
+    def alerted(self, kind: str) -> None:
+        """Count an alert. kind: from a closed set."""
+        self._alerts.add(kind)
+
+    def webhook(self, outcome: str) -> None:
+        """Count an alert's way to its receiver. outcome: delivered, failed or dropped."""
+        self._webhooks.add(outcome)
+
     def load(self, replica: str, look: Callable[[], int]) -> None:
         """Tell how many legs a replica has, by asking whenever the metrics are read."""
         self._load.labels(replica).set_function(look)
@@ -122,6 +145,9 @@ class Metrics:
         self._hedges_won = tally("hedges_won", "Those that were faster.", "model")
         self._canaries = tally("canaries", "Requests for one token, by outcome.", "replica", "outcome")
         self._ejections = tally("ejections", "Servers found to hang.", "replica")
+        self._turns = tally("breaker_turns", "Breakers that came into a state.", "level", "state")
+        self._alerts = tally("alerts", "Alerts that were told, by kind.", "kind")
+        self._webhooks = tally("webhooks", "Alerts on their way to the receiver, by outcome.", "outcome")
         self._up = Gauge("holdfast_replica_up", "Whether it gets requests.", ["replica"], registry=registry)
         self._load = Gauge("holdfast_replica_load", "Legs at it now.", ["replica"], registry=registry)
         holds = Gauge("holdfast_holds", "Requests that may spend budget now.", registry=registry)

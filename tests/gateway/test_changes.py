@@ -6,7 +6,7 @@ import pytest
 
 from gateway.books.keys import News
 from gateway.changes import AGAIN_FOR_S, AGAIN_S, Changes
-from gateway.deadlines import REVOKED, Deadlines, Expired
+from gateway.deadlines import REVOKED, STOPPED, Deadlines, Expired
 from guards.budget import Limit, Line, Unit
 from guards.refusal import Reason, Refused
 
@@ -83,6 +83,27 @@ async def test_requests_of_a_revoked_key_end(books):
     await asyncio.wait(tasks, timeout=0.1)
 
     assert verdicts == {"a": REVOKED, "c": REVOKED}
+    deadlines.stop()
+    await asyncio.gather(*tasks)
+
+
+async def test_requests_are_ended_by_whose_they_are():
+    """Those of the set, once, with the verdict that came first."""
+    deadlines, verdicts = Deadlines(60), []
+    mine, other = object(), object()
+
+    async def request(whose):
+        with pytest.raises(Expired) as expired, deadlines.one("a", whose):
+            await asyncio.sleep(60)
+        verdicts.append((whose, expired.value.verdict))
+
+    tasks = [asyncio.create_task(request(whose)) for whose in (mine, other, mine)]
+    await asyncio.sleep(0)
+    assert deadlines.end({mine}, REVOKED) == 2
+    assert deadlines.end({mine}, STOPPED) == 0
+    await asyncio.wait(tasks, timeout=0.1)
+
+    assert verdicts == [(mine, REVOKED)] * 2
     deadlines.stop()
     await asyncio.gather(*tasks)
 

@@ -15,6 +15,7 @@ from gateway.config import Config, is_loopback, parse_limit, parse_rate
 from gateway.config_file import FILE_BYTES_MAX, ConfigErrors, from_upstreams, load, overridden
 from gateway.vault_url import VaultUrl
 from guards.budget import Limit, Unit, Window
+from guards.burn import DAY, MONTH, OFF, Plan, State, Tier
 from guards.rate import Counted, Rate
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "holdfast.example.yaml"
@@ -65,6 +66,68 @@ def test_secrets_are_not_printed():
 
 
 ONE_ERROR = {
+    "a breaker that is neither on nor off": (
+        BASE + "breaker: maybe\n",
+        "holdfast.yaml:7:10: breaker: must be on or off. Write breaker: on, or day: and month: below it.",
+    ),
+    "an alarm that is none": (
+        BASE + "breaker: {day: {open: 5}}\n",
+        'holdfast.yaml:7:23: breaker.day.open: not an alarm. Write how fast, and for how long, such as "14.4x over 1h"'
+        ' or "4.8x over 15m".',
+    ),
+    "an alarm that is no alarm": (
+        BASE + "breaker: {day: {open: 1x over 1h}}\n",
+        "holdfast.yaml:7:23: breaker.day.open: an alarm is above 1x, over a minute to a week."
+        ' Write how fast, and for how long, such as "14.4x over 1h" or "4.8x over 15m".',
+    ),
+    "an alarm after all is gone": (
+        BASE + "budgets: [{org: acme, breaker: {day: {open: 25x over 1h}}}]\n",
+        "holdfast.yaml:7:32: budgets[0].breaker: the budget of a day would be gone before the alarm."
+        " Make it shorter, or less.",
+    ),
+    "alarms the wrong way round": (
+        BASE + "breaker: {month: {open: 5x over 1h}}\n",
+        "holdfast.yaml:7:10: breaker: open must be above degrade for a month."
+        " Unsaid, they are 14.4x over 60m and 6x over 360m.",
+    ),
+    "a share that is none": (
+        BASE + 'alerts: {at: ["120%"]}\n',
+        'holdfast.yaml:7:15: alerts.at[0]: not a share of a budget. Write shares of a budget, such as "80%".',
+    ),
+    "a webhook without encryption": (
+        BASE + "alerts: {webhook: {url: http://a.example/x, secret: whsec_" + "A" * 40 + "}}\n",
+        "holdfast.yaml:7:19: alerts.webhook: a webhook beyond the house is https."
+        " Write https://, or allow_private: true.",
+    ),
+    "a webhook's password": (
+        BASE + "alerts: {webhook: {url: https://a:b@c.example/x, secret: whsec_" + "A" * 40 + "}}\n",
+        "holdfast.yaml:7:25: alerts.webhook.url: a webhook's URL holds no user, no password and no fragment."
+        ' Write an address such as "https://hooks.example.com/holdfast".',
+    ),
+    "a secret that is too short": (
+        BASE + "alerts: {webhook: {url: https://a.example/x, secret: whsec_AAAA}}\n",
+        "holdfast.yaml:7:54: alerts.webhook.secret: must hold 24 to 64 bytes."
+        ' Write secret: "${NAME}" and set NAME to whsec_ and the base64 of 24 to 64 random bytes.',
+    ),
+    "a secret that is no base64": (
+        BASE + "alerts: {webhook: {url: https://a.example/x, secret: sesame!}}\n",
+        "holdfast.yaml:7:54: alerts.webhook.secret: must be whsec_ and base64."
+        ' Write secret: "${NAME}" and set NAME to whsec_ and the base64 of 24 to 64 random bytes.',
+    ),
+    "an unknown cheaper model": (
+        BASE.replace("name: tiny", "name: tiny\n    cheaper: tinier"),
+        "holdfast.yaml:3:14: models[0].cheaper: no such model. Name another one of models.",
+    ),
+    "a model instead of itself": (
+        BASE.replace("name: tiny", "name: tiny\n    cheaper: tiny"),
+        "holdfast.yaml:3:14: models[0].cheaper: cheaper models in a circle. Leave it out for the cheapest.",
+    ),
+    "a cheaper model without a price": (
+        BASE.replace("name: tiny", "name: tiny\n    cheaper: tinier")
+        + "  - {name: tinier, replicas: [{url: http://127.0.0.1:8003}]}\n"
+        + "prices: [{model: tiny, input: 1, output: 2}]\n",
+        "holdfast.yaml:3:14: models[0].cheaper: the cheaper model has no price. Add it to prices.",
+    ),
     "unknown field": (
         BASE.replace("role:", "rol:"),
         'holdfast.yaml:6:9: models[0].replicas[1].rol: unknown field. Did you mean "role"?',
@@ -114,7 +177,7 @@ ONE_ERROR = {
     "a budget without limits": (
         BASE + "budgets:\n  - {org: a}\n",
         'holdfast.yaml:8:5: budgets[0]: no limits. Add "limits: [50.00 USD/month]", or each_session, each_agent, '
-        "each_turn, rates.",
+        "each_turn, rates, breaker.",
     ),
     "a budget of what nobody counts": (
         BASE + "budgets:\n  - {org: a, limits: [5 beans/day]}\n",
@@ -622,3 +685,32 @@ def test_a_vault_is_opened_where_the_configuration_says(tmp_path: Path):
     assert (list(redis._servers), redis._login, redis._replicas) == ([("a", 7)], Login(True, "u", "p", 2), 2)
     assert isinstance(embedded, SqliteVault)
     assert not (tmp_path / "holdfast-data").exists()
+
+
+def test_a_breaker_in_one_word_has_the_presets(tmp_path):
+    """And one that is spelled out has what it says, the presets where it says nothing."""
+    config = loaded(
+        tmp_path,
+        BASE
+        + "breaker: on\n"
+        + "budgets:\n"
+        + "  - {org: a, breaker: off}\n"
+        + "  - {org: b, breaker: {day: {open: 6x over 10m}, answer_tokens: 99}}\n",
+    )
+    plans = [one.plan for one in (config.breaker, *(budget.breaker for budget in config.budgets)) if one is not None]
+
+    assert plans[:2] == [Plan(), OFF]
+    assert plans[2] == Plan((Tier(600, 6, State.OPEN), DAY[1]), MONTH, 99)
+
+
+def test_alerts_have_shares_and_a_webhook(tmp_path):
+    """The secret is not printed; unsaid, the shares are three."""
+    secret = "whsec_" + "A" * 40
+    config = loaded(tmp_path, BASE + "alerts: {webhook: {url: https://a.example/x?y=1, secret: '${S}'}}\n", S=secret)
+
+    assert config.alerts is not None
+    assert config.alerts.at == (0.5, 0.8, 1.0)
+    assert config.alerts.webhook is not None
+    assert config.alerts.webhook.secret.get_secret_value() == secret
+    assert "AAAA" not in repr(config)
+    assert loaded(tmp_path, BASE + "alerts: {at: [99.5%]}\n").alerts.at == (0.995,)

@@ -9,8 +9,8 @@ import structlog
 
 from gateway.books.ledger.contract import NOTHING, About, Grant, Ledger, More
 from gateway.books.ledger.settlement import Settlement
-from guards.budget import Limit, Meter, Unit
-from guards.claim import Cover, Load
+from guards.budget import UNLIMITED, Limit, Meter, Unit
+from guards.claim import Cover, Load, charges
 from guards.money import Tokens
 from guards.rate import Throttle
 
@@ -38,6 +38,7 @@ class Hold:
     meter: counts what is delivered against what is leased.
     turn: limits of this one request; no top-up gets it beyond them.
     throttle: how fast its output may come; None for as fast as it does.
+    longest: output tokens that no top-up gets it beyond either; to be lowered while it runs.
     cached, reasoning: how much of the input was cached, and of the output reasoning; None where
         there was some, and nobody told how much.
     failure: why the ledger could not be asked for more, at last; None where it could.
@@ -47,7 +48,7 @@ class Hold:
 
     __slots__ = (
         "_asking", "_grant", "_held", "_lease_tokens", "_ledger", "_left", "_throttle", "_turn", "_used", "about",
-        "cached", "failure", "meter", "reasoning", "request_id", "settlement",
+        "cached", "failure", "longest", "meter", "reasoning", "request_id", "settlement",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +70,7 @@ class Hold:
         self._held = self._within(grant.cover)
         self.meter = Meter(self._held if throttle is None else self._by_now(throttle.most(0)), bound, low_tokens)
         self.about: About = NOTHING
+        self.longest = UNLIMITED
         self.cached = 0
         self.reasoning: int | None = 0
         self._grant = grant
@@ -99,6 +101,10 @@ class Hold:
             reasoning = meter.spent if self.reasoning_is_dear else 0
         return Tokens(meter.input, meter.spent, min(self.cached, meter.input), min(reasoning, meter.spent))
 
+    def charge(self, unit: Unit) -> int:
+        """What that is in a unit of limits."""
+        return charges(self.used, self._grant.cover.price)[unit]
+
     def __enter__(self) -> Self:
         return self
 
@@ -126,10 +132,10 @@ class Hold:
                 loop = asyncio.get_running_loop()
                 loop.call_later(self._throttle.step_s, lambda: self._ask(then, loop.time()))
                 return
-            if held >= meter.least:
+            if min(held, self.longest) >= meter.least:
                 asyncio.get_running_loop().call_soon(self._told, self._held, then)
                 return
-        most = min(max(held, meter.leased) + self._lease_tokens, self._turn.output(meter.wanted))
+        most = min(max(held, meter.leased) + self._lease_tokens, self._turn.output(meter.wanted), self.longest)
         if most < meter.least:
             asyncio.get_running_loop().call_soon(self._told, None, then)
             return
@@ -157,7 +163,7 @@ class Hold:
             if cover is not None:
                 self._held = cover
                 if self._throttle is not None:
-                    cover = self._by_now(self._throttle.most(self.meter.spent))
+                    cover = self._by_now(min(self._throttle.most(self.meter.spent), self.longest))
             self.meter.granted(cover)
             then()
 

@@ -331,6 +331,24 @@ async def test_one_turn_s_limits_bind_beyond_any_top_up(ledger):
     assert await ledger.balance("alice", LIMIT) == Account(1_000, held=40)
 
 
+async def test_a_hold_that_is_shortened_while_it_runs_ends_at_its_next_top_up(ledger):
+    """With what it had leased by then, if that was more."""
+    grant = await take(ledger, "r1", "alice", LIMIT, 20)
+    hold = Hold(ledger, "r1", grant, 0, lease_tokens=30, low_tokens=0)
+    meter, told = hold.meter, []
+    hold.longest = 40
+
+    hold.top_up(lambda: told.append(meter.leased))
+    await turns()
+    assert told == [40]
+
+    hold.longest = 10
+    meter.spend(40)
+    hold.top_up(lambda: told.append(meter.spend(1)))
+    await turns()
+    assert (meter.dry, told[-1]) == (True, Verdict.CUT)
+
+
 async def test_a_prompt_beyond_a_turn_is_cut_though_the_key_could_pay_it(ledger):
     """Before anything of its answer is delivered."""
     grant = await take(ledger, "r1", "alice", LIMIT, 20)

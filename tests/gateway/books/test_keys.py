@@ -18,6 +18,7 @@ from gateway.books.keys import Keys
 from gateway.books.tenants import RECORD
 from gateway.config import DeclaredBudget, DeclaredKey
 from guards.budget import Limit, Unit, Window
+from guards.burn import Plan
 from guards.refusal import Reason, Refused
 
 ROOT = Path(__file__).parents[3]
@@ -452,3 +453,18 @@ def test_looks_are_shared_but_a_new_key_works_at_once(tmp_path):
         keys.tenant(secret)
     keys.close()
     other.close()
+
+
+def test_breakers_are_the_configurations(tmp_path):
+    """Of a key, of an org, or of all; and they hold for limits of the store."""
+    breaker = {"answer_tokens": 7}
+    declared = DeclaredKey(user="bob", sha256="ab" * 32, limits=("9/day",), breaker="off")
+    budgets = (DeclaredBudget(org="acme", breaker=breaker),)
+    keys = Keys(tmp_path / "keys.db", (declared,), budgets=budgets, plan=Plan())
+    _, alice = keys.create("alice", "acme", [Limit(5, Window.DAY)])
+    _, carol = keys.create("carol", None, [Limit(5, Window.DAY)])
+
+    assert [one.plan.answer_tokens for one in alice.breakers] == [7]
+    assert [one.plan for one in carol.breakers] == [Plan()]
+    assert next(row.tenant for row in keys.list() if row.tenant.user == "bob").breakers == ()
+    keys.close()

@@ -2,6 +2,8 @@
 
 from gateway.books.tenants import RECORD, WITHIN_MAX, Tenant, tenant
 from guards.budget import Limit, Line, Unit, Window
+from guards.burn import OFF, Plan
+from guards.scope import each_of
 
 KEY, SESSION, WIDER = Limit(1_000), Limit(100), Limit(300)
 HOURLY, TURN = Limit(50, Window.HOUR, Unit.OUTPUT), Limit(20, Window.TOTAL, Unit.MONEY)
@@ -77,3 +79,42 @@ def test_names_are_remembered_and_no_more_of_them_than_so_many():
     for number in range(2 * WITHIN_MAX):
         assert alice.within(f"s{number}").lines[-1].scope == f"session:key_1/s{number}"
     assert len(alice._within) <= WITHIN_MAX
+
+
+DAILY, MONTHLY = Limit(9, Window.DAY), Limit(99, Window.MONTH)
+ORG, TEAM, MINE = "org:acme", "team:acme/search", "key:k"
+
+
+def watched(limits, plans):
+    """Whose hands each limit is in, of a key of a team of an org."""
+    who = tenant("k", "alice", "acme", "search", limits, plans=plans)
+    return [(one.scope, one.line) for one in who.breakers]
+
+
+def test_a_plan_holds_for_all_within_its_scope():
+    """Until a narrower one says otherwise; limits of other windows have no breaker."""
+    limits = {ORG: [DAILY, Limit(5)], TEAM: [MONTHLY], MINE: [DAILY, Limit(5, Window.HOUR)]}
+    everything = [(ORG, Line(ORG, DAILY)), (TEAM, Line(TEAM, MONTHLY)), (MINE, Line(MINE, DAILY))]
+
+    assert watched(limits, {"": Plan()}) == watched(limits, {ORG: Plan()}) == everything
+    assert watched(limits, {TEAM: Plan()}) == everything[1:]
+    assert watched(limits, {"": Plan(), TEAM: OFF, MINE: Plan()}) == [everything[0], everything[2]]
+    assert watched(limits, {ORG: OFF}) == []
+    assert watched(limits, {}) == []
+
+
+def test_a_key_is_watched_by_the_narrowest_limits_above_it():
+    """Where it has none of its own; unless it is left out by name."""
+    limits = {ORG: [DAILY], TEAM: [MONTHLY, DAILY]}
+    above = [(ORG, Line(ORG, DAILY)), (TEAM, Line(TEAM, MONTHLY)), (TEAM, Line(TEAM, DAILY))]
+
+    assert watched(limits, {ORG: Plan()}) == [*above, (MINE, Line(TEAM, MONTHLY)), (MINE, Line(TEAM, DAILY))]
+    assert watched(limits, {ORG: Plan(), MINE: OFF}) == above
+
+
+def test_a_session_changes_nothing_of_what_is_watched():
+    """Its own limits have no breakers: clients make up their names."""
+    limits = {ORG: [DAILY], each_of("session", ORG): [DAILY]}
+    who = tenant("k", "alice", "acme", None, limits, plans={"": Plan()})
+
+    assert who.within("s").breakers is who.breakers

@@ -168,6 +168,15 @@ async def test_giving_up_is_a_refusal():
     assert await whole.ended(whole.part(None), fine(chat_answer([4]))) is False
 
 
+async def test_a_breaker_that_opens_refuses_it():
+    """And says that it may be tried again."""
+    whole = Plain(call_for(), FakeSink(), FakeLease(), terms_for(call_for()), lambda: 0.0)
+
+    whole.fail(Ending.BREAKER, "it burns")
+
+    assert (whole.refusal.reason, whole.refusal.retry_after_s) == (Reason.BREAKER, 60.0)
+
+
 @pytest.mark.parametrize("number", [b"1e999", b"9" * 5000])
 @pytest.mark.parametrize("said", [{"include_reasoning": False}, {}])
 async def test_what_only_a_second_look_finds_is_found_before_anything_is_charged(number, said):

@@ -379,6 +379,33 @@ async def test_giving_up_is_a_status_before_the_first_byte_and_an_error_after_it
     assert (play.relay.refusal is not None) == (delivered == 0)
 
 
+@pytest.mark.parametrize("choices", [1, 2])
+@pytest.mark.parametrize("delivered", range(6))
+async def test_a_breaker_that_opens_ends_every_choice_as_a_budget_would(choices, delivered):
+    """With a finish, what was held back for a stop string, and the usage; before the first token, by a status."""
+    call = call_for(n=choices, return_token_ids=True, stop=["END of all"], stream_options={"include_usage": True})
+    play = Play(call, Engine([ids_of("the END of none")] * choices))
+    (ask,) = await play.relay.asks()
+    part, leg, raws, _ = play._leg(ask)
+    part.events(raws[: delivered * choices])
+
+    play.relay.fail(Ending.BREAKER, "it burns")
+    await play.relay.finish()
+    play.relay.close()
+
+    play.check()
+    assert leg.closed
+    if play.relay.refusal is not None:
+        assert (delivered <= 1, play.relay.refusal.reason) == (True, Reason.BREAKER)  # the first tells a role only
+        return
+    assert play.relay.ending is Ending.BREAKER
+    assert set(play.seen.stop_reason.values()) == {"breaker_open"}
+    assert set(play.seen.finish.values()) == {"length"}
+    assert play.seen.told["ended_by"] == "breaker_open"
+    for index, ids in play.seen.ids.items():
+        assert play.seen.text[index] == text_of(ids, ["END of all"])
+
+
 OBSTACLES = [
     ({"tools": [{"type": "function"}]}, "tools"),
     ({"seed": 1, "temperature": 1.0}, "seed"),

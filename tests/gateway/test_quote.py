@@ -1,0 +1,113 @@
+"""What a request may have while a breaker makes answers shorter, or is tried with little money."""
+
+import json
+
+import pytest
+
+from gateway.books.tenants import tenant
+from gateway.quote import Quotes
+from gateway.stream.call import Bounds, Call, Endpoint
+from guards.budget import Limit, Unit, Window
+from guards.burn import DAY, PASS_SHARE, PAUSE_WINDOWS, Plan
+from guards.refusal import Reason, Refused
+from tests.gateway.test_breakers import DAILY, PRICE, SHORT_S, House, burn_at, key
+
+PASS = int(DAILY.amount * PASS_SHARE)
+PROMPT = 50  # as the server counts it
+
+
+class Fleet:
+    def window(self, model):
+        return 100_000
+
+
+class Asides:
+    async def count(self, call):
+        return PROMPT
+
+
+@pytest.fixture
+def house():
+    return House()
+
+
+@pytest.fixture
+def quotes(house):
+    return Quotes(
+        house.ledger,
+        Fleet(),
+        Asides(),
+        lambda call: (None, False),
+        prices={"big": PRICE},
+        lease_tokens=256,
+        low_tokens=64,
+        legs_max=4,
+        breakers=house.breakers,
+    )
+
+
+def asked(name="r", **more):
+    body = {"model": "big", "messages": [], "stream": True} | more
+    return Call(Endpoint.CHAT, json.dumps(body).encode(), name, Bounds())
+
+
+async def half_open(house, who):
+    await house.burn(who, 60_000)
+    await house.look(PAUSE_WINDOWS * SHORT_S)
+
+
+def left(house):
+    """Of the pass of the only breaker."""
+    (circuit,) = house.breakers._circuits.values()
+    return circuit.breaker.pass_left
+
+
+@pytest.mark.parametrize(("own", "sent", "capped"), [(None, 1024, True), (5_000, 1024, True), (7, 7, False)])
+async def test_a_degraded_answer_is_as_long_as_the_cap_or_as_its_client_wants(house, quotes, own, sent, capped):
+    """Whichever is less; only the cap is ours."""
+    who = key()
+    await burn_at(house, who, 3.2, DAY[1].long_s)
+
+    quote = await quotes.hold(asked(max_tokens=own), who)
+
+    assert (quote.terms.max_tokens, quote.terms.capped) == (sent, capped)
+
+
+async def test_a_request_on_trial_has_what_is_left_of_the_pass_and_no_more(house, quotes):
+    """Its length is set by it, and its top-ups end there; what it leaves, the next one has."""
+    who = key()
+    await half_open(house, who)
+
+    quote = await quotes.hold(asked(), who)
+    assert (quote.terms.max_tokens, quote.terms.capped) == (PASS - PROMPT, True)
+    assert left(house) == 0
+    with pytest.raises(Refused) as caught:
+        await quotes.hold(asked("s"), who)
+    assert caught.value.reason is Reason.BREAKER
+
+    with quote.hold as hold, quote.watch:
+        hold.meter.prompt(PROMPT, last=True)
+    assert left(house) == PASS - PROMPT
+
+
+async def test_a_request_that_is_refused_gives_its_part_of_the_pass_back(house, quotes):
+    """Another limit did not let it in."""
+    poor = tenant("a", "alice", "acme", None, {"key:a": [DAILY, Limit(1)]}, plans={"": Plan()})
+    await half_open(house, poor)
+
+    with pytest.raises(Refused) as caught:
+        await quotes.hold(asked(max_tokens=5), poor)
+
+    assert caught.value.reason is Reason.BUDGET
+    assert left(house) == PASS
+
+
+async def test_a_prompt_that_the_pass_does_not_pay_is_told_so(house, quotes):
+    """It is no question of its key's budget: it may come again."""
+    small = tenant("a", "alice", "acme", None, {"key:a": [Limit(4_000, Window.DAY, Unit.MONEY)]}, plans={"": Plan()})
+    await half_open(house, small)
+
+    with pytest.raises(Refused, match="breaker half-open: key:a") as caught:
+        await quotes.hold(asked(), small)
+
+    assert (caught.value.reason, left(house)) == (Reason.BREAKER, 4_000 * PASS_SHARE)
