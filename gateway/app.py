@@ -14,6 +14,7 @@ import uvloop
 
 from gateway.asides import Asides
 from gateway.books.alert_book import AlertBook
+from gateway.books.corrections import JOURNAL, Corrections
 from gateway.books.journal import Journal
 from gateway.books.keys import Keys
 from gateway.books.ledger.sqlite import SqliteLedger
@@ -26,10 +27,12 @@ from gateway.config import Config, is_loopback
 from gateway.config import Replica as ReplicaConfig
 from gateway.deadlines import Deadlines
 from gateway.descriptors import clients_max
+from gateway.desk import Desk
 from gateway.fleet.pulse import Pulse
 from gateway.fleet.replicas import Care, Fleet, Replica
 from gateway.flow import Flow
 from gateway.http.admin import Admin
+from gateway.http.admin_books import AdminBooks
 from gateway.http.connection import ClientLimits
 from gateway.http.door import Door
 from gateway.http.drain import Drain
@@ -51,7 +54,7 @@ from guards.health import Health
 
 log = structlog.get_logger()
 
-JOURNAL, ALERTS = "journal.jsonl", "alerts.sqlite3"
+ALERTS = "alerts.sqlite3"
 KEYS_EVERY_S = 0.01  # under load many requests share one look at whether a key was made or revoked
 
 
@@ -81,7 +84,7 @@ async def gateway(config: Config, hurry: asyncio.Event) -> AsyncIterator[None]:
         stack.callback(journal.close)
         ledger = SqliteLedger(config.data, time.time)
         stack.push_async_callback(ledger.close)
-        _join(ledger, journal, config.data / JOURNAL)
+        corrections = Corrections(ledger, _join(ledger, journal, config.data / JOURNAL))
         plan = config.breaker.plan if config.breaker is not None else None
         keys = Keys(config.data / "keys.db", config.keys, look_every_s=KEYS_EVERY_S, budgets=config.budgets, plan=plan)
         stack.callback(keys.close)
@@ -124,10 +127,14 @@ async def gateway(config: Config, hurry: asyncio.Event) -> AsyncIterator[None]:
             return fleet.not_ready() + [why for why, fine in said.items() if not fine]
 
         edge = _edge(config, flow, fleet, keys, ready, metrics)
-        for work in (fleet.run(), Changes(keys.news, ledger, deadlines, clock).run(), breakers.run(), alerts.run()):
+        changes = Changes(keys.news, ledger, deadlines, clock, corrections.carry_out)
+        for work in (fleet.run(), changes.run(), breakers.run(), alerts.run()):
             stack.callback(asyncio.create_task(work).cancel)
-        admin = Admin(metrics, ready, config.admin_key_sha256)
         listen, clients = config.listen, _clients(config)
+        open_keys = partial(Keys, config.data / "keys.db", config.keys, budgets=config.budgets)
+        books = AdminBooks(Desk(config.data, open_keys, corrections, records), quotes.prices, keys.look_again)
+        stack.callback(books.close)
+        admin = Admin(metrics, ready, config.admin_key_sha256, listen.admin_host, books)
         side_door = await Door.open(admin.handle, listen.admin_host, listen.admin_port, clients)
         stack.push_async_callback(side_door.clear, 0.0)
         door = await Door.open(edge.handle, listen.host, listen.port, clients)
@@ -137,7 +144,7 @@ async def gateway(config: Config, hurry: asyncio.Event) -> AsyncIterator[None]:
         yield
 
 
-def _join(ledger: SqliteLedger, journal: Journal, path: Path) -> None:
+def _join(ledger: SqliteLedger, journal: Journal, path: Path) -> Outbox:
     """Have the journal tell all that the ledger has charged. Raises OSError where it is damaged: see docs."""
     outbox = Outbox(ledger, journal)
     try:
@@ -147,6 +154,7 @@ def _join(ledger: SqliteLedger, journal: Journal, path: Path) -> None:
     if told:
         log.warning("journal.caught_up", charges=told)
     ledger.on_batch(outbox.batch)
+    return outbox
 
 
 def _alerts(config: Config, stack: AsyncExitStack, journal: Journal, ledger: SqliteLedger, metrics: Metrics) -> Alerts:

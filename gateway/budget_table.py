@@ -5,8 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from gateway.books.keys_file import TopUp
 from gateway.books.tenants import Limits
 from gateway.key_table import WIDTH, BudgetLine, budget, known
+from guards.budget import Unit
+from guards.claim import worded
 
 COLUMNS = ("scope", "budget", "spent", "held", "free", "window", "used", "")
 BAR = 20  # characters of a budget that is all spent
@@ -36,6 +39,31 @@ def lines(limits: Limits, data: Path, now_s: float | None = None) -> list[ScopeL
     now_s = time.time() if now_s is None else now_s
     balances = known(data)
     return [ScopeLine(at, budget(at, limit, balances, now_s)) for at, found in limits.items() for limit in found]
+
+
+def added(one: TopUp) -> dict[str, Any]:
+    """A top-up, for JSON."""
+    return {
+        "id": one.name, "scope": one.scope, "unit": one.unit.value, "window": one.window.value,
+        "window_id": one.window_id, "amount": one.amount, "at": one.at,
+    }  # fmt: skip
+
+
+def show_holds(told: dict[str, Any], out: TextIO) -> None:
+    """Draw what runs, as the admin port tells it."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("request", "key", "user", "model", "for", "input", "output", "leased", "holds", box=None)
+    for one in told["holds"]:
+        held = ", ".join(f"{part['scope']} {worded(Unit(part['unit']), part['held'])}" for part in one["held"])
+        used, leased = one["used"], one["leased_tokens"]
+        cells = one["request_id"], one["key_id"], one["user"], one["model"], f"{one['for_s']:.1f} s"
+        table.add_row(*(Text(str(cell)) for cell in (*cells, used["input"], used["output"], leased, held)))
+    console = Console(file=out, width=None if out.isatty() else WIDTH)
+    console.print(table)
+    console.print(f"{told['total']} running")
 
 
 def show(lines: list[ScopeLine], out: TextIO) -> None:

@@ -1,7 +1,8 @@
-"""What running requests must hear of: keys that were revoked, limits that were changed."""
+"""What a running gateway must hear of: keys that were revoked, limits that were changed, corrections of the books."""
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import structlog
 
@@ -21,15 +22,21 @@ Which = tuple[str, str, str]
 
 
 class Changes:
-    """Looks for them, and sees to them.
+    """Looks for them, and sees to them; and to corrections that other processes order.
 
-    news: see `Keys.news`; clock: monotonic, in seconds.
+    news: see `Keys.news`; carry_out: see `Corrections`; clock: monotonic, in seconds.
     """
 
     def __init__(
-        self, news: Callable[[], News], ledger: Ledger, deadlines: Deadlines, clock: Callable[[], float]
+        self,
+        news: Callable[[], News],
+        ledger: Ledger,
+        deadlines: Deadlines,
+        clock: Callable[[], float],
+        carry_out: Callable[[str, str], asyncio.Future[Any]],
     ) -> None:
         self._news, self._ledger, self._deadlines, self._clock = news, ledger, deadlines, clock
+        self._carry_out = carry_out
         self._changed: dict[Which, tuple[Line, float]] = {}  # each limit once, and since when
         self._said_s = -AGAIN_S
         self._saying: asyncio.Future[None] | None = None
@@ -46,16 +53,35 @@ class Changes:
     def look(self) -> None:
         """Look once; nothing is waited for."""
         try:
-            revoked, limits = self._news()
+            revoked, limits, orders = self._news()
         except Refused:
             return  # the key store is not to be read right now: nobody new is let in either
         if revoked and (ended := self._deadlines.revoke(revoked)):
             log.info("keys.revoked", keys=sorted(revoked), requests_ended=ended)
+        for order in orders:
+            self._order(*order)
         now_s = self._clock()
         for line in limits:
             self._changed[line.scope, line.limit.unit, line.limit.window] = line, now_s
         if self._changed and (limits or now_s - self._said_s >= AGAIN_S):
             self._say(now_s)
+
+    def _order(self, name: str, said: str) -> None:
+        """Have an order carried out; while the ledger cannot be written it is tried again."""
+
+        def answered(answer: asyncio.Future[Any]) -> None:
+            error = None if answer.cancelled() else answer.exception()
+            if isinstance(error, Refused):
+                asyncio.get_running_loop().call_later(AGAIN_S, self._order, name, said)
+            elif error is not None:
+                log.error("ledger.order_failed", order=name, error=repr(error))
+            elif answer.result() is not None:
+                log.info("ledger.corrected", order=name)
+
+        try:
+            self._carry_out(name, said).add_done_callback(answered)
+        except ValueError as error:  # a newer holdfast's words
+            log.error("ledger.order_failed", order=name, error=repr(error))
 
     def _say(self, now_s: float) -> None:
         """Tell the ledger of all limits that changed lately; those it could not be told are told again."""

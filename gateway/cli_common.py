@@ -1,24 +1,33 @@
 """What commands share: where the books are, and how errors are told."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
-from gateway.config import DeclaredBudget, DeclaredKey, parse_limit
+from gateway.config import DeclaredBudget, DeclaredKey, Listen, parse_limit
 from gateway.config_file import ConfigErrors, load
 from guards.budget import Limit
 from guards.refusal import Refused
 
 if TYPE_CHECKING:
     from gateway.books.keys import Keys
+    from gateway.books.ledger.contract import Correction
 
 DATA = Path("holdfast-data")
+WAIT_S = 10.0  # for a running gateway to carry out an order: it looks four times a second
+ANSWER_S = 10.0  # for an admin port
+ADMIN_KEY = "HOLDFAST_ADMIN_KEY"  # from the environment: options can be read by everybody on the machine
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Configuration file.")]
 DataDir = Annotated[Path | None, typer.Option("--data", help="Data directory.  [default: ./holdfast-data]")]
+OpenKeys = Callable[[], "AbstractContextManager[Keys]"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -59,6 +68,55 @@ def keys_of(data: Path | None, config: Path | None, *, make: bool = True) -> "It
             yield keys
         finally:
             keys.close()
+
+
+def corrected(data: Path, name: str, corrections: "Sequence[Correction]", keys: OpenKeys) -> bool:
+    """Correct the books under a name, by the gateway that runs on them or without one; False where it was before.
+
+    keys: opens the key store, through which the gateway hears of it. Fails where the gateway does not within WAIT_S.
+    """
+    from gateway.books.corrections import carried_out, encoded, without_gateway
+    from gateway.books.ledger.tables import LedgerInUse, ledger_file, was_corrected
+    from gateway.watch import logs
+
+    if not ledger_file(data).exists():
+        fail(f"there is no ledger in {data}")
+    try:
+        said = encoded(corrections)
+        logs.set_up()
+        return asyncio.run(without_gateway(data, name, corrections)) is not None
+    except ValueError as error:
+        fail(str(error))
+    except LedgerInUse:
+        if was_corrected(data, name):
+            return False
+    with keys() as store:
+        try:
+            store.order(name, said)
+        except ValueError as error:
+            fail(str(error))
+        if not carried_out(data, name, WAIT_S):
+            fail(f"the gateway that runs here has not done it yet; it will, once, under the id {name}")
+        store.order_done(name)
+    return True
+
+
+def from_admin(root: str | None, config: Path | None, path: str, environ: Mapping[str, str]) -> Any:
+    """Ask an admin port, which the configuration tells where `root` does not. Fails where it does not answer."""
+    listen = load(config).listen if config else Listen()
+    host = f"[{listen.admin_host}]" if ":" in listen.admin_host else listen.admin_host
+    url = (root or f"http://{host}:{listen.admin_port}").rstrip("/") + path
+    if not url.startswith(("http://", "https://")):
+        raise typer.BadParameter("write a URL such as http://127.0.0.1:8081", param_hint="--admin")
+    headers = {"authorization": f"Bearer {environ[ADMIN_KEY]}"} if environ.get(ADMIN_KEY) else {}
+    try:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the key is nobody else's
+        with direct.open(urllib.request.Request(url, headers=headers), timeout=ANSWER_S) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        fail(f"{url}: {error.code} {error.read(2000).decode(errors='replace')}")
+    except (OSError, ValueError) as error:
+        fail(f"no gateway answers at {url}: {getattr(error, 'reason', error)}")
 
 
 def books(data: Path | None, file: Path | None) -> Books:

@@ -21,7 +21,8 @@ Balances = dict[tuple[str, str, str], tuple[int, int]]  # spent and held, by the
 
 @dataclass(frozen=True, slots=True)
 class BudgetLine:
-    """One limit in its current window, in its unit. amount, free: None without a limit."""
+    """One limit in its current window, in its unit. amount, free: None without a limit. topped_up: of the amount, what
+    was added for this window alone."""
 
     unit: str
     window: str
@@ -29,12 +30,19 @@ class BudgetLine:
     spent: int
     held: int
     free: int | None
+    topped_up: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every field by name, for JSON."""
+        return asdict(self)
 
     def cells(self) -> tuple[str, ...]:
         """Budget, spent, held, free and window, for people."""
         budget, free = ("unlimited" if value is None else self._shown(value) for value in (self.amount, self.free))
         if self.unit in (Unit.INPUT, Unit.OUTPUT):
             budget = f"{budget} {self.unit.split()[0]}"
+        if self.topped_up:
+            budget = f"{budget} (+{self._shown(self.topped_up)})"
         return budget, self._shown(self.spent), self._shown(self.held), free, self.window
 
     def _shown(self, value: int) -> str:
@@ -69,7 +77,11 @@ class KeyLine:
 def lines(rows: list[KeyRow], data: Path, now_s: float | None = None) -> list[KeyLine]:
     """Join keys with what the ledger in `data` knows of them; a ledger that is not there yet knows nothing."""
     now_s = time.time() if now_s is None else now_s
-    balances = known(data)
+    return lines_of(rows, known(data), now_s)
+
+
+def lines_of(rows: list[KeyRow], balances: Balances, now_s: float) -> list[KeyLine]:
+    """The same, where what the ledger knows has been read."""
     return [_line(row, balances, now_s) for row in rows]
 
 
@@ -96,10 +108,12 @@ def _line(row: KeyRow, balances: Balances, now_s: float) -> KeyLine:
 
 def budget(at: str, limit: Limit, balances: Balances, now_s: float) -> BudgetLine:
     """Join a limit with what the ledger knows of it."""
-    spent, held = balances.get((at, limit.unit.value, limit.window.id_at(now_s)), (0, 0))
-    bound = limit.amount < UNLIMITED
-    free = Account(limit.amount, spent, held).free if bound else None
-    return BudgetLine(limit.unit.value, limit.window.value, limit.amount if bound else None, spent, held, free)
+    window_id = limit.window.id_at(now_s)
+    spent, held = balances.get((at, limit.unit.value, window_id), (0, 0))
+    unit, window, amount = limit.unit.value, limit.window.value, limit.within(window_id)
+    if amount >= UNLIMITED:
+        return BudgetLine(unit, window, None, spent, held, None)
+    return BudgetLine(unit, window, amount, spent, held, Account(amount, spent, held).free, amount - limit.amount)
 
 
 def known(data: Path) -> Balances:

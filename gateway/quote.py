@@ -62,7 +62,7 @@ class Quotes:
     ) -> None:
         self._breakers = breakers
         self._ledger, self._fleet, self._asides, self._decoders = ledger, fleet, asides, decoders
-        self._prices = prices
+        self.prices = prices
         self._lease_tokens, self._low_tokens, self._legs_max = lease_tokens, low_tokens, legs_max
         self._hedges_max, self._clock_ns = hedges_max, clock_ns
         self.lengths = AnswerLengths()
@@ -85,11 +85,11 @@ class Quotes:
         asked = min(wanted, watch.answer_tokens)
         if tenant.limited and call.has_media:
             raise Refused(Reason.UNBOUNDED, "Media cannot be counted before it is computed; this key has a budget.")
-        if tenant.pays and call.model not in self._prices:
+        if tenant.pays and call.model not in self.prices:
             raise Refused(Reason.UNPRICED, f"The model {call.model!r} has no price, and this key's budget is in money.")
         prompt = prompt_bound(call.body_bytes, call.messages, len(call.prompts))
         if watch.on_trial:
-            passes = watch.passes(Load(prompt, asked * call.choices), self._prices.get(call.model))
+            passes = watch.passes(Load(prompt, asked * call.choices), self.prices.get(call.model))
             tenant = replace(tenant, turn=(*tenant.turn, *passes))
         if self._within_turn(call, tenant, prompt, asked) < asked:
             return await self._tight(call, tenant, watch, wanted, asked)
@@ -121,7 +121,7 @@ class Quotes:
         if not tenant.turn:
             return asked
         parts = [Part(limit.unit, Account(limit.amount)) for limit in tenant.turn]
-        return lease(parts, Load(prompt, asked * call.choices), self._prices.get(call.model)) // call.choices
+        return lease(parts, Load(prompt, asked * call.choices), self.prices.get(call.model)) // call.choices
 
     async def _open(self, call: Call, tenant: Tenant, prompt: int, asked: int, *, whole: bool) -> Grant:
         """Hold what the request will likely take; `whole`: only if its worst case could be paid too.
@@ -132,7 +132,7 @@ class Quotes:
         worst = asked * call.choices
         likely = min(asked, self.lengths.q90(call.model, prompt)) * call.choices if call.stream else worst
         sizes = (worst, None) if whole else (likely, Load(prompt, call.choices))
-        price = self._prices.get(call.model)
+        price = self.prices.get(call.model)
         want, least = Load(prompt, likely), Load(prompt, sizes[0])
         return await self._ledger.open(call.request_id, tenant.lines, price, want, least, sizes[1])
 

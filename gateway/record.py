@@ -38,6 +38,7 @@ class Records:
     ) -> None:
         self.charged = charged
         self.journal, self.metrics, self.clock, self.learn = journal, metrics, clock, learn
+        self.running: dict[Record, None] = {}  # those that hold budget, in the order of their holds
         self.log = structlog.get_logger().bind()  # once: to bind it takes as long as to write a line
 
     def open(self, call: Call, tenant: Tenant, sink: Sink) -> "Record":
@@ -70,7 +71,21 @@ class Record:
         self._hold = hold
         self._about |= more
         hold.about = self._about
+        self._books.running[self] = None
         self._books.metrics.hold_opened()
+
+    def shown(self) -> dict[str, object]:
+        """A request that holds budget, as operators see it. for_s: how long ago it came, in seconds."""
+        hold = self._hold
+        assert hold is not None
+        held = [{**at._asdict(), "held": amount} for at, amount in hold.held]
+        return self._about | {
+            "replica": self.replica,
+            "for_s": round(self._books.clock() - self._sink.received_at, 3),
+            "leased_tokens": hold.meter.leased,
+            "used": hold.used._asdict(),
+            "held": held,
+        }
 
     def gaps(self, gaps: list[float]) -> None:
         """Seconds between tokens, in a batch."""
@@ -121,6 +136,7 @@ class Record:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         answer = self.answer
+        self._books.running.pop(self, None)
         refused = error if isinstance(error, Refused) else answer.refusal if answer else None
         ending = self._ending(error, refused)
         self._measure(ending)
@@ -177,8 +193,10 @@ class Record:
         if self._books.charged is not None:
             self._books.charged(self._lines)
         kind = "request.settled" if first else "request.charged"
-        for part in in_facts(charged.charges):
+        for part, more in in_facts(charged.charges):
             facts["charges"] = part
+            if more:
+                facts["more"] = True
             self._fact(kind, facts)
             kind, facts = "request.charged", {}
         return None

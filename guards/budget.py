@@ -67,11 +67,21 @@ def _id_in_minute(window: Window, unix_minute: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A budget: so much of a unit per window."""
+    """A budget: so much of a unit per window.
+
+    extra: top-ups, by the name of the one window that each is for.
+    """
 
     amount: int
     window: Window = Window.TOTAL
     unit: Unit = Unit.TOKENS
+    extra: tuple[tuple[str, int], ...] = ()
+
+    def within(self, window_id: str) -> int:
+        """So much it is in a window, with what was added to that one."""
+        if not self.extra:
+            return self.amount
+        return min(UNLIMITED, self.amount + sum(more for at, more in self.extra if at == window_id))
 
 
 class Line(NamedTuple):
@@ -112,6 +122,11 @@ class Account(NamedTuple):
         limit, before, all_held = self
         assert 0 <= spent <= held <= all_held
         return _new(Account, (limit, before + spent, all_held - held))
+
+    def correct(self, amount: int) -> "Account":
+        """Charge what no hold covers; below 0, give back so much of what was spent."""
+        assert amount >= -self.spent
+        return Account(self.limit, self.spent + amount, self.held)
 
 
 _new = tuple.__new__  # what a NamedTuple's own does, twice as fast: five accounts of a request change twice

@@ -6,17 +6,31 @@ guessed, and 2^256 cannot be, while 100 ms per request would be an attack of our
 
 import hmac
 import math
-import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from gateway.books.keys_file import (
+    BUSY_MS,
+    ORDERS_MAX,
+    TOP_UPS_MAX,
+    Statement,
+    TopUp,
+    full,
+    limit_kept,
+    locked,
+    opened,
+    order_kept,
+    top_up_kept,
+    top_up_named,
+    transaction,
+    unavailable,
+)
 from gateway.books.tenants import OPEN, Limits, Tenant, nameable, tenant
 from gateway.config import Bounded, DeclaredBudget, DeclaredKey
 from guards.budget import UNLIMITED, Limit, Line, Unit, Window
@@ -26,33 +40,10 @@ from guards.refusal import Reason, Refused
 from guards.scope import LEVELS_EACH, each_of, scope, scopes
 
 SECRET_BYTES = 32
-BUSY_MS = 2000  # to write: another process commits a key in milliseconds; beyond this the books are stuck
 LOOK_BUSY_MS = 5  # to look, which the event loop waits for
+EXTRAS_MAX = 4  # windows of a limit whose top-ups are remembered
 STALE_S_MAX = 30.0  # how long keys that were read are believed while another process keeps the file locked
-SCHEMA = 2
 _DUMMY = bytes(32)
-# Every row has the number of the change that wrote it, so that only what changed is read again.
-_TABLES = """
-CREATE TABLE IF NOT EXISTS keys (
-    key_id TEXT PRIMARY KEY, digest BLOB NOT NULL UNIQUE, user TEXT NOT NULL, org TEXT, team TEXT,
-    created_at REAL NOT NULL, revoked_at REAL, change INTEGER NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS limits (
-    scope TEXT, unit TEXT, window TEXT, amount INTEGER, change INTEGER NOT NULL, PRIMARY KEY (scope, unit, window)
-) STRICT;
-CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY) STRICT;
-CREATE TABLE IF NOT EXISTS changes (number INTEGER NOT NULL) STRICT;
-INSERT INTO changes SELECT 0 WHERE NOT EXISTS (SELECT * FROM changes);
-CREATE INDEX IF NOT EXISTS keys_by_change ON keys (change);
-CREATE INDEX IF NOT EXISTS limits_by_change ON limits (change);
-"""
-_TAKE_OVER = f"""
-ALTER TABLE keys RENAME TO old_keys;
-{_TABLES}
-INSERT INTO keys SELECT key_id, digest, user, org, NULL, created_at, revoked_at, 0 FROM old_keys;
-INSERT INTO limits SELECT 'key:' || key_id, 'tokens', window, tokens, 0 FROM old_keys WHERE tokens IS NOT NULL;
-DROP TABLE old_keys;
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +55,22 @@ class KeyRow:
     revoked_at: float | None
 
 
+class Order(NamedTuple):
+    """A correction of the books that another process asks for. said: JSON, see `books.corrections`."""
+
+    name: str
+    said: str
+
+
 class News(NamedTuple):
-    """What changed of keys since it was asked for last. revoked: ids of keys; limits: scopes, and what holds there."""
+    """What changed of keys since it was asked for last. revoked: ids of keys; limits: scopes, and what holds there.
+
+    orders: those that are kept, also from before the start, in their order.
+    """
 
     revoked: frozenset[str]
     limits: tuple[Line, ...]
+    orders: tuple[Order, ...] = ()
 
 
 @dataclass(slots=True)
@@ -87,7 +89,6 @@ class _Entry:
     as_of: int = -2
 
 
-Statement = tuple[str, dict[str, object]]  # SQL, and its values but for the number of the change
 Rows = list[KeyRow]  # the method named `list` hides the type from its own class
 
 
@@ -129,7 +130,8 @@ class Keys:
         self._declared_limits: dict[str, dict[tuple[Unit, Window], Limit]] = {}
         self._rates: dict[str, tuple[tuple[Counted, Rate], ...]] = {}
         self._plans: dict[str, Plan] = {} if plan is None else {"": plan}
-        self._keys_as_of = self._limits_as_of = -1  # the last change of each that was read
+        self._extras: dict[str, dict[tuple[Unit, Window], dict[str, int]]] = {}  # top-ups, by scope and window's name
+        self._keys_as_of = self._limits_as_of = self._orders_as_of = -1  # the last change of each that was read
         self._by_id: dict[str, list[_Entry]] = {}
         for key in declared:
             entry = _declared_entry(key)
@@ -142,8 +144,9 @@ class Keys:
         self._any_configured = bool(declared)
         self._revoked: set[str] = set()  # for `news`, as the next
         self._changed: dict[tuple[str, Unit, Window], Limit] = {}
+        self._orders: list[Order] = []
         try:
-            self._db = _opened(path)
+            self._db = opened(path)
             if declared:
                 self._db.execute("INSERT OR IGNORE INTO facts VALUES ('declared')")
             self._look()
@@ -151,7 +154,7 @@ class Keys:
             self._changed.clear()
             self._db.execute(f"PRAGMA busy_timeout = {LOOK_BUSY_MS}")
         except (sqlite3.Error, OSError, ValueError) as error:
-            raise _unavailable(error, path) from None
+            raise unavailable(error, path) from None
 
     @property
     def any_configured(self) -> bool:
@@ -172,7 +175,7 @@ class Keys:
         digest = sha256(secret.encode("utf-8", "surrogatepass")).digest()
         row = self._find(digest)
         if row is None and self._look_every_s:
-            self._looked_at = -math.inf  # it may have been made just now
+            self.look_again()  # it may have been made just now
             self._refresh()
             row = self._find(digest)
         if row is None:
@@ -195,7 +198,7 @@ class Keys:
                 "INSERT INTO keys VALUES (:key_id, :digest, :user, :org, :team, :now, NULL, :change)",
                 names | {"digest": digest, "now": self._clock()},
             ),
-            *(_limit_kept(scope("key", key_id), limit) for limit in limits),
+            *(limit_kept(scope("key", key_id), limit) for limit in limits),
         )
         return secret, self._row(self._by_id[key_id][-1]).tenant
 
@@ -208,12 +211,18 @@ class Keys:
             )
         )
 
+    def look_again(self) -> None:
+        """What another one has written by now is known from the next question on, however fresh the last answer is."""
+        self._looked_at = -math.inf
+
     def news(self) -> News:
         """Tell what running requests must hear of. A limit that was taken away is unlimited."""
         self._refresh()
-        found = News(frozenset(self._revoked), tuple(Line(at, limit) for (at, *_), limit in self._changed.items()))
+        limits = tuple(Line(at, limit) for (at, *_), limit in self._changed.items())
+        found = News(frozenset(self._revoked), limits, tuple(self._orders))
         self._revoked.clear()
         self._changed.clear()
+        self._orders.clear()
         return found
 
     def limits(self) -> Limits:
@@ -223,7 +232,7 @@ class Keys:
 
     def set_limit(self, at: str, limit: Limit) -> None:
         """Put a limit on a scope, instead of the one of the same unit and window."""
-        self._write(_limit_kept(at, limit))
+        self._write(limit_kept(at, limit))
 
     def remove_limit(self, at: str, unit: Unit, window: Window) -> bool:
         """Take a stored limit off a scope; False where there is none. The configuration's may show again."""
@@ -234,6 +243,46 @@ class Keys:
                 {"scope": at, "unit": unit.value, "window": window.value},
             )
         )
+
+    def set_limits(self, limits: Limits) -> bool:
+        """Have scopes be under these stored limits alone; whether they were under any before."""
+        names = {f"scope{number}": at for number, at in enumerate(limits)}
+        which = ", ".join(f":{name}" for name in names)
+        gone = f"UPDATE limits SET amount = NULL, change = :change WHERE amount IS NOT NULL AND scope IN ({which})"
+        statements = [limit_kept(at, limit) for at, found in limits.items() for limit in found]
+        return self._write((gone, dict(names)), *statements)
+
+    def top_up(self, name: str, at: str, more: Limit) -> tuple[TopUp, bool]:
+        """Add to a limit's present window, once for a name; what was added under it, and whether that was now.
+
+        Raises LookupError where the scope has no such limit, ValueError where the name means another top-up.
+        """
+        self._refresh()
+        now_s = self._clock()
+        one = TopUp(name, now_s, at, more.unit, more.window, more.window.id_at(now_s), more.amount)
+        if full(self._db, "top_ups", TOP_UPS_MAX):
+            raise ValueError(f"there are {TOP_UPS_MAX:,} top-ups already")
+        if (more.unit, more.window) not in self._limits.get(at, {}) and top_up_named(self._db, name) is None:
+            raise LookupError(f"{at} has no limit in {more.unit} per {more.window}")
+        new = self._write(*top_up_kept(one))
+        known = top_up_named(self._db, name)
+        assert known is not None
+        if (known.scope, known.unit, known.window, known.amount) != (at, more.unit, more.window, more.amount):
+            raise ValueError(f"the id {name!r} means another top-up, of {known.scope}: take another id")
+        return known, new
+
+    def order(self, name: str, said: str) -> bool:
+        """Ask the gateway that runs on this directory for a correction; False where its name is known.
+
+        Raises ValueError where too many wait.
+        """
+        if full(self._db, "orders", ORDERS_MAX):
+            raise ValueError(f"{ORDERS_MAX} corrections wait for a gateway already")
+        return self._write(*order_kept(name, said, self._clock()))
+
+    def order_done(self, name: str) -> None:
+        """Forget an order that was carried out: the ledger knows its name."""
+        self._write(("DELETE FROM orders WHERE name = :name", {"name": name}))
 
     def close(self) -> None:
         """Let go of keys.db."""
@@ -279,7 +328,7 @@ class Keys:
             self._look()
         except (sqlite3.Error, ValueError) as error:
             if not (locked(error) and self._clock() - self._looked_at < STALE_S_MAX):
-                raise _unavailable(error) from None
+                raise unavailable(error) from None
 
     def _look(self) -> None:
         """The version is read before the rows: a commit between the two is seen at the next look."""
@@ -302,9 +351,16 @@ class Keys:
             if entry.revoked_at is not None:
                 self._revoked.add(key_id)
             self._keys_as_of = change
-        for *row, change in self._db.execute(since.format("limits"), (self._limits_as_of,)).fetchall():
+        as_of = self._limits_as_of
+        for *row, change in self._db.execute(since.format("limits"), (as_of,)).fetchall():
             self._take_limit_in(*row)
             self._limits_as_of = change
+        for _, _, *top_up, change in self._db.execute(since.format("top_ups"), (as_of,)).fetchall():
+            self._take_top_up_in(*top_up)
+            self._limits_as_of = max(self._limits_as_of, change)
+        for name, _, said, change in self._db.execute(since.format("orders"), (self._orders_as_of,)).fetchall():
+            self._orders.append(Order(name, said))
+            self._orders_as_of = change
         self._any_configured = self._any_configured or bool(ever) or bool(self._by_id)
 
     def _take_in(self, entry: _Entry) -> None:
@@ -320,8 +376,20 @@ class Keys:
         if limit is None:
             known.pop(which, None)
         else:
-            known[which] = limit
+            extra = self._extras.get(at, {}).get(which, {})
+            limit = known[which] = replace(limit, extra=tuple(extra.items()))
         self._changed[at, *which] = limit or Limit(UNLIMITED, which[1], which[0])
+
+    def _take_top_up_in(self, at: str, unit: str, window: str, window_id: str, amount: int) -> None:
+        """Add to one window of a limit; names of windows grow with time, and of those that are over few are kept."""
+        which = Unit(unit), Window(window)
+        extra = self._extras.setdefault(at, {}).setdefault(which, {})
+        extra[window_id] = extra.get(window_id, 0) + amount
+        while len(extra) > EXTRAS_MAX:
+            del extra[min(extra)]
+        limit = self._limits.get(at, {}).get(which)
+        if limit is not None:
+            self._changed[at, *which] = self._limits[at][which] = replace(limit, extra=tuple(extra.items()))
 
     def _declare(self, at: str, limits: Iterable[Limit], said: Bounded) -> None:
         self._rates[at] = (*self._rates.get(at, ()), *said.rates)
@@ -338,12 +406,12 @@ class Keys:
         db = self._db
         db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         try:
-            with _transaction(db):
+            with transaction(db):
                 number = db.execute("UPDATE changes SET number = number + 1 RETURNING number").fetchone()[0]
                 done = [db.execute(text, values | {"change": number}).rowcount for text, values in statements]
             self._load()  # data_version tells only of other connections
         except sqlite3.Error as error:
-            raise _unavailable(error, self._path) from None
+            raise unavailable(error, self._path) from None
         finally:
             db.execute(f"PRAGMA busy_timeout = {LOOK_BUSY_MS}")
         return done[0] > 0
@@ -352,56 +420,6 @@ class Keys:
 _NOBODY = [_Entry(_DUMMY, "", "", None, None, None, None)]  # no secret hashes to zeros, as far as anybody knows
 
 
-def _limit_kept(at: str, limit: Limit) -> Statement:
-    """The statement that keeps a limit, and its values."""
-    text = (
-        "INSERT INTO limits VALUES (:scope, :unit, :window, :amount, :change) ON CONFLICT (scope, unit, window)"
-        " DO UPDATE SET amount = excluded.amount, change = excluded.change"
-    )
-    return text, {"scope": at, "unit": limit.unit.value, "window": limit.window.value, "amount": limit.amount}
-
-
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """A block that is committed as a whole, or not at all."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    finally:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-
-
-def _opened(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite's own files take this mode over
-    db = sqlite3.connect(path, isolation_level=None)
-    db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")  # a revocation that was confirmed outlives a power cut
-    with _transaction(db):  # another process may be about to do the same
-        found = db.execute("PRAGMA user_version").fetchone()[0]
-        if found > SCHEMA:
-            raise sqlite3.DatabaseError("made by a newer holdfast")
-        if found < SCHEMA:
-            for statement in (_TAKE_OVER if found else _TABLES).split(";"):
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version = {SCHEMA}")
-    return db
-
-
 def _declared_entry(key: DeclaredKey) -> _Entry:
     digest = bytes.fromhex(key.sha256)
     return _Entry(digest, key_id_of(digest), key.user, key.org, key.team, None, None, "config")
-
-
-def locked(error: Exception) -> bool:
-    """Whether another process is at work on the file, rather than the file being at fault."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-
-
-def _unavailable(error: Exception, path: Path | None = None) -> Refused:
-    """SQLite's words name tables, never values. path: for those who run the gateway, not for its clients."""
-    store = f"the key store {path}" if path else "the key store"
-    return Refused(Reason.BOOKS, f"{store} cannot be used: {error}", retry_after_s=1.0)

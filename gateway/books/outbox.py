@@ -11,10 +11,13 @@ from typing import Any, Protocol
 
 from gateway.books.journal import Journal
 from gateway.books.ledger.contract import Charged, Place
+from gateway.books.ledger.steps import CORRECTION
 from gateway.books.ledger.tables import PRUNED, RECOVERY, Told, in_facts
 from gateway.books.replay import Fact
 from guards.money import Tokens
 
+CORRECTED = "ledger.corrected"
+KINDS = {RECOVERY: "ledger.recovered", PRUNED: "ledger.pruned", CORRECTION: CORRECTED}  # of facts, by names' beginnings
 SLACK_S = 300.0  # a clock that was set back; facts are looked for so much before they were due
 WAITING_MAX = 4096  # batches; beyond it two are taken for one
 
@@ -47,22 +50,25 @@ class Outbox:
         for fact in facts(min(told.at for told in left) - SLACK_S):
             if fact.request_id in mine:
                 known.update((fact.request_id, at) for at, _ in fact.charges)
-                if fact.kind == "request.settled":
+                if fact.kind in ("request.settled", CORRECTED):
                     known.add((fact.request_id, None))
         missing = 0
         for one in (one for told in left for one in told.charged):
             due = [(at, amount) for at, amount in one.charges if (one.request_id, at) not in known]
-            self._tell(one, due, anew=(one.request_id, None) not in known)
+            self.tell(one._replace(charges=due), anew=(one.request_id, None) not in known)
             missing += len(due)
         self.batch(left[-1].batch)
         return missing
 
-    def _tell(self, one: Charged, due: list[tuple[Place, int]], *, anew: bool) -> None:
+    def tell(self, one: Charged, *, anew: bool = True) -> None:
         """As a request's own end does, but for what only its process knew. anew: nothing of it was told."""
-        kinds = {RECOVERY: "ledger.recovered", PRUNED: "ledger.pruned"}
-        kind = next((kinds[why] for why in kinds if one.request_id.startswith(why)), "request.charged")
+        kind = next((KINDS[why] for why in KINDS if one.request_id.startswith(why)), "request.charged")
         fields: dict[str, Any] = tokens(one.used, one.cost) if anew and kind == "request.charged" else {}
-        for part in in_facts(due):
+        parts = in_facts(one.charges)
+        if not parts and anew and kind == CORRECTED:
+            parts = [([], False)]  # it says more than charges
+        for part, more in parts:
+            fields |= {"more": True} if more else {}
             self._journal.append(kind, {"request_id": one.request_id, **one.about}, {"charges": part, **fields})
             fields = {}
 

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.books.ledger.contract import Place
+from guards.money import Price
 
 CHUNK_BYTES = 1 << 20
 
@@ -19,7 +20,11 @@ class Damaged(ValueError):
 
 
 class Fact(Struct, gc=False):
-    """One line of the journal, as far as it is about what was spent. charges: account and amount."""
+    """One line of the journal, as far as it is about what was spent. charges: account and amount; more: of them are in
+    facts to come.
+
+    price, first, last: of a model, from one fact to another, where `why` it was corrected is that it was repriced.
+    """
 
     seq: int
     at: float
@@ -37,9 +42,15 @@ class Fact(Struct, gc=False):
     completion_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    charged_tokens: int | None = None
     cost: int | None = None
     charges: list[tuple[Place, int]] = []
+    more: bool = False
     lost: int | bool = 0  # facts, in a `journal.gap`; other kinds mean other things by it
+    why: str = ""
+    price: Price | None = None
+    first: int = 0
+    last: int = 0
 
 
 _decode = msgspec.json.Decoder(Fact).decode
@@ -62,7 +73,7 @@ def facts(path: Path, since_s: float = 0.0) -> Iterator[Fact]:
         for line in file:
             if not line.endswith(b"\n"):
                 return
-            fact = _fact(path, line, start)
+            fact = decoded(path, line, start)
             if last is not None and fact.seq != last + 1:
                 raise Damaged(f"{path}: line {fact.seq} follows line {last}, at byte {start}")
             last = fact.seq
@@ -99,11 +110,13 @@ def differences(charged: Counter[Place], spent: dict[Place, int]) -> list[tuple[
     return [(at, charged[at], spent.get(at, 0)) for at in places if charged[at] != spent.get(at, 0)]
 
 
-def _fact(path: Path, line: bytes, start: int) -> Fact:
+def decoded(path: Path, line: bytes, start: int | None = None) -> Fact:
+    """Read a line of a journal, which begins at byte `start`. Raises Damaged."""
     try:
         return _decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise Damaged(f"{path}: damaged in the line that begins at byte {start}") from None
+        where = "a line" if start is None else f"the line that begins at byte {start}"
+        raise Damaged(f"{path}: damaged in {where}") from None
 
 
 def _start(path: Path, descriptor: int, since_s: float) -> int:
@@ -116,7 +129,7 @@ def _start(path: Path, descriptor: int, since_s: float) -> int:
         end = chunk.find(b"\n", begin)
         if begin == 0 or end < 0:
             break
-        if _fact(path, chunk[begin:end], middle + begin).at < since_s:
+        if decoded(path, chunk[begin:end], middle + begin).at < since_s:
             low = middle + begin
         else:
             high = middle

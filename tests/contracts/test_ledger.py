@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.books.ledger.contract import Charged, Grant, More, Place
+from gateway.books.ledger.contract import Charged, Correction, Grant, More, Place
 from gateway.books.ledger.memory import MemoryLedger
 from gateway.books.ledger.sqlite import SqliteLedger
 from guards.budget import UNLIMITED, Account, Limit, Line, Unit, Window
@@ -207,6 +207,40 @@ async def test_a_changed_limit_holds_for_running_requests(ledger, clock):
     assert answers == [More(tokens(450)), More(None)]
     assert await extend(ledger, "r1", 9_000, 451) == More(tokens(9_000))
     assert await ledger.balance("alice", Limit(5)) == Account(5)
+
+
+async def test_a_top_up_is_a_limit_that_is_more_in_one_window(ledger, clock):
+    """Running requests have it too; the next window has none of it."""
+    more = Limit(1_000, Window.DAY, extra=(("2026-01-01", 500),))
+    await take(ledger, "r1", "alice", LIMIT, want=1_000)
+
+    assert await ledger.relimit(Line("alice", more))
+    assert await extend(ledger, "r1", 2_000, 1_001) == More(tokens(1_500))
+    with pytest.raises(Refused, match="of 1500 tokens"):
+        await take(ledger, "r2", "alice", more, want=1)
+    clock.now_s += 86_400
+    assert (await take(ledger, "r3", "alice", more, want=2_000)).payable == 1_000
+
+
+async def test_a_correction_is_made_once_and_leaves_holds_as_they_are(ledger):
+    """All that is spent is given back, or so much charged; a name that is known changes nothing."""
+    place = Place("alice", "tokens", "2026-01-01")
+    await take(ledger, "r1", "alice", LIMIT, want=300)
+    await settle(ledger, "r1", 300)
+    await take(ledger, "r2", "alice", LIMIT, want=50)
+
+    first = await ledger.correct("x", [Correction([(place, None)], {"why": "reset"})])
+    again = await ledger.correct("x", [Correction([(place, 7)])])
+    more = await ledger.correct("y", [Correction([(place, 7), (place._replace(scope="nobody"), 7)]), Correction([])])
+
+    assert [(one.request_id, one.charges, one.about) for one in first] == [
+        ("correction-x/0", [(place, -300)], {"why": "reset"})
+    ]
+    assert again is None
+    assert [one.charges for one in more] == [[(place, 7)], []]
+    assert await ledger.balance("alice", LIMIT) == Account(1_000, spent=7, held=50)
+    assert await settle(ledger, "r2", 50)
+    assert await ledger.audit() == []
 
 
 async def test_accounts_do_not_share(ledger):

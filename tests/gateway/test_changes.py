@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gateway.books.keys import News
+from gateway.books.keys import News, Order
 from gateway.changes import AGAIN_FOR_S, AGAIN_S, Changes
 from gateway.deadlines import REVOKED, STOPPED, Deadlines, Expired
 from guards.budget import Limit, Line, Unit
@@ -27,6 +27,16 @@ class Books:
         if isinstance(news, Exception):
             raise news
         return news
+
+    def carry_out(self, name, said):
+        answer = asyncio.get_running_loop().create_future()
+        if self.failures:
+            self.failures -= 1
+            answer.set_exception(BROKEN)
+        else:
+            self.told.append((name, said))
+            answer.set_result([])
+        return answer
 
     def relimit(self, line):
         answer = asyncio.get_running_loop().create_future()
@@ -55,7 +65,7 @@ CLOCK = Clock()
 
 
 def changes_of(books, deadlines=None):
-    return Changes(books.take, books, deadlines or Deadlines(60), CLOCK)
+    return Changes(books.take, books, deadlines or Deadlines(60), CLOCK, books.carry_out)
 
 
 async def look(changes, after_s=0.0):
@@ -166,6 +176,31 @@ async def test_a_key_store_that_cannot_be_read_is_looked_at_again(books):
     await look(changes)
 
     books.news = News(frozenset(), (LINE,))
+    await look(changes)
+
+    assert books.told == [LINE]
+
+
+async def test_orders_are_carried_out(books, monkeypatch):
+    """By their names; again while the ledger cannot be written, and one that nobody understands is no end of others."""
+    monkeypatch.setattr("gateway.changes.AGAIN_S", 0.0)
+    changes = changes_of(books)
+    books.failures = 2
+    books.news = News(frozenset(), (), (Order("a", "[]"), Order("b", "[]")))
+
+    await look(changes)
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+    assert sorted(books.told) == [("a", "[]"), ("b", "[]")]
+
+
+async def test_an_order_that_nobody_understands_ends_nothing(books):
+    """It is in the log; what comes after it is heard."""
+    changes = changes_of(books)
+    changes._carry_out = lambda name, said: (_ for _ in ()).throw(ValueError("beans"))
+    books.news = News(frozenset(), (LINE,), (Order("a", "beans"),))
+
     await look(changes)
 
     assert books.told == [LINE]

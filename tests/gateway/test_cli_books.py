@@ -1,16 +1,28 @@
-"""`holdfast budgets`, `spend` and `journal`: what they print, and what they refuse."""
+"""`holdfast spend` and `journal`: what they print, and what they refuse."""
 
 import json
+import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import msgspec
 import pytest
+import structlog
 
 from gateway.books.ledger.tables import connect
 from tests.gateway.test_cli import run
 
 PLACE = ("org:acme", "micro-dollars", "total")
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_were() -> Iterator[None]:
+    """Commands that correct the books log to what stands for their standard error here."""
+    yield
+    structlog.reset_defaults()
+    logging.basicConfig(handlers=[], force=True)
 
 
 @pytest.fixture
@@ -19,7 +31,7 @@ def data(tmp_path: Path) -> str:
 
 
 def journal(data: str, *facts: dict) -> None:
-    lines = [msgspec.json.encode({"seq": seq, "at": time.time(), **fact}) for seq, fact in enumerate(facts, 1)]
+    lines = [msgspec.json.encode({"seq": seq, "at": time.time()} | fact) for seq, fact in enumerate(facts, 1)]
     Path(data).mkdir(exist_ok=True)
     (Path(data) / "journal.jsonl").write_bytes(b"\n".join(lines) + b"\n")
 
@@ -29,55 +41,6 @@ def ledger(data: str, spent: int) -> None:
     db = connect(Path(data))
     db.execute("INSERT INTO accounts VALUES (?, ?, ?, 50000000, ?, 7, 0)", (*PLACE, spent))
     db.close()
-
-
-def test_budgets_are_set_listed_and_removed(data: str):
-    """With what is spent of them, as a table and as JSON."""
-    ledger(data, 12_500_000)
-    run("budgets", "set", "org:acme", "50 USD", "10M tokens/day", "--data", data)
-    run("budgets", "set", "org:acme", "20k output tokens", "--each", "session", "--data", data)
-
-    table, _ = run("budgets", "list", "--data", data)
-    rows = json.loads(run("budgets", "list", "--data", data, "--json")[0])
-
-    for part in (
-        "org:acme",
-        "$50.00",
-        "$12.50",
-        "25%",
-        "█████",
-        "10,000,000",
-        "each session of org:acme",
-        "20,000 output",
-    ):
-        assert part in table
-    money = next(row for row in rows if row["unit"] == "micro-dollars")
-    assert (money["amount"], money["spent"], money["held"], money["free"]) == (50_000_000, 12_500_000, 7, 37_499_993)
-    assert len(rows) == 3
-
-    run("budgets", "remove", "org:acme", "USD/total", "--data", data)
-    _, err = run("budgets", "remove", "org:acme", "USD/total", "--data", data, code=1)
-    assert "no stored limit" in err
-    assert len(json.loads(run("budgets", "list", "--data", data, "--json")[0])) == 2
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (("set", "acme", "5 USD"), "org:NAME"),
-        (("set", "session:x", "5 USD"), "org:NAME"),
-        (("set", "org:acme", "5 beans"), "unknown unit"),
-        (("set", "org:acme", "5 USD", "--each", "week"), "session, agent, turn"),
-        (("remove", "org:acme", "beans/day"), "unit and a window"),
-        (("remove", "org:acme", "USD/year"), "unit and a window"),
-    ],
-)
-def test_what_is_no_budget_is_refused(data: str, arguments: tuple[str, ...], says: str):
-    """In one sentence that says what to write."""
-    out, err = run("budgets", *arguments, "--data", data, code=2)
-
-    assert out == ""
-    assert says in " ".join(err.replace("│", " ").split())
 
 
 def test_spend_is_shown_by_whom(data: str):
@@ -102,16 +65,6 @@ def test_what_was_charged_for_the_dead_is_mentioned(data: str):
     journal(data, {"kind": "ledger.recovered", "request_id": "recovery-1", "charges": [(PLACE, 5)]})
 
     assert "journal replay" in run("spend", "--data", data)[1]
-
-
-def test_a_limit_of_nobody_is_mentioned(data: str):
-    """A slip in a name would bind nobody, and nobody would know."""
-    run("keys", "create", "--user", "alice", "--org", "100%", "--data", data)
-
-    assert "no key is under org:acme" in run("budgets", "set", "org:acme", "5 USD", "--data", data)[1]
-    assert "no key" not in run("budgets", "set", "org:100%", "5 USD", "--data", data)[1]
-    assert "no key" not in run("budgets", "set", "user:100%/alice", "5 USD", "--data", data)[1]
-    assert "no key" in run("budgets", "set", "user:alice", "5 USD", "--data", data)[1]
 
 
 def test_a_ledger_that_cannot_be_read_is_shown_as_an_empty_one(data: str):
@@ -172,3 +125,118 @@ def test_a_damaged_journal_is_said_to_be(data: str):
     _, err = run("journal", "replay", "--data", data, code=1)
 
     assert "damaged in the line that begins at byte" in err
+
+
+def request(at: float, user: str, model: str = "tiny", cost: int = 1_000_000, **more) -> dict:
+    charges = [(PLACE, cost)]
+    return {
+        "at": at, "kind": "request.settled", "request_id": f"r{at}", "user": user, "model": model,
+        "prompt_tokens": 1_000_000, "completion_tokens": 0, "charged_tokens": 1_000_000, "cost": cost,
+        "charges": charges, **more,
+    }  # fmt: skip
+
+
+def test_spend_is_drawn_over_time(data: str, tmp_path: Path):
+    """In the terminal and as SVG; names are text, never markup."""
+    now = time.time()
+    journal(
+        data, *(request(now - 3600 * ago, user, cost=ago * 1_000_000) for ago, user in ((5, "[red]eve"), (1, "bob")))
+    )
+
+    drawn, _ = run("spend", "--plot", "--data", data)
+    _, err = run("spend", "--svg", str(tmp_path / "spend.svg"), "--data", data)
+    rows = json.loads(run("spend", "--plot", "--json", "--by", "day", "--since", "40d", "--data", data)[0])
+    root = ElementTree.fromstring((tmp_path / "spend.svg").read_text())
+
+    for part in ("[red]eve", "bob", "$5.00", "$1.00", "████"):
+        assert part in drawn
+    assert err == ""
+    titles = [one.text for one in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert any("[red]eve: $5.00" in title for title in titles)
+    assert sum(row["cost"] for row in rows) == 6_000_000
+    assert {row["at"] % 86_400 for row in rows} == {0}
+
+
+def test_several_journals_are_read(data: str, tmp_path: Path):
+    """Such as those that were moved away."""
+    journal(data, request(time.time(), "alice"))
+    other = str(tmp_path / "other")
+    journal(other, request(time.time(), "alice", cost=5))
+    both = [argument for one in (data, other) for argument in ("--journal", f"{one}/journal.jsonl")]
+
+    (row,) = json.loads(run("spend", *both, "--data", data, "--json")[0])
+
+    assert (row["requests"], row["cost"]) == (2, 1_000_005)
+
+
+@pytest.fixture
+def prices(data: str, tmp_path: Path) -> str:
+    """A configuration with other prices than those of the journal: two dollars for a million tokens."""
+    file = tmp_path / "prices.yaml"
+    file.write_text(f"""
+data: {data}
+upstreams: [{{url: 'http://127.0.0.1:1'}}]
+prices: [{{model: tiny, input: 2, output: 2}}]
+""")
+    return str(file)
+
+
+def test_prices_are_put_right(data: str, prices: str):
+    """First it is said what would change; then the ledger is corrected, once, and is what the journal says."""
+    journal(data, *(request(time.time(), "alice") for _ in range(3)), request(time.time(), "bob", "other"))
+    ledger(data, 4_000_000)
+    take_away_what_is_held(data)
+
+    table, dry = run("journal", "replay", "--prices", prices)
+    told = json.loads(run("journal", "replay", "--prices", prices, "--apply", "--json")[0])
+    _, again = run("journal", "replay", "--prices", prices, "--apply")
+
+    for part in ("tiny", "$3.00", "$6.00", "org:acme"):
+        assert part in table
+    assert "nothing was changed" in dry
+    assert told == {
+        "models": {"tiny": {"requests": 3, "was": 3_000_000, "now": 6_000_000}},
+        "accounts": [{"scope": "org:acme", "unit": "micro-dollars", "window": "total", "difference": 3_000_000}],
+        "corrected": True,
+    }
+    assert "nothing differs" in again
+    assert "the ledger is what the journal says" in run("journal", "replay", "--check", "--data", data)[1]
+    assert [row["cost"] for row in json.loads(run("spend", "--data", data, "--json")[0])] == [6_000_000, 1_000_000]
+
+
+def test_prices_of_a_span_are_put_right(data: str, prices: str):
+    """And nothing before it."""
+    journal(data, *(request(time.time() - ago, "alice") for ago in (7000, 5000, 10)))
+
+    told = json.loads(run("journal", "replay", "--prices", prices, "--since", "1h", "--json")[0])
+
+    assert (told["models"]["tiny"]["requests"], told["corrected"]) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("--apply",), 2, "is for --prices"),
+        (("--since", "1h"), 2, "is for --prices"),
+        (("--prices", "PRICES", "--check"), 2, "is not for --prices"),
+        (("--prices", "PRICES"), 1, "there is no journal"),
+    ],
+)
+def test_what_cannot_be_repriced_is_refused(prices: str, arguments: tuple[str, ...], code: int, says: str):
+    """In one sentence."""
+    _, err = run("journal", "replay", *(prices if one == "PRICES" else one for one in arguments), code=code)
+
+    assert says in " ".join(err.replace("│", " ").split())
+
+
+def test_a_ledger_that_is_gone_is_not_corrected(data: str, prices: str):
+    """There is none to be made: it would differ from the journal in all it says."""
+    journal(data, request(time.time(), "alice"))
+
+    assert "there is no ledger" in run("journal", "replay", "--prices", prices, "--apply", code=1)[1]
+
+
+def take_away_what_is_held(data: str) -> None:
+    db = connect(Path(data))
+    db.execute("UPDATE accounts SET held = 0")
+    db.close()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guards.budget import Account, Meter, Unit, Verdict, Window
+from guards.budget import UNLIMITED, Account, Limit, Meter, Unit, Verdict, Window
 from guards.claim import Cover
 from guards.money import DOLLAR, Price
 from tests.ledgers import tokens
@@ -218,3 +218,22 @@ def test_windows_are_named_after_utc_calendar_periods():
     assert names == ["2026-12-31T23:59", "2026-12-31T23", "2026-12-31", "2026-12", "total"]
     assert Window.MONTH.resets_at(unix_s) == datetime(2027, 1, 1, tzinfo=UTC)
     assert Window.TOTAL.resets_at(unix_s) is None
+
+
+def test_a_limit_is_more_in_the_windows_it_was_topped_up_for():
+    """All that was added to one counts, and never beyond what has no limit."""
+    limit = Limit(100, Window.DAY, extra=(("2026-01-01", 5), ("2026-01-02", 7), ("2026-01-01", 1)))
+
+    assert [limit.within(f"2026-01-0{day}") for day in (1, 2, 3)] == [106, 107, 100]
+    assert Limit(UNLIMITED - 1, extra=(("total", 5),)).within("total") == UNLIMITED
+
+
+@given(TOKENS, TOKENS, st.integers(-1_000, 1_000))
+def test_a_correction_changes_what_is_spent_alone(spent, held, amount):
+    """And gives back at most that."""
+    account = Account(1_000, spent, held)
+    if amount < -spent:
+        with pytest.raises(AssertionError):
+            account.correct(amount)
+    else:
+        assert account.correct(amount) == Account(1_000, spent + amount, held)

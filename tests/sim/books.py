@@ -49,6 +49,7 @@ class Disk(sqlite3.Connection):
             self.execute("ROLLBACK")
         self.execute("DELETE FROM accounts")
         self.execute("DELETE FROM outbox")
+        self.execute("DELETE FROM corrected")
 
     def recover(self, now_s: float) -> dict[Place, int]:
         """What the ledger does with what a process that died had held."""

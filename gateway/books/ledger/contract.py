@@ -45,10 +45,11 @@ class Cells(Protocol):
 class Lines(tuple[Line, ...]):
     """The limits of a request, which remember for a minute where their accounts are: they are the same for many.
 
-    units: of each.
+    units: of each. amounts: of each, in the windows that `cells` answered last.
     """
 
     units: tuple[Unit, ...]
+    amounts: tuple[int, ...]
     _cells: tuple[Cell, ...]
     _of: Cells | None
     _minute: int
@@ -69,6 +70,9 @@ class Lines(tuple[Line, ...]):
         minute = int(now_s // 60)  # no window is shorter
         if minute != self._minute or of is not self._of:
             self._cells = tuple(of.cell(place(scope, limit, now_s)) for scope, limit in self)
+            self.amounts = tuple(
+                limit.within(cell.place.window) for (_, limit), cell in zip(self, self._cells, strict=True)
+            )
             self._minute, self._of = minute, of
         return self._cells
 
@@ -117,6 +121,16 @@ class Charged(NamedTuple):
     used: Tokens = Tokens()
     about: About = NOTHING
     cost: int | None = None  # micro-dollars; of a model that has a price
+
+
+class Correction(NamedTuple):
+    """What accounts are charged beside all requests: below 0 it is given back, None is all that is spent.
+
+    about: why, as the journal says it.
+    """
+
+    charges: list[tuple[Place, int | None]]
+    about: About = NOTHING
 
 
 class Ledger(Protocol):
@@ -168,6 +182,13 @@ class Ledger(Protocol):
 
     def relimit(self, line: Line) -> asyncio.Future[bool]:
         """Have a limit hold for running requests too, in the present window; False where nobody ever held of it."""
+
+    def correct(self, name: str, corrections: "Sequence[Correction]") -> "asyncio.Future[list[Charged] | None]":
+        """Charge accounts, or give them back, beside all requests: once for a name; None where that was before.
+
+        What is given back is at most what was spent; accounts that do not exist are passed over. What was done is the
+        answer, and the journal has to be told of it. Holds stay as they are.
+        """
 
     def balance(self, scope: str, limit: Limit) -> Awaitable[Account]:
         """Tell how a scope's limit stands in the current window."""

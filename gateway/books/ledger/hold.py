@@ -7,7 +7,7 @@ from typing import Self
 
 import structlog
 
-from gateway.books.ledger.contract import NOTHING, About, Grant, Ledger, More
+from gateway.books.ledger.contract import NOTHING, About, Grant, Ledger, More, Place
 from gateway.books.ledger.settlement import Settlement
 from guards.budget import UNLIMITED, Limit, Meter, Unit
 from guards.claim import Cover, Load, charges
@@ -100,6 +100,11 @@ class Hold:
         if reasoning is None:
             reasoning = meter.spent if self.reasoning_is_dear else 0
         return Tokens(meter.input, meter.spent, min(self.cached, meter.input), min(reasoning, meter.spent))
+
+    @property
+    def held(self) -> list[tuple[Place, int]]:
+        """What each account holds for it, as far as it was told."""
+        return list(zip(self._grant.places, self._held.amounts, strict=False))  # after them come the turn's
 
     def charge(self, unit: Unit) -> int:
         """What that is in a unit of limits."""

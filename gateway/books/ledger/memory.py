@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
-from gateway.books.ledger.contract import NOTHING, About, Cell, Charged, Grant, Lines, More, Place
-from gateway.books.ledger.steps import Audit, Balance, Extend, Held, Open, Relimit, Settle, Step
+from gateway.books.ledger.contract import NOTHING, About, Cell, Charged, Correction, Grant, Lines, More, Place
+from gateway.books.ledger.steps import Audit, Balance, Correct, Extend, Held, Open, Relimit, Settle, Step
 from guards.budget import Account, Limit, Line
 from guards.claim import Load
 from guards.money import Price, Tokens
@@ -46,6 +46,9 @@ class MemoryLedger:
     def relimit(self, line: Line) -> asyncio.Future[bool]:
         return self._take(Relimit(line))
 
+    def correct(self, name: str, corrections: Sequence[Correction]) -> asyncio.Future[list[Charged] | None]:
+        return self._take(Correct(name, corrections))
+
     def balance(self, scope: str, limit: Limit) -> Awaitable[Account]:
         return self._take(Balance(scope, limit))
 
@@ -72,6 +75,7 @@ class MemoryShelf:
     def __init__(self) -> None:
         self._cells: dict[Place, Cell] = {}
         self._holds: dict[str, Held] = {}
+        self._corrected: set[str] = set()
 
     def cell(self, place: Place) -> Cell:
         return self._cells.get(place) or self._cells.setdefault(place, Cell(place, None))
@@ -90,6 +94,12 @@ class MemoryShelf:
 
     def tell(self, charged: Charged) -> None:
         """It has no disk to lose it from."""
+
+    def corrected(self, name: str) -> bool:
+        return name in self._corrected
+
+    def keep_corrected(self, name: str) -> None:
+        self._corrected.add(name)
 
     def accounts(self) -> Iterable[tuple[Place, Account]]:
         return [(at, cell.account) for at, cell in self._cells.items() if cell.account is not None]

@@ -27,6 +27,7 @@ class Overlay:
         self._cells: WeakValueDictionary[Place, Cell] = WeakValueDictionary()
         self._recent: dict[Place, Cell] = {}
         self._told: list[Charged] = []
+        self._corrected: list[str] = []  # in this batch
         # What was before, oldest first, of this batch; and where in it the present step began.
         self._accounts_before: list[tuple[Cell, Account | None]] = []
         self._holds_before: list[tuple[str, Held | None]] = []
@@ -60,6 +61,12 @@ class Overlay:
     def tell(self, charged: Charged) -> None:
         self._told.append(charged)  # the last thing that a step does: it is never undone alone
 
+    def corrected(self, name: str) -> bool:
+        return name in self._corrected or self._tables.corrected(name)
+
+    def keep_corrected(self, name: str) -> None:
+        self._corrected.append(name)
+
     def accounts(self) -> Iterable[tuple[Place, Account]]:
         changed = {cell.place: cell.account for cell, _ in self._accounts_before if cell.account is not None}
         return (dict(self._tables.accounts()) | changed).items()
@@ -84,12 +91,14 @@ class Overlay:
             else:
                 self._holds[request_id] = held
 
-    def changes(self) -> tuple[str, str | None] | None:
-        """Say what the steps so far came to, accounts and charges as `tables.BATCH` takes them; None for nothing.
+    def changes(self) -> tuple[str, str | None, str | None] | None:
+        """Say what the steps so far came to, accounts, charges and corrections as `tables.BATCH` takes them.
+
+        None for nothing.
 
         Raises OverflowError where SQLite would make a float of a number.
         """
-        if not self._accounts_before:
+        if not (self._accounts_before or self._corrected):
             return None
         rows = [
             (*cell.place, *cell.account) for cell in {cell: None for cell, _ in self._accounts_before} if cell.account
@@ -97,7 +106,8 @@ class Overlay:
         if any(max(row[3:]) >= 1 << 63 for row in rows):
             raise OverflowError("an account is too large for 64 bits")
         accounts = msgspec.json.encode(rows).decode()
-        return accounts, msgspec.json.encode(self._told).decode() if self._told else None
+        told, corrected = (msgspec.json.encode(one).decode() if one else None for one in (self._told, self._corrected))
+        return accounts, told, corrected
 
     def ended(self, *, committed: bool) -> None:
         """What the batch changed is so from now on, or never was."""
@@ -107,3 +117,4 @@ class Overlay:
         self._accounts_before.clear()
         self._holds_before.clear()
         self._told.clear()
+        self._corrected.clear()

@@ -10,9 +10,9 @@ from typing import Any
 
 import structlog
 
-from gateway.books.ledger.contract import NOTHING, About, Charged, Grant, Ledger, Lines, More
+from gateway.books.ledger.contract import NOTHING, About, Charged, Correction, Grant, Ledger, Lines, More
 from gateway.books.ledger.settlement import Settlement
-from gateway.books.ledger.steps import Audit, Balance, Extend, Open, Relimit, Settle
+from gateway.books.ledger.steps import Audit, Balance, Correct, Extend, Open, Relimit, Settle
 from gateway.books.ledger.tables import LedgerFile, charge_leftovers, connect, lock, prune, read_outbox
 from gateway.books.ledger.writer import Writer
 from guards.budget import Account, Limit, Line
@@ -101,6 +101,9 @@ class SqliteLedger:
 
     def relimit(self, line: Line) -> asyncio.Future[bool]:
         return self._writer.put(Relimit(line))
+
+    def correct(self, name: str, corrections: Sequence[Correction]) -> asyncio.Future[list[Charged] | None]:
+        return self._writer.put(Correct(name, corrections))
 
     def balance(self, scope: str, limit: Limit) -> Awaitable[Account]:
         return self._writer.put(Balance(scope, limit))

@@ -7,13 +7,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-from gateway.books.ledger.contract import NOTHING, About, Cell, Charged, Grant, Lines, More, Place, place
+from gateway.books.ledger.contract import NOTHING, About, Cell, Charged, Correction, Grant, Lines, More, Place, place
 from guards.budget import UNLIMITED, Account, Limit, Line, Unit
 from guards.claim import Cover, Load, Part, charges, hoped_for, lacking, lease, shares, worded
 from guards.money import Price, Tokens
 from guards.refusal import Reason, Refused
 
 T_co = TypeVar("T_co", covariant=True)
+
+CORRECTION = "correction-"  # begins the names of what was charged, or given back, by an operator
 
 
 class Held(NamedTuple):
@@ -34,6 +36,10 @@ class Shelf(Protocol):
     def tell(self, charged: Charged) -> None:
         """Keep what a request was charged until the journal has it."""
 
+    def corrected(self, name: str) -> bool:
+        """Whether a correction was made before."""
+
+    def keep_corrected(self, name: str) -> None: ...
     def accounts(self) -> Iterable[tuple[Place, Account]]: ...
     def holds(self) -> Iterable[tuple[str, Held]]: ...
 
@@ -66,8 +72,8 @@ class Open(NamedTuple):
         taken = self._taken(cells, self.least, want) if payable >= want.output and self.alone is None else None
         if taken is None:
             parts = [
-                Part(limit.unit, under(cell.account, limit.amount))
-                for (_, limit), cell in zip(lines, cells, strict=True)
+                Part(unit, under(cell.account, limit))
+                for unit, limit, cell in zip(units, lines.amounts, cells, strict=True)
             ]
             self._refuse(shelf, cells, parts, now_s)
             want = Load(want.input, lease(parts, want, self.price))
@@ -86,10 +92,10 @@ class Open(NamedTuple):
         needs = shares(least, self.price)
         wants = needs if want == least else shares(want, self.price)
         amounts, after = [], []
-        for (_, limit), cell in zip(self.lines, cells, strict=True):
-            account, unit = cell.account, limit.unit
-            if account is None or account.limit != limit.amount:
-                account = under(account, limit.amount)
+        for unit, limit, cell in zip(self.lines.units, self.lines.amounts, cells, strict=True):
+            account = cell.account
+            if account is None or account.limit != limit:
+                account = under(account, limit)
             if needs[unit] > account.free:
                 return None
             amounts.append(wants[unit])
@@ -183,8 +189,40 @@ class Relimit(NamedTuple):
         cell = shelf.cell(place(*self.line, now_s))
         if cell.account is None:
             return False
-        shelf.write(cell, under(cell.account, self.line.limit.amount))
+        shelf.write(cell, under(cell.account, self.line.limit.within(cell.place.window)))
         return True
+
+
+class Correct(NamedTuple):
+    """See `Ledger.correct`."""
+
+    name: str
+    corrections: Sequence[Correction]
+
+    def apply(self, shelf: Shelf, now_s: float) -> list[Charged] | None:
+        if shelf.corrected(self.name):
+            return None
+        done = [
+            Charged(f"{CORRECTION}{self.name}/{number}", self._charged(shelf, one), about=one.about)
+            for number, one in enumerate(self.corrections)
+        ]
+        shelf.keep_corrected(self.name)
+        for charged in done:
+            shelf.tell(charged)
+        return done
+
+    def _charged(self, shelf: Shelf, one: Correction) -> list[tuple[Place, int]]:
+        charges = []
+        for at, amount in one.charges:
+            cell = shelf.cell(at)
+            account = cell.account
+            if account is None:
+                continue  # nobody spent of it, or it was pruned
+            due = -account.spent if amount is None else max(amount, -account.spent)
+            if due:
+                shelf.write(cell, account.correct(due))
+                charges.append((at, due))
+        return charges
 
 
 class Balance(NamedTuple):
@@ -194,7 +232,8 @@ class Balance(NamedTuple):
     limit: Limit
 
     def apply(self, shelf: Shelf, now_s: float) -> Account:
-        return under(shelf.cell(place(self.scope, self.limit, now_s)).account, self.limit.amount)
+        at = place(self.scope, self.limit, now_s)
+        return under(shelf.cell(at).account, self.limit.within(at.window))
 
 
 class Audit(NamedTuple):

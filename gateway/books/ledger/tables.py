@@ -24,6 +24,7 @@ CHARGES_MAX, SCOPES_CHARS_MAX = 32, 2048
 
 DAY_S = 86_400.0
 WINDOW_S_MAX = 62 * DAY_S  # untouched for so long, an account of a window is one of the past: a month has 31 days
+CORRECTED_S_MAX = 3 * WINDOW_S_MAX  # so long a correction is not made again; its order is forgotten before that
 NAMED_S_MAX = 30 * DAY_S  # of a session or an agent, whose names clients make up: one that comes back begins anew
 BUSY_S_MAX = 1.0  # how long a transaction waits for a lock that a stranger has on the file
 
@@ -34,13 +35,16 @@ CREATE TABLE IF NOT EXISTS accounts (
     spent INTEGER NOT NULL CHECK (spent >= 0), held INTEGER NOT NULL CHECK (held >= 0),
     touched REAL NOT NULL, PRIMARY KEY (scope, unit, window)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS corrected (name TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS outbox (batch INTEGER PRIMARY KEY, at REAL NOT NULL, told TEXT NOT NULL);
 """
 # What a batch of steps came to, in one statement and so in one transaction: each run of a statement lets go of the
 # interpreter's lock, and waits to have it back. accounts: JSON, a list with the fields of `Place` and `Account`.
-# told: what was charged to whom, as the journal will tell it, kept until it has; journaled: the last batch that it has.
+# told: what was charged to whom, as the journal will tell it, kept until it has; corrected: names of corrections;
+# journaled: the last batch that the journal has.
 BATCH = """
-CREATE TEMP VIEW batch AS SELECT NULL AS number, NULL AS at, NULL AS accounts, NULL AS told, NULL AS journaled;
+CREATE TEMP VIEW batch AS
+    SELECT NULL AS number, NULL AS at, NULL AS accounts, NULL AS told, NULL AS corrected, NULL AS journaled;
 CREATE TEMP TRIGGER batch_kept INSTEAD OF INSERT ON batch BEGIN
     INSERT INTO accounts
         SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
@@ -49,10 +53,11 @@ CREATE TEMP TRIGGER batch_kept INSTEAD OF INSERT ON batch BEGIN
         ON CONFLICT (scope, unit, window) DO UPDATE
         SET "limit" = excluded."limit", spent = excluded.spent, held = excluded.held, touched = excluded.touched;
     INSERT INTO outbox SELECT NEW.number, NEW.at, NEW.told WHERE NEW.told IS NOT NULL;
+    INSERT INTO corrected SELECT value, NEW.at FROM json_each(NEW.corrected);
     DELETE FROM outbox WHERE batch <= NEW.journaled;
 END;
 """
-KEEP = "INSERT INTO batch VALUES (?, ?, ?, ?, ?)"
+KEEP = "INSERT INTO batch VALUES (?, ?, ?, ?, ?, ?)"
 COLUMNS = 'scope, unit, window, "limit", spent, held'
 
 
@@ -93,13 +98,20 @@ class Tables:
         row = self.db.execute(query, place).fetchone()
         return Account(*row) if row else None
 
+    def corrected(self, name: str) -> bool:
+        return self.db.execute("SELECT 1 FROM corrected WHERE name = ?", (name,)).fetchone() is not None
+
     def accounts(self) -> Iterable[tuple[Place, Account]]:
         rows = self.db.execute(f"SELECT {COLUMNS} FROM accounts").fetchall()
         return [(Place(*row[:3]), Account(*row[3:])) for row in rows]
 
+    def accounts_of(self, scope: str) -> Iterable[tuple[Place, Account]]:
+        rows = self.db.execute(f"SELECT {COLUMNS} FROM accounts WHERE scope = ?", (scope,)).fetchall()
+        return [(Place(*row[:3]), Account(*row[3:])) for row in rows]
 
-def in_facts(charges: Iterable[tuple[Place, int]]) -> list[list[tuple[Place, int]]]:
-    """Cut into what one fact each can tell; one, as a rule."""
+
+def in_facts(charges: Iterable[tuple[Place, int]]) -> list[tuple[list[tuple[Place, int]], bool]]:
+    """Cut into what one fact each can tell; one, as a rule. And whether more of them are to come."""
     parts: list[list[tuple[Place, int]]] = [[]]
     chars = 0
     for charge in charges:
@@ -108,7 +120,7 @@ def in_facts(charges: Iterable[tuple[Place, int]]) -> list[list[tuple[Place, int
             parts.append([])
             chars = len(charge[0].scope)
         parts[-1].append(charge)
-    return parts if parts[-1] else []
+    return [(part, number < len(parts)) for number, part in enumerate(parts, 1) if part]
 
 
 def lock(data: Path) -> int:
@@ -218,6 +230,7 @@ def prune(db: sqlite3.Connection, data: Path, now_s: float) -> int:
         if rows:
             db.execute(f"DELETE FROM accounts WHERE {old}", bounds)
             _tell(db, PRUNED, {Place(*at): -spent for *at, spent in rows if spent}, now_s)
+        db.execute("DELETE FROM corrected WHERE at < ?", (now_s - CORRECTED_S_MAX,))
         db.execute("COMMIT")
     return len(rows)
 
@@ -247,17 +260,33 @@ def explained(data: Path) -> Iterator[None]:
         raise Refused(Reason.BOOKS, f"the ledger {ledger_file(data)} cannot be used: {error}") from None
 
 
-def read_balances(data: Path) -> list[Balance]:
-    """List all accounts in a data directory, also while a gateway runs on it; reads only.
+def read_balances(data: Path, scopes: Iterable[str] | None = None) -> list[Balance]:
+    """List accounts in a data directory, all or those of some scopes, also while a gateway runs on it; reads only.
 
     Raises Refused (BOOKS), naming the file, where it is damaged.
     """
     if not ledger_file(data).exists():
         return []
+    with _looking(data) as db:
+        tables = Tables(db)
+        rows = tables.accounts() if scopes is None else [row for at in scopes for row in tables.accounts_of(at)]
+    return [Balance(*at, None if one.limit == UNLIMITED else one.limit, one.spent, one.held) for at, one in rows]
+
+
+def was_corrected(data: Path, name: str) -> bool:
+    """Whether the ledger in a data directory has made a correction; also while a gateway runs on it.
+
+    Raises Refused (BOOKS).
+    """
+    with _looking(data) as db:
+        return Tables(db).corrected(name)
+
+
+@contextmanager
+def _looking(data: Path) -> Iterator[sqlite3.Connection]:
     address = f"{ledger_file(data).absolute().as_uri()}?mode=ro"
     with explained(data), closing(sqlite3.connect(address, uri=True, timeout=BUSY_S_MAX)) as db:
-        rows = Tables(db).accounts()
-    return [Balance(*at, None if one.limit == UNLIMITED else one.limit, one.spent, one.held) for at, one in rows]
+        yield db
 
 
 def ledger_file(data: Path) -> Path:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from gateway.books import keys as module
-from gateway.books.keys import Keys
+from gateway.books.keys import Keys, News
 from gateway.books.tenants import RECORD
 from gateway.config import DeclaredBudget, DeclaredKey
 from guards.budget import Limit, Unit, Window
@@ -99,7 +99,7 @@ def test_what_running_requests_must_hear_of_is_told_once(path: Path):
     old = Keys(path)
     old.revoke(old.create("alice", limits=[KEY])[1].key_id)
     keys = Keys(path)
-    assert keys.news() == (frozenset(), ())
+    assert keys.news() == News(frozenset(), ())
     _, made = keys.create("bob")
     own = f"key:{made.key_id}"
 
@@ -112,8 +112,8 @@ def test_what_running_requests_must_hear_of_is_told_once(path: Path):
 
     assert first.revoked == {made.key_id}
     assert set(first.limits) == {(own, Limit(8)), ("org:acme", ORG)}
-    assert keys.news() == (frozenset(), ((own, RECORD),))
-    assert keys.news() == (frozenset(), ())
+    assert keys.news() == News(frozenset(), ((own, RECORD),))
+    assert keys.news() == News(frozenset(), ())
 
 
 def test_a_stored_limit_stands_before_a_declared_one(path: Path):
@@ -173,7 +173,7 @@ def test_a_key_store_of_the_first_format_is_taken_over(path: Path):
 def test_a_key_that_cannot_be_kept_is_not_made(path: Path, monkeypatch):
     """Neither it nor a part of its limits, when a statement of its making fails."""
     keys = Keys(path)
-    monkeypatch.setattr(module, "_limit_kept", lambda at, limit: ("INSERT INTO nowhere VALUES (1)", {}))
+    monkeypatch.setattr(module, "limit_kept", lambda at, limit: ("INSERT INTO nowhere VALUES (1)", {}))
 
     with pytest.raises(Refused):
         keys.create("alice", limits=[KEY])
@@ -468,3 +468,144 @@ def test_breakers_are_the_configurations(tmp_path):
     assert [one.plan for one in carol.breakers] == [Plan()]
     assert next(row.tenant for row in keys.list() if row.tenant.user == "bob").breakers == ()
     keys.close()
+
+
+# ---------------------------------------------------------------- top-ups and orders
+
+
+class Clock:
+    now_s = 1_767_268_800.0  # 2026-01-01T12:00:00Z
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_top_up_is_more_of_one_window(path: Path):
+    """Of all keys under the limit, also for processes that come later; the next window has none of it."""
+    clock = Clock()
+    keys = Keys(path, clock=clock)
+    secret, _ = keys.create("alice", "acme")
+    keys.set_limit("org:acme", TEAM)
+
+    one, new = keys.top_up("x", "org:acme", Limit(500, Window.DAY))
+    keys.top_up("y", "org:acme", Limit(30, Window.DAY))
+
+    assert (one.window_id, one.amount, new) == ("2026-01-01", 500, True)
+    for reader in (keys, Keys(path, clock=clock)):
+        limit = reader.tenant(secret).lines[0].limit
+        assert (limit.amount, limit.within("2026-01-01"), limit.within("2026-01-02")) == (2_000, 2_530, 2_000)
+        assert reader.limits()["org:acme"] == (limit,)
+
+
+def test_a_top_up_is_made_once_for_its_name(path: Path):
+    """Also days later, in another window; a name that means another one is refused."""
+    clock = Clock()
+    keys = Keys(path, clock=clock)
+    keys.set_limit("org:acme", TEAM)
+    first, _ = keys.top_up("x", "org:acme", Limit(500, Window.DAY))
+    clock.now_s += 3 * 86_400
+
+    assert Keys(path, clock=clock).top_up("x", "org:acme", Limit(500, Window.DAY)) == (first, False)
+    for at, more in (("org:acme", Limit(501, Window.DAY)), ("org:other", Limit(500, Window.DAY)), ("org:acme", KEY)):
+        with pytest.raises(ValueError, match="another id"):
+            keys.top_up("x", at, more)
+    assert keys.limits()["org:acme"][0].extra == (("2026-01-01", 500),)
+
+
+def test_there_is_nothing_to_add_to_without_a_limit(path: Path):
+    """Of the same scope, unit and window; a declared one is one."""
+    keys = Keys(path, budgets=(DeclaredBudget(org="acme", limits=(ORG,)),))
+
+    for at, more in (("org:acme", TEAM), ("org:other", ORG)):
+        with pytest.raises(LookupError, match="has no limit"):
+            keys.top_up("x", at, more)
+    assert keys.top_up("x", "org:acme", Limit(5))[1]
+    assert keys.limits()["org:acme"][0].within("total") == 10_005
+
+
+def test_a_top_up_outlives_a_change_of_its_limit(path: Path):
+    """In its window: also where the limit is taken away and set again."""
+    clock = Clock()
+    keys = Keys(path, clock=clock)
+    keys.set_limit("org:acme", TEAM)
+    keys.top_up("x", "org:acme", Limit(500, Window.DAY))
+
+    keys.remove_limit("org:acme", Unit.TOKENS, Window.DAY)
+    keys.set_limit("org:acme", Limit(100, Window.DAY))
+
+    assert keys.limits()["org:acme"][0].within("2026-01-01") == 600
+
+
+def test_top_ups_of_windows_that_are_over_are_forgotten(path: Path):
+    """In memory all but a few, on disk after two months; those of a total never."""
+    clock = Clock()
+    keys = Keys(path, clock=clock)
+    keys.set_limits({"org:acme": (TEAM, ORG)})
+    keys.top_up("total", "org:acme", Limit(1))
+    for number in range(70):
+        keys.top_up(f"day {number}", "org:acme", Limit(1, Window.DAY))
+        clock.now_s += 86_400
+
+    total, day = sorted(keys.limits()["org:acme"], key=lambda limit: -limit.amount)
+    stored = sqlite3.connect(path).execute("SELECT count(*) FROM top_ups").fetchone()[0]
+
+    assert total.within("total") == 10_001
+    assert [at for at, _ in day.extra] == ["2026-03-08", "2026-03-09", "2026-03-10", "2026-03-11"]
+    assert stored == 1 + 63
+    assert {limit.extra for limit in Keys(path, clock=clock).limits()["org:acme"]} == {total.extra, day.extra}
+
+
+def test_a_running_gateway_hears_of_top_ups_and_orders(path: Path):
+    """Of orders also those from before its start: nobody may have carried them out."""
+    old = Keys(path, clock=Clock())
+    old.set_limit("org:acme", TEAM)
+    assert old.order("a", "[]")
+    assert not old.order("a", "[1]")
+    keys = Keys(path)
+    assert keys.news() == News(frozenset(), (), (("a", "[]"),))
+
+    old.top_up("x", "org:acme", Limit(500, Window.DAY))
+    old.order_done("a")
+    old.order("b", "[2]")
+
+    (line,), orders = keys.news()[1:]
+    assert (line.scope, line.limit.within("2026-01-01")) == ("org:acme", 2_500)
+    assert orders == (("b", "[2]"),)
+    assert Keys(path).news().orders == (("b", "[2]"),)
+
+
+def test_too_many_orders_are_refused(path: Path):
+    """Nobody carries them out, it seems."""
+    keys = Keys(path)
+    for number in range(100):
+        keys.order(str(number), "[]")
+
+    with pytest.raises(ValueError, match="wait for a gateway"):
+        keys.order("more", "[]")
+
+
+def test_the_limits_of_a_scope_are_set_at_once(path: Path):
+    """Others it had are gone, declared ones show again; other scopes keep theirs."""
+    keys = Keys(path, budgets=(DeclaredBudget(org="acme", limits=(ORG,)),))
+    keys.set_limit("org:acme", Limit(1))
+    keys.set_limit("org:acme", USER)
+    keys.set_limit("org:other", USER)
+
+    assert keys.set_limits({"org:acme": (TEAM,), "each session of org:acme": (KEY,)})
+    assert keys.limits() == {"org:acme": (ORG, TEAM), "each session of org:acme": (KEY,), "org:other": (USER,)}
+    assert keys.set_limits({"org:acme": (), "each session of org:acme": ()})
+    assert keys.limits() == {"org:acme": (ORG,), "org:other": (USER,)}
+    assert not keys.set_limits({"org:acme": ()})
+
+
+def test_a_second_look_at_the_file_leaves_the_first_one_its_locks(path: Path):
+    """Whoever opens and closes keys.db in a gateway must not make it deaf for what other processes write."""
+    keys = Keys(path)
+    Keys(path).close()
+    other = (
+        "import sys, pathlib; from gateway.books.keys import Keys; k = Keys(pathlib.Path(sys.argv[1]));"
+        "k.create(sys.argv[2]); k.close()"
+    )
+    for count, user in enumerate(("alice", "bob"), 1):
+        subprocess.run([sys.executable, "-c", other, str(path), user], check=True, cwd=ROOT)
+        assert len(keys.list()) == count

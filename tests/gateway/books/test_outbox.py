@@ -142,11 +142,11 @@ def test_a_fact_tells_no_more_than_the_journal_takes():
     many = [(Place(f"user:{number}", "tokens", "total"), 1) for number in range(3 * CHARGES_MAX)]
 
     for charges in (long, many):
-        parts = in_facts(charges)
+        parts = [part for part, _ in in_facts(charges)]
         assert [one for part in parts for one in part] == charges
         assert all(len(msgspec.json.encode(part)) < FACT_BYTES_MAX // 2 for part in parts)
-    assert [len(part) for part in in_facts(many)] == [CHARGES_MAX] * 3
-    assert (in_facts(long[:2]), in_facts([])) == ([long[:2]], [])
+    assert [(len(part), more) for part, more in in_facts(many)] == [(CHARGES_MAX, number < 2) for number in range(3)]
+    assert (in_facts(long[:2]), in_facts([])) == ([(long[:2], False)], [])
 
 
 async def test_a_charge_that_is_half_told_is_told_to_its_end(tmp_path):

@@ -1,0 +1,97 @@
+"""Corrections of the books by an operator: an account begun anew, charges at another price; each of them once.
+
+A correction has a name. The ledger remembers the names of those it made, in the transaction that makes them, so an
+order may be given as often as one likes: to the gateway that runs, to a new one, or to none.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from gateway.books.journal import Journal
+from gateway.books.ledger.contract import Charged, Correction, Ledger, Place
+from gateway.books.ledger.sqlite import SqliteLedger
+from gateway.books.ledger.tables import ledger_file, was_corrected
+from gateway.books.outbox import Outbox
+from gateway.books.replay import facts
+
+ACCOUNTS_MAX = 20_000  # that one order may correct: the journal's queue takes their facts
+NAME_CHARS_MAX = 128
+JOURNAL = "journal.jsonl"
+LOOK_S = 0.1  # at whether the gateway that runs has carried an order out
+
+_decode = msgspec.json.Decoder(list[Correction]).decode
+
+
+def reset(at: Place, said: str = "") -> list[Correction]:
+    """What gives back all that is spent of an account. said: by whom it was asked for."""
+    return [Correction([(at, None)], {"why": "reset"} | ({"by": said} if said else {}))]
+
+
+def encoded(corrections: Sequence[Correction]) -> str:
+    """An order's words. Raises ValueError where it is too large."""
+    if sum(len(one.charges) for one in corrections) > ACCOUNTS_MAX:
+        raise ValueError(f"more than {ACCOUNTS_MAX:,} accounts would be corrected at once")
+    return msgspec.json.encode(corrections).decode()
+
+
+def nameable(name: str) -> str:
+    """Raises ValueError on what cannot be a correction's or a top-up's name."""
+    if not (0 < len(name) <= NAME_CHARS_MAX and name.isprintable() and name.isascii()):
+        raise ValueError(f"an id is 1 to {NAME_CHARS_MAX} printable ASCII characters")
+    return name
+
+
+class Corrections:
+    """Has the ledger make corrections, and the journal tell of them."""
+
+    def __init__(self, ledger: Ledger, outbox: Outbox) -> None:
+        self._ledger, self._outbox = ledger, outbox
+
+    def make(self, name: str, corrections: Sequence[Correction]) -> asyncio.Future[list[Charged] | None]:
+        """Answer what was charged, None where it was before. As the ledger's `correct`; whoever waits may leave."""
+        answer = self._ledger.correct(name, corrections)
+        answer.add_done_callback(self._made)  # before the batch is said to be answered: see `Outbox.batch`
+        return asyncio.shield(answer)
+
+    def carry_out(self, name: str, said: str) -> asyncio.Future[list[Charged] | None]:
+        """The same for an order. Raises ValueError where its words are none."""
+        return self.make(name, _decode(said))
+
+    def _made(self, answer: asyncio.Future[list[Charged] | None]) -> None:
+        if answer.exception() is None:
+            for charged in answer.result() or ():
+                self._outbox.tell(charged)
+
+
+async def without_gateway(data: Path, name: str, corrections: Sequence[Correction]) -> list[Charged] | None:
+    """Make a correction where no gateway runs, which begins as one does: what a dead one left is charged first.
+
+    Raises LedgerInUse where one runs, Refused (BOOKS).
+    """
+    ledger = SqliteLedger(data, time.time)
+    try:
+        journal = Journal(data / JOURNAL, time.time)
+        try:
+            outbox = Outbox(ledger, journal)
+            outbox.begin(partial(facts, data / JOURNAL))
+            ledger.on_batch(outbox.batch)
+            return await Corrections(ledger, outbox).make(name, corrections)
+        finally:
+            await asyncio.to_thread(journal.close)
+    finally:
+        await ledger.close()
+
+
+def carried_out(data: Path, name: str, within_s: float) -> bool:
+    """Wait until the ledger has made a correction; False where it has not in time. Raises Refused (BOOKS)."""
+    ends_at = time.monotonic() + within_s
+    while not (ledger_file(data).exists() and was_corrected(data, name)):
+        if time.monotonic() > ends_at:
+            return False
+        time.sleep(LOOK_S)
+    return True
