@@ -4,7 +4,6 @@ A secret is 256 random bits, so plain SHA-256 is enough at rest: slow hashes pro
 guessed, and 2^256 cannot be, while 100 ms per request would be an attack of our own.
 """
 
-import hmac
 import math
 import secrets
 import sqlite3
@@ -43,7 +42,6 @@ SECRET_BYTES = 32
 LOOK_BUSY_MS = 5  # to look, which the event loop waits for
 EXTRAS_MAX = 4  # windows of a limit whose top-ups are remembered
 STALE_S_MAX = 30.0  # how long keys that were read are believed while another process keeps the file locked
-_DUMMY = bytes(32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +130,7 @@ class Keys:
         self._plans: dict[str, Plan] = {} if plan is None else {"": plan}
         self._extras: dict[str, dict[tuple[Unit, Window], dict[str, int]]] = {}  # top-ups, by scope and window's name
         self._keys_as_of = self._limits_as_of = self._orders_as_of = -1  # the last change of each that was read
-        self._by_id: dict[str, list[_Entry]] = {}
+        self._entries: dict[bytes, _Entry] = {}  # by digest
         for key in declared:
             entry = _declared_entry(key)
             self._take_in(entry)
@@ -200,7 +198,7 @@ class Keys:
             ),
             *(limit_kept(scope("key", key_id), limit) for limit in limits),
         )
-        return secret, self._row(self._by_id[key_id][-1]).tenant
+        return secret, self._row(self._entries[digest]).tenant
 
     def revoke(self, key_id: str) -> bool:
         """Revoke a stored key for good; False where there is none that is in force."""
@@ -291,16 +289,13 @@ class Keys:
     def list(self) -> Rows:
         """All keys, revoked ones too: the stored in the order of their making, then the declared."""
         self._refresh()
-        rows = [self._row(entry) for entries in self._by_id.values() for entry in entries]
+        rows = [self._row(entry) for entry in self._entries.values()]
         return sorted(rows, key=lambda row: (row.created_at is None, row.created_at or 0.0))
 
     def _find(self, digest: bytes) -> KeyRow | None:
-        """Look a digest up by its start, then compare all of it, for the same time whether or not it is there."""
-        found = None
-        for entry in self._by_id.get(key_id_of(digest), _NOBODY):
-            if hmac.compare_digest(entry.digest, digest):
-                found = entry
-        return None if found is None else self._row(found)
+        """Look a digest up. The time that takes tells nothing of use: nobody can choose what a secret hashes to."""
+        entry = self._entries.get(digest)
+        return None if entry is None else self._row(entry)
 
     def _row(self, entry: _Entry) -> KeyRow:
         """Join a key with its limits, when it is first asked for after either changed."""
@@ -361,12 +356,12 @@ class Keys:
         for name, _, said, change in self._db.execute(since.format("orders"), (self._orders_as_of,)).fetchall():
             self._orders.append(Order(name, said))
             self._orders_as_of = change
-        self._any_configured = self._any_configured or bool(ever) or bool(self._by_id)
+        self._any_configured = self._any_configured or bool(ever) or bool(self._entries)
 
     def _take_in(self, entry: _Entry) -> None:
         """Put a key in the place of the one with the same digest, stored before or declared."""
-        others = [one for one in self._by_id.get(entry.key_id, ()) if one.digest != entry.digest]
-        self._by_id[entry.key_id] = [*others, entry]
+        self._entries.pop(entry.digest, None)  # the last is the newest
+        self._entries[entry.digest] = entry
 
     def _take_limit_in(self, at: str, unit: str, window: str, amount: int | None) -> None:
         """Put a limit in force; without an amount, the declared one if there is one."""
@@ -415,9 +410,6 @@ class Keys:
         finally:
             db.execute(f"PRAGMA busy_timeout = {LOOK_BUSY_MS}")
         return done[0] > 0
-
-
-_NOBODY = [_Entry(_DUMMY, "", "", None, None, None, None)]  # no secret hashes to zeros, as far as anybody knows
 
 
 def _declared_entry(key: DeclaredKey) -> _Entry:

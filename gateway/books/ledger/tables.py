@@ -20,7 +20,7 @@ from guards.refusal import Reason, Refused
 
 RECOVERY, PRUNED = "recovery-", "pruned-"  # begin the names of what was charged, or forgotten, for no request
 # What one fact tells at most, so that it is within the journal's `FACT_BYTES_MAX` whatever the names in it are.
-CHARGES_MAX, SCOPES_CHARS_MAX = 32, 2048
+CHARGES_MAX, CHARGES_FEW, SCOPES_CHARS_MAX = 32, 4, 2048
 
 DAY_S = 86_400.0
 WINDOW_S_MAX = 62 * DAY_S  # untouched for so long, an account of a window is one of the past: a month has 31 days
@@ -110,8 +110,10 @@ class Tables:
         return [(Place(*row[:3]), Account(*row[3:])) for row in rows]
 
 
-def in_facts(charges: Iterable[tuple[Place, int]]) -> list[tuple[list[tuple[Place, int]], bool]]:
+def in_facts(charges: list[tuple[Place, int]]) -> list[tuple[list[tuple[Place, int]], bool]]:
     """Cut into what one fact each can tell; one, as a rule. And whether more of them are to come."""
+    if 0 < len(charges) <= CHARGES_FEW:  # whatever their names are
+        return [(charges, False)]
     parts: list[list[tuple[Place, int]]] = [[]]
     chars = 0
     for charge in charges:
