@@ -14,13 +14,14 @@ import uvloop
 
 from gateway.asides import Asides
 from gateway.books.alert_book import AlertBook
-from gateway.books.corrections import JOURNAL, Corrections
+from gateway.books.corrections import Corrections
 from gateway.books.journal import Journal
 from gateway.books.keys import Keys
-from gateway.books.ledger.sqlite import SqliteLedger
-from gateway.books.outbox import Outbox
-from gateway.books.replay import facts
+from gateway.books.ledger.contract import Ledger
+from gateway.books.ledger.leased import LeasedLedger
 from gateway.books.tenants import Tenant
+from gateway.books.vault.contract import Vault
+from gateway.books.vault.engines import open_vault
 from gateway.breakers import Breakers
 from gateway.changes import Changes
 from gateway.config import Config, is_loopback
@@ -39,6 +40,7 @@ from gateway.http.drain import Drain
 from gateway.http.edge import Edge
 from gateway.http.scrub import Scrub
 from gateway.http.webhook import Webhook
+from gateway.ledgers import open_books
 from gateway.quote import Quotes
 from gateway.rates import Rates
 from gateway.record import Records
@@ -50,6 +52,7 @@ from gateway.stream.text import Decoder, LocalDecoder, RemoteDecoder, load_token
 from gateway.stream.upstream import Upstream
 from gateway.watch.alerts import Alerts
 from gateway.watch.metrics import Metrics
+from gateway.worker import Worker
 from guards.health import Health
 
 log = structlog.get_logger()
@@ -58,36 +61,39 @@ ALERTS = "alerts.sqlite3"
 KEYS_EVERY_S = 0.01  # under load many requests share one look at whether a key was made or revoked
 
 
-def run(config: Config) -> None:
-    """Serve until SIGINT or SIGTERM. Raises OSError where a port or the data directory cannot be had."""
-    uvloop.run(_main(config))
+def run(config: Config, worker: Worker | None = None) -> None:
+    """Serve until SIGINT or SIGTERM. Raises OSError where a port or the data directory cannot be had.
+
+    worker: which one of many this process is.
+    """
+    uvloop.run(_main(config, worker))
 
 
-async def _main(config: Config) -> None:
+async def _main(config: Config, worker: Worker | None) -> None:
     stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGTERM,) if worker is not None else (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
-    async with gateway(config, hurry):
+    async with gateway(config, hurry, worker):
         await stop.wait()
 
 
 @asynccontextmanager
-async def gateway(config: Config, hurry: asyncio.Event) -> AsyncIterator[None]:
+async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = None) -> AsyncIterator[None]:
     """Build a gateway, listen, and tear all of it down again, streams first and books last.
 
     hurry: set, it ends the time that streams have to come to an end by themselves.
+    worker: which one of many this is; `config` is its own part then.
     """
+    home = worker.whole.data if worker is not None else config.data  # of what workers share
     async with AsyncExitStack() as stack:
         clock = time.monotonic  # the loop's own stands still while a callback runs
-        journal = Journal(config.data / JOURNAL, time.time)
-        stack.callback(journal.close)
-        ledger = SqliteLedger(config.data, time.time)
-        stack.push_async_callback(ledger.close)
-        corrections = Corrections(ledger, _join(ledger, journal, config.data / JOURNAL))
         plan = config.breaker.plan if config.breaker is not None else None
-        keys = Keys(config.data / "keys.db", config.keys, look_every_s=KEYS_EVERY_S, budgets=config.budgets, plan=plan)
+        keys = Keys(home / "keys.db", config.keys, look_every_s=KEYS_EVERY_S, budgets=config.budgets, plan=plan)
         stack.callback(keys.close)
+        vault = _vault(config, worker, stack)
+        books = await stack.enter_async_context(open_books(config.data, keys, config.ledger, vault))
+        journal, ledger, corrections = books.journal, books.ledger, Corrections(books.ledger, books.outbox)
         _refuse_open_doors(config, keys)
         metrics = Metrics()
         targets = {replica.name: _target(replica) for replica in config.replicas}
@@ -96,19 +102,15 @@ async def gateway(config: Config, hurry: asyncio.Event) -> AsyncIterator[None]:
         fleet = _fleet(config, targets, upstream, metrics, clock)
         stack.callback(fleet.close)
         asides = Asides(fleet, upstream, targets)
-        limits = config.limits
-        prices = {one.model: one.price for one in config.prices}
-        deadlines = Deadlines(config.timeouts.total_s)
+        limits, deadlines = config.limits, Deadlines(config.timeouts.total_s)
         alerts = _alerts(config, stack, journal, ledger, metrics)
-        cheaper = {one.name: one.cheaper for one in config.models if one.cheaper is not None}
-        breakers = Breakers(ledger, deadlines.end, alerts.turned, clock, cheaper=cheaper, prices=prices)
-        metrics.breakers(breakers.counts)
+        breakers = _breakers(config, ledger, deadlines, alerts, metrics)
         quotes = Quotes(
             ledger,
             fleet,
             asides,
             _decoders(config, asides),
-            prices=prices,
+            prices={one.model: one.price for one in config.prices},
             lease_tokens=limits.lease_tokens,
             low_tokens=limits.lease_low_tokens,
             legs_max=limits.legs,
@@ -124,40 +126,55 @@ async def gateway(config: Config, hurry: asyncio.Event) -> AsyncIterator[None]:
         def ready() -> list[str]:
             said = {"the journal cannot be written": journal.healthy, "the ledger cannot be written": ledger.healthy}
             said["the gateway is stopping"] = not drain.begun
-            return fleet.not_ready() + [why for why, fine in said.items() if not fine]
+            leases = ledger.not_ready() if isinstance(ledger, LeasedLedger) else []
+            return fleet.not_ready() + leases + [why for why, fine in said.items() if not fine]
 
-        edge = _edge(config, flow, fleet, keys, ready, metrics)
+        salts = None if config.share_prefix_cache else Salts(home)
+        edge = _edge(config, flow, fleet, keys, salts, ready, metrics)
         changes = Changes(keys.news, ledger, deadlines, clock, corrections.carry_out)
-        for work in (fleet.run(), changes.run(), breakers.run(), alerts.run()):
+        works = [fleet.run(), changes.run(), breakers.run(), alerts.run()]
+        if isinstance(ledger, LeasedLedger):
+            ledger.on_lapse = deadlines.lapse
+            works.append(ledger.run())
+        for work in works:
             stack.callback(asyncio.create_task(work).cancel)
         listen, clients = config.listen, _clients(config)
-        open_keys = partial(Keys, config.data / "keys.db", config.keys, budgets=config.budgets)
-        books = AdminBooks(Desk(config.data, open_keys, corrections, records), quotes.prices, keys.look_again)
-        stack.callback(books.close)
-        admin = Admin(metrics, ready, config.admin_key_sha256, listen.admin_host, books)
+        desk = _desk(config, home, corrections, records, keys)
+        stack.callback(desk.close)
+        admin = Admin(metrics, ready, config.admin_key_sha256, listen.admin_host, desk)
         side_door = await Door.open(admin.handle, listen.admin_host, listen.admin_port, clients)
         stack.push_async_callback(side_door.clear, 0.0)
-        door = await Door.open(edge.handle, listen.host, listen.port, clients)
+        door = await Door.open(edge.handle, listen.host, listen.port, clients, shared=worker is not None)
         stack.push_async_callback(drain.run, edge, door)
         _say_hello(config, keys)
         _settle_memory()
         yield
 
 
-def _join(ledger: SqliteLedger, journal: Journal, path: Path) -> Outbox:
-    """Have the journal tell all that the ledger has charged. Raises OSError where it is damaged: see docs."""
-    outbox = Outbox(ledger, journal)
-    try:
-        told = outbox.begin(partial(facts, path))
-    except ValueError as error:
-        raise OSError(f"{error}; move it away, and a new one is begun") from None
-    if told:
-        log.warning("journal.caught_up", charges=told)
-    ledger.on_batch(outbox.batch)
-    return outbox
+def _vault(config: Config, worker: Worker | None, stack: AsyncExitStack) -> Vault | None:
+    """Where this gateway's rights come from; None where it has all budgets to itself."""
+    if worker is None and config.ledger.url is None:
+        return None
+    vault = open_vault(config if worker is None else worker.whole)
+    stack.push_async_callback(vault.close)
+    return vault
 
 
-def _alerts(config: Config, stack: AsyncExitStack, journal: Journal, ledger: SqliteLedger, metrics: Metrics) -> Alerts:
+def _desk(config: Config, home: Path, corrections: Corrections, records: Records, keys: Keys) -> AdminBooks:
+    open_keys = partial(Keys, home / "keys.db", config.keys, budgets=config.budgets)
+    prices = {one.model: one.price for one in config.prices}
+    return AdminBooks(Desk(home, open_keys, corrections, records), prices, keys.look_again)
+
+
+def _breakers(config: Config, ledger: Ledger, deadlines: Deadlines, alerts: Alerts, metrics: Metrics) -> Breakers:
+    cheaper = {one.name: one.cheaper for one in config.models if one.cheaper is not None}
+    prices = {one.model: one.price for one in config.prices}
+    breakers = Breakers(ledger, deadlines.end, alerts.turned, time.monotonic, cheaper=cheaper, prices=prices)
+    metrics.breakers(breakers.counts)
+    return breakers
+
+
+def _alerts(config: Config, stack: AsyncExitStack, journal: Journal, ledger: Ledger, metrics: Metrics) -> Alerts:
     """Build who tells of spending, and the way to the receiver. Raises OSError where the book cannot be opened."""
     if config.alerts is None:
         return Alerts(journal.append, metrics, time.time)
@@ -230,10 +247,15 @@ def _clients(config: Config) -> ClientLimits:
 
 
 def _edge(
-    config: Config, flow: Flow, fleet: Fleet, keys: Keys, ready: Callable[[], list[str]], metrics: Metrics
+    config: Config,
+    flow: Flow,
+    fleet: Fleet,
+    keys: Keys,
+    salts: Salts | None,
+    ready: Callable[[], list[str]],
+    metrics: Metrics,
 ) -> Edge:
     limits = config.limits
-    salts = None if config.share_prefix_cache else Salts(config.data)
 
     def salt(tenant: Tenant) -> str | None:
         return salts.of(tenant) if salts is not None else None

@@ -53,6 +53,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, PortOption] = None,
     admin_port: Annotated[int | None, PortOption] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=256, help="Processes that share the port.")] = None,
 ) -> None:
     """Run the gateway, from a configuration file or in front of --upstream servers."""
     if (config is None) == (not upstream):
@@ -60,25 +61,32 @@ def serve(
     given = {"host": host, "port": port, "admin_port": admin_port}
     listen = {name: value for name, value in given.items() if value is not None}
     with explained():
-        _run(_chosen(config, upstream or [], data, listen))
+        _run(_chosen(config, upstream or [], data, listen, workers))
 
 
-def _chosen(file: Path | None, upstreams: list[str], data: Path | None, listen: dict[str, Any]) -> Config:
+def _chosen(
+    file: Path | None, upstreams: list[str], data: Path | None, listen: dict[str, Any], workers: int | None
+) -> Config:
     if file is None:
-        return from_upstreams(upstreams, data=data or DATA, key=os.environ.get(UPSTREAM_KEY), listen=listen)
+        key = os.environ.get(UPSTREAM_KEY)
+        return from_upstreams(upstreams, data=data or DATA, key=key, listen=listen, workers=workers)
     config = load(file)
-    return overridden(config, data=data, listen=listen) if data or listen else config
+    return overridden(config, data=data, listen=listen, workers=workers) if data or listen or workers else config
 
 
 def _run(config: Config) -> None:
     from gateway.app import run
+    from gateway.books.directories import directories
     from gateway.books.ledger.tables import LedgerInUse
     from gateway.stream.text import TokenizerInvalid
     from gateway.watch import logs
+    from gateway.workers import serve as serve_by_workers
 
     logs.set_up()
     config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
+        if config.workers > 1 or directories(config.data):
+            raise typer.Exit(serve_by_workers(config))
         run(config)
     except (LedgerInUse, TokenizerInvalid) as error:
         fail(str(error))

@@ -24,7 +24,6 @@ journal_app = typer.Typer(help="Tell the journal again.", no_args_is_help=True)
 SINCE = re.compile(r"([0-9]{1,6})([smhd])")
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 LOOKS, LOOK_S = 20, 0.25  # at books that a running gateway goes on writing
-JOURNAL = "journal.jsonl"
 
 
 def spend(
@@ -39,6 +38,7 @@ def spend(
 ) -> None:
     """Show what was spent, by whom."""
     from gateway import spend_plot
+    from gateway.books.directories import journals
     from gateway.books.replay import facts
     from gateway.books.repricing import spans
     from gateway.spend import Sum, show
@@ -50,7 +50,7 @@ def spend(
     over_time = plot or svg is not None
     found = Sum(by, step_s if over_time else None)
     with _told():
-        for path in journal or [books(data, config).data / JOURNAL]:
+        for path in journal or journals(books(data, config).data):
             found.add(facts(path, time.time() - span_s), spans(path))
         if svg is not None:
             svg.write_text(spend_plot.svg(spend_plot.plot(found.over_time, step_s), by), "utf-8")
@@ -97,11 +97,12 @@ def journal_replay(
 
 
 def _replay(directory: Path, check: bool, as_json: bool) -> None:
-    from gateway.books.replay import differences, replay
+    from gateway.books.directories import journals
+    from gateway.books.replay import differences, replay_all
 
     for look in range(LOOKS):
         began_s = time.perf_counter()
-        told = replay(directory / JOURNAL)
+        told = replay_all(journals(directory))
         took_s = time.perf_counter() - began_s
         wrong = differences(told.charged, _spent(directory)) if check else []
         if not wrong or look == LOOKS - 1:
@@ -127,13 +128,18 @@ def _replay(directory: Path, check: bool, as_json: bool) -> None:
 
 def _reprice(directory: Path, prices: Path, since_s: float, as_json: bool, keys: OpenKeys | None) -> None:
     """Say what other prices come to. keys: opens the key store, where the ledger is to be corrected."""
+    from gateway.books.directories import journals
     from gateway.books.replay import facts
     from gateway.books.repricing import SLACK_S, due, name_of, spans
     from gateway.spend import show_repricing
 
-    journal = directory / JOURNAL
-    if not journal.exists():
+    found_in = journals(directory)
+    if len(found_in) > 1:
+        several = ", ".join(str(path.parent) for path in found_in)
+        fail(f"each worker has books of its own: name one of them, when they do not run: --data {several}")
+    if not found_in:
         fail(f"there is no journal in {directory}")
+    (journal,) = found_in
     known = spans(journal)
     now = {one.model: one.price for one in load(prices).prices}
     found = due(facts(journal, max(0.0, since_s - SLACK_S)), now, known, since_s)

@@ -1,6 +1,5 @@
 """What commands share: where the books are, and how errors are told."""
 
-import asyncio
 import json
 import urllib.error
 import urllib.request
@@ -75,30 +74,16 @@ def corrected(data: Path, name: str, corrections: "Sequence[Correction]", keys: 
 
     keys: opens the key store, through which the gateway hears of it. Fails where the gateway does not within WAIT_S.
     """
-    from gateway.books.corrections import carried_out, encoded, without_gateway
-    from gateway.books.ledger.tables import LedgerInUse, ledger_file, was_corrected
+    from gateway.books.corrections import ledgers, made
     from gateway.watch import logs
 
-    if not ledger_file(data).exists():
+    if not ledgers(data):
         fail(f"there is no ledger in {data}")
+    logs.set_up()
     try:
-        said = encoded(corrections)
-        logs.set_up()
-        return asyncio.run(without_gateway(data, name, corrections)) is not None
-    except ValueError as error:
+        return made(data, name, corrections, keys, WAIT_S)
+    except (ValueError, TimeoutError) as error:
         fail(str(error))
-    except LedgerInUse:
-        if was_corrected(data, name):
-            return False
-    with keys() as store:
-        try:
-            store.order(name, said)
-        except ValueError as error:
-            fail(str(error))
-        if not carried_out(data, name, WAIT_S):
-            fail(f"the gateway that runs here has not done it yet; it will, once, under the id {name}")
-        store.order_done(name)
-    return True
 
 
 def from_admin(root: str | None, config: Path | None, path: str, environ: Mapping[str, str]) -> Any:

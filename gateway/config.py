@@ -383,6 +383,7 @@ class Config(Part):
     """All of `holdfast.yaml`. Either `models` name their replicas, or `upstreams` are asked what they serve."""
 
     listen: Listen = Listen()
+    workers: int = Field(default=1, ge=1, le=256)  # processes on this machine, each with a part of the clients
     data: Path = Path("holdfast-data")  # absolute when it came from a file
     models: tuple[Model, ...] = Field(default=(), max_length=1024)
     upstreams: tuple[Replica, ...] = Field(default=(), max_length=1024)

@@ -28,6 +28,7 @@ def cross_faults(raw: Any) -> list[Fault]:
         *_twice(sites, "name", lambda replica: replica.name, "Give one of them another name."),
         *_key_faults(sites),
         *_listen_faults(raw),
+        *_worker_faults(raw),
         *_lease_faults(raw),
         *_budget_faults(raw),
         *_ledger_faults(raw),
@@ -88,6 +89,22 @@ def _listen_faults(raw: Any) -> Iterator[Fault]:
     if not is_loopback(listen.admin_host) and _get(raw, "admin_key_sha256") is None:
         hint = "Add admin_key_sha256, or listen on 127.0.0.1."
         yield Fault(("listen", "admin_host"), "an admin port beyond loopback needs a key", hint)
+
+
+def _worker_faults(raw: Any) -> Iterator[Fault]:
+    listen, workers = _tried(Listen, _get(raw, "listen") or {}), _get(raw, "workers")
+    count = int(workers) if isinstance(workers, int) or str(workers).isdecimal() else 1
+    if listen and listen.admin_port:
+        last = listen.admin_port + count - 1  # each has its own
+        if last > 65_535 or listen.admin_port < listen.port <= last:
+            hint = f"Give it one that is free together with the {count - 1} after it, away from port."
+            yield Fault(("listen", "admin_port"), "not enough ports for the admin ports of all workers", hint)
+    for kind, model in (("keys", DeclaredKey), ("budgets", DeclaredBudget)):
+        for at, item in enumerate(_items(raw, kind)):
+            one = _tried(model, item)
+            if one is not None and any(rate.burst < count for _, rate in one.rates):
+                hint = f'Write "... burst {count}" or more: it is divided among the workers.'
+                yield Fault((kind, at, "rates"), "a burst of fewer than there are workers", hint)
 
 
 def _lease_faults(raw: Any) -> Iterator[Fault]:

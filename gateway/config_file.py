@@ -68,18 +68,22 @@ def from_upstreams(
     data: Path = Path("holdfast-data"),
     key: str | None = None,
     listen: Mapping[str, Any] | None = None,
+    workers: int | None = None,
 ) -> Config:
     """A configuration without a file: servers that are asked what they serve. key: one for all of them."""
     upstreams = [{"url": url, "key": key or None} for url in urls]
-    raw = {"upstreams": upstreams, "data": data.absolute(), "listen": dict(listen or {})}
+    raw = {"upstreams": upstreams, "data": data.absolute(), "listen": dict(listen or {}), "workers": workers or 1}
     return _config(raw, COMMAND_LINE, None, [])
 
 
-def overridden(config: Config, *, data: Path | None = None, listen: Mapping[str, Any] | None = None) -> Config:
+def overridden(
+    config: Config, *, data: Path | None = None, listen: Mapping[str, Any] | None = None, workers: int | None = None
+) -> Config:
     """The same configuration with what the command line says instead; checked again."""
     raw: dict[str, Any] = dict(iter(config))  # iter: the field named `keys` makes dict() take it for a mapping
     raw["listen"] = {**dict(config.listen), **(listen or {})}
     raw["data"] = data.absolute() if data else config.data
+    raw["workers"] = workers or config.workers
     return _config(raw, COMMAND_LINE, None, [])
 
 

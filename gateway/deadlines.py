@@ -1,15 +1,17 @@
-"""When running requests must end: after their time, when a key is revoked, when a breaker opens, or all of them now."""
+"""When running requests must end: in time, when a key is revoked, a breaker opens, rights to spend lapse, or now."""
 
 import asyncio
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from types import TracebackType
 from typing import Self
 
+from guards.budget import Line
 from guards.refusal import Ending
 
 Verdict = tuple[Ending, str]
 STOPPED: Verdict = (Ending.STOPPED, "The gateway is stopping, and this request took longer than it may wait.")
 REVOKED: Verdict = (Ending.REVOKED, "The API key of this request was revoked.")
+LAPSED: Verdict = (Ending.BOOKS, "The budget of this request cannot be asked for any more right now.")
 
 
 class Expired(Exception):
@@ -33,9 +35,12 @@ class Deadlines:
         self._stopped = False
         self._revoked: set[str] = set()  # since the start: one may have been let in a moment before, and begin after
 
-    def one(self, key_id: str, whose: object = None) -> "Deadline":
-        """A block that ends in time. Raises Expired when it did not by itself. whose: see `end`."""
-        return Deadline(key_id, whose, self._began, self._running.pop)
+    def one(self, key_id: str, lines: Sequence[Line] = (), whose: object = None) -> "Deadline":
+        """A block that ends in time. Raises Expired when it did not by itself.
+
+        lines: the limits it is under, for `lapse`; whose: for `end`.
+        """
+        return Deadline(key_id, lines, whose, self._began, self._running.pop)
 
     def end(self, whose: Set[object], verdict: Verdict) -> int:
         """End those requests that run now which are of these; return how many."""
@@ -56,6 +61,13 @@ class Deadlines:
         ended = [one for one in self._running if one.key_id in key_ids and one.verdict is None]
         for one in ended:
             one.expire(REVOKED)
+        return len(ended)
+
+    def lapse(self, over: Callable[[Sequence[Line]], bool]) -> int:
+        """End the running requests of whose limits nothing more may be spent; return how many those were."""
+        ended = [one for one in self._running if one.verdict is None and over(one.lines)]
+        for one in ended:
+            one.expire(LAPSED)
         return len(ended)
 
     def _began(self, one: "Deadline", now_s: float) -> None:
@@ -85,16 +97,17 @@ class Deadline:
     verdict: how the request in it ended, and what its client is told; None while it may go on.
     """
 
-    __slots__ = ("_began", "_cancelling", "_left", "_task", "ends_at", "key_id", "verdict", "whose")
+    __slots__ = ("_began", "_cancelling", "_left", "_task", "ends_at", "key_id", "lines", "verdict", "whose")
 
     def __init__(
         self,
         key_id: str,
+        lines: Sequence[Line],
         whose: object,
         began: Callable[["Deadline", float], None],
         left: Callable[["Deadline"], None],
     ) -> None:
-        self.key_id, self.whose = key_id, whose
+        self.key_id, self.lines, self.whose = key_id, lines, whose
         self._began, self._left = began, left
         self.verdict: Verdict | None = None
         self.ends_at = 0.0

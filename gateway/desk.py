@@ -1,5 +1,6 @@
 """What operators may ask and change while a gateway runs; all but `holds` and `reset` is for a thread."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
@@ -7,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gateway import key_table
-from gateway.books.corrections import JOURNAL, Corrections, nameable, reset
+from gateway.books.corrections import Corrections, made, nameable, reset
+from gateway.books.directories import directories, journals
 from gateway.books.keys import Keys
 from gateway.books.keys_file import TopUp
 from gateway.books.ledger.contract import Place
@@ -22,6 +24,7 @@ from guards.budget import Limit, Unit, Window
 from guards.refusal import Reason, Refused
 from guards.scope import LEVELS_EACH, each_of, scope
 
+ORDER_S_MAX = 10.0  # until all workers have made a correction
 SPEND_S_MAX = 20.0  # of reading a journal, for one question
 GENTLY = 64  # facts; so often the event loop may have the interpreter, which it would wait 5 ms for otherwise
 SCOPES_EACH = {level: f"each {level} of " for level in LEVELS_EACH}
@@ -33,7 +36,7 @@ class Unknown(LookupError):
 
 
 class Desk:
-    """Keys, budgets and spend of one data directory.
+    """Keys, budgets and spend of one data directory, those of all its workers together.
 
     open_keys: opens the key store anew, for one question.
     closing: whoever reads a journal is to end.
@@ -90,8 +93,19 @@ class Desk:
         Raises ValueError for a bad name, Refused (BOOKS).
         """
         place = Place(at, unit.value, window.id_at(time.time()))
+        if directories(self._data):
+            return place, await asyncio.to_thread(self._reset_all, nameable(name), place)
         done = await self._corrections.make(nameable(name), reset(place))
         return place, None if done is None else -sum(amount for one in done for _, amount in one.charges)
+
+    def _reset_all(self, name: str, place: Place) -> int | None:
+        """The same of all workers' accounts."""
+        spent = sum(one.spent for one in read_balances(self._data, [place.scope]) if Place(*one[:3]) == place)
+        try:
+            done = made(self._data, name, reset(place), lambda: closing(self._open_keys()), ORDER_S_MAX)
+        except TimeoutError as error:
+            raise Refused(Reason.BOOKS, str(error), retry_after_s=1.0) from None
+        return spent if done else None
 
     def _balances(self, scopes: Iterable[str]) -> Balances:
         rows = read_balances(self._data, scopes)
@@ -109,9 +123,10 @@ class Desk:
 
         Raises TimeoutError where that is too much to read, Refused (BOOKS) where the journal is damaged.
         """
-        path = self._data / JOURNAL
+        found = Sum(by)
         try:
-            found = Sum(by).add(self._gently(facts(path, since_s)), spans(path))
+            for path in journals(self._data):
+                found.add(self._gently(facts(path, since_s)), spans(path))
         except Damaged as error:
             raise Refused(Reason.BOOKS, str(error)) from None
         return [one.as_dict() for _, one in found.rows], found.recovered

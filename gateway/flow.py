@@ -53,7 +53,7 @@ class Flow:
                 answer = record.answer = kind(call, sink, hold, quote.terms, self.clock, record.gaps)
                 try:
                     try:
-                        with self.deadlines.one(tenant.key_id, watch):
+                        with self.deadlines.one(tenant.key_id, tenant.lines, watch):
                             await self._legs(answer, sink, record, headers)
                     except Expired as expired:
                         answer.fail(*expired.verdict)

@@ -48,6 +48,12 @@ class Rate:
         """For one unit; rounded up, never faster than what was promised."""
         return -(-self.period_s * SECOND_NS // self.units)
 
+    def part(self, count: int) -> "Rate":
+        """One of so many that never give more than this, together; to be asked for where the burst is as many."""
+        if not self.units % count:
+            return Rate(self.units // count, self.period_s, self.burst // count)
+        return Rate(self.units, self.period_s * count, self.burst // count)
+
     def wait_ns(self, earned_ns: int, now_ns: int, cost: int) -> int:
         """How long until so much can be taken; 0 for now. Raises ValueError where it is more than the burst: never."""
         if cost > self.burst:

@@ -1,6 +1,9 @@
 """Whose a limit is: an org, a team or a user within it, a key. Pure."""
 
+from collections.abc import Callable
+
 SESSION, AGENT, TURN = "session", "agent", "turn"
+PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-~")
 LEVELS_EACH = (SESSION, AGENT, TURN)  # of which a scope has many, each under the same limits
 
 
@@ -16,6 +19,31 @@ def scopes(key_id: str, user: str, org: str | None, team: str | None) -> tuple[s
     if team is not None:
         named.append(scope("team", *within, team))
     return (*named, scope("user", *within, user), scope("key", key_id))
+
+
+def tag(org: str | None) -> str:
+    """Name what all accounts of one request are kept under where many gateways share them.
+
+    It is its org; all without one have the same, for a user may be in a team or not, and a team has many users. Made of
+    letters, digits and «_.-~%:» alone, whatever the name.
+    """
+    if org is None:
+        return "nobody"
+    return "org:" + "".join(c if c in PLAIN else "".join(f"%{byte:02X}" for byte in c.encode()) for c in org)
+
+
+def tag_of(at: str, org_of_key: Callable[[str], str | None]) -> str:
+    """Under which tag a scope's accounts are. org_of_key: by its id; raises KeyError for one that is not known."""
+    level, _, rest = at.partition(":")
+    names = [unescaped(name) for name in rest.split("/")]
+    if level in ("key", SESSION, AGENT):
+        return tag(org_of_key(names[0]))
+    return tag(names[0] if level == "org" or len(names) > 1 else None)
+
+
+def unescaped(name: str) -> str:
+    """A name as it was before `scope` took it in."""
+    return name.replace("%2F", "/").replace("%25", "%")
 
 
 def each_of(level: str, of: str) -> str:
@@ -42,7 +70,7 @@ def parsed(text: str) -> str:
     Raises ValueError.
     """
     level, colon, rest = text.partition(":")
-    names = [name.replace("%2F", "/").replace("%25", "%") for name in rest.split("/")]
+    names = [unescaped(name) for name in rest.split("/")]
     most = {"org": 1, "team": 2, "user": 2, "key": 1}.get(level, 0)
     if not colon or not 0 < len(names) <= most or not all(name.isprintable() and name.strip() for name in names):
         raise ValueError("write org:NAME, team:ORG/NAME, user:ORG/NAME, user:NAME or key:ID")

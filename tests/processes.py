@@ -86,6 +86,12 @@ class Gateway:
         if wait:
             self.wait_ready()
 
+    def restart(self, **more: Any) -> None:
+        """Start it again once it has ended, with other parts of holdfast.yaml; wait until it is ready."""
+        self.config_file.write_text(json.dumps(json.loads(self.config_file.read_text()) | more))
+        self.process = self._start()
+        self.wait_ready()
+
     def wait_ready(self) -> None:
         """Wait until /readyz says yes. Raises RuntimeError with the log where it does not."""
         deadline = time.monotonic() + START_S_MAX

@@ -6,22 +6,24 @@ order may be given as often as one likes: to the gateway that runs, to a new one
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from gateway.books.directories import JOURNAL, directories
 from gateway.books.journal import Journal
+from gateway.books.keys import Keys
 from gateway.books.ledger.contract import Charged, Correction, Ledger, Place
 from gateway.books.ledger.sqlite import SqliteLedger
-from gateway.books.ledger.tables import ledger_file, was_corrected
+from gateway.books.ledger.tables import LedgerInUse, ledger_file, was_corrected
 from gateway.books.outbox import Outbox
 from gateway.books.replay import facts
 
 ACCOUNTS_MAX = 20_000  # that one order may correct: the journal's queue takes their facts
 NAME_CHARS_MAX = 128
-JOURNAL = "journal.jsonl"
 LOOK_S = 0.1  # at whether the gateway that runs has carried an order out
 
 _decode = msgspec.json.Decoder(list[Correction]).decode
@@ -87,11 +89,42 @@ async def without_gateway(data: Path, name: str, corrections: Sequence[Correctio
         await ledger.close()
 
 
-def carried_out(data: Path, name: str, within_s: float) -> bool:
-    """Wait until the ledger has made a correction; False where it has not in time. Raises Refused (BOOKS)."""
+def made(
+    data: Path,
+    name: str,
+    corrections: Sequence[Correction],
+    open_keys: Callable[[], AbstractContextManager[Keys]],
+    within_s: float,
+) -> bool:
+    """Have all ledgers in a data directory make a correction: by the gateways that run on them, or without one.
+
+    open_keys: opens the key store, through which gateways hear of it. Whether any has made it now.
+    Raises ValueError for one that cannot be ordered, TimeoutError where a gateway has not done it in time: it will,
+    once. Refused (BOOKS).
+    """
+    said, new, running = encoded(corrections), False, []
+    for path in ledgers(data):
+        try:
+            new |= asyncio.run(without_gateway(path, name, corrections)) is not None
+        except LedgerInUse:
+            if not was_corrected(path, name) and not (path == data and directories(data)):  # workers have not that one
+                running.append(path)
+    if running:
+        with open_keys() as keys:
+            keys.order(name, said)
+            _wait(running, name, within_s)
+            keys.order_done(name)
+    return new or bool(running)
+
+
+def ledgers(data: Path) -> list[Path]:
+    """The directories of all ledgers in a data directory: the one of a gateway alone, and those of workers."""
+    return [path for path in (data, *directories(data)) if ledger_file(path).exists()]
+
+
+def _wait(paths: Sequence[Path], name: str, within_s: float) -> None:
     ends_at = time.monotonic() + within_s
-    while not (ledger_file(data).exists() and was_corrected(data, name)):
+    while not all(was_corrected(path, name) for path in paths):
         if time.monotonic() > ends_at:
-            return False
+            raise TimeoutError(f"the gateway that runs here has not done it yet; it will, once, under the id {name}")
         time.sleep(LOOK_S)
-    return True

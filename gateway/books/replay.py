@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,6 +88,16 @@ class Replayed(NamedTuple):
     charged: Counter[Place]
     facts: int
     lost: int
+
+
+def replay_all(paths: Iterable[Path]) -> Replayed:
+    """Sum up what several journals say was charged, by account. Raises Damaged."""
+    charged: Counter[Place] = Counter()
+    count = lost = 0
+    for one in map(replay, paths):
+        charged.update(one.charged)
+        count, lost = count + one.facts, lost + one.lost
+    return Replayed(charged, count, lost)
 
 
 def replay(path: Path) -> Replayed:

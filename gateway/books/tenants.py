@@ -9,7 +9,7 @@ from gateway.books.ledger.contract import Lines
 from guards.budget import UNLIMITED, Limit, Line, Unit, Window
 from guards.burn import OFF, Plan, Watched
 from guards.rate import Counted, Rate, RateLine
-from guards.scope import AGENT, LEVELS_EACH, SESSION, TURN, each_of, scope, scopes
+from guards.scope import AGENT, LEVELS_EACH, SESSION, TURN, each_of, scope, scopes, tag
 
 Limits = Mapping[str, Iterable[Limit]]  # by scope
 Each = Mapping[str, tuple[Limit, ...]]  # by level: what each session, agent or turn of a key is under
@@ -58,7 +58,8 @@ class Tenant:
         own = scope("key", self.key_id)
         if not any(line.scope == own for line in self.lines):
             object.__setattr__(self, "lines", (*self.lines, Line(own, RECORD)))
-        object.__setattr__(self, "lines", Lines(self.lines))
+        whose = scopes(self.key_id, self.user, self.org, self.team)
+        object.__setattr__(self, "lines", Lines.under(self.lines, tag(self.org), whose))
         limits = [*self.turn, *(line.limit for line in self.lines)]
         who = {"key_id": self.key_id, "user": self.user, "org": self.org, "team": self.team}
         object.__setattr__(self, "_within", {})

@@ -27,11 +27,13 @@ class Door:
         host: str,
         port: int,
         limits: ClientLimits,
+        *,
+        shared: bool = False,
     ) -> "Door":
-        """Listen. Raises OSError."""
+        """Listen. shared: with other processes, each of which has its own clients. Raises OSError."""
         listener = Listener(handler, limits)
         loop = asyncio.get_running_loop()
-        return cls(listener, await loop.create_server(listener, host, port, backlog=BACKLOG))
+        return cls(listener, await loop.create_server(listener, host, port, backlog=BACKLOG, reuse_port=shared or None))
 
     def shut(self) -> None:
         """Take no new connections. Load balancers go elsewhere at once when a port refuses; may be called again."""

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.books.keys import News, Order
 from gateway.changes import AGAIN_FOR_S, AGAIN_S, Changes
-from gateway.deadlines import REVOKED, STOPPED, Deadlines, Expired
+from gateway.deadlines import LAPSED, REVOKED, STOPPED, Deadlines, Expired
 from guards.budget import Limit, Line, Unit
 from guards.refusal import Reason, Refused
 
@@ -103,7 +103,7 @@ async def test_requests_are_ended_by_whose_they_are():
     mine, other = object(), object()
 
     async def request(whose):
-        with pytest.raises(Expired) as expired, deadlines.one("a", whose):
+        with pytest.raises(Expired) as expired, deadlines.one("a", whose=whose):
             await asyncio.sleep(60)
         verdicts.append((whose, expired.value.verdict))
 
@@ -204,3 +204,24 @@ async def test_an_order_that_nobody_understands_ends_nothing(books):
     await look(changes)
 
     assert books.told == [LINE]
+
+
+async def test_requests_end_whose_rights_have_lapsed():
+    """Those of whose limits it is said, with their verdict; others go on, and so does whoever comes later."""
+    deadlines = Deadlines(60)
+    ended = []
+
+    async def serve(key_id, lines):
+        with pytest.raises(Expired) as expired, deadlines.one(key_id, lines):
+            await asyncio.sleep(60)
+        ended.append((key_id, expired.value.verdict))
+
+    running = [asyncio.create_task(serve(name, [Line(f"key:{name}", Limit(5))])) for name in ("a", "b")]
+    await asyncio.sleep(0)
+
+    assert deadlines.lapse(lambda lines: lines[0].scope == "key:a") == 1
+    await running[0]
+    assert deadlines.lapse(lambda lines: lines[0].scope == "key:a") == 0
+    assert ended == [("a", LAPSED)]
+    deadlines.stop()
+    await running[1]

@@ -153,3 +153,16 @@ def test_a_throttled_stream_that_is_hungry_has_all_that_was_promised():
         now_ns += int(throttle.step_s * SECOND_NS)
 
     assert 500 <= delivered <= 520
+
+
+@given(st.integers(1, 10_000), st.sampled_from([1, 60, 3600]), st.integers(1, 1_000), st.integers(1, 16))
+def test_parts_of_a_rate_never_give_more_than_all_of_it(units, period_s, burst, count):
+    """Neither at once nor in the long run."""
+    whole = Rate(units, period_s, max(burst, count))
+
+    part = whole.part(count)
+
+    assert part.burst >= 1
+    assert part.burst * count <= whole.burst
+    assert part.interval_ns >= whole.interval_ns * count - count
+    assert part.units * count * whole.period_s <= whole.units * part.period_s

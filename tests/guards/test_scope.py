@@ -1,10 +1,12 @@
 """No two scopes have the same name."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guards.scope import lineage, parsed, scope, scopes
+from guards.scope import lineage, parsed, scope, scopes, tag, tag_of
 
 NAMES = st.text(st.sampled_from("ab/%: é2F"), min_size=1, max_size=6)
 PARTS = st.lists(NAMES, min_size=1, max_size=3)
@@ -29,6 +31,22 @@ def test_a_key_is_under_its_org_team_and_user():
 def test_a_scope_is_read_as_it_is_shown(names):
     """So that what a list shows can be pasted."""
     assert parsed(scope("user", *names)) == scope("user", *names)
+
+
+@given(*[st.none() | st.text(st.sampled_from("ab{}/%é2F: "), min_size=1, max_size=6)] * 2)
+def test_each_org_has_a_tag_of_plain_characters(one, other):
+    """That no name can break, and no two share; keys without an org share theirs."""
+    assert re.fullmatch(r"[A-Za-z0-9_.~%:-]+", tag(one))
+    assert (tag(one) == tag(other)) == (one == other)
+
+
+def test_accounts_are_under_their_orgs_tag():
+    """Whatever the level; sessions and agents as their key."""
+    orgs = {"key_1": "acme", "key_2": None}
+
+    names = ("org:acme", "team:acme/search", "user:acme/al%2Fice", "key:key_1", "session:key_1/s", "agent:key_1/a")
+    assert {tag_of(name, orgs.__getitem__) for name in names} == {tag("acme")}
+    assert {tag_of(name, orgs.__getitem__) for name in ("team:search", "user:alice", "key:key_2")} == {tag(None)}
 
 
 def test_a_percent_sign_need_not_be_escaped():

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from guards.budget import Account, Limit, Line, Unit
+from guards.budget import UNLIMITED, Account, Limit, Line, Unit
 from guards.claim import Cover, Load
 from guards.money import Price, Tokens
 
@@ -46,7 +46,12 @@ class Lines(tuple[Line, ...]):
     """The limits of a request, which remember for a minute where their accounts are: they are the same for many.
 
     units: of each. amounts: of each, in the windows that `cells` answered last.
+    tag: what their accounts are kept under where many gateways share them; see `guards.scope.tag`.
+    scopes: whose request it is, the widest first, whether or not there are limits on them.
     """
+
+    tag = ""
+    scopes: tuple[str, ...] = ()
 
     units: tuple[Unit, ...]
     amounts: tuple[int, ...]
@@ -64,6 +69,18 @@ class Lines(tuple[Line, ...]):
     def of(cls, lines: Sequence[Line]) -> "Lines":
         """The same limits, as these if they are not yet."""
         return lines if isinstance(lines, Lines) else cls(lines)
+
+    @classmethod
+    def under(cls, lines: Sequence[Line], tag: str, scopes: tuple[str, ...]) -> "Lines":
+        """The limits of a tenant."""
+        found = cls(lines)
+        found.tag, found.scopes = tag, scopes
+        return found
+
+    @property
+    def limited(self) -> bool:
+        """Whether any of them can refuse a request; the others only record."""
+        return any(limit.amount != UNLIMITED for _, limit in self)
 
     def cells(self, of: Cells, now_s: float) -> tuple[Cell, ...]:
         """The accounts they mean at this moment (unix seconds). From one thread."""
@@ -136,9 +153,10 @@ class Correction(NamedTuple):
 class Ledger(Protocol):
     """The accounts of all limits and the holds on them; used from one event loop.
 
-    Every call is one atomic step over all accounts of a request, taken in the order of the calls, and on its way when
-    the call returns: a caller that is cancelled while it waits for the answer has still been heard. Each may be
-    answered with `Refused(Reason.BOOKS)`; then nothing has changed. After every step, in each account:
+    Every call is one atomic step over all accounts of a request, taken in the order of the calls (but for one that has
+    to wait for rights from a vault), and on its way when the call returns: a caller that is cancelled while it waits
+    for the answer has still been heard. Each may be answered with `Refused(Reason.BOOKS)`; then nothing has changed.
+    After every step, in each account:
 
         held + spent + free = limit,    held = the sum of its holds
 

@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
 from gateway.books.ledger.contract import NOTHING, About, Charged, Correction, Grant, Ledger, Lines, More
 from gateway.books.ledger.settlement import Settlement
-from gateway.books.ledger.steps import Audit, Balance, Correct, Extend, Open, Relimit, Settle
+from gateway.books.ledger.steps import Audit, Balance, Correct, Extend, Open, Relimit, Settle, Step
 from gateway.books.ledger.tables import LedgerFile, charge_leftovers, connect, lock, prune, read_outbox
 from gateway.books.ledger.writer import Writer
 from guards.budget import Account, Limit, Line
@@ -21,6 +21,7 @@ from guards.money import Price, Tokens
 from guards.refusal import Refused
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 RECOVERED_TOLD_MAX = 20  # accounts in one log line
 
@@ -87,10 +88,17 @@ class SqliteLedger:
         least: Load,
         alone: Load | None = None,
     ) -> Awaitable[Grant]:
+        return self.opening(request_id, Open(request_id, Lines.of(lines), price, want, least, alone))
+
+    def opening(self, request_id: str, step: Step[Grant]) -> "Opening":
+        """Take a step that opens a hold; to be awaited, once."""
         opening = Opening(self, request_id)
-        step = Open(request_id, Lines.of(lines), price, want, least, alone)
         opening.answer = self._writer.put(step, unclaimed=opening.give_back)
         return opening
+
+    def step(self, step: Step[T]) -> asyncio.Future[T]:
+        """Take any step; its own errors reach the caller as they are."""
+        return self._writer.put(step)
 
     def extend(self, request_id: str, want: Load, least: int) -> asyncio.Future[More]:
         return self._writer.put(Extend(request_id, want, least))

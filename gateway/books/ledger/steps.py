@@ -112,9 +112,9 @@ class Open(NamedTuple):
         for cell, part in zip(cells, parts, strict=True):
             if cell.account is not None and cell.account.limit != part.account.limit:
                 shelf.write(cell, part.account)  # a lowered limit binds the top-ups of older holds at once
-        raise self._refusal(parts, lacks, now_s)
+        raise self.refusal(parts, lacks, now_s)
 
-    def _refusal(self, parts: list[Part], lacks: int, now_s: float) -> Refused:
+    def refusal(self, parts: list[Part], lacks: int, now_s: float) -> Refused:
         """Name the limit that can never pay it, else the one that cannot now."""
         needed = self.alone or self.least
         never = lacking(parts, needed, self.price, ever=True)

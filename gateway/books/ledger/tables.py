@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from gateway.books.directories import directories
 from gateway.books.ledger.contract import Charged, Place
 from guards.budget import UNLIMITED, Account
 from guards.refusal import Reason, Refused
@@ -265,8 +266,20 @@ def explained(data: Path) -> Iterator[None]:
 def read_balances(data: Path, scopes: Iterable[str] | None = None) -> list[Balance]:
     """List accounts in a data directory, all or those of some scopes, also while a gateway runs on it; reads only.
 
+    Where workers have books below it, an account is what all of them say of it, and has no limit: theirs are rights.
     Raises Refused (BOOKS), naming the file, where it is damaged.
     """
+    workers, scopes = directories(data), None if scopes is None else list(scopes)
+    if not workers:
+        return _balances(data, scopes)
+    sums: dict[Place, tuple[int, int]] = {}
+    for one in (one for path in (data, *workers) for one in _balances(path, scopes)):
+        spent, held = sums.get(at := Place(*one[:3]), (0, 0))
+        sums[at] = spent + one.spent, held + one.held
+    return [Balance(*at, None, spent, held) for at, (spent, held) in sorted(sums.items())]
+
+
+def _balances(data: Path, scopes: Iterable[str] | None) -> list[Balance]:
     if not ledger_file(data).exists():
         return []
     with _looking(data) as db:

@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.books import replay
-from gateway.books.corrections import Corrections, carried_out, encoded, nameable, reset, without_gateway
+from gateway.books.corrections import Corrections, encoded, nameable, reset, without_gateway
 from gateway.books.journal import Journal
 from gateway.books.keys import Keys
 from gateway.books.ledger.contract import Correction, Place
 from gateway.books.ledger.sqlite import SqliteLedger
-from gateway.books.ledger.tables import LedgerInUse, read_balances
+from gateway.books.ledger.tables import LedgerInUse, read_balances, was_corrected
 from gateway.books.outbox import Outbox
 from guards.budget import Account, Limit, Line, Unit, Window
 from guards.claim import Load
@@ -150,14 +150,14 @@ async def test_without_a_gateway_it_is_made_as_by_one_that_begins(books):
     await books.spend("r1", 30)
     with pytest.raises(LedgerInUse):
         await without_gateway(books.folder, "x", reset(AT))
-    assert not carried_out(books.folder, "x", 0.0)
+    assert not was_corrected(books.folder, "x")
     await books.ledger.open("r2", [Line("org:acme", Limit(10_000))], None, Load(0, 50), Load(0, 50))
     await books.end()
 
     (done,) = await without_gateway(books.folder, "x", reset(AT))
 
     assert done.charges == [(AT, -80)]
-    assert carried_out(books.folder, "x", 0.0)
+    assert was_corrected(books.folder, "x")
     assert books.differences() == []
     assert await without_gateway(books.folder, "x", reset(AT)) is None
 

@@ -1,0 +1,321 @@
+"""A lease: the rights that one gateway has under one tag, and until when it may spend them."""
+
+import asyncio
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, Protocol, TypeVar
+
+import structlog
+
+from gateway.books.ledger.contract import Place
+from gateway.books.ledger.leased_steps import Elsewhere, GiveBack, Saying, TakeIn
+from gateway.books.ledger.register import Entry, Register
+from gateway.books.ledger.steps import Step
+from gateway.books.vault.contract import LEASE_S, Claim, Closed, Fenced, Given, Refusal, Vault, VaultDown
+from guards.budget import UNLIMITED, Account
+from guards.escrow import AMOUNT_MAX
+from guards.leasing import Use, cushion, refill
+from guards.refusal import Reason, Refused
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+CLAIMS_MAX = 256  # in one exchange; more accounts take several
+ACCOUNTS_MAX = 16_384  # under one tag, of which the vault is told; those at rest are let go of
+WAITERS_MAX = 4096  # requests under one tag that wait for an exchange
+WAIT_S = 3.0  # for an exchange, or two: one may be on its way already
+IDLE_S = 30.0  # nothing used for so long, all rights go back, and the account is not spoken of any more
+LATER_S = 0.001  # an account's limit was set later than it was before, whatever the clock says
+
+
+class Books(Protocol):
+    """A gateway's own ledger, as far as a lease needs it."""
+
+    def step(self, step: Step[T]) -> asyncio.Future[T]: ...
+
+
+class Wish(NamedTuple):
+    """What those that wait would have free of an account. need: less than that helps none; needs: helps all of them."""
+
+    need: int
+    want: int
+    needs: int
+
+
+Wishes = Mapping[Place, Wish]
+
+
+class Known:
+    """What a gateway knows of an account beside its own ledger. limit: the budget; None where it only records."""
+
+    __slots__ = ("as_of", "given", "held", "limit", "noted", "share", "told", "use", "used_s")
+
+    def __init__(self, limit: int | None, as_of: float, now_s: float, *, noted: bool = False) -> None:
+        self.limit, self.as_of, self.noted = limit, as_of, noted
+        self.given: Given | None = None
+        self.use: Use | None = None
+        self.held, self.share = 0, 0
+        self.used_s = now_s
+        self.told = (0, 0)  # what rights and what spent the vault has answered
+
+
+class Round:
+    """One exchange to come, and all that wait for it."""
+
+    def __init__(self) -> None:
+        self.wishes: dict[Place, Wish] = {}
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting = 0
+        self.whole = False
+
+    def add(self, wishes: Wishes) -> None:
+        """Have it ask for this too: as much as all want, and what one of them can do something with, at least."""
+        for at, wish in wishes.items():
+            known = self.wishes.get(at)
+            if known is not None:
+                wish = Wish(min(wish.need, known.need), wish.want + known.want, wish.needs + known.needs)
+            self.wishes[at] = wish
+
+
+class Lease:
+    """Exchanges with the vault for one tag, one after the other; whoever lacks something meanwhile waits for the next.
+
+    clock: monotonic seconds; wall: unix seconds. made_s: by the clock.
+    on_vault: told after each exchange why there was none; "" if there was.
+    known: the accounts of which the vault is told. fault: why nothing may be spent, whatever the time; "" else.
+    heard_s: when the vault was last heard; asked_s: and asked for more; began_s: when the last exchange began.
+    valid_until: rights may be spent until then.
+    scarce: others may come to lack what this gateway has, so that it should hear of that soon.
+    hoping: requests that wait for what others may give back.
+    """
+
+    def __init__(
+        self,
+        tag: str,
+        books: Books,
+        vault: Vault,
+        register: Register,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+        on_vault: Callable[[str], None],
+    ) -> None:
+        self.tag = tag
+        self._books, self._vault, self._register = books, vault, register
+        self._clock, self._wall, self._on_vault = clock, wall, on_vault
+        self.known: dict[Place, Known] = {}
+        self.heard: dict[Place, Elsewhere] = {}
+        self.fault = ""
+        self.made_s = clock()
+        self.valid_until = self.heard_s = self.asked_s = self.began_s = -math.inf
+        self.fenced = self.quiet = self.scarce = False
+        self.hoping = 0
+        self._ending = False
+        self._round: Round | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether an exchange is on its way."""
+        return self._task is not None
+
+    @property
+    def valid(self) -> bool:
+        """Whether rights may be spent now."""
+        return not self.fault and self._clock() < self.valid_until
+
+    @property
+    def limited(self) -> bool:
+        """Whether any of its accounts needs rights."""
+        return any(one.limit is not None for one in self.known.values())
+
+    def learn(self, at: Place, limit: int) -> bool:
+        """Take in what an account's limit is now; whether that is news. Raises Refused for too many accounts."""
+        amount = None if limit == UNLIMITED else min(limit, AMOUNT_MAX)
+        known = self.known.get(at)
+        if known is None:
+            if len(self.known) >= ACCOUNTS_MAX:
+                raise Refused(Reason.BOOKS, "too many accounts are in use at once", retry_after_s=IDLE_S)
+            self.known[at] = Known(amount, 0.0, self._clock())
+            return True
+        if known.limit == amount:
+            return False
+        known.limit, known.as_of = amount, max(self._wall(), known.as_of + LATER_S)
+        known.noted = False
+        if at in self.heard:
+            self.heard[at] = self.heard[at]._replace(limit=limit)
+        return True
+
+    def restore(self, entry: Entry) -> None:
+        """Know of an account what an earlier start knew."""
+        self.known[entry.place] = Known(entry.limit, entry.as_of, self._clock(), noted=True)
+
+    async def ask(self, wishes: Wishes) -> None:
+        """Wait until the vault was asked for this, however that went. Raises Refused where too many wait."""
+        waiting = self._next()
+        if waiting.waiting >= WAITERS_MAX:
+            raise Refused(Reason.BOOKS, "too many requests wait for budget", retry_after_s=1.0)
+        waiting.add(wishes)
+        waiting.waiting += 1
+        for at, wish in wishes.items():
+            self.known[at].share = wish.want
+        await asyncio.wait([waiting.done], timeout=WAIT_S)
+
+    def renew(self) -> asyncio.Future[None]:
+        """Say everything to the vault, in the next exchange; its end."""
+        waiting = self._next()
+        waiting.whole = True
+        return waiting.done
+
+    async def end(self) -> None:
+        """Give all rights back that are free, for good."""
+        self._ending = True
+        await asyncio.wait([self.renew()])
+
+    async def note(self, page: Iterable[Place]) -> None:
+        """What the vault hears of is remembered first: a later start has to tell it how that ended."""
+        new = [Entry(at, self.tag, one.limit, one.as_of) for at in page if not (one := self.known[at]).noted]
+        if new:
+            await asyncio.to_thread(self._register.note, new)
+            for entry in new:
+                self.known[entry.place].noted = self.known[entry.place].limit == entry.limit
+
+    def _next(self) -> Round:
+        if self._round is None:
+            self._round = Round()
+            if self._task is None:
+                self._task = asyncio.create_task(self._run())
+        return self._round
+
+    async def _run(self) -> None:
+        while (taken := self._round) is not None:
+            self._round = None
+            try:
+                if not self.fenced:
+                    await self._exchange(taken)
+            except Refused:
+                pass  # the gateway's own ledger cannot be written, and says so itself
+            except Exception as error:  # a bug must not be the end of all exchanges
+                log.error("lease.fault", tag=self.tag, exc_info=error)
+            finally:
+                taken.done.set_result(None)
+        self._task = None
+
+    async def _exchange(self, asked: Round) -> None:
+        """Say all accounts, or where these are many those that are asked for, and take in what is given."""
+        self.began_s = began_s = self._clock()
+        whole = asked.whole or len(self.known) <= CLAIMS_MAX or not self.valid
+        places = list(self.known) if whole else list(asked.wishes)
+        if not places:
+            return
+        self.scarce = False
+        for first in range(0, len(places), CLAIMS_MAX):
+            page = places[first : first + CLAIMS_MAX]
+            if not await self._say(page, asked.wishes):
+                return
+        if asked.wishes:
+            self.asked_s = self.heard_s
+        if whole:
+            self.valid_until = began_s + LEASE_S
+            await self._let_go()
+
+    async def _say(self, page: list[Place], wishes: Wishes) -> bool:
+        await self.note(page)
+        now_s = self._clock()
+        sayings = tuple(self._saying(at, wishes, now_s) for at in page)
+        stands = await self._books.step(GiveBack(sayings))
+        claims = [self._claim(one, account, wishes, now_s) for one, account in zip(sayings, stands, strict=True)]
+        me = self._register.me()
+        known = self.tag in self._register.tags
+        try:
+            answer = await self._vault.exchange(self.tag, me, claims, known)
+        except VaultDown as down:
+            self._on_vault(str(down) or "the vault cannot be reached")
+            return False
+        if isinstance(answer, Refusal):
+            self._refused(answer)
+            return False
+        self._on_vault("")
+        if self.fault:
+            log.warning("lease.goes_on", tag=self.tag)
+        if not known:  # before any of the rights are used
+            await asyncio.to_thread(self._register.know, self.tag)
+        self.fault, self.quiet, self.heard_s = "", answer.quiet, self._clock()
+        given = zip(claims, answer.given, strict=True)
+        await self._books.step(TakeIn(tuple((one.place, to.rights) for one, to in given if one.limit is not None)))
+        for one, to in zip(claims, answer.given, strict=True):
+            known_now = self.known[one.place]
+            before, known_now.given, known_now.told = known_now.given, to, (one.rights, one.spent)
+            if one.limit is not None:
+                self.scarce |= to.rights > one.spent and (to.wanted or to.free <= known_now.share)
+                if to.wanted and not (before is not None and before.wanted):
+                    self.renew()  # and give back what it can, at once
+                gone = one.limit - to.free - to.rights - to.others
+                self.heard[one.place] = Elsewhere(one.limit, gone, to.others)
+        return True
+
+    def _saying(self, at: Place, wishes: Wishes, now_s: float) -> Saying:
+        known = self.known[at]
+        if known.limit is None:
+            return Saying(at, None)
+        wish = wishes.get(at, Wish(0, 0, 0))
+        given = known.given
+        unleased = UNLIMITED if given is None else given.free
+        if self._ending or (now_s - known.used_s > IDLE_S and at not in wishes):
+            return Saying(at, known.limit, wanted=True)
+        return Saying(
+            at, known.limit, self._cushion(known, given), wish.want, unleased,
+            given is not None and given.wanted,
+        )  # fmt: skip
+
+    def _cushion(self, known: Known, given: Given | None) -> int:
+        if known.use is None or given is None or given.wanted:
+            return 0
+        return cushion(known.use.per_s, known.share, max(0, given.rights - known.use.used) + given.free)
+
+    def _claim(self, saying: Saying, account: Account, wishes: Wishes, now_s: float) -> Claim:
+        at, limit, cushioned, *_, wanted = saying
+        known, used = self.known[at], account.spent + account.held
+        if known.use is None or known.use.used != used or account.held:
+            known.used_s = now_s
+        known.use = Use(used, now_s) if known.use is None else known.use.seen(used, now_s)
+        known.held = account.held
+        if limit is None:
+            return Claim(at, None, known.as_of, used, account.spent)
+        if at not in wishes:
+            want = 0 if wanted else refill(account.free, cushioned)
+            return Claim(at, limit, known.as_of, account.limit, account.spent, want)
+        wish = wishes[at]
+        need, want, needs = (max(0, amount - account.free) for amount in wish)
+        if need and known.given is not None:  # for all that wait, or else for as many as half of what there is helps
+            free = known.given.free
+            need = max(need, needs if needs <= free else free // 2)
+            want = max(want, need)
+        return Claim(at, limit, known.as_of, account.limit, account.spent, want + cushioned if want else 0, need)
+
+    def _refused(self, answer: Refusal) -> None:
+        """What was stale is told again by the next exchange; the others stop all spending, until the vault goes on."""
+        if isinstance(answer, Fenced | Closed):
+            if not self.fault:
+                log.error("lease.refused", tag=self.tag, why=answer.why, fenced=isinstance(answer, Fenced))
+            self.fault, self.fenced = answer.why, isinstance(answer, Fenced)
+            self.valid_until = -math.inf
+            self._on_vault("")
+        else:
+            self._on_vault(answer.why)
+
+    async def _let_go(self) -> None:
+        """Forget accounts at rest of which the vault has all rights back, and knows what was spent."""
+        now_s = self._clock()
+        resting = [at for at, one in self.known.items() if now_s - one.used_s > IDLE_S and self._told(one)]
+        if resting:
+            tag = None if len(resting) < len(self.known) else self.tag
+            await asyncio.to_thread(self._register.forget, resting, tag)
+            for at in resting:
+                if now_s - self.known[at].used_s > IDLE_S:
+                    del self.known[at]
+                    self.heard.pop(at, None)
+                else:
+                    self.known[at].noted = False  # it was used again meanwhile
+
+    def _told(self, known: Known) -> bool:
+        return known.use is not None and not known.held and known.told == (known.use.used, known.use.used)

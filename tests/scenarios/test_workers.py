@@ -1,0 +1,196 @@
+"""Many workers on one machine, real processes: one budget for all of them, whatever becomes of one."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from gateway.books.directories import directories
+from gateway.books.ledger.tables import read_balances
+from loadtests.processes import start_stub
+from tests.loadtests.raw_client import Seen
+from tests.processes import HOLDFAST, Gateway, until
+from tests.scenarios.asking import ask, chat, error, ids_of, order, prompt_tokens
+
+WORKERS = 4
+BODY = chat("hello", max_tokens=100)
+
+
+def pids(gateway: Gateway) -> list[int]:
+    """The processes of its workers."""
+    children = Path(f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children")
+    return [int(pid) for pid in children.read_text().split()]
+
+
+def lives(pid: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def settled(gateway: Gateway, key: str) -> int:
+    """What a key was charged, once nothing of it is held any more."""
+    return gateway.paid(key).spent
+
+
+def books(gateway: Gateway) -> int:
+    """How many workers have charged anything; that journals and ledgers are equal."""
+    told = json.loads(gateway.cli("journal", "replay", "--check", "--json"))
+    assert (told["differences"], told["facts_lost"]) == ([], 0)
+    return sum(any(one.spent for one in read_balances(path)) for path in directories(gateway.data))
+
+
+async def crowd(gateway: Gateway, key: str, budget: int, at_once: int = 32, until_s: float = 30.0) -> list[Seen]:
+    """Ask again and again, so many at once, until nothing is left to be had."""
+    seen, end = [], time.monotonic() + until_s
+    spent = asyncio.Event()
+
+    async def client() -> None:
+        while not spent.is_set() and time.monotonic() < end:
+            one = await ask(gateway, key, BODY)
+            seen.append(one)
+            if one.head and one.status == 402:
+                spent.set()
+            elif not one.head or one.status != 200:  # without one, it was with the worker that was killed
+                await asyncio.sleep(0.05)
+
+    await asyncio.gather(*[client() for _ in range(at_once)])
+    return seen
+
+
+async def patient(gateway: Gateway, key: str, body: dict) -> Seen:
+    """Ask again while another worker has what is lacked, as clients do."""
+    for _ in range(5):
+        seen = await ask(gateway, key, body)
+        if seen.status != 429:
+            return seen
+        await asyncio.sleep(0.5)
+    return seen
+
+
+def delivered(seen: list[Seen]) -> int:
+    """Tokens of prompts and answers that clients have seen."""
+    given = [one for one in seen if one.head and one.status == 200]
+    return sum(len(ids_of(one)) for one in given) + prompt_tokens(BODY) * len(given)
+
+
+async def test_a_budget_is_one_for_all_workers(stubs, start_gateway):
+    """With more demand than budget: at least 99 in 100 tokens are delivered, none too many, and all books agree."""
+    budget = 20_000
+    gateway = start_gateway([stubs[0].url], workers=WORKERS)
+    key = gateway.key("crowd", budget)
+
+    seen = await crowd(gateway, key, budget)
+
+    charged = settled(gateway, key)
+    assert charged == delivered(seen)
+    assert 0.99 * budget <= charged <= budget
+    assert books(gateway) == WORKERS
+    assert any(error(one)["code"] == "budget_exceeded" for one in seen if one.status != 200)
+    assert gateway.stop() == 0
+    assert settled(gateway, key) == charged
+
+
+async def test_a_killed_worker_charges_what_it_held_and_is_started_again(stubs, start_gateway):
+    """In mid-run, by SIGKILL: never more than the budget is charged or delivered, and the others go on."""
+    budget = 20_000
+    gateway = start_gateway([stubs[0].url], workers=WORKERS)
+    key = gateway.key("crowd", budget)
+    before = pids(gateway)
+    running = asyncio.create_task(crowd(gateway, key, budget, until_s=8.0))
+    await asyncio.to_thread(until, lambda: any(one.spent > 1_000 for one in gateway.balances()))
+
+    os.kill(before[0], signal.SIGKILL)
+    seen = await running
+
+    charged = settled(gateway, key)
+    assert delivered(seen) <= charged <= budget
+    assert charged >= 0.99 * budget
+    assert len(until(lambda: len(found := pids(gateway)) == WORKERS and found)) == WORKERS
+    assert set(pids(gateway)) - set(before)
+    assert books(gateway) == WORKERS
+    assert "worker.died" in gateway.log()
+    assert gateway.stop() == 0
+
+
+async def test_a_parent_that_is_killed_leaves_nobody_behind(stubs, start_gateway):
+    """Its workers come to their end, and the directory can be used again."""
+    gateway = start_gateway([stubs[0].url], workers=2)
+    workers = pids(gateway)
+
+    os.kill(gateway.process.pid, signal.SIGKILL)
+
+    gateway.process.wait()
+    assert len(workers) == 2
+    until(lambda: not any(map(lives, workers)))
+
+
+async def test_a_directory_of_one_gateway_comes_to_many_with_its_spend(stubs, start_gateway):
+    """What was spent before counts for all workers, and what many spent for fewer of them, to the last token."""
+    gateway = start_gateway([stubs[0].url])
+    key = gateway.key("mover", 400)
+    seen = [await ask(gateway, key, BODY)]
+    assert gateway.stop() == 0
+    for workers in (3, 1):
+        gateway.restart(workers=workers)
+        seen += [await patient(gateway, key, chat("hello", max_tokens=20)) for _ in range(4)]
+        assert settled(gateway, key) == delivered(seen)
+        if workers == 3:
+            assert gateway.stop() == 0
+
+    seen.append(await patient(gateway, key, BODY))
+    refused = await ask(gateway, key, BODY)
+
+    assert [one.status for one in seen] == [200] * 10
+    assert settled(gateway, key) == delivered(seen) == 400
+    assert (refused.status, error(refused)["code"]) == (402, "budget_exceeded")
+    assert len(directories(gateway.data)) == 3
+    (line,) = json.loads(gateway.cli("keys", "list", "--json"))
+    assert [(one["spent"], one["free"]) for one in line["budgets"]] == [(400, 0)]
+
+
+async def test_streams_end_cleanly_where_the_vault_is_lost(tokenizer, start_gateway):
+    """Charged for what they delivered; nothing new is let in, until the vault is there again."""
+    with start_stub(tokens_per_s=40) as stub:
+        gateway = start_gateway([stub.url], workers=2, tokenizer=tokenizer)
+        key = gateway.key("streamer", 5_000)
+        body = chat(order(tokens=2_000), max_tokens=2_000)
+        streams = [asyncio.create_task(ask(gateway, key, body)) for _ in range(4)]
+        await asyncio.to_thread(until, lambda: any(one.held for one in gateway.balances()))
+        await asyncio.sleep(0.5)
+        vault = sorted(gateway.data.glob("vault.sqlite3*"))
+        for path in vault:
+            path.rename(gateway.folder / path.name)
+
+        seen = await asyncio.wait_for(asyncio.gather(*streams), 5)
+        refused = [await ask(gateway, key, BODY) for _ in range(8)]
+        ready = gateway.get("/readyz", gateway.admin_url)
+        for path in gateway.data.glob("vault.sqlite3*"):
+            path.unlink()
+        for path in vault:
+            (gateway.folder / path.name).rename(path)
+        again = await asyncio.to_thread(until, lambda: gateway.get("/readyz", gateway.admin_url)[0] == 200)
+
+        assert {error(one)["code"] for one in seen} == {"books_unavailable"}
+        assert settled(gateway, key) == sum(len(ids_of(one)) + prompt_tokens(body) for one in seen)
+        assert {(one.status, error(one)["code"]) for one in refused} == {(503, "books_unavailable")}
+        assert (ready[0], again) == (503, True)
+        assert gateway.stop() == 0
+
+
+def test_workers_that_cannot_start_end_the_parent(stubs, start_gateway):
+    """With the reason, rather than being started again and again: here another gateway works on their books."""
+    gateway = start_gateway([stubs[0].url], workers=2)
+    command = [HOLDFAST, "serve", "--config", gateway.config_file, "--port", "0", "--admin-port", "0"]
+
+    same = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    alone = subprocess.run([*command, "--workers", "1"], capture_output=True, text=True, timeout=30)
+
+    for other in (same, alone):
+        assert (other.returncode, "in use by another gateway" in other.stderr) == (1, True)
+    assert len(pids(gateway)) == 2
