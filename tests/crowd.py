@@ -37,6 +37,7 @@ class Account:
     secret: str
     budget: int
     received: int = 0
+    output: int = 0  # of these
     spent_up: bool = False
 
     @property
@@ -85,6 +86,7 @@ class Answer(asyncio.Protocol):
             count = found[2].count(b",") + 1
             if found[1] == b"token_ids":
                 self.ids += count
+                self._account.output += count
             elif self._prompt:
                 continue  # each of several choices shows it; it is paid for once
             else:
