@@ -3,6 +3,8 @@
 import json
 import os
 import secrets
+import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,10 +12,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import redis
 
 from gateway.local.leashed import Leashed
 from loadtests.bench.words import MODEL
@@ -49,13 +53,18 @@ class Recipe:
 
 @dataclass
 class Place:
-    """Where a peer runs. environment, headers: what its process, and what its clients, need besides."""
+    """Where a peer runs. environment, headers: what its process, and what its clients, need besides.
+
+    beside: what runs for it, and ends after it. commands: says how many it has had of that so far.
+    """
 
     port: int
     upstream: str
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
+    beside: list[Leashed] = field(default_factory=list)
+    commands: Callable[[], int] | None = None
 
 
 class Missing(Exception):
@@ -76,20 +85,21 @@ class Peer:
             raise Missing(f"{recipe.needs} is not installed; to have it measured: {HOW_TO_INSTALL}")
         self.place.folder.mkdir()
         self.place.port = free_port()
-        command, log = recipe.command(self.place), self.place.folder / "log"
-        environment = os.environ | self.place.environment
-        self._process = Leashed(self.name, command, log=log, environment=environment)
-        with pinned(core):
-            self.pid = self._process.start().pid
         try:
+            command, log = recipe.command(self.place), self.place.folder / "log"
+            environment = os.environ | self.place.environment
+            self._process = Leashed(self.name, command, log=log, environment=environment)
+            with pinned(core):
+                self.pid = self._process.start().pid
             self._wait()
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
-        if self._process is not None:
-            self._process.stop()
+        for process in (self._process, *self.place.beside):
+            if process is not None:
+                process.stop()
 
     def _wait(self) -> None:
         assert self._process is not None
@@ -155,15 +165,56 @@ def holdfast(
     return command
 
 
-def four_levels() -> Callable[[Place], list[str]]:
-    """The same under limits of an org, a team, a user and a key, in money and in every kind of token."""
+def four_levels(*, redis: bool = False) -> Callable[[Place], list[str]]:
+    """The same under limits of an org, a team, a user and a key, in money and in every kind of token.
+
+    redis: on rights leased from there. Raises Missing where it is not installed.
+    """
     budgets = [
         {"org": "acme", "limits": ["1000000 USD/month", BUDGET]},
         {"org": "acme", "team": "search", "limits": [BUDGET]},
         {"org": "acme", "user": "bench", "limits": ["1000000000000 output tokens/hour"]},
     ]
     key = ("--org=acme", "--team=search", f"--tokens={BUDGET}")
-    return holdfast(key=key, budgets=budgets, prices=[{"model": MODEL, "input": 0.5, "output": 1.5}])
+    said: dict[str, Any] = {"budgets": budgets, "prices": [{"model": MODEL, "input": 0.5, "output": 1.5}]}
+    if not redis:
+        return holdfast(key=key, **said)
+
+    def command(place: Place) -> list[str]:
+        url = redis_server(place)
+        program = holdfast(key=key, ledger={"url": url}, **said)(place)
+        begin = [*program[: program.index("serve")], "ledger", "begin", program[-1]]
+        subprocess.run(begin, env=os.environ | place.environment, check=True, capture_output=True)
+        return program
+
+    return command
+
+
+def redis_server(place: Place) -> str:
+    """Start one beside a peer; its URL. Raises Missing."""
+    unpacked = ROOT / ".cache" / "redis" / "redis-server"
+    found = str(unpacked) if unpacked.exists() else shutil.which("redis-server")
+    if found is None:
+        raise Missing("redis-server is not installed: python3 scripts/install.py redis")
+    port, folder = free_port(), place.folder / "redis"
+    folder.mkdir()
+    command = [found, f"--port {port}", "--bind 127.0.0.1", f"--dir {folder}", "--save ''", "--appendonly yes"]
+    words = [word for one in command for word in shlex.split(one)]
+    place.beside.append(Leashed("redis-server", words, log=folder / "log", environment=os.environ))
+    place.beside[-1].start()
+    client = redis.Redis(port=port)
+    for _ in range(100):
+        with suppress(redis.RedisError):
+            client.ping()
+            break
+        time.sleep(0.05)
+
+    def commands() -> int:
+        calls = client.info("commandstats")
+        return sum(calls.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha"))
+
+    place.commands = commands
+    return f"redis://127.0.0.1:{port}/0"
 
 
 def passthrough(*how: str) -> Callable[[Place], list[str]]:
@@ -206,6 +257,7 @@ RECIPES = (
     Recipe("holdfast", holdfast()),
     Recipe("holdfast, no limits", holdfast(key=()), holds=False, named=True),
     Recipe("holdfast, four levels", four_levels(), holds=False, named=True),
+    Recipe("holdfast, four levels on Redis", four_levels(redis=True), holds=False, named=True),
     Recipe("vllm-router", vllm_router, needs="vllm-router"),
     Recipe("litellm", litellm, share=0.1, rounds=2, holds=False, needs="litellm"),
 )

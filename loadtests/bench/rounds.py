@@ -63,10 +63,14 @@ class Memory(msgspec.Struct):
 
 @dataclass
 class Results:
-    """seen[peer][load]: one for each look, in their order. memory[peer]: one for each time the streams were held."""
+    """seen[peer][load]: one for each look, in their order. memory[peer]: one for each time the streams were held.
+
+    commands[peer][load]: of those that ask a Redis, how many commands, in all looks.
+    """
 
     seen: dict[str, dict[str, list[Seen]]] = field(default_factory=dict)
     memory: dict[str, list[Memory]] = field(default_factory=dict)
+    commands: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 class Bench:
@@ -106,7 +110,12 @@ class Bench:
         mine = msgspec.structs.replace(
             job, port=peer.place.port, pid=peer.pid, headers=peer.place.headers, ids=self._ids, connections=connections
         )
+        asked = peer.place.commands
+        before = asked() if asked is not None else 0
         seen = done(mine, self._core)
+        if asked is not None:
+            count = self.results.commands.setdefault(peer.name, {})
+            count[what] = count.get(what, 0) + asked() - before
         if seen.failed:
             self._say(f"{peer.name}, {what}: {seen.failed} of {seen.answers} failed: {seen.faults}")
         return seen

@@ -25,7 +25,7 @@ from gateway.books.vault.sqlite import SqliteVault
 from guards.budget import Unit
 from loadtests.processes import StubProcess, start_stub
 from loadtests.switch import SwitchProcess
-from tests.crowd import Account, Answer, Crowd, audit
+from tests.crowd import REST_S, Account, Answer, Crowd, audit
 from tests.processes import Gateway
 from tests.prove.state import SEED, STATE, keep, provenance, results, say
 from tests.redis_servers import RedisServer
@@ -37,6 +37,7 @@ TOKENS, MONEY = 60_000, 320_000  # of an org; two of them are limited by one, an
 AMPLE = 10**9
 PRICE = {"model": "stub", "input": 2, "output": 6}  # dollars for a million tokens: micro-dollars for one
 FAULT_AFTER_S, FAULT_S = 3.0, 8.0
+AWAY_S = 3.0  # a killed gateway
 STOPPED_S = 2 * LEASE_S
 RUN_S_MAX = 75.0
 USED_LEAST = 0.99
@@ -73,6 +74,14 @@ class Patient(Crowd):
     def wish(self, account: Account) -> Answer:
         self.port = self.rng.choice(self.ports)
         return super().wish(account)
+
+    async def _ask(self, account: Account) -> Answer | None:
+        """Where one gateway is away they go to another."""
+        answer = await super()._ask(account)
+        if answer is not None or self.over.is_set():
+            return answer
+        await asyncio.sleep(REST_S)
+        return await self._ask(account)
 
     def left(self) -> list[Account]:
         """Keys of which nobody was told that they are spent."""
@@ -175,8 +184,10 @@ async def nothing(house: House) -> None:
 
 
 async def killed(house: House) -> None:
-    """One gateway, with all that it holds."""
+    """One gateway, with all that it holds; it is started again, by its parent or by whoever looks after it."""
     os.kill(house.victim(), signal.SIGKILL)
+    await asyncio.sleep(AWAY_S)
+    await asyncio.to_thread(house.revive)
 
 
 async def stopped(house: House) -> None:

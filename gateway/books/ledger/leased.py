@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any, NamedTuple
@@ -156,6 +156,7 @@ class LeasedLedger:
                     if last or hoped or not await self._hopes(lease, short, enough):
                         raise self._refusal(asked, who, short) from None
                     hoped = True
+                remember(lease, short.places, asked.lines)
                 await lease.ask(_wishes(short, asked.want))
             eager = self._goes_well(who, tries)
             opening = self._attempt(asked, who, eager=eager)
@@ -234,6 +235,7 @@ class LeasedLedger:
         for tries in range(TRIES_MAX + 1):
             if self._in_vain(lease, short, least, tries, eager=eager):
                 break
+            remember(lease, short.places, who.lines)
             await lease.ask(_wishes(short, asked.want))
             eager = self._goes_well(who, tries)
             try:
@@ -374,6 +376,13 @@ class LeasedLedger:
         task = asyncio.ensure_future(work)
         self._works.add(task)
         task.add_done_callback(self._works.discard)
+
+
+def remember(lease: Lease, places: Iterable[Place], lines: Lines) -> None:
+    """Have a lease know of a request's accounts, which it may have let go of while they were at rest."""
+    for at, line in zip(places, lines, strict=True):
+        if at not in lease.known:
+            lease.learn(at, line.limit.within(at.window))
 
 
 class Spender(NamedTuple):

@@ -70,6 +70,23 @@ async def test_what_one_gateway_holds_another_cannot(gateways, ledgers):
     assert await gateways.stands(LINE) == (0, 700 + other.leased)
 
 
+async def test_an_account_that_was_let_go_of_while_a_request_hopes_is_asked_for_again(gateways, ledgers):
+    """A gateway that stood still finds it at rest; the request is answered all the same."""
+    first, second = ledgers
+    await asked(first, "r1", 1_000)
+    lease = second._lease("")
+    hopes = asyncio.create_task(asked(second, "r2", 10))
+    while not lease.hoping:  # noqa: ASYNC110 - an event for tests would be one more
+        await asyncio.sleep(0)
+
+    lease.known.clear()
+    lease.heard.clear()
+
+    with pytest.raises(Refused) as refused:
+        await hopes
+    assert refused.value.reason is Reason.HELD
+
+
 async def test_what_is_spent_elsewhere_is_a_spent_budget_here(gateways, ledgers):
     """BUDGET, with what is left of the whole."""
     first, second = ledgers
