@@ -9,8 +9,9 @@ Times are whole nanoseconds of one monotonic clock.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from math import ceil
 from typing import NamedTuple
 
 SECOND_NS = 1_000_000_000
@@ -93,28 +94,33 @@ class Throttle:
 
     Nobody looks with each token: a stream is told how much it may have, and asks again when it has had that.
 
-    clock: monotonic, in nanoseconds. step_s: how often it is worth to ask again, in seconds.
+    clock: monotonic, in nanoseconds. step_s: how often it is worth to ask again, in seconds. rate: with a step's worth
+    at once, at least.
     """
 
-    __slots__ = ("_clock", "_earned_ns", "_most", "_rate", "_taken", "step_s")
+    __slots__ = ("_clock", "_earned_ns", "_most", "_taken", "rate", "step_s")
 
     def __init__(self, rate: Rate, clock: Callable[[], int]) -> None:
-        self._rate, self._clock = rate, clock
+        self.step_s = max(STEP_S, rate.interval_ns / SECOND_NS)
+        step = ceil(self.step_s * SECOND_NS / rate.interval_ns)  # less at once would be less than the rate
+        self.rate, self._clock = replace(rate, burst=max(rate.burst, step)), clock
         self._earned_ns = self._most = 0
         self._taken = Taken(0, 0)
-        self.step_s = max(STEP_S, rate.interval_ns / SECOND_NS)
 
-    def most(self, delivered: int) -> int:
+    def most(self, delivered: int, *, hungry: bool = False) -> int:
         """How much may be delivered in all, from now on, of a stream that has had so much of it.
 
         All that there is is taken, and given back the next time where it was not used.
+        hungry: something waits that is more than it may have: then it is saved for, also beyond the burst.
         """
-        now_ns, rate = self._clock(), self._rate
-        unused = min(self._most - delivered, self._taken.cost)  # less may be delivered than was said before
-        earned_ns = rate.give_back(self._earned_ns, now_ns, self._taken, unused)
+        now_ns, rate = self._clock(), self.rate
+        earned_ns, saved = self._earned_ns, max(0, self._most - delivered)
+        if not (hungry and saved):
+            unused = min(saved, self._taken.cost)  # less may be delivered than was said before
+            earned_ns, saved = rate.give_back(earned_ns, now_ns, self._taken, unused), 0
         left = rate.left(earned_ns, now_ns)
         self._earned_ns, self._taken = rate.take(earned_ns, now_ns, left)
-        self._most = delivered + left
+        self._most = delivered + saved + left
         return self._most
 
 

@@ -141,7 +141,7 @@ def test_a_throttled_stream_never_comes_faster_than_its_rate(rate, looks):
     for number, (since_ns, _) in enumerate(had):
         before = had[number - 1][1] if number else 0
         for until_ns, after in had[number:]:
-            assert after - before <= rate.burst + (until_ns - since_ns) / rate.interval_ns + 1
+            assert after - before <= throttle.rate.burst + (until_ns - since_ns) / rate.interval_ns + 1
 
 
 def test_a_throttled_stream_that_is_hungry_has_all_that_was_promised():
@@ -153,6 +153,22 @@ def test_a_throttled_stream_that_is_hungry_has_all_that_was_promised():
         now_ns += int(throttle.step_s * SECOND_NS)
 
     assert 500 <= delivered <= 520
+
+
+@given(st.integers(1, 100), st.integers(1, 20), st.lists(st.integers(1, 90), min_size=1, max_size=12))
+def test_chunks_larger_than_the_burst_come_through_at_the_rate(units, burst, chunks):
+    """Each is saved for until it fits; none comes before it was earned, and none waits for ever."""
+    now_ns, delivered = 0, 0
+    throttle = Throttle(Rate(units, 1, burst), lambda: now_ns)
+    for chunk in chunks:
+        most, hungry = throttle.most(delivered), False
+        while most < delivered + chunk:
+            now_ns += int(throttle.step_s * SECOND_NS)
+            most, hungry = throttle.most(delivered, hungry=hungry), True
+            assert now_ns < 10_000 * SECOND_NS
+        delivered += chunk
+        assert delivered <= throttle.rate.burst + max(chunks) + now_ns / (SECOND_NS // units) + 1
+    assert now_ns <= (1.2 * sum(chunks) / units + (len(chunks) + 1) * 2 * throttle.step_s + 1) * SECOND_NS
 
 
 @given(st.integers(1, 10_000), st.sampled_from([1, 60, 3600]), st.integers(1, 1_000), st.integers(1, 16))

@@ -132,7 +132,7 @@ class Hold:
             return
         meter, held = self.meter, self._held.output(self.meter.wanted)
         if self._throttle is not None:
-            most = self._throttle.most(meter.spent)
+            most = self._throttle.most(meter.spent, hungry=meter.paused)
             if most < meter.least:  # too soon
                 loop = asyncio.get_running_loop()
                 loop.call_later(self._throttle.step_s, lambda: self._ask(then, loop.time()))
@@ -168,7 +168,8 @@ class Hold:
             if cover is not None:
                 self._held = cover
                 if self._throttle is not None:
-                    cover = self._by_now(min(self._throttle.most(self.meter.spent), self.longest))
+                    most = self._throttle.most(self.meter.spent, hungry=self.meter.paused)
+                    cover = self._by_now(min(most, self.longest))
             self.meter.granted(cover)
             then()
 

@@ -376,10 +376,10 @@ async def test_reasoning_that_nobody_counted_is_the_dearer_kind(ledger, price, c
 
 
 async def test_a_throttled_hold_gives_no_more_than_has_been_earned(ledger):
-    """Fifty a second, ten at once: what is leased is not given at once, and the ledger is not asked for it again."""
+    """Forty a second, ten at once: what is leased is not given at once, and the ledger is not asked for it again."""
     now_ns = 0
     told = asyncio.Event()
-    with await enter(ledger, throttle=Throttle(Rate(50, 1, 10), lambda: now_ns), low_tokens=2) as hold:
+    with await enter(ledger, throttle=Throttle(Rate(40, 1, 10), lambda: now_ns), low_tokens=2) as hold:
         assert (hold.meter.leased, hold.meter.spend(10)) == (10, Verdict.TOP_UP)
         assert hold.meter.spend(1) is Verdict.WAIT
 
@@ -389,7 +389,7 @@ async def test_a_throttled_hold_gives_no_more_than_has_been_earned(ledger):
 
         now_ns = 100_000_000
         await asyncio.wait_for(told.wait(), 1)
-        assert hold.meter.leased == 15
+        assert hold.meter.leased == 14
         assert ledger.extended == 0
 
 
@@ -397,7 +397,7 @@ async def test_a_throttled_hold_tops_up_when_what_is_leased_is_used(ledger):
     """Beyond the lease, the ledger decides as ever."""
     now_ns = 0
     told = asyncio.Event()
-    with await enter(ledger, want=20, throttle=Throttle(Rate(1000, 1, 30), lambda: now_ns), lease_tokens=50) as hold:
+    with await enter(ledger, want=20, throttle=Throttle(Rate(100, 1, 30), lambda: now_ns), lease_tokens=50) as hold:
         assert hold.meter.leased == 20
         hold.meter.spend(20)
         now_ns = 10_000_000
@@ -406,5 +406,5 @@ async def test_a_throttled_hold_tops_up_when_what_is_leased_is_used(ledger):
         hold.top_up(told.set)
         await asyncio.wait_for(told.wait(), 1)
 
-        assert (hold.meter.leased, ledger.extended) == (40, 1)
+        assert (hold.meter.leased, ledger.extended) == (31, 1)
         assert await ledger.balance("alice", LIMIT) == Account(1_000, held=70)
