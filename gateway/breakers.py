@@ -102,6 +102,8 @@ class Breakers:
             if State.CHEAPER not in states or call.model not in self._cheaper:
                 break
             call.model = call.body["model"] = self._cheaper[call.model]
+        for circuit in through.circuits:
+            circuit.entered = True
         return Watch(self, through, call.choices, asked, call.model)
 
     def begin(self, watch: Watch) -> None:
@@ -116,6 +118,7 @@ class Breakers:
                 watch.shorten(circuit.watched.plan.answer_tokens)
         self._running[watch] = None
         for circuit in watch.circuits:
+            self._circuits.setdefault(circuit.name, circuit)  # it may have been let go of while the hold was waited for
             circuit.running[watch] = None
 
     def leave(self, watch: Watch) -> None:
@@ -172,8 +175,9 @@ class Breakers:
         """Let go of breakers that have nothing to remember."""
         now_s = self._forgot_s = self._clock()
         for name, circuit in list(self._circuits.items()):
-            if not circuit.running and circuit not in self._touched and circuit.breaker.idle(now_s):
+            if not (circuit.running or circuit.entered or circuit in self._touched) and circuit.breaker.idle(now_s):
                 del self._circuits[name]
+            circuit.entered = False
         self._paths.clear()
 
     # ---------------------------------------------------------------- looks

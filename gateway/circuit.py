@@ -34,10 +34,11 @@ class Name(NamedTuple):
 class Circuit:
     """A breaker, the limit that it watches, and the requests that run through it.
 
-    left: of the limit, as far as was asked; why: it was tripped last.
+    left: of the limit, as far as was asked; why: it was tripped last. entered: whether a request has come since
+        somebody last looked for breakers that nobody uses.
     """
 
-    __slots__ = ("breaker", "left", "name", "running", "watched", "why")
+    __slots__ = ("breaker", "entered", "left", "name", "running", "watched", "why")
 
     def __init__(self, name: Name, watched: Watched) -> None:
         self.name, self.watched = name, watched
@@ -45,6 +46,7 @@ class Circuit:
         self.running: dict[Watch, None] = {}
         self.left: int | None = None
         self.why = ""
+        self.entered = False
 
     @property
     def budget(self) -> int:

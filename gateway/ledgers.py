@@ -24,6 +24,8 @@ from guards.scope import tag_of
 
 log = structlog.get_logger()
 
+LOCK_S = 2.0  # for a command that corrects the books; whoever still has them then is another gateway
+
 
 class Books(NamedTuple):
     """What a gateway writes of its requests. outbox: by which the journal tells what the ledger has charged."""
@@ -42,7 +44,7 @@ async def open_books(data: Path, keys: Keys, kind: LedgerConfig, vault: Vault | 
     """
     async with AsyncExitStack() as stack:
         # The ledger first, with its lock: who has not got that must not touch the journal. It ends first, too.
-        local = SqliteLedger(data, time.time)
+        local = SqliteLedger(data, time.time, lock_s=LOCK_S)
         ledger: SqliteLedger | LeasedLedger = local
         try:
             journal = Journal(data / JOURNAL, time.time)

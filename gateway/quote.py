@@ -22,7 +22,7 @@ from gateway.stream.seams import Terms
 from gateway.stream.text import Decoder
 from guards.budget import Account
 from guards.claim import Load, Part, lease, worded
-from guards.estimate import AnswerLengths, prompt_bound
+from guards.estimate import AnswerLengths
 from guards.money import Price
 from guards.rate import Throttle
 from guards.refusal import Reason, Refused
@@ -87,7 +87,7 @@ class Quotes:
             raise Refused(Reason.UNBOUNDED, "Media cannot be counted before it is computed; this key has a budget.")
         if tenant.pays and call.model not in self.prices:
             raise Refused(Reason.UNPRICED, f"The model {call.model!r} has no price, and this key's budget is in money.")
-        prompt = prompt_bound(call.body_bytes, call.messages, len(call.prompts))
+        prompt = call.prompt_bound
         if watch.on_trial:
             passes = watch.passes(Load(prompt, asked * call.choices), self.prices.get(call.model))
             tenant = replace(tenant, turn=(*tenant.turn, *passes))

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from gateway.stream.call import Call
-from guards.estimate import AnswerLengths, prompt_bound
+from guards.estimate import AnswerLengths
 from guards.rate import SECOND_NS, Counted, RateLine, Taken, duration
 from guards.refusal import Reason, Refused
 
@@ -30,8 +30,13 @@ class Rates:
         """A block around a request that may come in now. Raises Refused: RATE, or INVALID where it never may."""
         if not lines:
             return FREE
-        now_ns, likely = self._clock(), self._likely(call)
-        costs = [1 if line.counted is Counted.REQUESTS else likely for line in lines]
+        now_ns, likely, least = self._clock(), self._likely(call), self._least(call)
+        costs = []
+        for line in lines:
+            burst = line.rate.burst
+            # A guess is no reason to say that a request never may come: it is taken for a burst, and owes the rest.
+            tokens = least if least > burst else min(likely, burst)
+            costs.append(1 if line.counted is Counted.REQUESTS else tokens)
         for line, cost in zip(lines, costs, strict=True):
             self._admit(line, cost, now_ns, lines)
         taken = [self._take(line, cost, now_ns) for line, cost in zip(lines, costs, strict=True)]
@@ -64,8 +69,12 @@ class Rates:
     def _likely(self, call: Call) -> int:
         """How many tokens a request will take, about: too few are owed at its end, too many given back."""
         prompt = call.body_bytes // BYTES_PER_TOKEN + 1
-        answer = self._lengths.q90(call.model, prompt_bound(call.body_bytes, call.messages, len(call.prompts)))
+        answer = self._lengths.q90(call.model, call.prompt_bound)
         return prompt + min(answer, call.max_tokens or answer) * call.choices
+
+    def _least(self, call: Call) -> int:
+        """How many it says itself that it will take."""
+        return call.body_bytes // BYTES_PER_TOKEN + 1 + (call.max_tokens or 0) * call.choices
 
     def _admit(self, line: RateLine, cost: int, now_ns: int, lines: Sequence[RateLine]) -> None:
         scope, counted, rate = line

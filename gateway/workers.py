@@ -24,7 +24,7 @@ from gateway.books.keys import Keys
 from gateway.books.ledger.tables import LedgerInUse, ledger_file, lock
 from gateway.books.vault.engines import open_vault
 from gateway.config import Config
-from gateway.ledgers import open_books
+from gateway.ledgers import LOCK_S, open_books
 from gateway.salt import Salts
 from gateway.stream.text import TokenizerInvalid
 from gateway.worker import Worker
@@ -46,7 +46,7 @@ def serve(config: Config) -> int:
     Raises OSError, LedgerInUse, Refused where the workers cannot begin.
     """
     asyncio.run(prepare(config))
-    descriptor = lock(config.data)  # so that no gateway alone begins here
+    descriptor = lock(config.data, LOCK_S)  # so that no gateway alone begins here
     try:
         with closing(_port(config)) as place:
             listen = config.listen.model_copy(update={"port": place.getsockname()[1]})

@@ -336,7 +336,14 @@ class Keys:
         self._looked_at = self._clock()
 
     def _load(self) -> None:
-        """Read what has changed since the last time."""
+        """Read what has changed since the last time, all as of one moment: tables share the numbers of changes."""
+        self._db.execute("BEGIN")
+        try:
+            self._read()
+        finally:
+            self._db.execute("ROLLBACK")
+
+    def _read(self) -> None:
         ever = self._db.execute("SELECT count(*) FROM facts").fetchone()[0]
         since = "SELECT * FROM {} WHERE change > ? ORDER BY change"
         for *row, change in self._db.execute(since.format("keys"), (self._keys_as_of,)).fetchall():

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from guards.estimate import prompt_bound
 from guards.refusal import Reason, Refused
 
 # Sent innocently by clients, yet they steer the engine: queues, ids, cache salts, how long a stream is silent.
@@ -91,9 +92,9 @@ class Call:
     """
 
     __slots__ = (
-        "agent", "body", "body_bytes", "choices", "continuous_usage", "endpoint", "has_media", "hides_reasoning",
-        "include_stop", "include_usage", "max_tokens", "messages", "min_tokens", "model", "n", "prompts", "request_id",
-        "session", "skip_special", "stop", "stream", "wants_ids",
+        "agent", "body", "body_bytes", "choices", "continuous_usage", "endpoint", "has_media",
+        "hides_reasoning", "include_stop", "include_usage", "max_tokens", "messages", "min_tokens", "model",
+        "n", "prompt_bound", "prompts", "request_id", "session", "skip_special", "stop", "stream", "wants_ids",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint, raw: bytes, request_id: str, bounds: Bounds) -> None:
@@ -128,6 +129,7 @@ class Call:
         elif self.max_tokens is None:  # a null counts as left out, in vLLM too
             self.max_tokens = TOKENS_COMPLETION_DEFAULT
         self.choices = self.n * len(self.prompts)
+        self.prompt_bound = prompt_bound(len(raw), self.messages, len(self.prompts))
         self._check(bounds)
 
     def upstream_body(self, max_tokens: int | None) -> dict[str, Any]:

@@ -393,5 +393,18 @@ async def test_breakers_are_bounded_and_idle_ones_forgotten(house):
     for watch in busy:
         watch.__exit__(None, None, None)
     await house.look(4 * DAY[1].long_s)
+    await house.look(4 * DAY[1].long_s)  # who was just let in is not idle
     assert house.breakers.states() == []
     assert len(house.enter(key("late"))[1].circuits) == 1
+
+
+async def test_a_breaker_is_not_forgotten_while_a_hold_is_waited_for(house):
+    """What came in by it is not to run in one that nobody knows."""
+    _, watch = house.enter(key("k"))
+    for _ in range(2):
+        await house.look(4 * DAY[1].long_s)
+    assert house.breakers.states() == []
+
+    watch.over(Spending()).__enter__()
+
+    assert [one.running for one in house.breakers.states()] == [1]

@@ -111,3 +111,16 @@ def test_without_rates_nothing_is_counted(rates):
     """Nor made."""
     assert rates.enter(call(), ()) is FREE
     assert FREE.headers == ()
+
+
+def test_others_long_answers_keep_nobody_out_for_ever(clock):
+    """A guess that is more than the burst takes all of it, and gives back what was not used."""
+    lengths = AnswerLengths()
+    for _ in range(20):
+        lengths.note("tiny", call().prompt_bound, 5_000)
+    rates = Rates(lengths, clock)
+
+    headers = serve(rates, [TOKENS], 30, max_tokens=None)
+
+    assert headers["x-ratelimit-remaining-tokens"] == "0"
+    assert serve(rates, [TOKENS], 30, max_tokens=100)["x-ratelimit-remaining-tokens"] > "4"

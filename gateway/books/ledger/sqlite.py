@@ -34,6 +34,7 @@ class SqliteLedger:
 
     data: directory, made if missing; one gateway at a time, else LedgerInUse.
     clock: unix seconds; called from another thread.
+    lock_s: how long to wait for the directory.
     commands_max: how many steps may wait for the disk; above it callers are refused, but for settlements,
         which the holds bound.
     batch_max: how many steps go into one transaction.
@@ -42,9 +43,15 @@ class SqliteLedger:
     """
 
     def __init__(
-        self, data: Path, clock: Callable[[], float], *, commands_max: int = 10_000, batch_max: int = 256
+        self,
+        data: Path,
+        clock: Callable[[], float],
+        *,
+        commands_max: int = 10_000,
+        batch_max: int = 256,
+        lock_s: float = 0.0,
     ) -> None:
-        self._lock = lock(data)
+        self._lock = lock(data, lock_s)
         try:
             db = connect(data)
             self.recovered = charge_leftovers(db, data, clock())

@@ -27,6 +27,7 @@ DAY_S = 86_400.0
 WINDOW_S_MAX = 62 * DAY_S  # untouched for so long, an account of a window is one of the past: a month has 31 days
 CORRECTED_S_MAX = 3 * WINDOW_S_MAX  # so long a correction is not made again; its order is forgotten before that
 NAMED_S_MAX = 30 * DAY_S  # of a session or an agent, whose names clients make up: one that comes back begins anew
+LOCK_LOOK_S = 0.05  # while another process has the data directory
 BUSY_S_MAX = 1.0  # how long a transaction waits for a lock that a stranger has on the file
 
 FORMAT = 3  # of the tables; 1 had a row for each hold too, 2 knew keys and tokens only
@@ -126,20 +127,26 @@ def in_facts(charges: list[tuple[Place, int]]) -> list[tuple[list[tuple[Place, i
     return [(part, number < len(parts)) for number, part in enumerate(parts, 1) if part]
 
 
-def lock(data: Path) -> int:
+def lock(data: Path, within_s: float = 0.0) -> int:
     """Take the data directory for this process, until the returned file descriptor is closed.
 
     Recovery charges every hold it finds, so a second gateway would charge the live ones of the first.
+    within_s: how long to wait for whoever has it; a command that corrects the books has it for a moment.
     Raises LedgerInUse.
     """
     data.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(data / "ledger.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise LedgerInUse(data) from None
-    return descriptor
+    ends_at = time.monotonic() + within_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= ends_at:
+                os.close(descriptor)
+                raise LedgerInUse(data) from None
+            time.sleep(LOCK_LOOK_S)
+        else:
+            return descriptor
 
 
 class LedgerFile:

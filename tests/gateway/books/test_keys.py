@@ -15,7 +15,7 @@ from gateway.books import keys as module
 from gateway.books.keys import Keys, News
 from gateway.books.tenants import RECORD
 from gateway.config import DeclaredBudget, DeclaredKey
-from guards.budget import Limit, Unit, Window
+from guards.budget import Limit, Line, Unit, Window
 from guards.burn import Plan
 from guards.refusal import Reason, Refused
 
@@ -590,3 +590,25 @@ def test_a_second_look_at_the_file_leaves_the_first_one_its_locks(path: Path):
     for count, user in enumerate(("alice", "bob"), 1):
         subprocess.run([sys.executable, "-c", other, str(path), user], check=True, cwd=ROOT)
         assert len(keys.list()) == count
+
+
+def test_what_is_changed_while_the_changes_are_read_is_read_later(path: Path):
+    """Limits and top-ups share the numbers of changes: a top-up that is seen must not hide a limit that is not."""
+    clock = Clock()
+    keys, writer = Keys(path, clock=clock), Keys(path, clock=clock)
+    secret, _ = writer.create("alice", "acme", [Limit(1_000_000)])
+    writer.set_limit("org:acme", TEAM)
+    taken = keys._take_limit_in
+
+    def take(*row: object) -> None:
+        taken(*row)
+        if row[0] == "org:acme":  # between the two tables
+            keys._take_limit_in = taken
+            writer.set_limit("user:acme/alice", Limit(10))
+            writer.top_up("x", "org:acme", Limit(5, Window.DAY))
+
+    keys._take_limit_in = take  # type: ignore[method-assign]
+    keys.tenant(secret)
+
+    assert Line("user:acme/alice", Limit(10)) in keys.tenant(secret).lines
+    assert keys.limits()["org:acme"][0].within("2026-01-01") == TEAM.amount + 5

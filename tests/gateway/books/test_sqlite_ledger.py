@@ -434,3 +434,16 @@ async def test_balances_are_read_without_a_gateway_too(ledger, tmp_path):
     assert during == [Balance("root", "tokens", "total", None, spent=0, held=5)]
     assert read_balances(tmp_path) == during
     assert read_balances(tmp_path / "nothing") == []
+
+
+async def test_a_directory_that_somebody_has_for_a_moment_is_waited_for(tmp_path):
+    """A command that corrects the books must not keep a gateway from starting; another gateway does."""
+    first = SqliteLedger(tmp_path, time.time)
+    later = asyncio.get_running_loop().run_in_executor(None, lambda: SqliteLedger(tmp_path, time.time, lock_s=5.0))
+    await asyncio.sleep(0.1)
+    await first.close()
+    second = await later
+
+    with pytest.raises(LedgerInUse):
+        SqliteLedger(tmp_path, time.time, lock_s=0.1)
+    await second.close()
