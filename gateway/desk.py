@@ -123,22 +123,19 @@ class Desk:
 
         Raises TimeoutError where that is too much to read, Refused (BOOKS) where the journal is damaged.
         """
-        found = Sum(by)
+        found, ends_at = Sum(by), time.monotonic() + SPEND_S_MAX
+
+        def may_go_on() -> None:
+            time.sleep(0)
+            if self.closing or time.monotonic() > ends_at:
+                raise TimeoutError("There is too much to read at once: ask for less, or holdfast spend for it.")
+
         try:
             for path in journals(self._data):
-                found.add(self._gently(facts(path, since_s)), spans(path))
+                found.add(gently(facts(path, since_s), may_go_on), spans(path, may_go_on))
         except Damaged as error:
             raise Refused(Reason.BOOKS, str(error)) from None
         return [one.as_dict() for _, one in found.rows], found.recovered
-
-    def _gently(self, told: Iterator[Fact]) -> Iterator[Fact]:
-        ends_at = time.monotonic() + SPEND_S_MAX
-        for number, fact in enumerate(told):
-            if number % GENTLY == 0:
-                time.sleep(0)
-                if self.closing or time.monotonic() > ends_at:
-                    raise TimeoutError("There is too much to read at once: ask for less, or holdfast spend for it.")
-            yield fact
 
     # ---------------------------------------------------------------- keys
 
@@ -163,6 +160,14 @@ class Desk:
         with closing(self._open_keys()) as keys:
             done = keys.revoke(key_id)
             return done, any(row.tenant.key_id == key_id and row.tenant.source == "config" for row in keys.list())
+
+
+def gently(told: Iterator[Fact], may_go_on: Callable[[], None]) -> Iterator[Fact]:
+    """Read on, as long as one may."""
+    for number, fact in enumerate(told):
+        if number % GENTLY == 0:
+            may_go_on()
+        yield fact
 
 
 def _base(at: str) -> str:

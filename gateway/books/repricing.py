@@ -6,7 +6,7 @@ come to nothing, whoever asks, and over whatever span.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -59,8 +59,11 @@ class Spans:
         return fact.cost if price is None else price.of(tokens_of(fact))
 
 
-def spans(path: Path) -> Spans:
-    """Find what a journal says was priced anew; quick, for nearly all of it is not decoded. Raises Damaged."""
+def spans(path: Path, may_go_on: Callable[[], None] = lambda: None) -> Spans:
+    """Find what a journal says was priced anew; quick, for nearly all of it is not decoded. Raises Damaged.
+
+    may_go_on: called now and then; raises where it may not.
+    """
     found = []
     try:
         file = path.open("rb")
@@ -69,6 +72,7 @@ def spans(path: Path) -> Spans:
     with file:
         rest = b""
         while chunk := file.read(CHUNK_BYTES):
+            may_go_on()
             whole, newline, rest = (rest + chunk).rpartition(b"\n")
             if newline and _MARK in whole:
                 found += [decoded(path, line) for line in whole.split(b"\n") if _MARK in line]
