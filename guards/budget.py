@@ -156,16 +156,16 @@ class Meter:
 
     cover: what the ledger has committed to this request; bound: input tokens it is for, where they are not known.
     low_tokens: with this many left, another lease is asked for.
-    leased: output tokens that the cover allows; spent: those counted so far, never above it.
+    leased: output tokens that the cover allows, or a few less to begin with; spent: those counted so far, within it.
     input: tokens of the prompts that were counted so far; wanted: the same with those that wait for a lease.
     paused: something waits for a lease; before, one may have been asked for in time.
     """
 
     __slots__ = ("_bound", "_cover", "asking", "dry", "input", "leased", "low_tokens", "paused", "spent", "wanted")
 
-    def __init__(self, cover: Cover, bound: int, low_tokens: int = 64) -> None:
+    def __init__(self, cover: Cover, bound: int, low_tokens: int = 64, leased: int | None = None) -> None:
         self._cover, self._bound = cover, bound
-        self.leased = cover.output(bound)
+        self.leased = cover.output(bound) if leased is None else leased
         self.spent = self.input = 0
         self.wanted = bound
         self.low_tokens = low_tokens

@@ -40,19 +40,31 @@ class Part(NamedTuple):
 
 
 class Cover(NamedTuple):
-    """What is held for a request of each of its limits. price: of the model; None where no limit is in money."""
+    """What is held for a request of each of its limits. price: of the model; None where no limit is in money.
+
+    telling: which of them, by their places, say as much as all do: limits of one unit hold the same. None for all.
+    """
 
     units: tuple[Unit, ...]
     amounts: tuple[int, ...]
     price: Price | None
+    telling: tuple[int, ...] | None = None
+
+    def beside(self, other: "Cover") -> "Cover":
+        """What both cover."""
+        count = len(self.units)
+        mine = range(count) if self.telling is None else self.telling
+        telling = (*mine, *range(count, count + len(other.units)))
+        return Cover(self.units + other.units, self.amounts + other.amounts, self.price, telling)
 
     def output(self, input_tokens: int) -> int:
         """How many output tokens it covers, after so many of input; below 0 where not even those."""
-        units, amounts, price = self
+        units, amounts, price, telling = self
         if units == TOKENS_ALONE:  # as most have
             return amounts[0] - input_tokens
         covered = UNLIMITED  # and the rest without a call for each: see `output_within`
-        for unit, amount in zip(units, amounts, strict=True):
+        for at in range(len(units)) if telling is None else telling:
+            unit, amount = units[at], amounts[at]
             if unit is Unit.TOKENS:
                 within: int | None = amount - input_tokens
             elif unit is Unit.OUTPUT:

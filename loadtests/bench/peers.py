@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import shlex
 import shutil
 import socket
 import subprocess
@@ -198,9 +197,9 @@ def redis_server(place: Place) -> str:
         raise Missing("redis-server is not installed: python3 scripts/install.py redis")
     port, folder = free_port(), place.folder / "redis"
     folder.mkdir()
-    command = [found, f"--port {port}", "--bind 127.0.0.1", f"--dir {folder}", "--save ''", "--appendonly yes"]
-    words = [word for one in command for word in shlex.split(one)]
-    place.beside.append(Leashed("redis-server", words, log=folder / "log", environment=os.environ))
+    options = {"port": port, "bind": "127.0.0.1", "dir": folder, "save": "", "appendonly": "yes"}
+    command = [found, *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
+    place.beside.append(Leashed("redis-server", command, log=folder / "log", environment=os.environ))
     place.beside[-1].start()
     client = redis.Redis(port=port)
     for _ in range(100):

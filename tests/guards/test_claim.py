@@ -121,3 +121,16 @@ def test_the_tightest_limit_decides():
     assert lease(parts[:1], Load(100, 200), price) == 150
     assert lacking(parts, Load(100, 51), price, ever=False) == 1
     assert lacking(parts[1:], Load(0, 31), None, ever=True) == 1
+
+
+@given(st.lists(UNITS, min_size=1, max_size=6), LOADS, PRICES, COUNTS)
+def test_limits_of_one_unit_that_hold_the_same_need_one_of_them_be_looked_at(units, load, price, inputs):
+    """What a few of them say is what all do; and what stands beside them is looked at whole."""
+    needs = shares(load, price)
+    all_of_them = Cover(tuple(units), tuple(needs[unit] for unit in units), price)
+    firsts = tuple(units.index(unit) for unit in dict.fromkeys(units))
+    few = all_of_them._replace(telling=firsts)
+    more = Cover((Unit.OUTPUT,), (3,), None)
+
+    assert few.output(inputs) == all_of_them.output(inputs)
+    assert few.beside(more).output(inputs) == all_of_them.beside(more).output(inputs) == min(3, few.output(inputs))

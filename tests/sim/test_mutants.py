@@ -45,7 +45,7 @@ MUTANTS = [
     Mutant(
         "settled at what was leased",
         "gateway.books.ledger.steps:Settle.apply",
-        "settle(amount, due[unit])",
+        "settle(amount, owed)",
         "settle(amount, amount)",
         "spent",
     ),
@@ -80,8 +80,8 @@ MUTANTS = [
     Mutant(
         "the widest limit decides",
         "gateway.books.ledger.steps:Open._taken",
-        "if needs[unit] > account.free",
-        "if cell is cells[0] and needs[unit] > account.free",
+        "if needs[unit] > most - spent - held",
+        "if cell is cells[0] and needs[unit] > most - spent - held",
         "AssertionError",
     ),
     Mutant(

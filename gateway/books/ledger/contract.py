@@ -45,7 +45,7 @@ class Cells(Protocol):
 class Lines(tuple[Line, ...]):
     """The limits of a request, which remember for a minute where their accounts are: they are the same for many.
 
-    units: of each. amounts: of each, in the windows that `cells` answered last.
+    units: of each; telling: see `Cover`. amounts: of each, in the windows that `cells` answered last.
     tag: what their accounts are kept under where many gateways share them; see `guards.scope.tag`.
     scopes: whose request it is, the widest first, whether or not there are limits on them.
     """
@@ -54,6 +54,7 @@ class Lines(tuple[Line, ...]):
     scopes: tuple[str, ...] = ()
 
     units: tuple[Unit, ...]
+    telling: tuple[int, ...] | None
     amounts: tuple[int, ...]
     _cells: tuple[Cell, ...]
     _of: Cells | None
@@ -62,6 +63,8 @@ class Lines(tuple[Line, ...]):
     def __new__(cls, lines: Iterable[Line] = ()) -> "Lines":
         made = super().__new__(cls, lines)
         made.units = tuple(limit.unit for _, limit in made)
+        firsts = tuple(made.units.index(unit) for unit in dict.fromkeys(made.units))
+        made.telling = None if len(firsts) == len(made) else firsts
         made._of, made._minute = None, -1
         return made
 

@@ -68,7 +68,10 @@ class Hold:
         if turn:
             self._turn = Cover(tuple(one.unit for one in turn), tuple(one.amount for one in turn), grant.cover.price)
         self._held = self._within(grant.cover)
-        self.meter = Meter(self._held if throttle is None else self._by_now(throttle.most(0)), bound, low_tokens)
+        if turn or throttle is not None:
+            self.meter = Meter(self._held if throttle is None else self._by_now(throttle.most(0)), bound, low_tokens)
+        else:
+            self.meter = Meter(self._held, bound, low_tokens, grant.leased)
         self.about: About = NOTHING
         self.longest = UNLIMITED
         self.cached = 0
@@ -175,14 +178,13 @@ class Hold:
 
     def _by_now(self, most: int) -> Cover:
         """What is held, and may have been delivered by now."""
-        units, amounts, price = self._held
-        return Cover((*units, Unit.OUTPUT), (*amounts, most), price)
+        return self._held.beside(Cover((Unit.OUTPUT,), (most,), None))
 
     def _within(self, cover: Cover) -> Cover:
         """What is held, and what one request may have of it."""
         if self._turn is ANYTHING:
             return cover
-        return Cover(cover.units + self._turn.units, cover.amounts + self._turn.amounts, cover.price)
+        return cover.beside(self._turn)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         assert not self._left

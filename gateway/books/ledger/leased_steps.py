@@ -84,7 +84,7 @@ class LeasedOpen(NamedTuple):
         if payable < asked.want.output or asked.alone is not None:
             payable = lease(whole, Load(asked.want.input, UNLIMITED), price, ever=True)
         output = lease(mine, asked.want, price)
-        cover = hold(shelf, cells, mine, Load(asked.want.input, output), price)
+        cover = hold(shelf, cells, mine, Load(asked.want.input, output), price, asked.lines.telling)
         shelf.keep_hold(asked.request_id, Held(cells, cover))
         return Grant(cells, cover, output, payable)
 
@@ -101,7 +101,7 @@ class LeasedExtend(NamedTuple):
         held = shelf.hold(request_id)
         if held is None:
             return More(None)
-        units, amounts, price = held.cover
+        units, amounts, price, telling = held.cover
         mine, whole = [], []
         for cell, unit, amount in zip(held.cells, units, amounts, strict=True):
             account, elsewhere = owner(cell), self.heard.get(cell.place)
@@ -113,7 +113,7 @@ class LeasedExtend(NamedTuple):
             lacks = lacking(whole, Load(want.input, least), price, ever=False)
             need = Load(want.input, max(least, reach) if self.eager else least)
             raise Short(held.cells, mine, whole, lacks, self.heard, need, price)
-        cover = hold(shelf, held.cells, mine, Load(want.input, output), price)
+        cover = hold(shelf, held.cells, mine, Load(want.input, output), price, telling)
         shelf.keep_hold(request_id, Held(held.cells, cover))
         return More(cover)
 
@@ -234,9 +234,15 @@ def over_all(account: Account, amount: int, elsewhere: Elsewhere | None) -> Acco
     return Account(amount, account.spent + elsewhere.spent, account.held + elsewhere.held)
 
 
-def hold(shelf: Shelf, cells: Iterable[Cell], parts: list[Part], load: Load, price: Price | None) -> Cover:
-    """Have every account hold its share of a load instead of what it has of this request."""
+def hold(
+    shelf: Shelf,
+    cells: Iterable[Cell],
+    parts: list[Part],
+    load: Load,
+    price: Price | None,
+    telling: tuple[int, ...] | None,
+) -> Cover:
+    """Have every account hold its share of a load instead of what it has of this request. telling: see `Cover`."""
     needs = shares(load, price)
-    for cell, (unit, account, held) in zip(cells, parts, strict=True):
-        shelf.write(cell, account.hold(needs[unit] - held))
-    return Cover(tuple([part.unit for part in parts]), tuple([needs[part.unit] for part in parts]), price)
+    shelf.write_all(cells, [account.hold(needs[unit] - held) for unit, account, held in parts])
+    return Cover(tuple([part.unit for part in parts]), tuple([needs[part.unit] for part in parts]), price, telling)

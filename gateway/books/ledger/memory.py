@@ -83,6 +83,10 @@ class MemoryShelf:
     def write(self, cell: Cell, account: Account) -> None:
         cell.account = account
 
+    def write_all(self, cells: Iterable[Cell], accounts: Iterable[Account]) -> None:
+        for cell, account in zip(cells, accounts, strict=True):
+            cell.account = account
+
     def hold(self, request_id: str) -> Held | None:
         return self._holds.get(request_id)
 

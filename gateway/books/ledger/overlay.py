@@ -48,6 +48,12 @@ class Overlay:
         self._accounts_before.append((cell, cell.account))
         cell.account = account
 
+    def write_all(self, cells: Iterable[Cell], accounts: Iterable[Account]) -> None:
+        before = self._accounts_before
+        for cell, account in zip(cells, accounts, strict=True):
+            before.append((cell, cell.account))
+            cell.account = account
+
     def hold(self, request_id: str) -> Held | None:
         return self._holds.get(request_id)
 

@@ -30,6 +30,7 @@ class Shelf(Protocol):
 
     def cell(self, place: Place) -> Cell: ...
     def write(self, cell: Cell, account: Account) -> None: ...
+    def write_all(self, cells: Iterable[Cell], accounts: Iterable[Account]) -> None: ...
     def hold(self, request_id: str) -> Held | None: ...
     def keep_hold(self, request_id: str, held: Held) -> None: ...
     def drop_hold(self, request_id: str) -> None: ...
@@ -81,9 +82,8 @@ class Open(NamedTuple):
             taken = self._taken(cells, want, want)
             assert taken is not None
         amounts, after = taken
-        for cell, account in zip(cells, after, strict=True):
-            shelf.write(cell, account)
-        cover = Cover(units, tuple(amounts), self.price)
+        shelf.write_all(cells, after)
+        cover = Cover(units, tuple(amounts), self.price, lines.telling)
         shelf.keep_hold(self.request_id, Held(cells, cover))
         return Grant(cells, cover, want.output, payable)
 
@@ -96,7 +96,8 @@ class Open(NamedTuple):
             account = cell.account
             if account is None or account.limit != limit:
                 account = under(account, limit)
-            if needs[unit] > account.free:
+            most, spent, held = account
+            if needs[unit] > most - spent - held:
                 return None
             amounts.append(wants[unit])
             after.append(account.hold(wants[unit]))
@@ -141,7 +142,7 @@ class Extend(NamedTuple):
         held = shelf.hold(self.request_id)
         if held is None:
             return More(None)
-        units, amounts, price = held.cover
+        units, amounts, price, telling = held.cover
         parts = [Part(unit, owner(cell), amount) for cell, unit, amount in zip(held.cells, units, amounts, strict=True)]
         output = lease(parts, self.want, price)
         if output < self.least:
@@ -149,7 +150,7 @@ class Extend(NamedTuple):
         needs = shares(Load(self.want.input, output), price)
         for cell, part in zip(held.cells, parts, strict=True):
             shelf.write(cell, part.account.hold(needs[part.unit] - part.held))
-        cover = Cover(units, tuple([needs[unit] for unit in units]), price)
+        cover = Cover(units, tuple([needs[unit] for unit in units]), price, telling)
         shelf.keep_hold(self.request_id, Held(held.cells, cover))
         return More(cover)
 
@@ -165,14 +166,15 @@ class Settle(NamedTuple):
         held = shelf.hold(self.request_id)
         if held is None:
             return None
-        cells, (units, amounts, price) = held
+        cells, (units, amounts, price, _) = held
         due = charges(self.used, price)
         after, due_of = [], []
         for cell, unit, amount in zip(cells, units, amounts, strict=True):
-            after.append(owner(cell).settle(amount, due[unit]))
-            due_of.append((cell.place, due[unit]))
-        for cell, account in zip(cells, after, strict=True):  # once all of them are right
-            shelf.write(cell, account)
+            account, owed = cell.account, due[unit]
+            assert account is not None
+            after.append(account.settle(amount, owed))
+            due_of.append((cell.place, owed))
+        shelf.write_all(cells, after)  # once all of them are right
         shelf.drop_hold(self.request_id)
         charged = Charged(self.request_id, due_of, self.used, self.about, due.get(Unit.MONEY))
         if any(self.used):

@@ -21,7 +21,7 @@ from guards.refusal import Reason, Refused
 
 RECOVERY, PRUNED = "recovery-", "pruned-"  # begin the names of what was charged, or forgotten, for no request
 # What one fact tells at most, so that it is within the journal's `FACT_BYTES_MAX` whatever the names in it are.
-CHARGES_MAX, CHARGES_FEW, SCOPES_CHARS_MAX = 32, 4, 2048
+CHARGES_MAX, CHARGES_FEW, SCOPES_CHARS_MAX = 32, 5, 2048
 
 DAY_S = 86_400.0
 WINDOW_S_MAX = 62 * DAY_S  # untouched for so long, an account of a window is one of the past: a month has 31 days
