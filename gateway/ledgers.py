@@ -20,7 +20,6 @@ from gateway.books.outbox import Outbox
 from gateway.books.replay import facts
 from gateway.books.vault.contract import Vault
 from gateway.config import LedgerConfig
-from guards.scope import tag_of
 
 log = structlog.get_logger()
 
@@ -57,7 +56,7 @@ async def open_books(data: Path, keys: Keys, kind: LedgerConfig, vault: Vault | 
         if vault is not None:
             ledger = LeasedLedger(local, Register(data), vault, goes_on=going_on(kind))
             stack.push_async_callback(ledger.close)
-            await ledger.begin(tags(keys))
+            await ledger.begin(keys.tag_of)
         yield Books(journal, ledger, outbox)
 
 
@@ -80,17 +79,3 @@ def going_on(kind: LedgerConfig) -> Callable[[Lines], bool]:
     if kind.when_down == "leased":
         return lambda lines: True
     return lambda lines: not scopes.isdisjoint(lines.scopes)
-
-
-def tags(keys: Keys) -> Callable[[str], str | None]:
-    """Say under which tag the accounts of a scope are; None for a key that is not known any more."""
-    orgs = {row.tenant.key_id: row.tenant.org for row in keys.list()}
-    orgs["open"] = None  # before any key was made
-
-    def of(scope: str) -> str | None:
-        try:
-            return tag_of(scope, orgs.__getitem__)
-        except KeyError:
-            return None
-
-    return of

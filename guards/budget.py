@@ -9,7 +9,7 @@ and is *settled* once at what was delivered. Reserving first is what makes the b
 afterwards overspent by up to 264 % in the measurements behind this design.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum, StrEnum
 from functools import lru_cache
@@ -70,12 +70,15 @@ class Limit:
     """A budget: so much of a unit per window.
 
     extra: top-ups, by the name of the one window that each is for.
+    as_of: when it was set, or added to last, in unix seconds; 0 for one that the configuration declares. Of two that
+        are said of the same account the later one holds.
     """
 
     amount: int
     window: Window = Window.TOTAL
     unit: Unit = Unit.TOKENS
     extra: tuple[tuple[str, int], ...] = ()
+    as_of: float = field(default=0.0, compare=False)
 
     def within(self, window_id: str) -> int:
         """So much it is in a window, with what was added to that one."""

@@ -7,7 +7,7 @@ order may be given as often as one likes: to the gateway that runs, to a new one
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from gateway.books.directories import JOURNAL, directories
 from gateway.books.journal import Journal
 from gateway.books.keys import Keys
 from gateway.books.ledger.contract import Charged, Correction, Ledger, Place
+from gateway.books.ledger.register import FILE, Register, told_of
 from gateway.books.ledger.sqlite import SqliteLedger
 from gateway.books.ledger.tables import LedgerInUse, ledger_file, was_corrected
 from gateway.books.outbox import Outbox
@@ -70,9 +71,12 @@ class Corrections:
                 self._outbox.tell(charged)
 
 
-async def without_gateway(data: Path, name: str, corrections: Sequence[Correction]) -> list[Charged] | None:
+async def without_gateway(
+    data: Path, name: str, corrections: Sequence[Correction], tag_of: Callable[[str], str | None] = lambda scope: None
+) -> list[Charged] | None:
     """Make a correction where no gateway runs, which begins as one does: what a dead one left is charged first.
 
+    Where it shares budgets with others, its next start tells their vault. tag_of: see `Keys.tag_of`.
     Raises LedgerInUse where one runs, Refused (BOOKS).
     """
     ledger = SqliteLedger(data, time.time)
@@ -82,6 +86,9 @@ async def without_gateway(data: Path, name: str, corrections: Sequence[Correctio
             outbox = Outbox(ledger, journal)
             outbox.begin(partial(facts, data / JOURNAL))
             ledger.on_batch(outbox.batch)
+            if (data / FILE).exists():
+                with closing(Register(data)) as register:
+                    register.note(told_of(corrections, tag_of, time.time()))
             return await Corrections(ledger, outbox).make(name, corrections)
         finally:
             await asyncio.to_thread(journal.close)
@@ -105,7 +112,8 @@ def made(
     said, new, running = encoded(corrections), False, []
     for path in ledgers(data):
         try:
-            new |= asyncio.run(without_gateway(path, name, corrections)) is not None
+            with open_keys() as keys:
+                new |= asyncio.run(without_gateway(path, name, corrections, keys.tag_of)) is not None
         except LedgerInUse:
             if not was_corrected(path, name) and not (path == data and directories(data)):  # workers have not that one
                 running.append(path)

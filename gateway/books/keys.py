@@ -20,6 +20,7 @@ from gateway.books.keys_file import (
     TOP_UPS_MAX,
     Statement,
     TopUp,
+    change_begun,
     full,
     limit_kept,
     locked,
@@ -36,7 +37,7 @@ from guards.budget import UNLIMITED, Limit, Line, Unit, Window
 from guards.burn import Plan
 from guards.rate import Counted, Rate
 from guards.refusal import Reason, Refused
-from guards.scope import LEVELS_EACH, each_of, scope, scopes
+from guards.scope import LEVELS_EACH, each_of, scope, scopes, tag_of
 
 SECRET_BYTES = 32
 LOOK_BUSY_MS = 5  # to look, which the event loop waits for
@@ -130,7 +131,9 @@ class Keys:
         self._plans: dict[str, Plan] = {} if plan is None else {"": plan}
         self._extras: dict[str, dict[tuple[Unit, Window], dict[str, int]]] = {}  # top-ups, by scope and window's name
         self._keys_as_of = self._limits_as_of = self._orders_as_of = -1  # the last change of each that was read
+        self._limits_at = 0.0  # unix seconds of the last change of a limit
         self._entries: dict[bytes, _Entry] = {}  # by digest
+        self._orgs: dict[str, str | None] = {OPEN.key_id: OPEN.org}  # of keys, by id
         for key in declared:
             entry = _declared_entry(key)
             self._take_in(entry)
@@ -236,7 +239,7 @@ class Keys:
         """Take a stored limit off a scope; False where there is none. The configuration's may show again."""
         return self._write(
             (
-                "UPDATE limits SET amount = NULL, change = :change"
+                "UPDATE limits SET amount = NULL, change = :change, at = :at"
                 " WHERE scope = :scope AND unit = :unit AND window = :window AND amount IS NOT NULL",
                 {"scope": at, "unit": unit.value, "window": window.value},
             )
@@ -246,7 +249,8 @@ class Keys:
         """Have scopes be under these stored limits alone; whether they were under any before."""
         names = {f"scope{number}": at for number, at in enumerate(limits)}
         which = ", ".join(f":{name}" for name in names)
-        gone = f"UPDATE limits SET amount = NULL, change = :change WHERE amount IS NOT NULL AND scope IN ({which})"
+        gone = "UPDATE limits SET amount = NULL, change = :change, at = :at WHERE amount IS NOT NULL AND scope IN"
+        gone += f" ({which})"
         statements = [limit_kept(at, limit) for at, found in limits.items() for limit in found]
         return self._write((gone, dict(names)), *statements)
 
@@ -282,6 +286,13 @@ class Keys:
         """Forget an order that was carried out: the ledger knows its name."""
         self._write(("DELETE FROM orders WHERE name = :name", {"name": name}))
 
+    def tag_of(self, at: str) -> str | None:
+        """Say under which tag the accounts of a scope are; None for a key that is not known, or not any more."""
+        try:
+            return tag_of(at, self._orgs.__getitem__)
+        except KeyError:
+            return None
+
     def close(self) -> None:
         """Let go of keys.db."""
         self._db.close()
@@ -302,8 +313,9 @@ class Keys:
         if entry.row is None or entry.as_of != self._limits_as_of:
             limits = {at: tuple(known.values()) for at, known in self._limits_of(entry)}
             who = tenant(
-                entry.key_id, entry.user, entry.org, entry.team, limits, entry.source, self._rates, self._plans
-            )
+                entry.key_id, entry.user, entry.org, entry.team, limits, entry.source, self._rates, self._plans,
+                each_as_of=self._limits_at,
+            )  # fmt: skip
             entry.row, entry.as_of = KeyRow(who, entry.created_at, entry.revoked_at), self._limits_as_of
         return entry.row
 
@@ -354,10 +366,10 @@ class Keys:
                 self._revoked.add(key_id)
             self._keys_as_of = change
         as_of = self._limits_as_of
-        for *row, change in self._db.execute(since.format("limits"), (as_of,)).fetchall():
-            self._take_limit_in(*row)
-            self._limits_as_of = change
-        for _, _, *top_up, change in self._db.execute(since.format("top_ups"), (as_of,)).fetchall():
+        for *row, change, at_s in self._db.execute(since.format("limits"), (as_of,)).fetchall():
+            self._take_limit_in(at_s, *row)
+            self._limits_as_of, self._limits_at = change, max(self._limits_at, at_s)
+        for _, *top_up, change in self._db.execute(since.format("top_ups"), (as_of,)).fetchall():
             self._take_top_up_in(*top_up)
             self._limits_as_of = max(self._limits_as_of, change)
         for name, _, said, change in self._db.execute(since.format("orders"), (self._orders_as_of,)).fetchall():
@@ -369,9 +381,10 @@ class Keys:
         """Put a key in the place of the one with the same digest, stored before or declared."""
         self._entries.pop(entry.digest, None)  # the last is the newest
         self._entries[entry.digest] = entry
+        self._orgs[entry.key_id] = entry.org
 
-    def _take_limit_in(self, at: str, unit: str, window: str, amount: int | None) -> None:
-        """Put a limit in force; without an amount, the declared one if there is one."""
+    def _take_limit_in(self, at_s: float, at: str, unit: str, window: str, amount: int | None) -> None:
+        """Put a limit in force; without an amount, the declared one if there is one, from then on."""
         which, known = (Unit(unit), Window(window)), self._limits.setdefault(at, {})
         declared = self._declared_limits.get(at, {}).get(which)
         limit = declared if amount is None else Limit(amount, which[1], which[0])
@@ -379,10 +392,10 @@ class Keys:
             known.pop(which, None)
         else:
             extra = self._extras.get(at, {}).get(which, {})
-            limit = known[which] = replace(limit, extra=tuple(extra.items()))
-        self._changed[at, *which] = limit or Limit(UNLIMITED, which[1], which[0])
+            limit = known[which] = replace(limit, extra=tuple(extra.items()), as_of=at_s)
+        self._changed[at, *which] = limit or Limit(UNLIMITED, which[1], which[0], as_of=at_s)
 
-    def _take_top_up_in(self, at: str, unit: str, window: str, window_id: str, amount: int) -> None:
+    def _take_top_up_in(self, at_s: float, at: str, unit: str, window: str, window_id: str, amount: int) -> None:
         """Add to one window of a limit; names of windows grow with time, and of those that are over few are kept."""
         which = Unit(unit), Window(window)
         extra = self._extras.setdefault(at, {}).setdefault(which, {})
@@ -391,7 +404,8 @@ class Keys:
             del extra[min(extra)]
         limit = self._limits.get(at, {}).get(which)
         if limit is not None:
-            self._changed[at, *which] = self._limits[at][which] = replace(limit, extra=tuple(extra.items()))
+            limit = replace(limit, extra=tuple(extra.items()), as_of=max(limit.as_of, at_s))
+            self._changed[at, *which] = self._limits[at][which] = limit
 
     def _declare(self, at: str, limits: Iterable[Limit], said: Bounded) -> None:
         self._rates[at] = (*self._rates.get(at, ()), *said.rates)
@@ -409,8 +423,8 @@ class Keys:
         db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         try:
             with transaction(db):
-                number = db.execute("UPDATE changes SET number = number + 1 RETURNING number").fetchone()[0]
-                done = [db.execute(text, values | {"change": number}).rowcount for text, values in statements]
+                change = change_begun(db, self._clock())
+                done = [db.execute(text, values | change).rowcount for text, values in statements]
             self._load()  # data_version tells only of other connections
         except sqlite3.Error as error:
             raise unavailable(error, self._path) from None

@@ -11,17 +11,19 @@ from guards.budget import Limit, Unit, Window
 from guards.refusal import Reason, Refused
 
 BUSY_MS = 2000  # to write: another process commits a key in milliseconds; beyond this the books are stuck
-SCHEMA = 3  # 2 knew no top-ups and no orders; 1 knew keys only
+SCHEMA = 3  # 2 knew no top-ups, no orders and no times of limits; 1 knew keys only
 KEPT_S = 62 * 86_400.0  # top-ups of windows that are over, and orders: so long is one of the same name known again
 TOP_UPS_MAX, ORDERS_MAX = 100_000, 100
-# Every row has the number of the change that wrote it, so that only what changed is read again.
+# Every row has the number of the change that wrote it, so that only what changed is read again. Times of limits and of
+# top-ups grow with these numbers, whatever the clock does: the vault of shared budgets goes by the latest.
 _TABLES = """
 CREATE TABLE IF NOT EXISTS keys (
     key_id TEXT PRIMARY KEY, digest BLOB NOT NULL UNIQUE, user TEXT NOT NULL, org TEXT, team TEXT,
     created_at REAL NOT NULL, revoked_at REAL, change INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS limits (
-    scope TEXT, unit TEXT, window TEXT, amount INTEGER, change INTEGER NOT NULL, PRIMARY KEY (scope, unit, window)
+    scope TEXT, unit TEXT, window TEXT, amount INTEGER, change INTEGER NOT NULL, at REAL NOT NULL DEFAULT 0,
+    PRIMARY KEY (scope, unit, window)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS top_ups (
     name TEXT PRIMARY KEY, at REAL NOT NULL, scope TEXT NOT NULL, unit TEXT NOT NULL, window TEXT NOT NULL,
@@ -31,29 +33,43 @@ CREATE TABLE IF NOT EXISTS orders (
     name TEXT PRIMARY KEY, at REAL NOT NULL, said TEXT NOT NULL, change INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY) STRICT;
-CREATE TABLE IF NOT EXISTS changes (number INTEGER NOT NULL) STRICT;
-INSERT INTO changes SELECT 0 WHERE NOT EXISTS (SELECT * FROM changes);
+CREATE TABLE IF NOT EXISTS changes (number INTEGER NOT NULL, at REAL NOT NULL DEFAULT 0) STRICT;
+INSERT INTO changes SELECT 0, 0 WHERE NOT EXISTS (SELECT * FROM changes);
 CREATE INDEX IF NOT EXISTS keys_by_change ON keys (change);
 CREATE INDEX IF NOT EXISTS limits_by_change ON limits (change);
 CREATE INDEX IF NOT EXISTS top_ups_by_change ON top_ups (change);
 CREATE INDEX IF NOT EXISTS orders_by_change ON orders (change);
 """
-_TAKE_OVER = f"""
+_TAKE_OVER_1 = f"""
 ALTER TABLE keys RENAME TO old_keys;
 {_TABLES}
 INSERT INTO keys SELECT key_id, digest, user, org, NULL, created_at, revoked_at, 0 FROM old_keys;
-INSERT INTO limits SELECT 'key:' || key_id, 'tokens', window, tokens, 0 FROM old_keys WHERE tokens IS NOT NULL;
+INSERT INTO limits SELECT 'key:' || key_id, 'tokens', window, tokens, 0, 0 FROM old_keys WHERE tokens IS NOT NULL;
 DROP TABLE old_keys;
 """
+_TAKE_OVER_2 = f"""
+ALTER TABLE limits ADD COLUMN at REAL NOT NULL DEFAULT 0;
+ALTER TABLE changes ADD COLUMN at REAL NOT NULL DEFAULT 0;
+{_TABLES}
+"""
+_MADE_OF = {0: _TABLES, 1: _TAKE_OVER_1, 2: _TAKE_OVER_2}  # by the schema that was found
+LATER_S = 0.001  # than the change before, at least
 
-Statement = tuple[str, dict[str, object]]  # SQL, and its values but for the number of the change
+Statement = tuple[str, dict[str, object]]  # SQL, and its values but for the number and the time of the change
+
+
+def change_begun(db: sqlite3.Connection, now_s: float) -> dict[str, object]:
+    """Number a change; the values that its statements have in common. In a transaction."""
+    later = f"UPDATE changes SET number = number + 1, at = max(?, at + {LATER_S}) RETURNING number, at"
+    number, at = db.execute(later, (now_s,)).fetchone()
+    return {"change": number, "at": at}
 
 
 def limit_kept(at: str, limit: Limit) -> Statement:
     """The statement that keeps a limit, and its values."""
     text = (
-        "INSERT INTO limits VALUES (:scope, :unit, :window, :amount, :change) ON CONFLICT (scope, unit, window)"
-        " DO UPDATE SET amount = excluded.amount, change = excluded.change"
+        "INSERT INTO limits VALUES (:scope, :unit, :window, :amount, :change, :at) ON CONFLICT (scope, unit, window)"
+        " DO UPDATE SET amount = excluded.amount, change = excluded.change, at = excluded.at"
     )
     return text, {"scope": at, "unit": limit.unit.value, "window": limit.window.value, "amount": limit.amount}
 
@@ -130,7 +146,7 @@ def opened(path: Path) -> sqlite3.Connection:
         if found > SCHEMA:
             raise sqlite3.DatabaseError("made by a newer holdfast")
         if found < SCHEMA:
-            for statement in (_TAKE_OVER if found == 1 else _TABLES).split(";"):
+            for statement in _MADE_OF[found].split(";"):
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {SCHEMA}")
     return db

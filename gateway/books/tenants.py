@@ -114,11 +114,15 @@ def tenant(
     source: Literal["store", "config"] = "store",
     rates: Rates = NO_RATES,
     plans: Plans = NO_PLANS,
+    each_as_of: float = 0.0,
 ) -> Tenant:
-    """Say who a key stands for, under all limits of its scopes."""
+    """Say who a key stands for, under all limits of its scopes.
+
+    each_as_of: when any limit changed last, unix seconds: that of its sessions may have been another's until then.
+    """
     known = scopes(key_id, user, org, team)
     lines = [Line(at, limit) for at in known for limit in limits.get(at, ())]
-    each = {level: _tightest(limits.get(each_of(level, at), ()) for at in known) for level in LEVELS_EACH}
+    each = {level: _tightest((limits.get(each_of(level, at), ()) for at in known), each_as_of) for level in LEVELS_EACH}
     each = {level: found for level, found in each.items() if found}
     said = [RateLine(at, counted, rate) for at in known for counted, rate in rates.get(at, ())]
     paces = [line.rate for line in said if line.counted is Counted.OF_STREAM]
@@ -148,7 +152,7 @@ def _watched(known: tuple[str, ...], limits: Limits, plans: Plans) -> tuple[Watc
     return tuple(found)
 
 
-def _tightest(found: Iterable[Iterable[Limit]]) -> tuple[Limit, ...]:
+def _tightest(found: Iterable[Iterable[Limit]], as_of: float) -> tuple[Limit, ...]:
     """Of the limits that several scopes put on the same thing, the least of each unit and window."""
     least: dict[tuple[Unit, Window], Limit] = {}
     for limits in found:
@@ -156,7 +160,7 @@ def _tightest(found: Iterable[Iterable[Limit]]) -> tuple[Limit, ...]:
             which = limit.unit, limit.window
             if which not in least or limit.amount < least[which].amount:
                 least[which] = limit
-    return tuple(least.values())
+    return tuple(replace(limit, as_of=as_of) for limit in least.values())
 
 
 def nameable(*names: str | None) -> None:

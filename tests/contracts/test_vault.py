@@ -179,6 +179,15 @@ async def test_the_latest_word_on_a_limit_holds(rig):
     assert free(await two.says(claim(2_000, as_of=7.5))) == 1_500
 
 
+async def test_who_does_not_know_a_limit_leaves_it_as_it_is(rig):
+    """And says what it has spent all the same; also of one that the configuration declares."""
+    one, two = Teller(rig.vault, "one"), Teller(rig.vault, "two")
+    await one.says(claim(1_000, need=500))
+
+    assert free(await two.says(claim(None, as_of=-1.0, rights=200, spent=200))) == 300
+    assert (await rig.vault.standings(TAG))[0].limit == 1_000
+
+
 async def test_an_account_without_a_limit_gives_what_is_wanted(rig):
     """Nothing is ever short of it."""
     one = Teller(rig.vault, "one")

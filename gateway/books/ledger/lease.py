@@ -9,7 +9,7 @@ import structlog
 
 from gateway.books.ledger.contract import Place
 from gateway.books.ledger.leased_steps import Elsewhere, GiveBack, Saying, TakeIn
-from gateway.books.ledger.register import Entry, Register
+from gateway.books.ledger.register import NOT_KNOWN, Entry, Register
 from gateway.books.ledger.steps import Step
 from gateway.books.vault.contract import LEASE_S, Claim, Closed, Fenced, Given, Refusal, Vault, VaultDown
 from guards.budget import UNLIMITED, Account
@@ -25,7 +25,6 @@ ACCOUNTS_MAX = 16_384  # under one tag, of which the vault is told; those at res
 WAITERS_MAX = 4096  # requests under one tag that wait for an exchange
 WAIT_S = 3.0  # for an exchange, or two: one may be on its way already
 IDLE_S = 30.0  # nothing used for so long, all rights go back, and the account is not spoken of any more
-LATER_S = 0.001  # an account's limit was set later than it was before, whatever the clock says
 
 
 class Books(Protocol):
@@ -46,7 +45,10 @@ Wishes = Mapping[Place, Wish]
 
 
 class Known:
-    """What a gateway knows of an account beside its own ledger. limit: the budget; None where it only records."""
+    """What a gateway knows of an account beside its own ledger.
+
+    limit: the budget; None where it only records. as_of: see `guards.budget.Limit`, or NOT_KNOWN.
+    """
 
     __slots__ = ("as_of", "given", "held", "limit", "noted", "share", "told", "use", "used_s")
 
@@ -80,7 +82,7 @@ class Round:
 class Lease:
     """Exchanges with the vault for one tag, one after the other; whoever lacks something meanwhile waits for the next.
 
-    clock: monotonic seconds; wall: unix seconds. made_s: by the clock.
+    clock: monotonic seconds. made_s: by it.
     on_vault: told after each exchange why there was none; "" if there was.
     known: the accounts of which the vault is told. fault: why nothing may be spent, whatever the time; "" else.
     heard_s: when the vault was last heard; asked_s: and asked for more; began_s: when the last exchange began.
@@ -96,12 +98,11 @@ class Lease:
         vault: Vault,
         register: Register,
         clock: Callable[[], float],
-        wall: Callable[[], float],
         on_vault: Callable[[str], None],
     ) -> None:
         self.tag = tag
         self._books, self._vault, self._register = books, vault, register
-        self._clock, self._wall, self._on_vault = clock, wall, on_vault
+        self._clock, self._on_vault = clock, on_vault
         self.known: dict[Place, Known] = {}
         self.heard: dict[Place, Elsewhere] = {}
         self.fault = ""
@@ -128,26 +129,36 @@ class Lease:
         """Whether any of its accounts needs rights."""
         return any(one.limit is not None for one in self.known.values())
 
-    def learn(self, at: Place, limit: int) -> bool:
-        """Take in what an account's limit is now; whether that is news. Raises Refused for too many accounts."""
+    def learn(self, at: Place, limit: int, as_of: float) -> bool:
+        """Take in what an account's limit is, and since when (unix seconds); whether that is news.
+
+        What is older than what is known is none; of two that are as old the last word holds. So nothing is lost when
+        an account is let go of. Raises Refused for too many accounts.
+        """
         amount = None if limit == UNLIMITED else min(limit, AMOUNT_MAX)
         known = self.known.get(at)
         if known is None:
             if len(self.known) >= ACCOUNTS_MAX:
                 raise Refused(Reason.BOOKS, "too many accounts are in use at once", retry_after_s=IDLE_S)
-            self.known[at] = Known(amount, 0.0, self._clock())
+            self.known[at] = Known(amount, as_of, self._clock())
             return True
-        if known.limit == amount:
+        if as_of < known.as_of or (as_of, amount) == (known.as_of, known.limit):
             return False
-        known.limit, known.as_of = amount, max(self._wall(), known.as_of + LATER_S)
-        known.noted = False
+        known.limit, known.as_of, known.noted = amount, as_of, False
         if at in self.heard:
             self.heard[at] = self.heard[at]._replace(limit=limit)
         return True
 
+    def keep(self, at: Place) -> bool:
+        """Keep an account in mind as if it were used now; whether it is known, and noted."""
+        known = self.known.get(at)
+        if known is not None:
+            known.used_s = self._clock()
+        return known is not None and known.noted
+
     def restore(self, entry: Entry) -> None:
-        """Know of an account what an earlier start knew."""
-        self.known[entry.place] = Known(entry.limit, entry.as_of, self._clock(), noted=True)
+        """Know of an account at least what was noted."""
+        self.known.setdefault(entry.place, Known(entry.limit, entry.as_of, self._clock(), noted=True))
 
     async def ask(self, wishes: Wishes) -> None:
         """Wait until the vault was asked for this, however that went. Raises Refused where too many wait."""
@@ -177,7 +188,8 @@ class Lease:
         if new:
             await asyncio.to_thread(self._register.note, new)
             for entry in new:
-                self.known[entry.place].noted = self.known[entry.place].limit == entry.limit
+                known = self.known[entry.place]
+                known.noted = (known.limit, known.as_of) == (entry.limit, entry.as_of)
 
     def _next(self) -> Round:
         if self._round is None:
@@ -204,7 +216,7 @@ class Lease:
         """Say all accounts, or where these are many those that are asked for, and take in what is given."""
         self.began_s = began_s = self._clock()
         whole = asked.whole or len(self.known) <= CLAIMS_MAX or not self.valid
-        places = list(self.known) if whole else list(asked.wishes)
+        places = list(self.known) if whole else [at for at in asked.wishes if at in self.known]
         if not places:
             return
         self.scarce = False
@@ -279,7 +291,7 @@ class Lease:
             known.used_s = now_s
         known.use = Use(used, now_s) if known.use is None else known.use.seen(used, now_s)
         known.held = account.held
-        if limit is None:
+        if limit is None or known.as_of == NOT_KNOWN:
             return Claim(at, None, known.as_of, used, account.spent)
         if at not in wishes:
             want = 0 if wanted else refill(account.free, cushioned)

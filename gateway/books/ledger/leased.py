@@ -22,7 +22,7 @@ from gateway.books.ledger.leased_steps import (
     Look,
     Short,
 )
-from gateway.books.ledger.register import Register
+from gateway.books.ledger.register import Register, told_of
 from gateway.books.ledger.sqlite import Opening, SqliteLedger
 from gateway.books.ledger.steps import Extend, Open
 from gateway.books.ledger.tables import Told
@@ -80,6 +80,7 @@ class LeasedLedger:
         self.leases: dict[str, Lease] = {}
         self._holds: dict[str, Spender] = {}  # by request
         self._works: set[asyncio.Task[None]] = set()
+        self._tag_of: Callable[[str], str | None] = lambda scope: None
         self._down = ""
         self._closed = False
 
@@ -117,8 +118,34 @@ class LeasedLedger:
             self._holds.pop(request_id, None)
 
     def correct(self, name: str, corrections: Sequence[Correction]) -> asyncio.Future[list[Charged] | None]:
-        """Of what this gateway has charged; others correct theirs."""
-        return self.local.correct(name, corrections)
+        """Of what this gateway has charged; others correct theirs. The vault hears of it, of accounts at rest too."""
+        try:
+            leases = self._keep(corrections)
+        except Refused as refused:
+            answer: asyncio.Future[list[Charged] | None] = asyncio.get_running_loop().create_future()
+            answer.set_exception(refused)
+            return answer
+        answer = self.local.correct(name, corrections)
+        for lease in leases:
+            lease.renew()  # which reads the accounts in a later step
+        return answer
+
+    def _keep(self, corrections: Sequence[Correction]) -> list[Lease]:
+        """Have leases know of the accounts that will be corrected, also over a crash; which leases those are.
+
+        The register is written on the event loop: it takes milliseconds, seldom, and the correction must come after it.
+        """
+        leases: dict[str, Lease] = {}
+        new = []
+        for entry in told_of(corrections, self._tag_of, self._wall()):
+            lease = leases[entry.tag] = self._lease(entry.tag)
+            if not lease.keep(entry.place):
+                new.append(entry)
+        if new:
+            self.register.note(new)
+        for entry in new:
+            leases[entry.tag].restore(entry)
+        return list(leases.values())
 
     def audit(self) -> Awaitable[list[str]]:
         return self.local.audit()
@@ -150,7 +177,7 @@ class LeasedLedger:
                 break
             except Short as short:
                 pairs = zip(short.places, asked.lines, strict=True)
-                news = [lease.learn(at, line.limit.within(at.window)) for at, line in pairs]
+                news = [learn(lease, at, line) for at, line in pairs]
                 last = tries >= TRIES_MAX
                 if last or (not any(news) and self._in_vain(lease, short, enough, tries, eager=eager)):
                     if last or hoped or not await self._hopes(lease, short, enough):
@@ -162,10 +189,8 @@ class LeasedLedger:
             opening = self._attempt(asked, who, eager=eager)
         lease = self.leases.setdefault(asked.lines.tag, who.lease)  # it may have been let go of
         self._holds[asked.request_id] = Spender(lease, asked.lines)
-        for at, line in zip(grant.places, asked.lines, strict=True):
-            if at not in lease.known:
-                with suppress(Refused):  # it only records, and is told when there is room
-                    lease.learn(at, line.limit.within(at.window))
+        with suppress(Refused):  # what only records is told when there is room
+            remember(lease, grant.places, asked.lines)
         return grant
 
     def _in_vain(self, lease: Lease, short: Short, enough: Load, tries: int, *, eager: bool) -> bool:
@@ -248,20 +273,13 @@ class LeasedLedger:
         return More(None, 1 if short.lacks is None else hoped_for(short.whole, least, short.price))
 
     def relimit(self, line: Line) -> asyncio.Future[bool]:
-        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        first = self.local.step(LeasedRelimit(line))
-        first.add_done_callback(lambda got: self._relimited(line, got, answer))
-        return answer
-
-    def _relimited(self, line: Line, got: asyncio.Future[Place | None], answer: asyncio.Future[bool]) -> None:
-        error = got.exception()
-        at = None if error else got.result()
+        """An account that no lease knows has no rights: whoever needs some tells the vault of the limit first."""
+        answer = self.local.step(LeasedRelimit(line))
+        at = place(*line, self._wall())
         for lease in [one for one in self.leases.values() if at in one.known]:
-            assert at is not None
-            lease.learn(at, line.limit.within(at.window))
+            learn(lease, at, line)
             lease.renew()
-        if not answer.done():
-            answer.set_exception(error) if error else answer.set_result(at is not None)
+        return answer
 
     def balance(self, scope: str, limit: Limit) -> Awaitable[Account]:
         at = place(scope, limit, self._wall())
@@ -277,10 +295,11 @@ class LeasedLedger:
         Raises Refused (BOOKS) where the ledger has what was spent before it shared, and the vault cannot be told:
         others would spend that again.
         """
+        self._tag_of = tag_of
         for entry in self.register.entries():
             self._lease(entry.tag).restore(entry)
         if not self.register.begun:
-            await self._take_over(tag_of)
+            await self._take_over()
             for lease in list(self.leases.values()):
                 await lease.renew()
                 if not lease.valid:
@@ -289,12 +308,12 @@ class LeasedLedger:
             self.register.begin()
         self.look()
 
-    async def _take_over(self, tag_of: Callable[[str], str | None]) -> None:
+    async def _take_over(self) -> None:
         """Remember what limits the accounts of a gateway that shared with nobody had, then have them be rights."""
         known = {at for lease in self.leases.values() for at in lease.known}  # of a try that failed
         for at, limit in await self.local.step(Limits()):
-            if at not in known and (tag := tag_of(at.scope)) is not None:
-                self._lease(tag).learn(at, limit)
+            if at not in known and (tag := self._tag_of(at.scope)) is not None:
+                self._lease(tag).learn(at, limit, 0.0)
         for lease in self.leases.values():
             await lease.note(lease.known)
         await self.local.step(Disown())
@@ -355,7 +374,7 @@ class LeasedLedger:
         if lease is None:
             if len(self.leases) >= LEASES_MAX:
                 raise Refused(Reason.BOOKS, "too many budgets are in use at once", retry_after_s=AGAIN_S)
-            args = self.local, self.vault, self.register, self._clock, self._wall, self._on_vault
+            args = self.local, self.vault, self.register, self._clock, self._on_vault
             lease = self.leases[tag] = Lease(tag, *args)
         return lease
 
@@ -379,10 +398,19 @@ class LeasedLedger:
 
 
 def remember(lease: Lease, places: Iterable[Place], lines: Lines) -> None:
-    """Have a lease know of a request's accounts, which it may have let go of while they were at rest."""
+    """Have a lease know of a request's accounts, which it may have let go of, and of limits newer than it knows.
+
+    Raises Refused for too many accounts.
+    """
     for at, line in zip(places, lines, strict=True):
-        if at not in lease.known:
-            lease.learn(at, line.limit.within(at.window))
+        known = lease.known.get(at)
+        if known is None or known.as_of < line.limit.as_of:
+            learn(lease, at, line)
+
+
+def learn(lease: Lease, at: Place, line: Line) -> bool:
+    """Have a lease take a limit in; whether it is news to it."""
+    return lease.learn(at, line.limit.within(at.window), line.limit.as_of)
 
 
 class Spender(NamedTuple):

@@ -123,13 +123,13 @@ class LeasedRelimit(NamedTuple):
 
     line: Line
 
-    def apply(self, shelf: Shelf, now_s: float) -> Place | None:
+    def apply(self, shelf: Shelf, now_s: float) -> bool:
         cell = shelf.cell(place(*self.line, now_s))
         if cell.account is None:
-            return None
+            return False
         amount = self.line.limit.within(cell.place.window)
         shelf.write(cell, within(rights(cell.account, amount), amount))
-        return cell.place
+        return True
 
 
 class Look(NamedTuple):
@@ -162,7 +162,10 @@ class Saying(NamedTuple):
 
 
 class GiveBack(NamedTuple):
-    """Give back what is too much, before the vault hears of it; say how all accounts stand then."""
+    """Give back what is too much, before the vault hears of it; say how all accounts stand then.
+
+    What a correction charged beyond the rights there were counts as leased, so that more of them are of use.
+    """
 
     sayings: tuple[Saying, ...]
 
@@ -172,7 +175,7 @@ class GiveBack(NamedTuple):
             cell = shelf.cell(at)
             account = rights(cell.account, UNLIMITED if limit is None else limit)
             if limit is not None:
-                account = within(account, limit)
+                account = within(account._replace(limit=max(account.limit, account.spent + account.held)), limit)
                 free = kept(account.free, cushion, asked, unleased, wanted=wanted)
                 account = account._replace(limit=account.limit - account.free + free)
             if cell.account is not None and cell.account != account:

@@ -2,15 +2,18 @@
 
 import secrets
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway.books.ledger.contract import Place
+from gateway.books.ledger.contract import Correction, Place
 from gateway.books.ledger.tables import explained
 from gateway.books.vault.contract import Gateway
+from guards.budget import Window
 
+FILE = "rights.sqlite3"
 NAME_BYTES = 8
+NOT_KNOWN = -1.0  # as_of of a limit that is not known: the vault keeps the one it has
 _TABLES = """
 CREATE TABLE IF NOT EXISTS gateway (name TEXT NOT NULL, epoch INTEGER NOT NULL, begun INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS accounts (
@@ -23,7 +26,10 @@ CREATE TABLE IF NOT EXISTS tags (tag TEXT PRIMARY KEY) WITHOUT ROWID;
 
 
 class Entry(NamedTuple):
-    """An account of which the vault is told. limit: the budget, None where it only records; as_of: unix seconds."""
+    """An account of which the vault is told. limit: the budget, None where it only records.
+
+    as_of: see `guards.budget.Limit`, or NOT_KNOWN.
+    """
 
     place: Place
     tag: str
@@ -43,7 +49,7 @@ class Register:
         self._data = data
         self._exchanges = 0  # of all tags: one that was let go of and comes back goes on with higher numbers
         with explained(data):
-            self._db = sqlite3.connect(data / "rights.sqlite3", isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(data / FILE, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
@@ -96,3 +102,13 @@ class Register:
     def close(self) -> None:
         """Let go of the file."""
         self._db.close()
+
+
+def told_of(corrections: Sequence[Correction], tag_of: Callable[[str], str | None], now_s: float) -> list[Entry]:
+    """Of which accounts the vault is told after corrections: not of windows that are over, which nobody can spend of.
+
+    tag_of: as `LeasedLedger.begin` takes it.
+    """
+    present = {window.id_at(now_s) for window in Window}
+    places = {at: None for one in corrections for at, _ in one.charges if at.window in present}
+    return [Entry(at, tag, 0, NOT_KNOWN) for at in places if (tag := tag_of(at.scope)) is not None]

@@ -39,7 +39,7 @@ class Claim(NamedTuple):
     """What a gateway says of one account, and what it asks for.
 
     limit: the budget, as it knows it; None where the account only records. as_of: when that was set, unix seconds; 0
-        for one that the configuration declares. The vault goes by the latest.
+        for one that the configuration declares; below 0 where it is not known. The vault goes by the latest.
     rights: all that it has leased of the account so far, less what it gave back; spent: what of that is charged.
     want: so much more it would like to have; need: with less than that it can do nothing, and gets nothing.
     Amounts are at most guards.escrow.AMOUNT_MAX, which a limit that is higher, or none, counts as.

@@ -18,6 +18,7 @@ from gateway.config import DeclaredBudget, DeclaredKey
 from guards.budget import Limit, Line, Unit, Window
 from guards.burn import Plan
 from guards.refusal import Reason, Refused
+from guards.scope import each_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -553,6 +554,99 @@ def test_a_running_gateway_hears_of_top_ups_and_orders(path: Path):
     assert (line.scope, line.limit.within("2026-01-01")) == ("org:acme", 2_500)
     assert orders == (("b", "[2]"),)
     assert Keys(path).news().orders == (("b", "[2]"),)
+
+
+def test_a_limit_says_when_it_was_set(path: Path):
+    """Or was added to, or taken away: then the declared one is as new as that. Later, whatever the clock does."""
+    clock = Clock()
+    keys = Keys(path, clock=clock, budgets=(DeclaredBudget(org="acme", limits=(ORG,)),))
+    at = [keys.limits()["org:acme"][0].as_of]
+
+    keys.set_limit("org:acme", Limit(5))
+    at.append(keys.limits()["org:acme"][0].as_of)
+    clock.now_s += 10
+    keys.top_up("x", "org:acme", Limit(5))
+    at.append(keys.limits()["org:acme"][0].as_of)
+    clock.now_s -= 60
+    keys.set_limit("org:acme", Limit(7))
+    at.append(keys.limits()["org:acme"][0].as_of)
+    keys.remove_limit("org:acme", Unit.TOKENS, Window.TOTAL)
+    at.append(keys.limits()["org:acme"][0].as_of)
+
+    start = clock.now_s + 50
+    assert at[:3] == [0.0, start, start + 10]
+    assert start + 10 < at[3] < at[4] < start + 11
+    again = Keys(path, clock=clock, budgets=(DeclaredBudget(org="acme", limits=(ORG,)),))
+    assert again.limits()["org:acme"][0].as_of == at[4]
+    assert [line.limit.as_of for line in keys.news().limits] == [at[4]]
+
+
+def test_a_limit_that_is_taken_away_says_when(path: Path):
+    """So that the vault of shared budgets lets go of it."""
+    clock = Clock()
+    keys = Keys(path, clock=clock)
+    keys.set_limit("org:acme", Limit(5))
+    clock.now_s += 10
+    keys.remove_limit("org:acme", Unit.TOKENS, Window.TOTAL)
+
+    (line,) = keys.news().limits
+    assert (line.limit, line.limit.as_of) == (RECORD, clock.now_s)
+
+
+def test_the_limit_of_a_session_is_as_new_as_any(path: Path):
+    """When a tighter one is taken away, the one that shows again is the later news."""
+    clock = Clock()
+    keys = Keys(path, clock=clock)
+    secret, _ = keys.create("alice", "acme", team="search")
+    keys.set_limit(each_of("session", "org:acme"), Limit(1_000))
+    clock.now_s += 10
+    keys.set_limit(each_of("session", "team:acme/search"), Limit(500))
+    tight = keys.tenant(secret).each["session"][0]
+    clock.now_s += 10
+    keys.remove_limit(each_of("session", "team:acme/search"), Unit.TOKENS, Window.TOTAL)
+    (shown,) = keys.tenant(secret).each["session"]
+
+    assert [(one.amount, one.as_of) for one in (tight, shown)] == [(500, clock.now_s - 10), (1_000, clock.now_s)]
+
+
+def test_a_key_store_of_the_second_format_is_taken_over(path: Path):
+    """Its limits are as if they had been declared, until they are set anew."""
+    path.parent.mkdir()
+    db = sqlite3.connect(path)
+    db.executescript("""
+        CREATE TABLE keys (
+            key_id TEXT PRIMARY KEY, digest BLOB NOT NULL UNIQUE, user TEXT NOT NULL, org TEXT, team TEXT,
+            created_at REAL NOT NULL, revoked_at REAL, change INTEGER NOT NULL
+        ) STRICT;
+        CREATE TABLE limits (
+            scope TEXT, unit TEXT, window TEXT, amount INTEGER, change INTEGER NOT NULL,
+            PRIMARY KEY (scope, unit, window)
+        ) STRICT;
+        CREATE TABLE facts (name TEXT PRIMARY KEY) STRICT;
+        CREATE TABLE changes (number INTEGER NOT NULL) STRICT;
+        INSERT INTO changes VALUES (3);
+        INSERT INTO limits VALUES ('org:acme', 'tokens', 'day', 2000, 3);
+        PRAGMA user_version = 2;
+    """)
+    db.close()
+    clock = Clock()
+    keys = Keys(path, clock=clock)
+    (old,) = keys.limits()["org:acme"]
+    keys.top_up("x", "org:acme", Limit(500, Window.DAY))
+    (topped_up,) = Keys(path).limits()["org:acme"]
+
+    assert (old, old.as_of) == (TEAM, 0.0)
+    assert (topped_up.within("2026-01-01"), topped_up.as_of) == (2_500, clock.now_s)
+
+
+def test_a_scope_is_under_the_tag_of_its_org(path: Path):
+    """Keys by the org they were made in, also those of after the start; nobody can ask for one that is not known."""
+    keys = Keys(path)
+    _, made = keys.create("alice", "acme")
+
+    tags = {at: keys.tag_of(at) for at in (f"key:{made.key_id}", f"session:{made.key_id}/s", "key:open", "key:gone")}
+
+    assert list(tags.values()) == ["org:acme", "org:acme", "nobody", None]
 
 
 def test_too_many_orders_are_refused(path: Path):

@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
-from gateway.books.ledger.contract import Grant, More, Place
+from gateway.books.corrections import reset, without_gateway
+from gateway.books.ledger import lease as lease_module
+from gateway.books.ledger.contract import Correction, Grant, Lines, More, Place
 from gateway.books.ledger.lease import IDLE_S
 from gateway.books.ledger.leased import LOOK_S
 from gateway.books.ledger.leased_steps import Limits
+from gateway.books.ledger.register import Register
 from gateway.books.ledger.sqlite import SqliteLedger
 from gateway.books.vault.contract import LEASE_S, Claim, Gateway
 from gateway.books.vault.memory import MemoryShelf
@@ -21,7 +25,7 @@ from guards.budget import UNLIMITED, Account, Limit, Line, Unit, Window
 from guards.claim import Load
 from guards.money import DOLLAR, Price, Tokens
 from guards.refusal import Reason, Refused
-from tests.gateways import Gateways
+from tests.gateways import NOON, Gateways, quiet
 from tests.ledgers import extend, settle, take, tokens
 
 LIMIT = Limit(1_000, Window.DAY)
@@ -180,10 +184,10 @@ async def test_a_lowered_limit_binds_all_gateways(gateways, ledgers):
     await asked(second, "r2", 300)
     await settle(second, "r2", 0)
 
-    assert await first.relimit(Line("org:acme", Limit(150, Window.DAY)))
+    lowered = Limit(150, Window.DAY, as_of=NOON)
+    assert await first.relimit(Line("org:acme", lowered))
     await gateways.pass_s(2)
 
-    lowered = Limit(150, Window.DAY)
     assert 100 <= (await first.balance("org:acme", lowered)).held <= 110
     assert 40 < (await asked(second, "r3", 300, limit=lowered)).leased <= 50
     assert (await extend(first, "r1", 200, 156)).cover is None
@@ -196,7 +200,7 @@ async def test_a_lowered_limit_binds_what_is_leased_before_the_vault_has_heard_i
     await settle(first, "r1", 0)
     gateways.ways[0].down = True
     with pytest.raises(Refused):
-        await asked(first, "r2", 500, least=500, limit=Limit(150, Window.DAY))
+        await asked(first, "r2", 500, least=500, limit=Limit(150, Window.DAY, as_of=NOON))
 
     ((_, rights),) = await first.local.step(Limits())
 
@@ -213,6 +217,180 @@ async def test_money_and_tokens_are_leased_together(ledgers):
     assert grant.leased == 100
     assert 0 < other.leased <= (1_200 - 800 - 200) // 6
     assert await ledgers[1].audit() == []
+
+
+# ---------------------------------------------------------------- changes by operators
+
+
+async def used_and_left(gateways, tokens, limit=LIMIT):
+    """So much is spent of the budget at the first gateway; then nobody uses it, until nobody speaks of it."""
+    first = gateways.ledgers[0]
+    await asked(first, "before", tokens, least=tokens, limit=limit)
+    await settle(first, "before", tokens)
+    await gateways.pass_s(IDLE_S + 3)
+    assert not any(lease.known for ledger in gateways.ledgers for lease in ledger.leases.values())
+
+
+async def all_that_is_left(gateways, limit=LIMIT):
+    """How much the gateways can spend by turns, in small requests, until none can any more."""
+    spent = 0
+    for turn in range(40):
+        for number, ledger in enumerate(gateways.ledgers):
+            with suppress(Refused):
+                grant = await asked(ledger, f"{turn}-{number}", 100, least=1, limit=limit)
+                await settle(ledger, f"{turn}-{number}", grant.leased)
+                spent += grant.leased
+        await gateways.pass_s(LOOK_S)
+    return spent
+
+
+@pytest.mark.parametrize("amounts", [(2_000, 1_500, 1_000), (500, 800, 2_000)])
+async def test_a_limit_that_is_changed_while_nobody_uses_it_holds(gateways, ledgers, amounts):
+    """The vault goes by when it was set, which nobody has to remember; lowered or raised, all of it can be spent."""
+    early, later, last = (Limit(amount, Window.DAY, as_of=NOON + at) for at, amount in enumerate(amounts))
+    await asked(ledgers[0], "r1", 10, limit=early)
+    await settle(ledgers[0], "r1", 10)
+    for ledger in ledgers:
+        await ledger.relimit(Line("org:acme", later))
+    await used_and_left(gateways, 10, later)
+    for ledger in ledgers:
+        await ledger.relimit(Line("org:acme", last))
+
+    assert 20 + await all_that_is_left(gateways, last) == amounts[-1]
+
+
+async def test_a_request_that_read_an_older_limit_does_not_bring_it_back(gateways, ledgers):
+    """It may open its hold after the change, also where the account has been let go of meanwhile."""
+    first, second = ledgers
+    await used_and_left(gateways, 10, Limit(100, Window.DAY, as_of=NOON + 1))
+    with suppress(Refused):
+        await asked(second, "old", 500, least=500, limit=LIMIT)
+    await gateways.pass_s(1)
+
+    (standing,) = await gateways.vault.standings("")
+    assert standing.limit == 100
+    await asked(first, "r1", 50, limit=Limit(100, Window.DAY, as_of=NOON + 1))
+    with suppress(Refused):
+        await asked(first, "old", 500, least=500, limit=LIMIT)
+    assert first.leases[""].known[DAY].limit == 100
+
+
+async def test_a_limit_that_was_changed_while_a_gateway_was_down_is_told_with_its_next_request(gateways, ledgers):
+    """Also where the rights that it has are enough for that."""
+    await asked(ledgers[0], "r1", 400)
+    await settle(ledgers[0], "r1", 10)
+    await gateways.crash(0)
+
+    await asked(gateways.ledgers[0], "r2", 10, limit=Limit(500, Window.DAY, as_of=NOON + 1))
+    await gateways.pass_s(2)
+
+    (standing,) = await gateways.vault.standings("")
+    assert standing.limit == 500
+
+
+async def test_a_budget_that_nobody_uses_can_be_reset(gateways, ledgers):
+    """Where it was spent; the others can spend it then."""
+    await used_and_left(gateways, 1_000)
+
+    assert await ledgers[0].correct("x", reset(DAY))
+    assert await ledgers[1].correct("x", reset(DAY))
+    await quiet(ledgers[0])
+
+    assert await told(gateways) == (0, 0)
+    assert await ledgers[0].local.step(Limits()) == [(DAY, 0)]
+    assert (await asked(ledgers[1], "r1", 1_000)).leased == 1_000
+
+
+async def test_what_is_charged_of_a_budget_that_nobody_uses_is_not_spent_again(gateways, ledgers):
+    """The vault hears of it, and goes on with the limit that it knows."""
+    await used_and_left(gateways, 500)
+
+    await ledgers[0].correct("x", [Correction([(DAY, 400)])])
+    await quiet(ledgers[0])
+
+    (standing,) = await gateways.vault.standings("")
+    assert (standing.limit, standing.spent) == (1_000, 900)
+    assert await ledgers[0].balance("org:acme", LIMIT) == Account(1_000, 900, 0)
+    assert await all_that_is_left(gateways) == 100
+
+
+async def test_a_correction_outlives_a_crash_right_after_it(gateways, ledgers):
+    """The next start tells the vault."""
+    await used_and_left(gateways, 500)
+    gateways.ways[0].down = True
+    await ledgers[0].correct("x", [Correction([(DAY, 400)])])
+    await gateways.crash(0)
+    gateways.ways[0].down = False
+    await gateways.pass_s(1)
+
+    assert await told(gateways) == (900, 0)
+
+
+async def test_a_correction_without_a_gateway_is_told_at_its_next_start(gateways, ledgers):
+    """Its books are corrected while it does not run; of a total, for that is done by the real clock."""
+    total, ever = Limit(1_000), Place("org:acme", "tokens", "total")
+    await used_and_left(gateways, 1_000, total)
+    await ledgers[0].close()
+
+    (done,) = await without_gateway(gateways.path(0), "x", reset(ever), lambda scope: "")
+    ledgers[0] = await gateways._begun(0)
+
+    assert done.charges == [(ever, -1_000)]
+    assert (await asked(ledgers[1], "r1", 1_000, limit=total)).leased == 1_000
+
+
+async def test_of_windows_that_are_over_the_vault_is_told_nothing(gateways, ledgers):
+    """Nobody can spend of them, and a repricing may be about very many."""
+    await used_and_left(gateways, 500)
+    gateways.clock.now_s += 86_400
+
+    assert await ledgers[0].correct("x", [Correction([(DAY, 400)])])
+
+    assert not any(lease.known for lease in ledgers[0].leases.values())
+
+
+async def test_a_correction_that_cannot_be_noted_is_not_made(gateways, ledgers):
+    """Else a crash could keep it from the vault."""
+    await used_and_left(gateways, 500)
+    ledgers[0].register.close()
+
+    with pytest.raises(Refused):
+        await ledgers[0].correct("x", reset(DAY))
+
+    assert await gateways.stands(LINE) == (500, 0)
+    ledgers[0].register = Register(gateways.path(0))
+
+
+@pytest.mark.parametrize("idle", [True, False])
+async def test_after_a_charge_beyond_its_rights_a_gateway_serves_the_next_request(gateways, ledgers, idle):
+    """What it leases then is for that, not to make up for the charge."""
+    plenty = Limit(1_000_000, Window.DAY)
+    await asked(ledgers[0], "r1", 100, limit=plenty)
+    await settle(ledgers[0], "r1", 100)
+    await gateways.pass_s(IDLE_S + 3 if idle else 1)
+    await ledgers[0].correct("x", [Correction([(DAY, 200_000)])])
+    await gateways.pass_s(1)
+
+    assert (await asked(ledgers[0], "r2", 100, least=100, limit=plenty)).leased == 100
+
+
+async def test_a_stream_that_holds_nothing_of_a_limit_goes_on_when_that_was_let_go_of(gateways, ledgers, monkeypatch):
+    """Its model costs nothing, and it runs for longer than an account is remembered; or just when that is forgotten."""
+    monkeypatch.setattr(lease_module, "CLAIMS_MAX", 1)
+    lines = Lines([LINE, Line("org:acme", Limit(1_000, Window.DAY, Unit.MONEY)), Line("key:k", Limit(UNLIMITED))])
+    await ledgers[0].open("r1", lines, Price(0, 0, 0, 0), Load(0, 50), Load(0, 50))
+    await gateways.pass_s(IDLE_S + 3)
+    lease = ledgers[0].leases[""]
+    assert {at.unit for at in lease.known} == {Unit.TOKENS}
+    assert (await ledgers[0].extend("r1", Load(0, 300), 200)).cover is not None
+    assert len(lease.known) == 3
+
+    gateways.clock.now_s += IDLE_S + 1
+    lease.renew()
+    with capture_logs() as said:
+        assert (await ledgers[0].extend("r1", Load(0, 900), 800)).cover is not None
+
+    assert said == []
 
 
 # ---------------------------------------------------------------- exchanges that get lost
