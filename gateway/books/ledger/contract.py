@@ -48,10 +48,12 @@ class Lines(tuple[Line, ...]):
     units: of each; telling: see `Cover`. amounts: of each, in the windows that `cells` answered last.
     tag: what their accounts are kept under where many gateways share them; see `guards.scope.tag`.
     scopes: whose request it is, the widest first, whether or not there are limits on them.
+    known_to: which lease was told of them last, and of which accounts.
     """
 
     tag = ""
     scopes: tuple[str, ...] = ()
+    known_to: tuple[object, tuple[Cell, ...]] | None = None
 
     units: tuple[Unit, ...]
     telling: tuple[int, ...] | None

@@ -84,7 +84,8 @@ class Lease:
 
     clock: monotonic seconds. made_s: by it.
     on_vault: told after each exchange why there was none; "" if there was.
-    known: the accounts of which the vault is told. fault: why nothing may be spent, whatever the time; "" else.
+    known: the accounts of which the vault is told; age: another one each time that some of them are forgotten.
+    fault: why nothing may be spent, whatever the time; "" else.
     heard_s: when the vault was last heard; asked_s: and asked for more; began_s: when the last exchange began.
     valid_until: rights may be spent until then.
     scarce: others may come to lack what this gateway has, so that it should hear of that soon.
@@ -104,6 +105,7 @@ class Lease:
         self._books, self._vault, self._register = books, vault, register
         self._clock, self._on_vault = clock, on_vault
         self.known: dict[Place, Known] = {}
+        self.age = object()
         self.heard: dict[Place, Elsewhere] = {}
         self.fault = ""
         self.made_s = clock()
@@ -325,6 +327,7 @@ class Lease:
             for at in resting:
                 if now_s - self.known[at].used_s > IDLE_S:
                     del self.known[at]
+                    self.age = object()
                     self.heard.pop(at, None)
                 else:
                     self.known[at].noted = False  # it was used again meanwhile

@@ -189,8 +189,10 @@ class LeasedLedger:
             opening = self._attempt(asked, who, eager=eager)
         lease = self.leases.setdefault(asked.lines.tag, who.lease)  # it may have been let go of
         self._holds[asked.request_id] = Spender(lease, asked.lines)
-        with suppress(Refused):  # what only records is told when there is room
-            remember(lease, grant.places, asked.lines)
+        if asked.lines.known_to != (lease.age, grant.cells):
+            with suppress(Refused):  # what only records is told when there is room
+                remember(lease, grant.places, asked.lines)
+                asked.lines.known_to = lease.age, grant.cells
         return grant
 
     def _in_vain(self, lease: Lease, short: Short, enough: Load, tries: int, *, eager: bool) -> bool:

@@ -66,6 +66,10 @@ class LeasedOpen(NamedTuple):
         if shelf.hold(asked.request_id) is not None:
             raise ValueError(f"request {asked.request_id} already holds")
         cells, price = asked.lines.cells(shelf, now_s), asked.price
+        if asked.least.output >= asked.want.output and asked.alone is None:
+            grant = self._at_once(shelf, cells)
+            if grant is not None:
+                return grant
         mine, whole = [], []
         for cell, unit, limit in zip(cells, asked.lines.units, asked.lines.amounts, strict=True):
             account = rights(cell.account, limit)
@@ -87,6 +91,29 @@ class LeasedOpen(NamedTuple):
         cover = hold(shelf, cells, mine, Load(asked.want.input, output), price, asked.lines.telling)
         shelf.keep_hold(asked.request_id, Held(cells, cover))
         return Grant(cells, cover, output, payable)
+
+    def _at_once(self, shelf: Shelf, cells: tuple[Cell, ...]) -> Grant | None:
+        """What `apply` comes to where there is enough of everything, as there mostly is; None where that is not so."""
+        request_id, lines, price, want, least, _ = self.asked
+        needs, wants = shares(least, price), shares(want, price)
+        amounts, after = [], []
+        for cell, unit, limit in zip(cells, lines.units, lines.amounts, strict=True):
+            account = cell.account
+            if account is None or (account.limit == UNLIMITED) != (limit == UNLIMITED):
+                return None
+            most, spent, held = account
+            if limit != UNLIMITED:
+                elsewhere = self.heard.get(cell.place)
+                if elsewhere is None or needs[unit] > limit - spent - held - elsewhere.spent - elsewhere.held:
+                    return None
+            if wants[unit] > most - spent - held:
+                return None
+            amounts.append(wants[unit])
+            after.append(account.hold(wants[unit]))
+        shelf.write_all(cells, after)
+        cover = Cover(lines.units, tuple(amounts), price, lines.telling)
+        shelf.keep_hold(request_id, Held(cells, cover))
+        return Grant(cells, cover, want.output, least.output)
 
 
 class LeasedExtend(NamedTuple):
