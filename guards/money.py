@@ -49,8 +49,9 @@ class Price(NamedTuple):
 
     def most(self, input_tokens: int, output_tokens: int) -> int:
         """What so many tokens cost at most, in micro-dollars, whatever turns out to be cached or reasoning."""
-        exact = input_tokens * max(self.input, self.cached) + output_tokens * max(self.output, self.reasoning)
-        return -(-exact // MILLION)
+        into, out, cached, reasoning = self
+        dear_input, dear_output = into if into > cached else cached, out if out > reasoning else reasoning
+        return -(-(input_tokens * dear_input + output_tokens * dear_output) // MILLION)
 
     def output_for(self, money: int, input_tokens: int) -> int | None:
         """How many output tokens money surely pays, after so many of input: the most for which `most` is within it.

@@ -162,12 +162,15 @@ class Lease:
         """Know of an account at least what was noted."""
         self.known.setdefault(entry.place, Known(entry.limit, entry.as_of, self._clock(), noted=True))
 
-    async def ask(self, wishes: Wishes) -> None:
-        """Wait until the vault was asked for this, however that went. Raises Refused where too many wait."""
+    async def ask(self, wishes: Wishes, times: int = 1) -> None:
+        """Wait until the vault was asked for this, however that went. Raises Refused where too many wait.
+
+        times: so many times as much is wanted, if the vault can spare it.
+        """
         waiting = self._next()
         if waiting.waiting >= WAITERS_MAX:
             raise Refused(Reason.BOOKS, "too many requests wait for budget", retry_after_s=1.0)
-        waiting.add(wishes)
+        waiting.add({at: wish._replace(want=min(times * wish.want, AMOUNT_MAX)) for at, wish in wishes.items()})
         waiting.waiting += 1
         for at, wish in wishes.items():
             self.known[at].share = wish.want

@@ -35,6 +35,7 @@ from guards.refusal import Reason, Refused
 log = structlog.get_logger()
 
 LOOK_S = 0.25  # how often it is seen whose lease is to be renewed, or is over
+MORE = 4  # times as much is asked for with each try: others here were quicker, so they may be many
 FRUITLESS_S = 0.1  # after an exchange that gave too little, others that lack something are refused without one
 HOPE_S = (
     0.35  # for rights that lie idle elsewhere to come here: others hear of the need within LOOK_S, and give them back
@@ -184,11 +185,11 @@ class LeasedLedger:
                         raise self._refusal(asked, who, short) from None
                     hoped = True
                 remember(lease, short.places, asked.lines)
-                await lease.ask(_wishes(short, asked.want))
+                await lease.ask(_wishes(short, asked.want), MORE**tries)
             eager = self._goes_well(who, tries)
             opening = self._attempt(asked, who, eager=eager)
         lease = self.leases.setdefault(asked.lines.tag, who.lease)  # it may have been let go of
-        self._holds[asked.request_id] = Spender(lease, asked.lines)
+        self._holds[asked.request_id] = who if lease is who.lease else Spender(lease, asked.lines)
         if asked.lines.known_to != (lease.age, grant.cells):
             with suppress(Refused):  # what only records is told when there is room
                 remember(lease, grant.places, asked.lines)
@@ -263,7 +264,7 @@ class LeasedLedger:
             if self._in_vain(lease, short, least, tries, eager=eager):
                 break
             remember(lease, short.places, who.lines)
-            await lease.ask(_wishes(short, asked.want))
+            await lease.ask(_wishes(short, asked.want), MORE**tries)
             eager = self._goes_well(who, tries)
             try:
                 return await self.local.step(LeasedExtend(asked, self._view(who), eager))

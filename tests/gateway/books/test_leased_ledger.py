@@ -91,6 +91,21 @@ async def test_an_account_that_was_let_go_of_while_a_request_hopes_is_asked_for_
     assert refused.value.reason is Reason.HELD
 
 
+async def test_many_that_come_at_once_to_an_ample_budget_are_all_let_in(gateways, ledgers):
+    """Whoever was too late for one exchange asks for more in the next: nobody is refused what nobody lacks."""
+    ample = Limit(10_000_000, Window.DAY)
+
+    async def client(number):
+        for turn in range(20):
+            name = f"r{number}-{turn}"
+            await asked(ledgers[0], name, 500, 500, ample)
+            await settle(ledgers[0], name, 100)
+
+    await asyncio.gather(*map(client, range(40)))
+
+    assert (await gateways.stands(Line("org:acme", ample)))[0] == 40 * 20 * 100
+
+
 async def test_what_is_spent_elsewhere_is_a_spent_budget_here(gateways, ledgers):
     """BUDGET, with what is left of the whole."""
     first, second = ledgers
