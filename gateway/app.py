@@ -74,6 +74,8 @@ async def _main(config: Config, worker: Worker | None) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM,) if worker is not None else (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
+    if worker is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # see `workers.work`
     async with gateway(config, hurry, worker):
         await stop.wait()
 

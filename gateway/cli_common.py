@@ -74,7 +74,7 @@ def corrected(data: Path, name: str, corrections: "Sequence[Correction]", keys: 
 
     keys: opens the key store, through which the gateway hears of it. Fails where the gateway does not within WAIT_S.
     """
-    from gateway.books.corrections import ledgers, made
+    from gateway.books.corrections import LeftOut, ledgers, made
     from gateway.watch import logs
 
     if not ledgers(data):
@@ -82,7 +82,7 @@ def corrected(data: Path, name: str, corrections: "Sequence[Correction]", keys: 
     logs.set_up()
     try:
         return made(data, name, corrections, keys, WAIT_S)
-    except (ValueError, TimeoutError) as error:
+    except (ValueError, TimeoutError, LeftOut) as error:
         fail(str(error))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway import key_table
-from gateway.books.corrections import Corrections, made, nameable, reset
+from gateway.books.corrections import Corrections, LeftOut, made, nameable, reset
 from gateway.books.directories import directories, journals
 from gateway.books.keys import Keys
 from gateway.books.keys_file import TopUp
@@ -90,7 +90,7 @@ class Desk:
     async def reset(self, name: str, at: str, unit: Unit, window: Window) -> tuple[Place, int | None]:
         """Begin an account anew, once for a name: which, and what was given back; None where that was before.
 
-        Raises ValueError for a bad name, Refused (BOOKS).
+        Raises ValueError for a bad name, Refused: BOOKS, or with 409 where some of it could not be reset.
         """
         place = Place(at, unit.value, window.id_at(time.time()))
         if directories(self._data):
@@ -105,6 +105,8 @@ class Desk:
             done = made(self._data, name, reset(place), lambda: closing(self._open_keys()), ORDER_S_MAX)
         except TimeoutError as error:
             raise Refused(Reason.BOOKS, str(error), retry_after_s=1.0) from None
+        except LeftOut as error:
+            raise Refused(Reason.INVALID, f"{error}.", status=409) from None
         return spent if done else None
 
     def _balances(self, scopes: Iterable[str]) -> Balances:

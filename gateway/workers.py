@@ -181,12 +181,14 @@ class Parent:
 
 
 def work(worker: Worker, parent: int) -> int:
-    """Be a worker, until it is told to end; its exit status. It outlives its parent by the time that it drains."""
+    """Be a worker, until it is told to end; its exit status. It outlives its parent by the time that it drains.
+
+    The parent's signals stay blocked until they are handled: one that comes before is not lost, and does not kill it.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
         return 0
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's goes to the parent too, which says so
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         run(worker.config, worker)
     except (LedgerInUse, TokenizerInvalid, Refused, OSError) as error:

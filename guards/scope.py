@@ -46,6 +46,11 @@ def unescaped(name: str) -> str:
     return name.replace("%2F", "/").replace("%25", "%")
 
 
+def made_up(at: str) -> bool:
+    """Whether clients name such a scope as they like: a session, an agent. There is no end of them."""
+    return at.startswith((f"{SESSION}:", f"{AGENT}:"))
+
+
 def each_of(level: str, of: str) -> str:
     """Name what limits of each session, agent or turn within a scope are kept under."""
     return f"each {level} of {of}"

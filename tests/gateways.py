@@ -82,7 +82,7 @@ class Gateways:
         ledger = self.ledgers[number]
         await ledger.audit()
         await ledger.local.close()  # settles nothing: what was held is charged at the next start
-        ledger.register.close()
+        await ledger.register.close()
         self.ledgers[number] = await self._begun(number)
 
     async def pass_s(self, seconds: float) -> None:

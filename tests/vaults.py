@@ -98,13 +98,13 @@ class Rig:
 class Teller:
     """A gateway that says what it is told to, and numbers its exchanges."""
 
-    def __init__(self, vault: Vault, name: str, epoch: int = 1) -> None:
-        self.vault, self.name, self.epoch, self.number = vault, name, epoch, 0
+    def __init__(self, vault: Vault, name: str, epoch: int = 1, start: str = "") -> None:
+        self.vault, self.name, self.epoch, self.number, self.start = vault, name, epoch, 0, start
 
     async def says(self, *claims: Claim, known: bool = False, tag: str = TAG) -> Exchange | Refusal:
         """One exchange."""
         self.number += 1
-        return await self.vault.exchange(tag, Gateway(self.name, self.epoch, self.number), claims, known)
+        return await self.vault.exchange(tag, Gateway(self.name, self.epoch, self.number, self.start), claims, known)
 
 
 def claim(
@@ -116,6 +116,7 @@ def claim(
     *,
     place: Place = ACME,
     as_of: float = 0,
+    corrected: int = 0,
 ) -> Claim:
     """What a gateway says of one account."""
-    return Claim(place, limit, as_of, rights, spent, want, need)
+    return Claim(place, limit, as_of, rights, spent, want, need, corrected)

@@ -7,7 +7,7 @@ order may be given as often as one likes: to the gateway that runs, to a new one
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from gateway.books.keys import Keys
 from gateway.books.ledger.contract import Charged, Correction, Ledger, Place
 from gateway.books.ledger.register import FILE, Register, told_of
 from gateway.books.ledger.sqlite import SqliteLedger
-from gateway.books.ledger.tables import LedgerInUse, ledger_file, was_corrected
+from gateway.books.ledger.tables import LedgerInUse, ledger_file, read_account, was_corrected
 from gateway.books.outbox import Outbox
 from gateway.books.replay import facts
 
@@ -47,6 +47,16 @@ def nameable(name: str) -> str:
     if not (0 < len(name) <= NAME_CHARS_MAX and name.isprintable() and name.isascii()):
         raise ValueError(f"an id is 1 to {NAME_CHARS_MAX} printable ASCII characters")
     return name
+
+
+class LeftOut(Exception):
+    """A correction was made, but not in the ledger of a gateway that was alone here, where some of it is."""
+
+    def __init__(self, data: Path, name: str) -> None:
+        super().__init__(
+            f"what was spent before there were workers, in the ledger of {data} itself, is not corrected, the rest is: "
+            f"stop the gateway, and do this once more under the id {name}"
+        )
 
 
 class Corrections:
@@ -87,8 +97,11 @@ async def without_gateway(
             outbox.begin(partial(facts, data / JOURNAL))
             ledger.on_batch(outbox.batch)
             if (data / FILE).exists():
-                with closing(Register(data)) as register:
-                    register.note(told_of(corrections, tag_of, time.time()))
+                register = Register(data)
+                try:
+                    register.note_now(told_of(corrections, tag_of, time.time()))
+                finally:
+                    await register.close()
             return await Corrections(ledger, outbox).make(name, corrections)
         finally:
             await asyncio.to_thread(journal.close)
@@ -107,21 +120,28 @@ def made(
 
     open_keys: opens the key store, through which gateways hear of it. Whether any has made it now.
     Raises ValueError for one that cannot be ordered, TimeoutError where a gateway has not done it in time: it will,
-    once. Refused (BOOKS).
+    once. LeftOut where all that run have made it, and workers' parent keeps from it what was spent before there were
+    any. Refused (BOOKS).
     """
-    said, new, running = encoded(corrections), False, []
+    said, new, running, left_out = encoded(corrections), False, [], False
     for path in ledgers(data):
         try:
             with open_keys() as keys:
                 new |= asyncio.run(without_gateway(path, name, corrections, keys.tag_of)) is not None
         except LedgerInUse:
-            if not was_corrected(path, name) and not (path == data and directories(data)):  # workers have not that one
+            if was_corrected(path, name):
+                continue
+            if path == data and directories(data):  # workers have not that one
+                left_out = any(read_account(path, at).spent for one in corrections for at, _ in one.charges)
+            else:
                 running.append(path)
     if running:
         with open_keys() as keys:
             keys.order(name, said)
             _wait(running, name, within_s)
             keys.order_done(name)
+    if left_out:
+        raise LeftOut(data, name)
     return new or bool(running)
 
 

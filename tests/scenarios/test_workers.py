@@ -12,8 +12,9 @@ from gateway.books.directories import directories
 from gateway.books.ledger.tables import read_balances
 from loadtests.processes import start_stub
 from tests.loadtests.raw_client import Seen
-from tests.processes import HOLDFAST, Gateway, until
+from tests.processes import HOLDFAST, Gateway, id_of, until
 from tests.scenarios.asking import ask, chat, error, ids_of, order, prompt_tokens
+from tests.scenarios.test_admin import admin
 
 WORKERS = 4
 BODY = chat("hello", max_tokens=100)
@@ -52,7 +53,10 @@ async def crowd(gateway: Gateway, key: str, budget: int, at_once: int = 32, unti
 
     async def client() -> None:
         while not spent.is_set() and time.monotonic() < end:
-            one = await ask(gateway, key, BODY)
+            try:
+                one = await ask(gateway, key, BODY)
+            except ConnectionResetError:  # by a worker that was killed before it took the connection
+                continue
             seen.append(one)
             if one.head and one.status == 402:
                 spent.set()
@@ -152,6 +156,40 @@ async def test_a_directory_of_one_gateway_comes_to_many_with_its_spend(stubs, st
     assert len(directories(gateway.data)) == 3
     (line,) = json.loads(gateway.cli("keys", "list", "--json"))
     assert [(one["spent"], one["free"]) for one in line["budgets"]] == [(400, 0)]
+
+
+async def test_a_reset_says_what_it_cannot_reset(stubs, start_gateway):
+    """The ledger of the gateway that was alone before there were workers: it has to end first."""
+    gateway = start_gateway([stubs[0].url])
+    key = gateway.key("reset", 400)
+    assert (await ask(gateway, key, BODY)).status == 200
+    spent = settled(gateway, key)
+    assert gateway.stop() == 0
+    gateway.restart(workers=2)
+    command = [HOLDFAST, "budgets", "reset", f"key:{id_of(key)}", "tokens", "--id", "r1", "--data", gateway.data]
+
+    first = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
+    path, body = f"/admin/budgets/key:{id_of(key)}/reset", {"kind": "tokens", "id": "r2"}
+    answer = await asyncio.to_thread(admin, gateway, "POST", path, body, status=409)
+    left = settled(gateway, key)
+    assert gateway.stop() == 0
+    again = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
+    gateway.restart(workers=2)
+
+    assert (first.returncode, "do this once more under the id r1" in first.stderr) == (1, True)
+    assert "under the id r2" in answer["message"]
+    assert (left, again.returncode, settled(gateway, key)) == (spent, 0, 0)
+    assert (await patient(gateway, key, chat("hello", max_tokens=300))).status == 200
+
+
+def test_a_worker_that_is_told_to_end_at_once_ends_cleanly(stubs, start_gateway):
+    """A signal that comes before it can be handled is not lost, and kills nobody."""
+    for delay_s in (0.0, 0.05, 0.15):
+        gateway = start_gateway([stubs[0].url], workers=2, wait=False)
+        while len(pids(gateway)) < 2:
+            time.sleep(0.001)
+        time.sleep(delay_s)
+        assert gateway.stop() == 0
 
 
 async def test_streams_end_cleanly_where_the_vault_is_lost(tokenizer, start_gateway):

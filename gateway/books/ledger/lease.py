@@ -7,15 +7,16 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import structlog
 
-from gateway.books.ledger.contract import Place
-from gateway.books.ledger.leased_steps import Elsewhere, GiveBack, Saying, TakeIn
+from gateway.books.ledger.contract import Lines, Place
+from gateway.books.ledger.leased_steps import Elsewhere, GiveBack, Numbers, Saying, TakeIn
 from gateway.books.ledger.register import NOT_KNOWN, Entry, Register
 from gateway.books.ledger.steps import Step
 from gateway.books.vault.contract import LEASE_S, Claim, Closed, Fenced, Given, Refusal, Vault, VaultDown
-from guards.budget import UNLIMITED, Account
+from guards.budget import UNLIMITED, Account, Line
 from guards.escrow import AMOUNT_MAX
 from guards.leasing import Use, cushion, refill
 from guards.refusal import Reason, Refused
+from guards.scope import made_up
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -50,25 +51,31 @@ class Known:
     limit: the budget; None where it only records. as_of: see `guards.budget.Limit`, or NOT_KNOWN.
     """
 
-    __slots__ = ("as_of", "given", "held", "limit", "noted", "share", "told", "use", "used_s")
+    __slots__ = ("as_of", "fresh", "given", "held", "limit", "noted", "said_s", "share", "told", "use", "used_s")
 
     def __init__(self, limit: int | None, as_of: float, now_s: float, *, noted: bool = False) -> None:
         self.limit, self.as_of, self.noted = limit, as_of, noted
+        self.fresh = not noted  # nothing of it was ever noted, nor told
         self.given: Given | None = None
         self.use: Use | None = None
         self.held, self.share = 0, 0
         self.used_s = now_s
+        self.said_s = -math.inf  # when it was told last
         self.told = (0, 0)  # what rights and what spent the vault has answered
 
 
 class Round:
-    """One exchange to come, and all that wait for it."""
+    """What is to be asked for next, and all that wait for it."""
 
     def __init__(self) -> None:
         self.wishes: dict[Place, Wish] = {}
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waiting = 0
-        self.whole = False
+
+    def end(self) -> None:
+        """It was asked for, however that went."""
+        if not self.done.done():
+            self.done.set_result(None)
 
     def add(self, wishes: Wishes) -> None:
         """Have it ask for this too: as much as all want, and what one of them can do something with, at least."""
@@ -86,7 +93,7 @@ class Lease:
     on_vault: told after each exchange why there was none; "" if there was.
     known: the accounts of which the vault is told; age: another one each time that some of them are forgotten.
     fault: why nothing may be spent, whatever the time; "" else.
-    heard_s: when the vault was last heard; asked_s: and asked for more; began_s: when the last exchange began.
+    heard_s: when the vault was last heard; asked_s: and asked for more; began_s: when all accounts were told.
     valid_until: rights may be spent until then.
     scarce: others may come to lack what this gateway has, so that it should hear of that soon.
     hoping: requests that wait for what others may give back.
@@ -112,14 +119,22 @@ class Lease:
         self.valid_until = self.heard_s = self.asked_s = self.began_s = -math.inf
         self.fenced = self.quiet = self.scarce = False
         self.hoping = 0
+        self._room = ACCOUNTS_MAX
         self._ending = False
         self._round: Round | None = None
+        self._renewal: asyncio.Future[None] | None = None
+        self._renewing = False
         self._task: asyncio.Task[None] | None = None
 
     @property
     def busy(self) -> bool:
         """Whether an exchange is on its way."""
         return self._task is not None
+
+    @property
+    def renewing(self) -> bool:
+        """Whether all accounts are being told, or are about to be."""
+        return self._renewing or self._renewal is not None
 
     @property
     def valid(self) -> bool:
@@ -140,7 +155,7 @@ class Lease:
         amount = None if limit == UNLIMITED else min(limit, AMOUNT_MAX)
         known = self.known.get(at)
         if known is None:
-            if len(self.known) >= ACCOUNTS_MAX:
+            if len(self.known) >= self._room:
                 raise Refused(Reason.BOOKS, "too many accounts are in use at once", retry_after_s=IDLE_S)
             self.known[at] = Known(amount, as_of, self._clock())
             return True
@@ -158,9 +173,18 @@ class Lease:
             known.used_s = self._clock()
         return known is not None and known.noted
 
-    def restore(self, entry: Entry) -> None:
-        """Know of an account at least what was noted."""
-        self.known.setdefault(entry.place, Known(entry.limit, entry.as_of, self._clock(), noted=True))
+    def restore(self, entry: Entry, *, noted: bool = True) -> None:
+        """Know of an account at least what was noted, however many those are."""
+        if entry.place not in self.known:
+            self.known[entry.place] = Known(entry.limit, entry.as_of, self._clock(), noted=noted)
+            self._room += 1
+
+    def rest(self, places: Iterable[Place]) -> None:
+        """Let go soon of those of a refused request that its client has made up, where nothing of them is used."""
+        for at in places:
+            one = self.known.get(at) if made_up(at.scope) else None
+            if one is not None and (one.use is None or not one.use.used):
+                one.used_s = -math.inf
 
     async def ask(self, wishes: Wishes, times: int = 1) -> None:
         """Wait until the vault was asked for this, however that went. Raises Refused where too many wait.
@@ -172,15 +196,18 @@ class Lease:
             raise Refused(Reason.BOOKS, "too many requests wait for budget", retry_after_s=1.0)
         waiting.add({at: wish._replace(want=min(times * wish.want, AMOUNT_MAX)) for at, wish in wishes.items()})
         waiting.waiting += 1
+        now_s = self._clock()
         for at, wish in wishes.items():
-            self.known[at].share = wish.want
+            if (known := self.known.get(at)) is not None:
+                known.share, known.used_s = wish.want, now_s
         await asyncio.wait([waiting.done], timeout=WAIT_S)
 
     def renew(self) -> asyncio.Future[None]:
-        """Say everything to the vault, in the next exchange; its end."""
-        waiting = self._next()
-        waiting.whole = True
-        return waiting.done
+        """Say everything to the vault; the end of that."""
+        if self._renewal is None:
+            self._renewal = asyncio.get_running_loop().create_future()
+            self._begin()
+        return self._renewal
 
     async def end(self) -> None:
         """Give all rights back that are free, for good."""
@@ -191,56 +218,92 @@ class Lease:
         """What the vault hears of is remembered first: a later start has to tell it how that ended."""
         new = [Entry(at, self.tag, one.limit, one.as_of) for at in page if not (one := self.known[at]).noted]
         if new:
-            await asyncio.to_thread(self._register.note, new)
+            await self._register.note(new)
             for entry in new:
                 known = self.known[entry.place]
-                known.noted = (known.limit, known.as_of) == (entry.limit, entry.as_of)
+                known.fresh, known.noted = False, (known.limit, known.as_of) == (entry.limit, entry.as_of)
 
     def _next(self) -> Round:
         if self._round is None:
             self._round = Round()
-            if self._task is None:
-                self._task = asyncio.create_task(self._run())
+            self._begin()
         return self._round
 
+    def _begin(self) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+
     async def _run(self) -> None:
-        while (taken := self._round) is not None:
-            self._round = None
+        while self._round is not None or self._renewal is not None:
+            asked, renewal = self._round, self._renewal
+            self._round = self._renewal = None
+            self._renewing = renewal is not None
             try:
                 if not self.fenced:
-                    await self._exchange(taken)
+                    await self._exchange(asked, renew=renewal is not None)
             except Refused:
-                pass  # the gateway's own ledger cannot be written, and says so itself
+                pass  # the gateway's own files cannot be written, and say so themselves
             except Exception as error:  # a bug must not be the end of all exchanges
                 log.error("lease.fault", tag=self.tag, exc_info=error)
             finally:
-                taken.done.set_result(None)
+                self._renewing = False
+                if asked is not None:
+                    asked.end()
+                if renewal is not None:
+                    renewal.set_result(None)
         self._task = None
 
-    async def _exchange(self, asked: Round) -> None:
+    async def _exchange(self, asked: Round | None, *, renew: bool) -> None:
         """Say all accounts, or where these are many those that are asked for, and take in what is given."""
-        self.began_s = began_s = self._clock()
-        whole = asked.whole or len(self.known) <= CLAIMS_MAX or not self.valid
-        places = list(self.known) if whole else [at for at in asked.wishes if at in self.known]
-        if not places:
+        at_once = len(self.known) <= CLAIMS_MAX or not self.valid
+        if asked is not None and not at_once:
+            await self._asked(asked)
+        if at_once or renew:
+            await self._renew(asked.wishes if asked is not None and at_once else {})
+
+    async def _asked(self, asked: Round) -> None:
+        """Say the accounts that are asked for."""
+        try:
+            for page in pages(at for at in asked.wishes if at in self.known):
+                if not await self._say(page, asked.wishes):
+                    return
+            self.asked_s = self.heard_s
+        finally:
+            asked.end()
+
+    async def _renew(self, wishes: Wishes) -> None:
+        """Say all accounts, those first that were not said for longest; who comes to ask meanwhile goes before."""
+        self.began_s = self._clock()
+        for at in [at for at, one in self.known.items() if one.fresh and at not in wishes and self._resting(at)]:
+            del self.known[at]
+            self.age = object()
+        if not self.known:
             return
         self.scarce = False
-        for first in range(0, len(places), CLAIMS_MAX):
-            page = places[first : first + CLAIMS_MAX]
-            if not await self._say(page, asked.wishes):
+        for number, page in enumerate(pages(sorted(self.known, key=lambda at: self.known[at].said_s))):
+            meanwhile = self._round
+            if number and meanwhile is not None and self.valid:
+                self._round = None
+                await self._asked(meanwhile)
+            if not await self._say(page, wishes):
                 return
-        if asked.wishes:
+            self.valid_until = LEASE_S + min(one.said_s for one in self.known.values() if one.given is not None)
+        if wishes:
             self.asked_s = self.heard_s
-        if whole:
-            self.valid_until = began_s + LEASE_S
-            await self._let_go()
+        await self._let_go()
+
+    def _resting(self, at: Place) -> bool:
+        """Whether an account was not used for long, and nobody waits for it."""
+        idle_s = self._clock() - self.known[at].used_s
+        return idle_s > IDLE_S and (self._round is None or at not in self._round.wishes)
 
     async def _say(self, page: list[Place], wishes: Wishes) -> bool:
         await self.note(page)
         now_s = self._clock()
         sayings = tuple(self._saying(at, wishes, now_s) for at in page)
-        stands = await self._books.step(GiveBack(sayings))
-        claims = [self._claim(one, account, wishes, now_s) for one, account in zip(sayings, stands, strict=True)]
+        corrected, stands = await self._books.step(Numbers(GiveBack(sayings)))
+        said = [self._claim(one, account, wishes, now_s) for one, account in zip(sayings, stands, strict=True)]
+        claims = [one._replace(corrected=corrected) for one in said]
         me = self._register.me()
         known = self.tag in self._register.tags
         try:
@@ -255,13 +318,14 @@ class Lease:
         if self.fault:
             log.warning("lease.goes_on", tag=self.tag)
         if not known:  # before any of the rights are used
-            await asyncio.to_thread(self._register.know, self.tag)
+            await self._register.know(self.tag)
         self.fault, self.quiet, self.heard_s = "", answer.quiet, self._clock()
         given = zip(claims, answer.given, strict=True)
         await self._books.step(TakeIn(tuple((one.place, to.rights) for one, to in given if one.limit is not None)))
         for one, to in zip(claims, answer.given, strict=True):
             known_now = self.known[one.place]
             before, known_now.given, known_now.told = known_now.given, to, (one.rights, one.spent)
+            known_now.said_s = now_s
             if one.limit is not None:
                 self.scarce |= to.rights > one.spent and (to.wanted or to.free <= known_now.share)
                 if to.wanted and not (before is not None and before.wanted):
@@ -292,7 +356,7 @@ class Lease:
     def _claim(self, saying: Saying, account: Account, wishes: Wishes, now_s: float) -> Claim:
         at, limit, cushioned, *_, wanted = saying
         known, used = self.known[at], account.spent + account.held
-        if known.use is None or known.use.used != used or account.held:
+        if (known.use is not None and known.use.used != used) or account.held:
             known.used_s = now_s
         known.use = Use(used, now_s) if known.use is None else known.use.seen(used, now_s)
         known.held = account.held
@@ -316,19 +380,20 @@ class Lease:
                 log.error("lease.refused", tag=self.tag, why=answer.why, fenced=isinstance(answer, Fenced))
             self.fault, self.fenced = answer.why, isinstance(answer, Fenced)
             self.valid_until = -math.inf
+            for one in self.known.values():
+                one.said_s = -math.inf
             self._on_vault("")
         else:
             self._on_vault(answer.why)
 
     async def _let_go(self) -> None:
         """Forget accounts at rest of which the vault has all rights back, and knows what was spent."""
-        now_s = self._clock()
-        resting = [at for at, one in self.known.items() if now_s - one.used_s > IDLE_S and self._told(one)]
+        resting = [at for at, one in self.known.items() if self._told(one) and self._resting(at)]
         if resting:
             tag = None if len(resting) < len(self.known) else self.tag
-            await asyncio.to_thread(self._register.forget, resting, tag)
+            await self._register.forget(resting, tag)
             for at in resting:
-                if now_s - self.known[at].used_s > IDLE_S:
+                if self._resting(at):
                     del self.known[at]
                     self.age = object()
                     self.heard.pop(at, None)
@@ -337,3 +402,25 @@ class Lease:
 
     def _told(self, known: Known) -> bool:
         return known.use is not None and not known.held and known.told == (known.use.used, known.use.used)
+
+
+def remember(lease: Lease, places: Iterable[Place], lines: Lines) -> None:
+    """Have a lease know of a request's accounts, which it may have let go of, and of limits newer than it knows.
+
+    Raises Refused for too many accounts.
+    """
+    for at, line in zip(places, lines, strict=True):
+        known = lease.known.get(at)
+        if known is None or known.as_of < line.limit.as_of:
+            learn(lease, at, line)
+
+
+def learn(lease: Lease, at: Place, line: Line) -> bool:
+    """Have a lease take a limit in; whether it is news to it."""
+    return lease.learn(at, line.limit.within(at.window), line.limit.as_of)
+
+
+def pages(places: Iterable[Place]) -> list[list[Place]]:
+    """Accounts, as one exchange each can take them."""
+    every = list(places)
+    return [every[first : first + CLAIMS_MAX] for first in range(0, len(every), CLAIMS_MAX)]

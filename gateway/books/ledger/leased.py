@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import structlog
 
 from gateway.books.ledger.contract import NOTHING, About, Charged, Correction, Grant, Lines, More, Place, place
-from gateway.books.ledger.lease import IDLE_S, Lease, Wish
+from gateway.books.ledger.lease import IDLE_S, Lease, Wish, learn, remember
 from gateway.books.ledger.leased_steps import (
     NOTHING_HEARD,
     Disown,
@@ -22,13 +22,14 @@ from gateway.books.ledger.leased_steps import (
     Look,
     Short,
 )
-from gateway.books.ledger.register import Register, told_of
+from gateway.books.ledger.register import Entry, Register, told_of
 from gateway.books.ledger.sqlite import Opening, SqliteLedger
 from gateway.books.ledger.steps import Extend, Open
 from gateway.books.ledger.tables import Told
 from gateway.books.vault.contract import RENEW_S, Vault
 from guards.budget import UNLIMITED, Account, Limit, Line
-from guards.claim import Load, hoped_for, lacking, shares
+from guards.claim import Load, Part, hoped_for, lacking, shares
+from guards.escrow import AMOUNT_MAX
 from guards.money import Price, Tokens
 from guards.refusal import Reason, Refused
 
@@ -143,7 +144,7 @@ class LeasedLedger:
             if not lease.keep(entry.place):
                 new.append(entry)
         if new:
-            self.register.note(new)
+            self.register.note_now(new)
         for entry in new:
             leases[entry.tag].restore(entry)
         return list(leases.values())
@@ -177,11 +178,13 @@ class LeasedLedger:
                 grant = await opening
                 break
             except Short as short:
+                self._refuse_at_once(asked, lease, short)
                 pairs = zip(short.places, asked.lines, strict=True)
                 news = [learn(lease, at, line) for at, line in pairs]
                 last = tries >= TRIES_MAX
                 if last or (not any(news) and self._in_vain(lease, short, enough, tries, eager=eager)):
                     if last or hoped or not await self._hopes(lease, short, enough):
+                        lease.rest(short.places)
                         raise self._refusal(asked, who, short) from None
                     hoped = True
                 remember(lease, short.places, asked.lines)
@@ -195,6 +198,19 @@ class LeasedLedger:
                 remember(lease, grant.places, asked.lines)
                 asked.lines.known_to = lease.age, grant.cells
         return grant
+
+    def _refuse_at_once(self, asked: Open, lease: Lease, short: Short) -> None:
+        """Learn nothing of limits that were not heard of where another one, which was, can never pay.
+
+        Else a key that has nothing left could have a gateway know of any number of sessions.
+        """
+        if short.heard or not lease.valid or self._clock() - lease.heard_s >= 2 * RENEW_S:
+            return
+        found = zip(short.heard_of, short.whole, strict=True)
+        parts = [part if heard else Part(part.unit, Account(UNLIMITED)) for heard, part in found]
+        lacks = lacking(parts, asked.alone or asked.least, asked.price, ever=True)
+        if lacks is not None:
+            raise asked.refusal(parts, lacks, self._wall()) from None
 
     def _in_vain(self, lease: Lease, short: Short, enough: Load, tries: int, *, eager: bool) -> bool:
         """Whether the vault need not be asked, or not again: what it said lately was no, or nothing."""
@@ -303,23 +319,25 @@ class LeasedLedger:
             self._lease(entry.tag).restore(entry)
         if not self.register.begun:
             await self._take_over()
+        await self.local.step(Disown())
+        if not self.register.begun:
             for lease in list(self.leases.values()):
                 await lease.renew()
                 if not lease.valid:
                     detail = "what was spent so far has to be told to the vault first, and it cannot be: "
                     raise Refused(Reason.BOOKS, detail + (lease.fault or self._down or "see the log"))
-            self.register.begin()
+            await self.register.begin()
         self.look()
 
     async def _take_over(self) -> None:
-        """Remember what limits the accounts of a gateway that shared with nobody had, then have them be rights."""
+        """Remember what limits the accounts of a gateway that shared with nobody had: from then on they are rights."""
         known = {at for lease in self.leases.values() for at in lease.known}  # of a try that failed
         for at, limit in await self.local.step(Limits()):
             if at not in known and (tag := self._tag_of(at.scope)) is not None:
-                self._lease(tag).learn(at, limit, 0.0)
+                amount = None if limit == UNLIMITED else min(limit, AMOUNT_MAX)
+                self._lease(tag).restore(Entry(at, tag, amount, 0.0), noted=False)
         for lease in self.leases.values():
             await lease.note(lease.known)
-        await self.local.step(Disown())
 
     async def run(self) -> None:
         """Renew leases, and see to those that are over; until cancelled."""
@@ -333,7 +351,7 @@ class LeasedLedger:
     def look(self) -> None:
         """Look once; nothing is waited for."""
         now_s = self._clock()
-        busy = sum(one.busy for one in self.leases.values())
+        busy = sum(one.renewing for one in self.leases.values())
         over: dict[str, bool] = {}  # tags; whether also of those that use up what they have
         for tag, lease in list(self.leases.items()):
             if not lease.known:
@@ -341,7 +359,7 @@ class LeasedLedger:
                     del self.leases[tag]
                 continue
             due_s = lease.began_s + (LOOK_S if lease.scarce else RENEW_S) - LOOK_S / 2
-            if now_s >= due_s and not (lease.busy or lease.fenced) and busy < RENEWALS_MAX:
+            if now_s >= due_s and not (lease.renewing or lease.fenced) and busy < RENEWALS_MAX:
                 lease.renew()
                 busy += 1
             if not lease.valid and lease.limited:
@@ -370,7 +388,7 @@ class LeasedLedger:
         for work in (*ends, *self._works):
             work.cancel()
         await self.local.close()
-        self.register.close()
+        await self.register.close()
 
     def _lease(self, tag: str) -> Lease:
         lease = self.leases.get(tag)
@@ -398,22 +416,6 @@ class LeasedLedger:
         task = asyncio.ensure_future(work)
         self._works.add(task)
         task.add_done_callback(self._works.discard)
-
-
-def remember(lease: Lease, places: Iterable[Place], lines: Lines) -> None:
-    """Have a lease know of a request's accounts, which it may have let go of, and of limits newer than it knows.
-
-    Raises Refused for too many accounts.
-    """
-    for at, line in zip(places, lines, strict=True):
-        known = lease.known.get(at)
-        if known is None or known.as_of < line.limit.as_of:
-            learn(lease, at, line)
-
-
-def learn(lease: Lease, at: Place, line: Line) -> bool:
-    """Have a lease take a limit in; whether it is news to it."""
-    return lease.learn(at, line.limit.within(at.window), line.limit.as_of)
 
 
 class Spender(NamedTuple):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from gateway.books.ledger.contract import Cell, Grant, More, Place, place
 from gateway.books.ledger.steps import Extend, Held, Open, Shelf, owner
-from guards.budget import UNLIMITED, Account, Limit, Line
+from guards.budget import UNLIMITED, Account, Limit, Line, Window
 from guards.claim import Cover, Load, Part, hoped_for, lacking, lease, shares
 from guards.leasing import kept
 from guards.money import Price
@@ -31,7 +31,8 @@ class Short(Exception):
     """Rights lack, or nothing was heard of the others: an answer of a step, which has changed nothing.
 
     mine: the limits by this gateway's rights; whole: by the whole budget. lacks: one that the whole budget cannot pay
-    now, by its place; None where it could. heard: whether of all limits; where not, `whole` says nothing.
+    now, by its place; None where it could. heard_of: whether of each limit; of one where not, `whole` says nothing.
+    heard: whether of all.
     need: what it was short of, all of it; price: of the model.
     """
 
@@ -49,7 +50,8 @@ class Short(Exception):
         self.places, self.mine, self.whole, self.lacks = [cell.place for cell in cells], mine, whole, lacks
         self.need, self.price = need, price
         found = zip(self.places, mine, strict=True)
-        self.heard = all(part.account.limit == UNLIMITED or at in heard for at, part in found)
+        self.heard_of = [part.account.limit == UNLIMITED or at in heard for at, part in found]
+        self.heard = all(self.heard_of)
 
 
 class LeasedOpen(NamedTuple):
@@ -211,6 +213,15 @@ class GiveBack(NamedTuple):
         return stands
 
 
+class Numbers(NamedTuple):
+    """How many corrections these books have had, and how its accounts stand after giving back: as of one moment."""
+
+    give_back: GiveBack
+
+    def apply(self, shelf: Shelf, now_s: float) -> tuple[int, list[Account]]:
+        return shelf.corrections(), self.give_back.apply(shelf, now_s)
+
+
 class TakeIn(NamedTuple):
     """Take in the rights that the vault gave: so much in all, of each account."""
 
@@ -225,19 +236,24 @@ class TakeIn(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """The limits of all accounts."""
+    """The limits of all accounts that somebody can spend of from now on."""
 
     def apply(self, shelf: Shelf, now_s: float) -> list[tuple[Place, int]]:
-        return [(at, account.limit) for at, account in shelf.accounts()]
+        present = {window.id_at(now_s) for window in Window}
+        return [(at, one.limit) for at, one in shelf.accounts() if at.window in present or one.held]
 
 
 class Disown(NamedTuple):
-    """Have no rights, whatever the accounts say: they are those of a gateway that shared with nobody."""
+    """Have no rights, whatever the accounts say.
+
+    They are those of a gateway that shared with nobody, or older than what the vault knows: of a copy of its books.
+    """
 
     def apply(self, shelf: Shelf, now_s: float) -> None:
         for at, account in list(shelf.accounts()):
-            if account.limit != UNLIMITED:
-                shelf.write(shelf.cell(at), account._replace(limit=account.spent + account.held))
+            used = account.spent + account.held
+            if account.limit not in (UNLIMITED, used):
+                shelf.write(shelf.cell(at), account._replace(limit=used))
 
 
 def rights(account: Account | None, limit: int) -> Account:

@@ -105,6 +105,9 @@ class MemoryShelf:
     def keep_corrected(self, name: str) -> None:
         self._corrected.add(name)
 
+    def corrections(self) -> int:
+        return len(self._corrected)
+
     def accounts(self) -> Iterable[tuple[Place, Account]]:
         return [(at, cell.account) for at, cell in self._cells.items() if cell.account is not None]
 

@@ -28,6 +28,7 @@ class Overlay:
         self._recent: dict[Place, Cell] = {}
         self._told: list[Charged] = []
         self._corrected: list[str] = []  # in this batch
+        self._corrections = tables.corrections()  # before it
         # What was before, oldest first, of this batch; and where in it the present step began.
         self._accounts_before: list[tuple[Cell, Account | None]] = []
         self._holds_before: list[tuple[str, Held | None]] = []
@@ -72,6 +73,9 @@ class Overlay:
 
     def keep_corrected(self, name: str) -> None:
         self._corrected.append(name)
+
+    def corrections(self) -> int:
+        return self._corrections + len(self._corrected)
 
     def accounts(self) -> Iterable[tuple[Place, Account]]:
         changed = {cell.place: cell.account for cell, _ in self._accounts_before if cell.account is not None}
@@ -118,7 +122,9 @@ class Overlay:
     def ended(self, *, committed: bool) -> None:
         """What the batch changed is so from now on, or never was."""
         self._step = 0, 0
-        if not committed:
+        if committed:
+            self._corrections += len(self._corrected)
+        else:
             self.undo()
         self._accounts_before.clear()
         self._holds_before.clear()

@@ -40,6 +40,9 @@ class Shelf(Protocol):
     def corrected(self, name: str) -> bool:
         """Whether a correction was made before."""
 
+    def corrections(self) -> int:
+        """How many corrections were ever made."""
+
     def keep_corrected(self, name: str) -> None: ...
     def accounts(self) -> Iterable[tuple[Place, Account]]: ...
     def holds(self) -> Iterable[tuple[str, Held]]: ...

@@ -38,6 +38,8 @@ CREATE TABLE IF NOT EXISTS accounts (
     touched REAL NOT NULL, PRIMARY KEY (scope, unit, window)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS corrected (name TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS corrections (number INTEGER NOT NULL);
+INSERT INTO corrections SELECT count(*) FROM corrected WHERE NOT EXISTS (SELECT 1 FROM corrections);
 CREATE TABLE IF NOT EXISTS outbox (batch INTEGER PRIMARY KEY, at REAL NOT NULL, told TEXT NOT NULL);
 """
 # What a batch of steps came to, in one statement and so in one transaction: each run of a statement lets go of the
@@ -56,6 +58,7 @@ CREATE TEMP TRIGGER batch_kept INSTEAD OF INSERT ON batch BEGIN
         SET "limit" = excluded."limit", spent = excluded.spent, held = excluded.held, touched = excluded.touched;
     INSERT INTO outbox SELECT NEW.number, NEW.at, NEW.told WHERE NEW.told IS NOT NULL;
     INSERT INTO corrected SELECT value, NEW.at FROM json_each(NEW.corrected);
+    UPDATE corrections SET number = number + json_array_length(NEW.corrected) WHERE NEW.corrected IS NOT NULL;
     DELETE FROM outbox WHERE batch <= NEW.journaled;
 END;
 """
@@ -102,6 +105,11 @@ class Tables:
 
     def corrected(self, name: str) -> bool:
         return self.db.execute("SELECT 1 FROM corrected WHERE name = ?", (name,)).fetchone() is not None
+
+    def corrections(self) -> int:
+        """How many were ever made, those that are forgotten among them."""
+        number: int = self.db.execute("SELECT number FROM corrections").fetchone()[0]
+        return number
 
     def accounts(self) -> Iterable[tuple[Place, Account]]:
         rows = self.db.execute(f"SELECT {COLUMNS} FROM accounts").fetchall()
@@ -293,6 +301,12 @@ def _balances(data: Path, scopes: Iterable[str] | None) -> list[Balance]:
         tables = Tables(db)
         rows = tables.accounts() if scopes is None else [row for at in scopes for row in tables.accounts_of(at)]
     return [Balance(*at, None if one.limit == UNLIMITED else one.limit, one.spent, one.held) for at, one in rows]
+
+
+def read_account(data: Path, at: Place) -> Account:
+    """One account of the ledger in a data directory itself, also while a gateway runs on it. Raises Refused (BOOKS)."""
+    with _looking(data) as db:
+        return Tables(db).account(at) or Account(0)
 
 
 def was_corrected(data: Path, name: str) -> bool:

@@ -11,7 +11,10 @@ the gateway alone gives them back. So what a dead gateway may have spent is neve
 own until it is back and says what it spent of them, or an operator writes it off.
 
     exchanges are numbered      one that arrives late, after a newer one, is answered `Stale` and changes nothing
-    gateways have epochs        a new start of a gateway has a higher one; the older one is answered `Fenced`
+    gateways have epochs        a new start of a gateway has a higher one; the older one is answered `Fenced`, and so is
+                                another start with the same one: it runs on a copy of the books
+    spent only rises            but by corrections, which are counted; who says less than before has older books (they
+                                were copied, or restored), does not know what it has spent, and is answered `Fenced`
     the vault has an epoch      another server, or another start of it, may have lost what it had answered: no rights
                                 are given until LEASE_S have passed, in which all that live say theirs again
     an empty vault is closed    it is answered `Closed` until an operator says that it is to begin
@@ -28,11 +31,15 @@ RENEW_S = 1.0
 
 
 class Gateway(NamedTuple):
-    """Who speaks. name: of its data directory, for good; epoch: of its start; number: of its exchange of this tag."""
+    """Who speaks. name: of its data directory, for good; epoch: of its start; number: of its exchange of this tag.
+
+    start: drawn at random at each; "" where nobody has copies of the books.
+    """
 
     name: str
     epoch: int
     number: int
+    start: str = ""
 
 
 class Claim(NamedTuple):
@@ -42,6 +49,7 @@ class Claim(NamedTuple):
         for one that the configuration declares; below 0 where it is not known. The vault goes by the latest.
     rights: all that it has leased of the account so far, less what it gave back; spent: what of that is charged.
     want: so much more it would like to have; need: with less than that it can do nothing, and gets nothing.
+    corrected: how many corrections its books have had; what is spent falls by them alone.
     Amounts are at most guards.escrow.AMOUNT_MAX, which a limit that is higher, or none, counts as.
     """
 
@@ -52,6 +60,7 @@ class Claim(NamedTuple):
     spent: int
     want: int = 0
     need: int = 0
+    corrected: int = 0
 
 
 class Standing(NamedTuple):
@@ -100,7 +109,8 @@ class Stale(Refusal):
 
 
 class Fenced(Refusal):
-    """A newer start of this gateway has spoken, or it was written off: this one may spend nothing any more."""
+    """A newer start of this gateway has spoken, or it was written off, or its books are older than what the vault has
+    heard of them: this one may spend nothing any more."""
 
 
 class Closed(Refusal):
@@ -134,8 +144,8 @@ class Vault(Protocol):
         """Take in what a gateway says of its accounts under a tag, and give it rights: one atomic step.
 
         known: the gateway has had rights under the tag before, so that one without accounts has lost them: Closed.
-        Raises VaultDown within a bounded time; ValueError where there are too many claims, or their amounts are no
-        amounts (`account.checked`).
+        Raises VaultDown within a bounded time; ValueError where there are too many claims, two of one account, or
+        their amounts are no amounts (`account.checked`).
         """
 
     async def tags(self) -> list[str]:

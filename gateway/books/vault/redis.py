@@ -32,7 +32,7 @@ from redis.exceptions import AskError, MovedError, NoScriptError, ResponseError
 
 from gateway.books.ledger.contract import Place
 from gateway.books.vault import account, steps
-from gateway.books.vault.account import GATEWAYS_MAX, LEASE_MS, WANTED_MS, Account, Speaker
+from gateway.books.vault.account import GATEWAYS_MAX, LEASE_MS, WANTED_MS, Account, Share, Speaker
 from gateway.books.vault.contract import (
     Claim,
     Closed,
@@ -167,10 +167,11 @@ class RedisVault:
         arguments: list[str | int | float] = [
             quote_name(gateway.name), f"{gateway.epoch:020d}", f"{gateway.number:020d}",
             LEASE_MS, WANTED_MS, GATEWAYS_MAX, make, opening, quiet_ms,
+            quote_name(gateway.start),
         ]  # fmt: skip
         for one, member in zip(claims, members, strict=True):
             amounts = (account.bound(one.limit), one.as_of, one.rights, one.spent, one.want, one.need)
-            arguments += [member, *amounts, account.lasts_s(one.place)]
+            arguments += [member, *amounts, account.lasts_s(one.place), account.counted(one)]
         accounts = [account_key(tag, member) for member in members]
         gives = any(one.want or one.need for one in claims)
         return await self._run(self._exchange, [*keys_of(tag), *accounts], arguments, wait=gives)
@@ -207,9 +208,11 @@ class RedisVault:
         found = {}
         for name, said in zip(flat[::2], flat[1::2], strict=True):
             if name.startswith(b"@"):
-                epoch, number, heard_ms = said.split()
+                epoch, number, heard_ms, start = said.split(b" ")
                 fenced = epoch == b"fenced"
-                found[unquote_name(name[1:])] = Speaker(0 if fenced else int(epoch), int(number), int(heard_ms), fenced)
+                found[unquote_name(name[1:])] = Speaker(
+                    0 if fenced else int(epoch), int(number), int(heard_ms), fenced, unquote_name(start)
+                )
         return found, int(seconds) * 1000 + int(micros) // 1000
 
     # ---------------------------------------------------------------- commands
@@ -284,6 +287,8 @@ def told(gateway: Gateway, said: list[Any]) -> Exchange | Refusal:
             return account.stale()
         case b"fenced":
             return account.fenced(gateway.name)
+        case b"forgetful":
+            return account.forgetful(gateway.name)
         case b"crowded":
             return account.crowded()
         case b"evicts":
@@ -339,6 +344,5 @@ def read_account(flat: list[bytes]) -> Account:
     shares = {}
     for name, share in fields.items():
         if name.startswith(b"@"):
-            rights, spent = share.split()
-            shares[unquote_name(name[1:])] = (int(rights), int(spent))
+            shares[unquote_name(name[1:])] = Share(*map(int, share.split()))
     return Account(int(fields[b"limit"]), off=int(fields.get(b"off", 0)), shares=shares)

@@ -10,7 +10,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from gateway.books.ledger.contract import Place
-from gateway.books.vault.account import LEASE_MS, Account, Tag, checked, empty, lost
+from gateway.books.vault.account import LEASE_MS, Account, Tag, checked, empty, forgetful, lost
 from gateway.books.vault.contract import Claim, Exchange, Gateway, Heard, Refusal, Standing
 
 
@@ -77,13 +77,16 @@ def exchange(
         if known and not begun.again_ms:
             return lost(tag)
         kept = Tag(shelf.run, made_quiet_ms(begun.again_ms, known, now_ms))
-    refusal = kept.hear(gateway, shelf.run, now_ms)
+    refusal = kept.refuses(gateway)
     if refusal is not None:
         return refusal
+    accounts = [shelf.account(tag, said.place) or Account() for said in claims]
+    if any(account.forgotten(gateway.name, said) for account, said in zip(accounts, claims, strict=True)):
+        return forgetful(gateway.name)
+    kept.hear(gateway, shelf.run, now_ms)
     shelf.put_tag(tag, kept)
     living, quiet, answers = kept.living(now_ms), now_ms < kept.quiet_ms, []
-    for said in claims:
-        account = shelf.account(tag, said.place) or Account()
+    for account, said in zip(accounts, claims, strict=True):
         answers.append(account.claim(gateway.name, said, living, quiet, now_ms))
         shelf.put_account(tag, said.place, account, now_ms)
     return Exchange(tuple(answers), quiet)

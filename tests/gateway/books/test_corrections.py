@@ -1,8 +1,10 @@
 """Corrections: each made once, told in the journal, and whatever else happens, the books are equal."""
 
 import asyncio
+import os
 import tempfile
 from collections import Counter
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -11,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.books import replay
-from gateway.books.corrections import Corrections, encoded, nameable, reset, without_gateway
+from gateway.books.corrections import Corrections, LeftOut, encoded, made, nameable, reset, without_gateway
 from gateway.books.journal import Journal
 from gateway.books.keys import Keys
 from gateway.books.ledger.contract import Correction, Place
 from gateway.books.ledger.sqlite import SqliteLedger
-from gateway.books.ledger.tables import LedgerInUse, read_balances, was_corrected
+from gateway.books.ledger.tables import LedgerInUse, lock, read_account, read_balances, was_corrected
 from gateway.books.outbox import Outbox
 from guards.budget import Account, Limit, Line, Unit, Window
 from guards.claim import Load
@@ -160,6 +162,31 @@ async def test_without_a_gateway_it_is_made_as_by_one_that_begins(books):
     assert was_corrected(books.folder, "x")
     assert books.differences() == []
     assert await without_gateway(books.folder, "x", reset(AT)) is None
+
+
+def test_what_a_correction_passes_over_is_named(tmp_path):
+    """Workers' parent keeps the ledger of the gateway that was alone before them; it is made up once that has ended."""
+
+    async def spent(folder):
+        ledger = SqliteLedger(folder, lambda: NOW_S)
+        await ledger.open("r", [Line("org:acme", Limit(100))], None, Load(0, 7), Load(0, 1))
+        await ledger.settle("r", Tokens(output=7))
+        await ledger.close()
+
+    for folder in (tmp_path, tmp_path / "worker-0"):
+        asyncio.run(spent(folder))
+    parents = lock(tmp_path)
+    keys = partial(closing, Keys(tmp_path / "keys.db"))
+    with pytest.raises(LeftOut, match="once more under the id goodwill"):
+        made(tmp_path, "goodwill", reset(AT), keys, 1.0)
+    left = {folder.name: read_account(folder, AT).spent for folder in (tmp_path, tmp_path / "worker-0")}
+    elsewhere = made(tmp_path, "other", reset(Place("org:other", "tokens", "total")), keys, 1.0)
+    os.close(parents)
+
+    assert left == {tmp_path.name: 7, "worker-0": 0}
+    assert elsewhere
+    assert made(tmp_path, "goodwill", reset(AT), keys, 1.0)
+    assert read_account(tmp_path, AT).spent == 0
 
 
 def test_orders_are_bounded():

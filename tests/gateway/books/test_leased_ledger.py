@@ -1,6 +1,7 @@
 """Many gateways of one budget: never more than it over all of them, whatever is lost on the way."""
 
 import asyncio
+import shutil
 import tempfile
 from collections import Counter
 from contextlib import suppress
@@ -367,7 +368,7 @@ async def test_of_windows_that_are_over_the_vault_is_told_nothing(gateways, ledg
 async def test_a_correction_that_cannot_be_noted_is_not_made(gateways, ledgers):
     """Else a crash could keep it from the vault."""
     await used_and_left(gateways, 500)
-    ledgers[0].register.close()
+    await ledgers[0].register.close()
 
     with pytest.raises(Refused):
         await ledgers[0].correct("x", reset(DAY))
@@ -658,6 +659,183 @@ async def test_two_that_shared_nothing_share_what_both_have_spent(tmp_path):
 
     assert sum(one.leased for one in grants) == 450
     await gateways.close()
+
+
+async def spends(ledger, name, tokens):
+    await asked(ledger, name, tokens, least=tokens)
+    await settle(ledger, name, tokens)
+
+
+async def test_an_older_copy_of_a_gateways_books_spends_nothing(gateways, ledgers, tmp_path):
+    """A backup of its data directory that is put back does not know what was spent after it was made."""
+    await spends(ledgers[0], "r1", 100)
+    await gateways.pass_s(1)
+    backup = shutil.copytree(gateways.path(0), tmp_path / "backup")
+    await spends(ledgers[0], "r2", 600)
+    await gateways.pass_s(1)
+    await ledgers[0].close()
+    shutil.rmtree(gateways.path(0))
+    shutil.copytree(backup, gateways.path(0))
+    ledgers[0] = await gateways._begun(0)
+
+    with pytest.raises(Refused) as refused:
+        await asked(ledgers[0], "r3", 1)
+
+    assert refused.value.reason is Reason.BOOKS
+    assert "older copy" in ledgers[0].not_ready()[0]
+    assert (await asked(ledgers[1], "r4", 900)).leased == 300
+
+
+async def test_a_backup_does_not_bring_back_rights_that_were_given_back(gateways, ledgers, tmp_path):
+    """What it had free may be another's by now, although it has spent no more since."""
+    await asked(ledgers[0], "r1", 900)
+    await settle(ledgers[0], "r1", 0)
+    backup = shutil.copytree(gateways.path(0), tmp_path / "backup")
+    await ledgers[0].close()
+    shutil.rmtree(gateways.path(0))
+    shutil.copytree(backup, gateways.path(0))
+    grant = await asked(ledgers[1], "r2", 1_000)
+    await settle(ledgers[1], "r2", grant.leased)
+
+    ledgers[0] = await gateways._begun(0)
+    with pytest.raises(Refused) as refused:
+        await asked(ledgers[0], "r3", 1)
+
+    assert grant.leased == 1_000
+    assert refused.value.reason is Reason.HELD
+
+
+async def test_of_two_that_begin_with_one_copy_the_first_goes_on(gateways, ledgers):
+    """They have one name, one epoch, and may not both spend what it had."""
+    await spends(ledgers[0], "r1", 100)
+    await ledgers[0].close()
+    shutil.rmtree(gateways.path(1))
+    await ledgers[1].close()
+    shutil.copytree(gateways.path(0), gateways.path(1))
+    for number in (0, 1):
+        ledgers[number] = await gateways._begun(number)
+
+    assert (await asked(ledgers[0], "r2", 500)).leased == 500
+    with pytest.raises(Refused) as refused:
+        await asked(ledgers[1], "r3", 1)
+
+    assert refused.value.reason is Reason.BOOKS
+    assert "refuses this gateway" in ledgers[1].not_ready()[0]
+
+
+async def test_a_correction_may_lower_what_is_spent(gateways, ledgers):
+    """Whether the gateway makes it or begins with it: then its books are not older ones."""
+    await spends(ledgers[0], "r1", 900)
+    await gateways.pass_s(1)
+    await ledgers[0].correct("goodwill", reset(DAY))
+    await gateways.pass_s(1)
+    await spends(ledgers[0], "r2", 500)
+    await gateways.pass_s(1)
+    await ledgers[0].close()
+    local = SqliteLedger(gateways.path(0), gateways.clock)
+    await local.correct("again", reset(DAY))
+    await local.close()
+    ledgers[0] = await gateways._begun(0)
+
+    assert (await asked(ledgers[0], "r3", 900)).leased == 900
+
+
+async def test_a_gateway_that_was_long_alone_comes_to_others(tmp_path, monkeypatch):
+    """Of windows that are past nothing is told, and of however many sessions it had, all."""
+    monkeypatch.setattr(lease_module, "ACCOUNTS_MAX", 100)
+    monkeypatch.setattr(lease_module, "CLAIMS_MAX", 40)
+    gateways = Gateways(tmp_path, 2)
+    alone = SqliteLedger(gateways.path(0), gateways.clock)
+    gateways.clock.now_s -= 150 * 60
+    for number in range(150):
+        gateways.clock.now_s += 60
+        await take(alone, f"m{number}", "key:k", Limit(1_000, Window.MINUTE), 10)
+        await settle(alone, f"m{number}", 10)
+        await take(alone, f"s{number}", f"session:k/{number}", Limit(100), 10)
+        await settle(alone, f"s{number}", 10)
+    await alone.close()
+
+    first, second = (await gateways.start()).ledgers
+    places = [one.place for one in await gateways.vault.standings("")]
+    grant = await take(second, "r1", "session:k/7", Limit(100), 100)
+    await gateways.pass_s(1)
+
+    assert (sum(at.scope == "key:k" for at in places), len(places)) == (1, 151)
+    assert grant.leased == 90
+    assert (await asked(first, "r2", 400)).leased == 400  # there is room for others
+    await gateways.close()
+
+
+# ---------------------------------------------------------------- how many accounts
+
+
+def session_of(key, name, limit=50):
+    return Lines.under([Line(f"key:{key}", Limit(limit)), Line(f"session:{key}/{name}", Limit(100))], "", ())
+
+
+async def ask_of(ledger, lines, name):
+    try:
+        await ledger.open(name, lines, None, Load(0, 100), Load(0, 100))
+    except Refused as refused:
+        return refused.reason, refused.detail
+    await settle(ledger, name, 100)
+    return None
+
+
+async def test_sessions_of_a_key_that_can_pay_nothing_are_not_known(gateways, ledgers):
+    """Clients make up as many as they like; the other keys go on."""
+    first, lease = ledgers[0], ledgers[0]._lease("")
+    at_once = await asyncio.gather(*(ask_of(first, session_of("bad", n), f"a{n}") for n in range(200)))
+    await gateways.pass_s(1)
+    few, exchanges = len(lease.known), gateways.ways[0].exchanges
+    later = [await ask_of(first, session_of("bad", n), f"b{n}") for n in range(200)]
+
+    assert {reason for reason, _ in at_once + later} == {Reason.BUDGET}
+    assert all("of the budget of key:bad" in detail for _, detail in later)
+    assert few <= 2
+    assert (len(lease.known), gateways.ways[0].exchanges) == (few, exchanges)
+    assert len(first.register.entries()) == few
+    assert await ask_of(first, session_of("good", "s", 1_000), "c") is None
+
+
+async def test_sessions_that_were_refused_while_the_vault_was_away_are_forgotten(gateways, ledgers):
+    """It never hears of them."""
+    first, lease = ledgers[0], ledgers[0]._lease("")
+    gateways.ways[0].down = True
+    refused = await asyncio.gather(*(ask_of(first, session_of("k", n, 1_000), f"a{n}") for n in range(50)))
+    gateways.ways[0].down = False
+    await gateways.pass_s(2)
+
+    assert {reason for reason, _ in refused} == {Reason.BOOKS}
+    assert not [at for at in lease.known if at.scope.startswith("session:")]
+
+
+async def test_who_waits_is_answered_amid_a_renewal_of_many_accounts(gateways, ledgers, monkeypatch):
+    """And a renewal that takes long does not let the lease run out."""
+    monkeypatch.setattr(lease_module, "CLAIMS_MAX", 8)
+    first, lease = ledgers[0], ledgers[0]._lease("")
+    for number in range(24):
+        assert await ask_of(first, session_of("k", number, 100_000), f"a{number}") is None
+    way, heard = gateways.ways[0], []
+
+    async def slowly(tag, me, claims, known):
+        gateways.clock.now_s += 0.6  # four pages: longer than the half of a lease
+        heard.append([one.place.scope for one in claims])
+        await asyncio.sleep(0)
+        return await gateways.vault.exchange(tag, me, claims, known)
+
+    monkeypatch.setattr(way, "exchange", slowly)
+    for number in range(5):
+        renewal = lease.renew()
+        while not lease._renewing:  # noqa: ASYNC110 - an event for tests would be one more
+            await asyncio.sleep(0)
+        assert await ask_of(first, session_of("k", f"new{number}", 100_000), f"b{number}") is None
+        assert not renewal.done()
+        while not renewal.done():
+            assert lease.valid
+            await asyncio.sleep(0)
+
+    assert max(map(len, heard)) == 8
 
 
 # ---------------------------------------------------------------- how much

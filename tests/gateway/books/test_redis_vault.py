@@ -327,7 +327,7 @@ async def test_a_replica_that_is_promoted_listens_first(server, vault, replica, 
     one, two = Teller(vault, "one"), Teller(vault, "two")
     there = RedisVault([replica.address], Login())
     await one.says(claim(need=100))
-    until(lambda: replica.ask("HGET", account_key(TAG, member_of(ACME)), "@one") == b"100 0")
+    until(lambda: replica.ask("HGET", account_key(TAG, member_of(ACME)), "@one") == b"100 0 0")
     replica.ask("REPLICAOF", "127.0.0.1", free_ports(1)[0])  # it hears nothing of the next grant
     await one.says(claim(rights=100, need=700))
     server.kill()

@@ -266,7 +266,7 @@ def test_a_damaged_file_is_named_at_the_start(tmp_path):
     )
     db.close()
     damaged = bytearray(file.read_bytes())
-    damaged[3 * 4096 : 5 * 4096] = b"\x55" * 2 * 4096
+    damaged[5 * 4096 : 7 * 4096] = b"\x55" * 2 * 4096
     file.write_bytes(damaged)
     with pytest.raises(Refused, match=str(file)):
         SqliteLedger(tmp_path, time.time)
@@ -307,7 +307,7 @@ async def test_a_ledger_of_an_older_format_is_taken_over(tmp_path, format_of_old
     assert await ledger.balance("key:alice", LIMIT) == Account(100_000, spent=37)
     assert (await take(ledger, "r1", "key:alice", LIMIT, want=1)).leased == 1
     tables = database(ledger).execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-    assert tables == [("accounts",), ("corrected",), ("outbox",)]
+    assert tables == [("accounts",), ("corrected",), ("corrections",), ("outbox",)]
     await ledger.close()
 
 
