@@ -48,12 +48,13 @@ class Lines(tuple[Line, ...]):
     units: of each; telling: see `Cover`. amounts: of each, in the windows that `cells` answered last.
     tag: what their accounts are kept under where many gateways share them; see `guards.scope.tag`.
     scopes: whose request it is, the widest first, whether or not there are limits on them.
-    known_to: which lease was told of them last, and of which accounts.
+    known_to: which lease was told of them last, and of which accounts. bounds: see `LeasedOpen`.
     """
 
     tag = ""
     scopes: tuple[str, ...] = ()
     known_to: tuple[object, tuple[Cell, ...]] | None = None
+    bounds: tuple[object, tuple[Cell, ...], tuple[int, ...]] | None = None
 
     units: tuple[Unit, ...]
     telling: tuple[int, ...] | None

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import structlog
 
 from gateway.books.ledger.contract import Lines, Place
-from gateway.books.ledger.leased_steps import Elsewhere, GiveBack, Numbers, Saying, TakeIn
+from gateway.books.ledger.leased_steps import Elsewhere, GiveBack, Heard, Numbers, Saying, TakeIn
 from gateway.books.ledger.register import NOT_KNOWN, Entry, Register
 from gateway.books.ledger.steps import Step
 from gateway.books.vault.contract import LEASE_S, Claim, Closed, Fenced, Given, Refusal, Vault, VaultDown
@@ -113,7 +113,7 @@ class Lease:
         self._clock, self._on_vault = clock, on_vault
         self.known: dict[Place, Known] = {}
         self.age = object()
-        self.heard: dict[Place, Elsewhere] = {}
+        self.heard: Heard = {}
         self.fault = ""
         self.made_s = clock()
         self.valid_until = self.heard_s = self.asked_s = self.began_s = -math.inf
@@ -163,7 +163,7 @@ class Lease:
             return False
         known.limit, known.as_of, known.noted = amount, as_of, False
         if at in self.heard:
-            self.heard[at] = self.heard[at]._replace(limit=limit)
+            self.heard = {**self.heard, at: self.heard[at]._replace(limit=limit)}
         return True
 
     def keep(self, at: Place) -> bool:
@@ -322,6 +322,7 @@ class Lease:
         self.fault, self.quiet, self.heard_s = "", answer.quiet, self._clock()
         given = zip(claims, answer.given, strict=True)
         await self._books.step(TakeIn(tuple((one.place, to.rights) for one, to in given if one.limit is not None)))
+        news: dict[Place, Elsewhere] = {}
         for one, to in zip(claims, answer.given, strict=True):
             known_now = self.known[one.place]
             before, known_now.given, known_now.told = known_now.given, to, (one.rights, one.spent)
@@ -331,7 +332,8 @@ class Lease:
                 if to.wanted and not (before is not None and before.wanted):
                     self.renew()  # and give back what it can, at once
                 gone = one.limit - to.free - to.rights - to.others
-                self.heard[one.place] = Elsewhere(one.limit, gone, to.others)
+                news[one.place] = Elsewhere(one.limit, gone, to.others)
+        self.heard = {**self.heard, **news}
         return True
 
     def _saying(self, at: Place, wishes: Wishes, now_s: float) -> Saying:
@@ -392,13 +394,15 @@ class Lease:
         if resting:
             tag = None if len(resting) < len(self.known) else self.tag
             await self._register.forget(resting, tag)
+            gone = []
             for at in resting:
                 if self._resting(at):
                     del self.known[at]
                     self.age = object()
-                    self.heard.pop(at, None)
+                    gone.append(at)
                 else:
                     self.known[at].noted = False  # it was used again meanwhile
+            self.heard = {at: one for at, one in self.heard.items() if at not in set(gone)}
 
     def _told(self, known: Known) -> bool:
         return known.use is not None and not known.held and known.told == (known.use.used, known.use.used)

@@ -23,7 +23,8 @@ class Elsewhere(NamedTuple):
     held: int
 
 
-Heard = Mapping[Place, Elsewhere]  # an account that is not in it was not heard of, or too long ago
+# An account that is not in it was not heard of, or too long ago. It is never changed, but made anew.
+Heard = Mapping[Place, Elsewhere]
 NOTHING_HEARD: Heard = {}
 
 
@@ -99,15 +100,13 @@ class LeasedOpen(NamedTuple):
         request_id, lines, price, want, least, _ = self.asked
         needs, wants = shares(least, price), shares(want, price)
         amounts, after = [], []
-        for cell, unit, limit in zip(cells, lines.units, lines.amounts, strict=True):
+        for cell, unit, bound in zip(cells, lines.units, self._bounds(cells), strict=True):
             account = cell.account
-            if account is None or (account.limit == UNLIMITED) != (limit == UNLIMITED):
+            if account is None:
                 return None
             most, spent, held = account
-            if limit != UNLIMITED:
-                elsewhere = self.heard.get(cell.place)
-                if elsewhere is None or needs[unit] > limit - spent - held - elsewhere.spent - elsewhere.held:
-                    return None
+            if (most == UNLIMITED) != (bound == UNLIMITED) or needs[unit] > bound - spent - held:
+                return None
             if wants[unit] > most - spent - held:
                 return None
             amounts.append(wants[unit])
@@ -116,6 +115,21 @@ class LeasedOpen(NamedTuple):
         cover = Cover(lines.units, tuple(amounts), price, lines.telling)
         shelf.keep_hold(request_id, Held(cells, cover))
         return Grant(cells, cover, want.output, least.output)
+
+    def _bounds(self, cells: tuple[Cell, ...]) -> tuple[int, ...]:
+        """What this gateway could have used of each limit at most, by what was heard; below 0 where nothing was.
+
+        Remembered with the limits: they are the same for many requests, and something is heard once a second.
+        """
+        lines, heard = self.asked.lines, self.heard
+        if lines.bounds is None or lines.bounds[0] is not heard or lines.bounds[1] is not cells:
+            found = []
+            for cell, limit in zip(cells, lines.amounts, strict=True):
+                elsewhere = heard.get(cell.place)
+                known = -1 if elsewhere is None else limit - elsewhere.spent - elsewhere.held
+                found.append(UNLIMITED if limit == UNLIMITED else known)
+            lines.bounds = heard, cells, tuple(found)
+        return lines.bounds[2]
 
 
 class LeasedExtend(NamedTuple):

@@ -85,7 +85,7 @@ async def test_an_account_that_was_let_go_of_while_a_request_hopes_is_asked_for_
         await asyncio.sleep(0)
 
     lease.known.clear()
-    lease.heard.clear()
+    lease.heard = {}
 
     with pytest.raises(Refused) as refused:
         await hopes
