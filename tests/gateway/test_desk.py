@@ -49,7 +49,7 @@ def test_who_reads_a_journal_lets_others_have_the_interpreter(desk, tmp_path, mo
 
     desk.spend("user", 0.0)
 
-    assert len(naps) == 1 + 999 // module.GENTLY
+    assert len(naps) == 1 + 999 // module.GENTLY + 1  # and one for the look for repricings
 
 
 async def test_too_many_questions_are_told_to_come_again(desk):

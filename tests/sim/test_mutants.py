@@ -234,8 +234,8 @@ MUTANTS = [
     Mutant(
         "a batch that failed is remembered",
         "gateway.books.ledger.overlay:Overlay.ended",
-        "if not committed",
-        "if False",
+        "if committed",
+        "if True",
         "its holds sum to|still holds",
     ),
     Mutant(
