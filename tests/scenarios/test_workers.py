@@ -12,7 +12,7 @@ from gateway.books.directories import directories
 from gateway.books.ledger.tables import read_balances
 from loadtests.processes import start_stub
 from tests.loadtests.raw_client import Seen
-from tests.processes import HOLDFAST, Gateway, id_of, until
+from tests.processes import HOLDFAST, START_S_MAX, Gateway, id_of, until
 from tests.scenarios.asking import ask, chat, error, ids_of, order, prompt_tokens
 from tests.scenarios.test_admin import admin
 
@@ -186,7 +186,9 @@ def test_a_worker_that_is_told_to_end_at_once_ends_cleanly(stubs, start_gateway)
     """A signal that comes before it can be handled is not lost, and kills nobody."""
     for delay_s in (0.0, 0.05, 0.15):
         gateway = start_gateway([stubs[0].url], workers=2, wait=False)
-        while len(pids(gateway)) < 2:
+        deadline = time.monotonic() + START_S_MAX
+        while len(pids(gateway)) < 2:  # looked for without a rest: soon after, the moment is over
+            assert time.monotonic() < deadline
             time.sleep(0.001)
         time.sleep(delay_s)
         assert gateway.stop() == 0
