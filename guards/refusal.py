@@ -19,6 +19,7 @@ class Reason(StrEnum):
     UNBOUNDED = "unbounded_cost"
     UNPRICED = "model_without_price"
     OVERLOADED = "overloaded"
+    LATE = "deadline_unreachable"
     NO_REPLICA = "no_replica"
     UPSTREAM = "upstream_error"
     BOOKS = "books_unavailable"

@@ -31,6 +31,7 @@ TABLE: dict[Reason, Wire] = {
     Reason.UNBOUNDED: Wire(400, "invalid_request_error", False),
     Reason.UNPRICED: Wire(400, "invalid_request_error", False),
     Reason.OVERLOADED: Wire(503, "server_error", True),
+    Reason.LATE: Wire(503, "server_error", True),
     Reason.NO_REPLICA: Wire(503, "server_error", True),
     Reason.UPSTREAM: Wire(502, "server_error", True),
     Reason.BOOKS: Wire(503, "server_error", True),

@@ -1,0 +1,172 @@
+"""Requests that wait for the servers of one model, and could start if these had room: which of them is next. Pure.
+
+By priority band, then the tenant that was served least, then the earliest deadline. Tenants compete within a band, so
+each band has counters of its own: one that waits below would hold back the floor to which newcomers above are lifted.
+Each depth of agents has a line of its own, since nobody may wait behind a request that is less deep (see `permits`).
+"""
+
+from collections.abc import Container
+
+from guards.fairness import Tenant, Tenants
+from guards.pace import Pace
+from guards.place import BANDS, Place
+from guards.ranking import Ranking
+
+
+class Stand:
+    """One tenant's requests in a line, the earliest deadline first."""
+
+    __slots__ = ("places", "tenant")
+
+    def __init__(self, tenant: Tenant) -> None:
+        self.tenant = tenant
+        self.places: Ranking[Place, float] = Ranking()
+
+
+class Line:
+    """The requests of one band and depth, by tenant.
+
+    Counters grow while tenants wait. So a stand is ranked by what its tenant's was, and anew when it is in front.
+    """
+
+    __slots__ = ("_order", "_stands")
+
+    def __init__(self) -> None:
+        self._stands: dict[Tenant, Stand] = {}
+        self._order: Ranking[Stand, float] = Ranking()
+
+    def add(self, place: Place) -> None:
+        """A request waits here."""
+        tenant = place.tenant
+        stand = self._stands.get(tenant)
+        if stand is None:
+            stand = self._stands[tenant] = Stand(tenant)
+            self._order.rank(stand, tenant.served)
+        stand.places.rank(place, place.due_s)
+
+    def discard(self, place: Place) -> None:
+        """It does not any more."""
+        stand = self._stands[place.tenant]
+        stand.places.discard(place)
+        if not stand.places:
+            del self._stands[place.tenant]
+            self._order.discard(stand)
+
+    def lowered(self, tenant: Tenant) -> None:
+        """A tenant's counter fell: it was charged too much."""
+        stand = self._stands.get(tenant)
+        if stand is not None:
+            self._order.rank(stand, tenant.served)
+
+    def first(self) -> Place | None:
+        """Whose turn it is."""
+        order = self._order
+        while (stand := order.first()) is not None:
+            if order.key(stand) == stand.tenant.served:
+                return stand.places.first()
+            order.rank(stand, stand.tenant.served)
+        return None
+
+
+class Band:
+    """What waits in one band.
+
+    ready: requests in lines. work: tokens of all that wait, also of those that are parked at a gate.
+    weights: of the tenants that have such, added up.
+    """
+
+    __slots__ = ("_lines", "ready", "tenants", "weights", "work")
+
+    def __init__(self) -> None:
+        self._lines: dict[int, Line] = {}  # by depth
+        self.tenants = Tenants()
+        self.ready = self.work = 0
+        self.weights = 0.0
+
+    def tenant(self, name: str, weight: float) -> Tenant:
+        """The tenant of a request that comes now."""
+        return self.tenants.of(name, weight, self.least() if self.ready else None)
+
+    def add(self, place: Place) -> None:
+        """A request could start as soon as there is room."""
+        tenant, depth = place.tenant, place.ask.depth
+        if not tenant.ready:
+            self.tenants.lift(tenant, self.least())
+        line = self._lines.get(depth)
+        if line is None:
+            line = self._lines[depth] = Line()
+        line.add(place)
+        tenant.ready += 1
+        self.ready += 1
+
+    def discard(self, place: Place) -> None:
+        """It starts, lacks a permit of its own, or ends."""
+        self._lines[place.ask.depth].discard(place)
+        place.tenant.ready -= 1
+        self.ready -= 1
+
+    def first(self, blocked: Container[int]) -> Place | None:
+        """Whose turn it is, of those whose depth is not blocked."""
+        heads = [line.first() for depth, line in self._lines.items() if depth not in blocked]
+        return min(filter(None, heads), key=lambda place: (place.tenant.served, place.due_s), default=None)
+
+    def least(self) -> float | None:
+        """The counter of the tenant that was served least of those that are ready."""
+        head = self.first(())
+        return None if head is None else head.tenant.served
+
+    def lowered(self, tenant: Tenant) -> None:
+        """A tenant's counter fell."""
+        for line in self._lines.values():
+            line.lowered(tenant)
+
+    def begins(self, place: Place) -> None:
+        """A request waits from now on, in a line or at a gate."""
+        tenant = place.tenant
+        if not tenant.work:
+            self.weights += tenant.weight
+        tenant.work += place.size
+        self.work += place.size
+
+    def ends(self, place: Place) -> None:
+        """It does not any more."""
+        tenant = place.tenant
+        tenant.work -= place.size
+        self.work -= place.size
+        if not tenant.work:
+            self.weights -= tenant.weight
+        if not self.work:
+            self.weights = 0.0
+
+
+class Backlog:
+    """All that waits for the servers of one model."""
+
+    __slots__ = ("bands", "pace")
+
+    def __init__(self) -> None:
+        self.bands = [Band() for _ in range(BANDS)]
+        self.pace = Pace()
+
+    @property
+    def ready(self) -> int:
+        """Requests that could start as soon as there is room."""
+        return sum([band.ready for band in self.bands])
+
+    def first(self, blocked: Container[int]) -> Place | None:
+        """Whose turn it is, of those whose depth is not blocked."""
+        for band in self.bands:
+            if band.ready and (place := band.first(blocked)) is not None:
+                return place
+        return None
+
+    def ahead(self, place: Place) -> float:
+        """Tokens of work that will be taken up until a request which comes now is, and its own; about.
+
+        All that is in higher bands. And in its own what its tenant has there already, while all others are served in
+        turn with that, but no more than there is.
+        """
+        band, tenant = self.bands[place.band], place.tenant
+        turns = (tenant.work + place.size) * max(1.0, band.weights / tenant.weight)
+        above = sum(one.work for one in self.bands[: place.band])
+        return above + min(float(band.work + place.size), turns)

@@ -1,0 +1,69 @@
+"""A request as admission sees it: what it asks for, and its place, waiting or running. Pure."""
+
+from collections.abc import Hashable
+from typing import NamedTuple
+
+from guards.fairness import Tenant
+from guards.permits import Gate, Permit
+
+BANDS = 4  # of priority; 0 goes first
+
+
+class Share(NamedTuple):
+    """What one tenant may have of the servers. Made once for each key.
+
+    weight: it is served so many times as much as one of weight 1, where both wait.
+    permits: its requests that run at once, of each depth. waiting: those that wait at once.
+    """
+
+    tenant: str
+    weight: float = 1.0
+    permits: int = 256
+    waiting: int = 256
+
+
+class Ask(NamedTuple):
+    """What a request asks for.
+
+    input_tokens, output_tokens: as well as they are known; of all its choices together.
+    band: of priority; depth: 1 but for agents within agents. agent: its whole name under its key, if it has one.
+    deadline_s: by when its first token is due; None where nothing was promised.
+    about: whatever the caller needs to know of it.
+    """
+
+    share: Share
+    model: str
+    input_tokens: int
+    output_tokens: int
+    band: int = 0
+    depth: int = 1
+    agent: str | None = None
+    deadline_s: float | None = None
+    about: Hashable = None
+
+
+class Place:
+    """One request's place, from its arrival to its end; `Admission` alone changes it.
+
+    server: where it runs; None while it waits. permit: what it holds there.
+    band: it rises while it waits. due_s: who of one tenant is first. until_s: when it is refused, if it still waits.
+    size: tokens that it will take of a server. woken: the gate whose permit it was woken for.
+    tenant: its tenant's counter, in its band. charged: weighted tokens that it was charged; owed: what it should be.
+    parked: the gate that it waits at, if one of its own is what it lacks.
+    """
+
+    __slots__ = (
+        "arrived_s", "ask", "band", "charged", "due_s", "owed", "parked", "permit", "server", "size", "tenant",
+        "until_s", "waits", "woken",
+    )  # fmt: skip
+
+    def __init__(self, ask: Ask, tenant: Tenant, now_s: float) -> None:
+        self.ask, self.tenant, self.arrived_s, self.band = ask, tenant, now_s, ask.band
+        self.size = max(1, ask.input_tokens + ask.output_tokens)
+        self.due_s = self.until_s = 0.0
+        self.charged = self.owed = 0
+        self.permit: Permit | None = None
+        self.server: str | None = None
+        self.parked: Gate | None = None
+        self.woken: Gate | None = None
+        self.waits = False
