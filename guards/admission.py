@@ -18,7 +18,7 @@ Whoever calls this tells it the time, sends requests off, and tells them that th
     leg goes elsewhere admission.move(place, server)             at once: a stream that was lost does not wait again
     end, cancellation  admission.leave(place, now_s)             whatever the place is at, and also a second time
     death of a server  admission.lost(server)                    its permits come back; its requests move or leave
-    each look at one   admission.look(server, waiting, preemptions, now_s)
+    each look at one   admission.look(server, running, waiting, preemptions, now_s)
 
 `next` costs little where nothing waits. Which server a request goes to is `route`'s to say, which asks `fits`; and when
 its first token will come is `ttft_s`'s.
@@ -127,6 +127,7 @@ class Admission:
     def next(self, now_s: float) -> Moves:
         """Decide what can be: who starts, who is refused."""
         if not self._until:
+            self._permits.freed.clear()
             return NOTHING
         started: list[Place] = []
         refused: list[tuple[Place, Refused]] = []
@@ -176,9 +177,9 @@ class Admission:
         """A server is lost, or hangs: all permits that name it come back; return how many requests had one."""
         return self._permits.recall(server)
 
-    def look(self, server: str, waiting: int, preemptions: int, now_s: float) -> None:
-        """A server tells how many requests wait there, and how many it has thrown out of its cache since its start."""
-        self._permits.server(server).room.look(waiting, preemptions, now_s)
+    def look(self, server: str, running: int, waiting: int, preemptions: int, now_s: float) -> None:
+        """A server tells how many requests run and wait there, and how many it has preempted since its start."""
+        self._permits.server(server).room.look(running, waiting, preemptions, now_s)
 
     # ---------------------------------------------------------------- starting
 

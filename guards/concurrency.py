@@ -5,8 +5,8 @@ fills a server is its KV cache, so what counts is tokens in it: prompt and outpu
 what is expected. More is tried while this limit is all that keeps requests waiting (additive increase); less, when the
 server itself lets requests wait or throws some out of its cache to be computed again (multiplicative decrease).
 
-A decrease begins at what really is in flight: a limit that nothing reaches says nothing, and would take long to fall to
-where it matters.
+A decrease begins at what the server really works on: a limit that nothing reaches, or that let a queue grow there,
+would take long to fall to where it matters.
 """
 
 from dataclasses import dataclass
@@ -64,8 +64,8 @@ class TokenLimit:
         self.bound = True
         return False
 
-    def look(self, waiting: int, preemptions: int, now_s: float) -> None:
-        """Learn from what the server says: requests that wait there, and preemptions since it started."""
+    def look(self, running: int, waiting: int, preemptions: int, now_s: float) -> None:
+        """Learn from what the server says: requests that run and that wait there, and preemptions since it started."""
         thrown_out = self._preemptions is not None and preemptions > self._preemptions
         self._preemptions = preemptions  # fewer than before: it was started anew
         if not waiting:
@@ -75,7 +75,8 @@ class TokenLimit:
         waits = self._waits_since_s is not None and now_s - self._waits_since_s >= self._aimd.waits_s
         if thrown_out or waits:
             if now_s - self._shrunk_s >= self._aimd.rest_s:
-                self.limit = max(float(self._aimd.floor), self._aimd.shrink * min(self.limit, self.tokens))
+                worked_on = self.tokens * running / max(1, running + waiting)
+                self.limit = max(float(self._aimd.floor), self._aimd.shrink * min(self.limit, worked_on))
                 self._shrunk_s = now_s
         elif self.bound and not waiting and self._looked_s is not None:
             grown = self._aimd.growth_per_s * min(now_s - self._looked_s, LEARN_S_MAX)
