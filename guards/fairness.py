@@ -55,7 +55,7 @@ class Tenants:
         tenant = self._known.get(name)
         if tenant is None:
             if len(self._known) >= self._sweep_at:
-                self._forget(self.floor(least))
+                self._forget()
             tenant = self._known[name] = Tenant(name, weight, 0.0)
         if not tenant.held:
             tenant.weight = weight
@@ -85,14 +85,13 @@ class Tenants:
         """One of its requests was sent to a server."""
         self._last = tenant
 
-    def _forget(self, floor: float) -> None:
-        """Let go of tenants with nothing here.
+    def _forget(self) -> None:
+        """Let go of tenants with nothing here, but of those with the highest counters, half as many as may stay.
 
-        Those that are not above the floor would be lifted to it anyway. Of the others the ones go that are least above
-        it, by half as many as may stay, so that not every new tenant costs a sweep.
+        Whoever is not above the floor would be lifted to it anyway; and where more are above it than may stay, the ones
+        go that are so by the least. By half, so that not every new tenant costs a sweep.
         """
+        rest = sorted((one for one in self._known.values() if not one.held), key=lambda one: one.served, reverse=True)
         used = [one for one in self._known.values() if one.held]
-        above = [one for one in self._known.values() if not one.held and one.served > floor]
-        above.sort(key=lambda one: one.served, reverse=True)
-        self._known = {one.name: one for one in (*used, *above[: self._kept // 2])}
+        self._known = {one.name: one for one in (*used, *rest[: self._kept // 2])}
         self._sweep_at = max(self._kept, 2 * len(self._known))

@@ -1,0 +1,112 @@
+"""Against servers that batch as vLLM does: overload costs nothing of what is good, and nobody is starved."""
+
+from dataclasses import replace
+
+import pytest
+
+from guards.concurrency import Aimd
+from guards.fairness import INPUT, OUTPUT
+from tests.sim.engines import Engine
+from tests.sim.overload import PATIENT, Demand, Row, World, demands, rows
+
+LOADS = (1.0, 2.0, 5.0)
+SMALL = 8_192  # tokens that a server holds, where bounds are to be tight: the longest prompt
+
+
+@pytest.fixture(scope="module")
+def table() -> dict[tuple[str, float], Row]:
+    """Who refuses, and who sends all at once, by load."""
+    return {(one.policy, one.load): one for one in rows(3, LOADS, ("holdfast", "sent at once"))}
+
+
+@pytest.mark.slow
+def test_five_times_too_much_costs_nothing(table):
+    """As many come in time as at any load, within a twentieth, and hardly anybody is served too late."""
+    good = {load: table["holdfast", load].good_per_s for load in LOADS}
+
+    assert good[5.0] >= 0.95 * max(good.values())
+    assert table["holdfast", 5.0].late_per_s <= 0.01 * good[5.0]
+
+
+@pytest.mark.slow
+def test_most_of_those_who_are_refused_hear_it_at_once(table):
+    """They do not wait for a refusal."""
+    assert table["holdfast", 5.0].early > 0.8
+
+
+@pytest.mark.slow
+def test_without_admission_twice_too_much_serves_nobody(table):
+    """So it is the refusals that do it: servers that take all are late for all."""
+    assert table["sent at once", 1.0].good_per_s > 20
+    assert table["sent at once", 2.0].good_per_s < 1
+
+
+def gap(world: World, asked: list[Demand], one: str, other: str, until_s: float) -> int:
+    """By how much more one tenant was served than another, at most, in any span of time in which both waited."""
+    least = most = widest = 0
+    waited = False
+
+    def look(now: World) -> None:
+        nonlocal least, most, widest, waited
+        known = now.admission._backlogs["m"].bands[0].tenants._known if now.admission._backlogs else {}
+        both = all(name in known and known[name].ready for name in (one, other))
+        ahead = now.weighted[one] - now.weighted[other]
+        if both:
+            least, most = (min(least, ahead), max(most, ahead)) if waited else (ahead, ahead)
+            widest = max(widest, most - least)
+        waited = both
+
+    world.on_turn = look
+    world.run(asked, until_s)
+    return widest
+
+
+def flood_and_modest(modest_from_s: float) -> list[Demand]:
+    """One tenant asks for twice what the servers can do; another for a little more than half of that."""
+    flood = [one._replace(tenant="flood") for one in demands(1, 45.0, 60.0)]
+    modest = [one._replace(tenant="modest") for one in demands(2, 15.0, 60.0) if one.at_s >= modest_from_s]
+    return flood + modest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("modest_from_s", [0.0, 30.0])
+def test_a_flood_and_a_modest_tenant_are_served_the_same(modest_from_s):
+    """Within the bound of virtual token counters, at all times; where the modest one comes late, that is no credit."""
+    bounds = replace(PATIENT, aimd=Aimd(SMALL, SMALL, SMALL))
+    engines = {name: Engine(kv_tokens=SMALL) for name in "ab"}
+    asked = flood_and_modest(modest_from_s)
+    world = World(bounds, promised=False, engines=engines)
+
+    widest = gap(world, asked, "flood", "modest", 60.0)
+
+    bound = 2 * max(INPUT * max(one.prompt for one in asked), OUTPUT * SMALL * len(engines))
+    assert 0 < widest <= bound
+    assert world.weighted["flood"] > 3 * bound  # so that serving them as they ask, three to one, would have broken it
+
+
+@pytest.mark.slow
+def test_nobody_is_starved_by_those_above():
+    """With three times too much in band 0, every request of band 3 starts: it rises, and then has its tenant's turn."""
+    high = [one._replace(tenant="high") for one in demands(1, 70.0, 60.0)]
+    low = [Demand(10.0 + number, "low", 500, 100, 1e6, band=3) for number in range(20)]
+    world = World(replace(PATIENT, rise_s=4.0, aimd=Aimd(SMALL, SMALL, SMALL)), promised=False)
+
+    served = world.run(high + low, 60.0)
+
+    started = [one for one in served if one.demand.tenant == "low" and one.first_s is not None]
+    waits_s = [one.first_s - one.demand.at_s for one in started]
+    assert len(waits_s) == len(low)
+    assert 3 * 4.0 <= max(waits_s) <= 3 * 4.0 + 6.0
+
+
+@pytest.mark.slow
+def test_a_limit_finds_what_a_server_can_hold():
+    """It begins seven times too high; under load it comes down to what the server has, and stays near."""
+    world = World(PATIENT, promised=False)
+
+    world.run([one._replace(tenant="t") for one in demands(1, 45.0, 90.0)], 90.0)
+
+    for name, engine in world.engines.items():
+        room = world.admission._permits.server(name).room
+        assert 0.5 * engine.kv_tokens <= room.limit <= 2.0 * engine.kv_tokens
+        assert len(engine.waiting) <= 0.5 * len(engine.running)
