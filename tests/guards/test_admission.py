@@ -158,18 +158,22 @@ def test_output_that_was_delivered_counts():
 
 
 def test_what_was_charged_too_much_is_set_right_at_the_end():
-    """A prompt was shorter than it looked: its tenant is not put behind for it."""
+    """A prompt was shorter than it looked: its tenant, which waits for more, is not put behind for it."""
     gateway = Gateway(room=2)
-    other, guessed = gateway.ask("other"), gateway.ask("guessed", input_tokens=1_000)
-    for name in ("other", "guessed"):
-        gateway.ask(name, name)
-        gateway.ask(name, name)
-    gateway.admission.count(other, 10, 50)
+    before = gateway.ask("before"), gateway.ask("before")
+    for _ in range(3):
+        gateway.ask("guessed", "guessed", input_tokens=1_000)
+    for _ in range(3):
+        gateway.ask("other", "other")
+    for place in before:
+        gateway.leave(place)
+    guessed, other = gateway.started[-2:]
+    gateway.admission.count(other, 10, 100)
     gateway.admission.count(guessed, 10, 1)
 
     gateway.leave(guessed)
 
-    assert gateway.started[-1].ask.about == "guessed"
+    assert [place.ask.about for place in gateway.started[-3:]] == ["guessed", "other", "guessed"]
 
 
 def test_a_low_band_is_not_starved_by_a_high_one():
