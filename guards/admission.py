@@ -57,7 +57,7 @@ class Bounds:
     wait_s: float = 60.0
     rise_s: float = 10.0
     model: int = 65_536
-    agent: int = 256
+    agent: int = 65_536
     server: int = 1024
     aimd: Aimd = field(default_factory=Aimd)
 
@@ -318,7 +318,7 @@ class Admission:
             rising = self._rising[band]
             while rising:
                 place, since_s = next(iter(rising.items()))
-                if now_s - since_s < self._bounds.rise_s:
+                if now_s < since_s + self._bounds.rise_s:  # as `_again_s` reckons
                     break
                 self._raise(place, now_s)
 

@@ -6,7 +6,7 @@ what is expected. More is tried while this limit is all that keeps requests wait
 server itself lets requests wait or throws some out of its cache to be computed again (multiplicative decrease).
 
 A decrease begins at what the server really works on: a limit that nothing reaches, or that let a queue grow there,
-would take long to fall to where it matters.
+would take long to fall to where it matters. Who has next to nothing there does not decrease: others are at fault.
 """
 
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ class TokenLimit:
             self._waits_since_s = now_s
         waits = self._waits_since_s is not None and now_s - self._waits_since_s >= self._aimd.waits_s
         if thrown_out or waits:
-            if now_s - self._shrunk_s >= self._aimd.rest_s:
+            if self.tokens > self._aimd.floor and now_s - self._shrunk_s >= self._aimd.rest_s:
                 worked_on = self.tokens * running / max(1, running + waiting)
                 self.limit = max(float(self._aimd.floor), self._aimd.shrink * min(self.limit, worked_on))
                 self._shrunk_s = now_s

@@ -18,8 +18,8 @@ class Share(NamedTuple):
 
     tenant: str
     weight: float = 1.0
-    permits: int = 256
-    waiting: int = 256
+    permits: int = 65_536
+    waiting: int = 65_536
 
 
 class Ask(NamedTuple):

@@ -47,6 +47,15 @@ def test_a_preemption_shrinks_it_at_once():
     assert limit.limit == AIMD.shrink * 30_000
 
 
+def test_who_has_next_to_nothing_there_is_not_at_fault():
+    """Another gateway's requests are thrown out: this one's limit stays, for when it has some."""
+    limit = holding(AIMD.floor)
+    for preemptions in (7, 8, 9):
+        limit.look(10, 5, preemptions, 10.0 * preemptions)
+
+    assert limit.limit == AIMD.start
+
+
 def test_a_server_that_was_started_anew_has_preempted_nobody():
     """Its count begins at 0, which is less than before."""
     limit = holding(30_000)

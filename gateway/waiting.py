@@ -1,0 +1,105 @@
+"""Where requests wait for a server: admission's decisions, as futures and one timer.
+
+    async with waiting.place(ask) as place:      raises Refused
+        ...                                      runs at place.server
+"""
+
+import asyncio
+from types import TracebackType
+
+from guards.admission import Admission
+from guards.place import Ask, Place
+
+
+class Waiting:
+    """Has requests wait until admission lets them start. Everything that could let one start goes through here.
+
+    There is a future for a request that waits, and none for one that does not; and one timer for all.
+    """
+
+    def __init__(self, admission: Admission, loop: asyncio.AbstractEventLoop) -> None:
+        self._admission, self._loop = admission, loop
+        self._futures: dict[Place, asyncio.Future[None]] = {}  # admission bounds how many
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._futures)
+
+    def place(self, ask: Ask) -> "Stay":
+        """A block around a request that may run; waits for its turn first. Raises Refused."""
+        return Stay(self, ask)
+
+    def count(self, place: Place, input_tokens: int, output_tokens: int) -> None:
+        """So many tokens of a running request there were in all, so far. Lets nobody start."""
+        self._admission.count(place, input_tokens, output_tokens)
+
+    def move(self, place: Place, server: str) -> None:
+        """A request goes on at another server."""
+        self._admission.move(place, server)
+        self._turn()
+
+    def lost(self, server: str) -> None:
+        """A server is lost, or hangs: its permits come back."""
+        self._admission.lost(server)
+        self._turn()
+
+    def look(self, server: str, running: int, waiting: int, preemptions: int) -> None:
+        """A server told how it is; also to be called when one has come up, with what it says then."""
+        self._admission.look(server, running, waiting, preemptions, self._loop.time())
+        self._turn()
+
+    async def begin(self, ask: Ask) -> Place:
+        """Wait until a request may run; it has to `leave`. Raises Refused."""
+        place = self._admission.enter(ask, self._loop.time())
+        if place.server is None:
+            future = self._futures[place] = self._loop.create_future()
+            self._turn()
+            try:
+                await future
+            except BaseException:  # refused; or cancelled, which may be when it was let start but has not heard of it
+                self.leave(place)
+                raise
+            finally:
+                self._futures.pop(place, None)
+        return place
+
+    def leave(self, place: Place) -> None:
+        """A request is over, whatever it was at."""
+        self._admission.leave(place, self._loop.time())
+        self._turn()
+
+    def _turn(self) -> None:
+        """Start and refuse whom admission says, and come again when it says so."""
+        moves = self._admission.next(self._loop.time())
+        for place in moves.started:
+            if not (future := self._futures.pop(place)).done():
+                future.set_result(None)
+        for place, refused in moves.refused:
+            if not (future := self._futures.pop(place)).done():
+                future.set_exception(refused)
+        if moves.again_s is not None and (self._timer is None or moves.again_s < self._timer.when()):
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(moves.again_s, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._turn()
+
+
+class Stay:
+    """A block around a request that runs. Leaving it lets the next one start, however it is left."""
+
+    __slots__ = ("_ask", "_place", "_waiting")
+
+    def __init__(self, waiting: Waiting, ask: Ask) -> None:
+        self._waiting, self._ask = waiting, ask
+
+    async def __aenter__(self) -> Place:
+        self._place = await self._waiting.begin(self._ask)
+        return self._place
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._waiting.leave(self._place)
