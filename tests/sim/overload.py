@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from guards.admission import Admission, Bounds
+from guards.backlog import Backlog
 from guards.concurrency import Aimd
+from guards.pace import Pace
 from guards.place import Ask, Place, Share
 from guards.refusal import Refused
 from tests.sim.engines import Engine, Job
@@ -31,7 +33,28 @@ SOON_S = 0.05  # what else delays a first token: the steps that run when a reque
 OPEN = Bounds(waiting=HUGE, wait_s=HUGE, server=HUGE, aimd=Aimd(HUGE, HUGE, HUGE))
 PATIENT = Bounds(waiting=HUGE, wait_s=HUGE, aimd=Aimd(start=400_000))
 HOLDFAST = Bounds(aimd=Aimd(start=400_000))
-POLICIES = {"sent at once": (OPEN, False), "queued, none refused": (PATIENT, False), "holdfast": (HOLDFAST, True)}
+
+
+class Policy(NamedTuple):
+    """What is before the servers.
+
+    promised: whether admission knows when first tokens are due. early: whether it foresees waits, and so refuses at
+    once. error: predictions of first tokens are off by up to so many times, either way.
+    """
+
+    bounds: Bounds
+    promised: bool = True
+    early: bool = True
+    error: float = 1.0
+
+
+POLICIES = {
+    "sent at once": Policy(OPEN, promised=False),
+    "queued, none refused": Policy(PATIENT, promised=False),
+    "queued, refused when late": Policy(HOLDFAST, early=False),
+    "holdfast": Policy(HOLDFAST),
+    "holdfast, predictions off by 2x": Policy(HOLDFAST, error=2.0),
+}
 
 
 class Demand(NamedTuple):
@@ -72,12 +95,19 @@ def demands(seed: int, per_s: float, seconds: float, tenants: int = 10) -> list[
     return found
 
 
+class Blind(Pace):
+    """A pace of which nothing is known: all that waits is told of its end when that has come."""
+
+    def seconds(self, work: float, now_s: float) -> float | None:
+        """Never anything."""
+        return None
+
+
 @dataclass
 class World:
-    """Servers, and admission before them. promised: whether admission knows when first tokens are due."""
+    """Servers, and admission before them."""
 
-    bounds: Bounds
-    promised: bool
+    policy: Policy
     engines: dict[str, Engine] = field(default_factory=lambda: {"a": Engine(), "b": Engine()})
     now_s: float = 0.0
     on_turn: Callable[["World"], None] = lambda _: None
@@ -87,7 +117,11 @@ class World:
         self._number = 0
         self._stepping: set[str] = set()
         self._again_s = float("inf")
-        self.admission = Admission(self.bounds, self._route, self._ttft_s)
+        self._rng = random.Random(0)
+        self.admission = Admission(self.policy.bounds, self._route, self._ttft_s)
+        if not self.policy.early:
+            backlog = self.admission._backlogs["m"] = Backlog()
+            backlog.pace = Blind()
         self.served: list[Served] = []
         self.weighted: Counter[str] = Counter()  # tokens, by tenant
 
@@ -122,7 +156,7 @@ class World:
     def _arrives(self, one: Demand) -> None:
         served = Served(one)
         self.served.append(served)
-        due_s = one.at_s + one.within_s if self.promised else None
+        due_s = one.at_s + one.within_s if self.policy.promised else None
         ask = Ask(Share(one.tenant, permits=HUGE, waiting=HUGE), "m", one.prompt, LIKELY, one.band, deadline_s=due_s,
                   about=served)  # fmt: skip
         try:
@@ -179,7 +213,8 @@ class World:
         some = next(iter(self.engines.values()))
         tokens = place.ask.input_tokens + (self.engines[server].ahead if server is not None else 0)
         per_chunk_s = some.base_s + some.stream_s * len(some.running) + some.prefill_s * some.chunk
-        return SOON_S + (1 + tokens / some.chunk) * per_chunk_s
+        error = self.policy.error ** self._rng.uniform(-1.0, 1.0)
+        return (SOON_S + (1 + tokens / some.chunk) * per_chunk_s) * error
 
     @staticmethod
     def _of(place: Place) -> Served:
@@ -190,7 +225,7 @@ class World:
 
 def capacity_per_s(seed: int) -> float:
     """How many such requests the servers can answer in a second, whenever that is."""
-    world = World(PATIENT, promised=False)
+    world = World(POLICIES["queued, none refused"])
     served = world.run([one._replace(at_s=0.0) for one in demands(seed, PLENTY_PER_S, SECONDS)], SECONDS)
     assert world.admission.waiting
     return sum(one.ended for one in served) / SECONDS
@@ -210,8 +245,7 @@ class Row(NamedTuple):
 
 def row(policy: str, load: float, seed: int, per_s: float) -> Row:
     """One run; counted is who came after the warm-up, and early enough to be served in the run."""
-    bounds, promised = POLICIES[policy]
-    world = World(bounds, promised)
+    world = World(POLICIES[policy])
     served = world.run(demands(seed, load * per_s, SECONDS), SECONDS)
     counted = [one for one in served if WARM_S <= one.demand.at_s < SECONDS - 10.0]
     span_s = SECONDS - 10.0 - WARM_S
