@@ -70,7 +70,8 @@ class Gateway:
         targets = {replica.name: app._target(replica) for replica in config.replicas}
         with patch("gateway.stream.upstream.ssl", NO_TLS):
             self.upstream = Upstream(app._upstream_limits(config))
-        self.fleet = app._fleet(config, targets, self.upstream, metrics, loop.time)
+        journal: Any = facts
+        self.fleet = app._fleet(config, targets, self.upstream, metrics, loop.time, journal.append)
         asides = Asides(self.fleet, self.upstream, targets)
         limits = config.limits
         quotes = Quotes(
@@ -84,7 +85,6 @@ class Gateway:
             legs_max=limits.legs,
             hedges_max=limits.hedges,
         )
-        journal: Any = facts
         self.records = SimRecords(journal, metrics, loop.time, quotes.lengths.note)
         self.deadlines = Deadlines(config.timeouts.total_s)
         rates = Rates(quotes.lengths, lambda: int(loop.time() * 1e9))
