@@ -9,7 +9,7 @@ server, and then:
 3. Nobody else was asked, since it could not go on elsewhere, or was not to be tried again: it counts against that one
    server. But not where the client left meanwhile, who could choose the moment, nor where no other server was up.
 
-What many poison requests can do. By 2, nothing: they cost a call at each of `limits.legs` servers at most, and no
+What many poison requests can do. By 2, nothing: each costs `limits.legs` calls at most, of all servers together, and no
 breaker counts one. Whoever finds a request that fails after its first token and cannot go on elsewhere, or that fails
 at one server only, has its failures counted, by 3 and 1. A breaker (guards/breaker.py) opens when they are half of all
 that the server answers for that model, so the attacker needs as many requests as everybody else has together; it is

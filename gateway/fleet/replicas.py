@@ -290,13 +290,13 @@ class Fleet:
             peers = self._for(model) if model is not None else []
             others = [known[one.name] for one in peers[: PEERS_MAX + 1] if one is not replica and one.name in known]
             own = known.get(replica.name, Vitals())
-            before = replica.beside
-            if own.gap_s is not None or not before.worse:
+            before = told = replica.beside
+            if all(getattr(own, vital) is not None for vital in before.vitals):
                 replica.beside_s = now_s
             elif now_s - replica.beside_s > BESIDE_S:
                 before = ALIKE
             replica.beside = compared(own, others, before)
-            if replica.beside.vitals != before.vitals:
+            if replica.beside.vitals != told.vitals:
                 self._listener.compared(replica)
 
     def _breaker(self, replica: Replica, model: str) -> Breaker:

@@ -10,6 +10,7 @@ from gateway import app
 from gateway.asides import Asides
 from gateway.books.tenants import Tenant
 from gateway.config import Config, Limits, Model, Replica, Timeouts
+from gateway.config_health import HealthConfig
 from gateway.deadlines import Deadlines
 from gateway.flow import Flow
 from gateway.quote import Quotes
@@ -133,7 +134,8 @@ def _config(plan: Plan) -> Config:
         lease_tokens=plan.lease_tokens,
         lease_low_tokens=plan.low_tokens,
     )
-    return Config(models=(Model(name="tiny", replicas=replicas),), timeouts=timeouts, limits=limits)
+    health = HealthConfig(breaker_calls=plan.breaker_calls, breaker_open_s=0.5, flap_wait_s=1.0)
+    return Config(models=(Model(name="tiny", replicas=replicas),), timeouts=timeouts, health=health, limits=limits)
 
 
 def _decoders(plan: Plan, asides: Asides, call: Call) -> tuple[Callable[[], Decoder], bool]:
