@@ -100,8 +100,9 @@ class Breaker:
     @property
     def refuses(self) -> bool:
         """Whether no request should be sent now. Asking takes nothing."""
-        state = self.state
-        return state is State.REFUSING or (state is State.PROBING and self._probing)
+        if self._holder.current_state == pybreaker.STATE_CLOSED:  # each request asks, of each server
+            return False
+        return self.state is State.REFUSING or self._probing
 
     @property
     def calls(self) -> tuple[int, int]:

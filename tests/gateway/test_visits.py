@@ -1,9 +1,12 @@
 """What the ends of a request's legs say of its servers."""
 
+from typing import Any
+
 import pytest
 
 from gateway.fleet.replica import Replica
 from gateway.fleet.replicas import Care, Fleet, Listener
+from gateway.legs import Legs
 from gateway.stream.leg_end import Cause, LegEnd
 from gateway.visits import Visit, Visits
 from guards.breaker import Outcome, Plan, State
@@ -211,3 +214,40 @@ async def test_the_probe_is_taken_when_its_server_is_picked():
     assert taken == ("a", State.PROBING, True)
     assert not breaker.refuses
 
+
+
+def legs(world: World) -> Legs:
+    nothing: Any = None
+    return Legs(world.fleet, nothing, {}, (), "m")
+
+
+def test_who_picks_a_server_half_open_has_its_probe_before_anything_is_sent():
+    """Another request that comes meanwhile goes elsewhere; one that ends before it was sent gives the probe back."""
+    world = World()
+    for _ in range(CALLS):
+        world.fleet.admit("a", "m").end(Outcome.FAILED)
+    world.now_s += Plan().open_s
+
+    with legs(world) as first, legs(world) as second:
+        picked = first.pick(frozenset()), second.pick(frozenset())
+    with legs(world) as third:
+        again = third.pick(frozenset())
+
+    assert (picked, again) == (("a", "b"), "a")
+
+
+async def test_a_streams_first_token_settles_whose_fault_it_was():
+    """A long stream on the second server does not keep the first one's failure from counting."""
+    stage = Stage(call_for(), Engine([ids_of("a long answer")]))
+    (await stage.opened(0)).end(FAILED)
+    second = await stage.opened(1)
+    failing = stage.fleet.all()[0].breakers["tiny"]
+
+    before = failing.calls
+    second.bring(3)
+    after = failing.calls
+    second.finish()
+    await stage.end()
+
+    assert (before, after) == ((0, 0), (1, 1))
+    assert stage.fleet.all()[1].breakers["tiny"].calls == (1, 0)
