@@ -8,6 +8,7 @@ import structlog
 from gateway.fleet.replica import Replica
 from gateway.fleet.replicas import Listener
 from gateway.watch.metrics import Metrics
+from gateway.watch.replica_gauges import Measured
 from guards.breaker import Breaker, State
 
 log = structlog.get_logger()
@@ -49,11 +50,11 @@ class Verdicts(Listener):
         self._append("replica.compared", {"replica": replica.name}, facts)
 
 
-def measured(replicas: Iterable[Replica], now_s: float) -> Iterator[tuple[str, Mapping[str, float | None]]]:
-    """What the metrics tell of each replica; None for what is not known of it."""
+def measured(replicas: Iterable[Replica], now_s: float) -> Iterator[Measured]:
+    """What the metrics tell of each replica."""
     for one in replicas:
         gauges = one.gauges
-        yield (
+        yield Measured(
             one.name,
             {
                 "waiting": gauges and gauges.waiting,
@@ -63,6 +64,6 @@ def measured(replicas: Iterable[Replica], now_s: float) -> Iterator[tuple[str, M
                 "weight": one.beside.weight,
                 "flaps": one.trust.flaps,
                 "backing_off": one.trust.waits(now_s),
-                "breakers_open": sum(breaker.state is not State.ALLOWING for breaker in one.breakers.values()),
             },
+            {model: breaker.state for model, breaker in one.breakers.items()},
         )

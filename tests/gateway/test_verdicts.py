@@ -9,7 +9,8 @@ from gateway.fleet.gauges import Gauges
 from gateway.fleet.replica import Replica
 from gateway.verdicts import Verdicts, measured
 from gateway.watch.metrics import Metrics
-from guards.breaker import Breaker, Outcome, Plan
+from gateway.watch.replica_gauges import STATES
+from guards.breaker import Breaker, Outcome, Plan, State
 from guards.flapping import Trust
 from guards.health import Health
 from guards.peers import Vitals, compared
@@ -90,4 +91,18 @@ def test_the_metrics_say_what_is_known_of_each_replica():
     ]  # fmt: skip
     assert (prefix + "waiting", "b") not in seen
     assert (seen[prefix + "backing_off", "a"], seen[prefix + "backing_off", "b"]) == (1.0, 0.0)
-    assert (seen[prefix + "weight", "b"], seen[prefix + "flaps", "b"], seen[prefix + "breakers_open", "b"]) == (1, 0, 0)
+    assert (seen[prefix + "weight", "b"], seen[prefix + "flaps", "b"]) == (1, 0)
+
+
+def test_the_metrics_say_in_which_state_each_breaker_is():
+    """Per replica and model: 1 for the one that it is in, 0 for the others; and all of pybreaker's states are there."""
+    failing, idle = Breaker(Plan(calls=1), lambda: 0.0), Breaker(Plan(), lambda: 0.0)
+    failing.enter().end(Outcome.FAILED)
+    metrics = Metrics()
+    metrics.replicas(lambda: measured([Replica("a", breakers={"m": failing, "n": idle})], 7.0))
+
+    seen = {name: value for name, value in samples(metrics).items() if name[0] == "holdfast_replica_breaker"}
+
+    assert {tuple(name[1:]) for name, value in seen.items() if value} == {("a", "m", "open"), ("a", "closed", "n")}
+    assert len(seen) == 2 * len(State)
+    assert set(STATES) == set(State)
