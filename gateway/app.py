@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 import uvloop
 
+from gateway import replica_table, verdicts
 from gateway.asides import Asides
 from gateway.books.alert_book import AlertBook
 from gateway.books.corrections import Corrections
@@ -29,8 +31,10 @@ from gateway.config import Replica as ReplicaConfig
 from gateway.deadlines import Deadlines
 from gateway.descriptors import clients_max
 from gateway.desk import Desk
+from gateway.fleet.gauges import PAGE_BYTES_MAX
 from gateway.fleet.pulse import Pulse
-from gateway.fleet.replicas import Care, Fleet, Replica
+from gateway.fleet.replica import Replica
+from gateway.fleet.replicas import Care, Fleet
 from gateway.flow import Flow
 from gateway.http.admin import Admin
 from gateway.http.admin_books import AdminBooks
@@ -53,7 +57,6 @@ from gateway.stream.upstream import Upstream
 from gateway.watch.alerts import Alerts
 from gateway.watch.metrics import Metrics
 from gateway.worker import Worker
-from guards.health import Health
 
 log = structlog.get_logger()
 
@@ -101,7 +104,7 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         targets = {replica.name: _target(replica) for replica in config.replicas}
         upstream = Upstream(_upstream_limits(config))
         stack.push_async_callback(upstream.close)
-        fleet = _fleet(config, targets, upstream, metrics, clock)
+        fleet = _fleet(config, targets, upstream, metrics, clock, journal.append)
         stack.callback(fleet.close)
         asides = Asides(fleet, upstream, targets)
         limits, deadlines = config.limits, Deadlines(config.timeouts.total_s)
@@ -141,7 +144,7 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         for work in works:
             stack.callback(asyncio.create_task(work).cancel)
         listen, clients = config.listen, _clients(config)
-        desk = _desk(config, home, corrections, records, keys)
+        desk = _desk(config, home, corrections, records, keys, partial(_replicas, config, fleet, clock))
         stack.callback(desk.close)
         admin = Admin(metrics, ready, config.admin_key_sha256, listen.admin_host, desk)
         side_door = await Door.open(admin.handle, listen.admin_host, listen.admin_port, clients)
@@ -162,10 +165,21 @@ def _vault(config: Config, worker: Worker | None, stack: AsyncExitStack) -> Vaul
     return vault
 
 
-def _desk(config: Config, home: Path, corrections: Corrections, records: Records, keys: Keys) -> AdminBooks:
+def _replicas(config: Config, fleet: Fleet, clock: Callable[[], float]) -> list[dict[str, Any]]:
+    return replica_table.shown(fleet.all(), clock(), config.health.flapping)
+
+
+def _desk(
+    config: Config,
+    home: Path,
+    corrections: Corrections,
+    records: Records,
+    keys: Keys,
+    replicas: Callable[[], list[dict[str, Any]]],
+) -> AdminBooks:
     open_keys = partial(Keys, home / "keys.db", config.keys, budgets=config.budgets)
     prices = {one.model: one.price for one in config.prices}
-    return AdminBooks(Desk(home, open_keys, corrections, records), prices, keys.look_again)
+    return AdminBooks(Desk(home, open_keys, corrections, records), prices, keys.look_again, replicas)
 
 
 def _breakers(config: Config, ledger: Ledger, deadlines: Deadlines, alerts: Alerts, metrics: Metrics) -> Breakers:
@@ -280,7 +294,12 @@ def _edge(
 
 
 def _fleet(
-    config: Config, targets: dict[str, Target], upstream: Upstream, metrics: Metrics, clock: Callable[[], float]
+    config: Config,
+    targets: dict[str, Target],
+    upstream: Upstream,
+    metrics: Metrics,
+    clock: Callable[[], float],
+    append: verdicts.Append,
 ) -> Fleet:
     models = {replica.name: model.name for model in config.models for replica in model.replicas}
     timeouts, limits = config.timeouts, config.limits
@@ -291,16 +310,11 @@ def _fleet(
 
     for one in replicas:
         metrics.load(one.name, partial(getattr, one, "load"))
-
-    def changed(name: str, health: Health) -> None:
-        say, event = (log.info, "replica.up") if health.up else (log.warning, "replica.down")
-        say(event, replica=name, why=health.why)
-        metrics.verdict(name, up=bool(health.up), hung=health.hung)
-        if not health.up:
-            upstream.abandon(name, streams=health.gone)
+    metrics.replicas(lambda: verdicts.measured(replicas, clock()))
 
     async def ask(name: str, path: str, body: bytes | None, timeout_s: float) -> LegEnd:
-        end = await upstream.fetch(targets[name], path, body, timeout_s)
+        bytes_max = PAGE_BYTES_MAX if path == "/metrics" else None
+        end = await upstream.fetch(targets[name], path, body, timeout_s, bytes_max)
         if body is not None:
             metrics.canary(name, "answered" if end.status == 200 else "silent" if end.silent else "refused")
         return end
@@ -311,8 +325,10 @@ def _fleet(
         canary_s=timeouts.canary_s,
         hedges_per_s=limits.hedges_per_s,
         hedges_burst=limits.hedges_burst,
+        breakers=config.health.breaker,
+        flaps=config.health.flapping,
     )
-    return Fleet(replicas, ask, changed, care, clock)
+    return Fleet(replicas, ask, verdicts.Verdicts(append, metrics, upstream.abandon), care, clock)
 
 
 def _decoders(config: Config, asides: Asides) -> Callable[[Call], tuple[Callable[[], Decoder], bool]]:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from gateway.config_alarms import Alerts, Breaker
+from gateway.config_health import HealthConfig
 from gateway.config_part import Part, wrong
 from gateway.vault_url import NoVaultUrl, VaultUrl, parse_vault_url
 from guards.budget import UNLIMITED, Limit, Unit, Window
@@ -394,6 +395,7 @@ class Config(Part):
     breaker: Breaker | None = None  # of every scope that has none of its own, nor one above it
     alerts: Alerts | None = None
     timeouts: Timeouts = Timeouts()
+    health: HealthConfig = HealthConfig()
     limits: Limits = Limits()
     share_prefix_cache: bool = False  # else each org gets its own cache_salt, and cannot time another's prefixes
     allow_media_urls: bool = False  # a client could make a server fetch from inside your network

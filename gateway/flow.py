@@ -68,10 +68,10 @@ class Flow:
     async def _legs(self, answer: Relay | Plain, sink: Sink, record: Record, headers: Headers) -> None:
         """Ask one server after the other until the answer has ended; bounded by its legs_max and hedges_max."""
         failed: Names = frozenset()
-        with Legs(self.fleet, self.upstream, self.targets, headers) as legs:
+        with Legs(self.fleet, self.upstream, self.targets, headers, answer.call.model) as legs:
             while answer.open:
                 if answer.needs_leg:
-                    name = self.fleet.pick(answer.call.model, failed)
+                    name = legs.pick(failed)
                     if name is None:
                         return answer.fail(Ending.UPSTREAM_LOST, "No server of this model can be reached now.")
                     sink.from_replica(name, record.leg_opened(name))
@@ -83,10 +83,10 @@ class Flow:
                     running, end = ended
                     lost = await answer.ended(running.part, end)
                     record.leg_ended(running.replica, end, lost)
+                    legs.ended(running, end, lost)
                     if lost:  # its siblings there go on elsewhere too
                         failed |= {running.replica}
                         self.fleet.suspect(running.replica)
-                        legs.close(running.replica)
 
     async def _hedge(self, answer: Relay | Plain, sink: Sink, record: Record, legs: Legs, avoid: Names) -> None:
         """Race silent legs on another server. They stay; whichever leg brings the next token wins."""

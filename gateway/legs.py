@@ -11,29 +11,35 @@ from gateway.stream.leg import Leg, Target
 from gateway.stream.leg_end import LegEnd
 from gateway.stream.seams import Ask
 from gateway.stream.upstream import Upstream
+from gateway.visits import Visit, Visits
 
 Headers = tuple[tuple[str, str], ...]
 SILENT_AGAIN_S = 0.25  # how soon a silent leg for which nothing could be done is thought of again
 
 
 class Running(NamedTuple):
-    """A leg on its way. part: what it feeds. watch: of a stream."""
+    """A leg on its way. visit: which one it is part of. part: what it feeds. watch: of a stream."""
 
     replica: str
+    visit: Visit
     leg: Leg
     part: Any
     watch: Watch | None
 
 
 class Legs:
-    """A block in which legs may be opened; leaving it closes them."""
+    """A block in which legs may be opened for a request for a model; leaving it closes them."""
 
     __slots__ = (
-        "_fleet", "_headers", "_news", "_running", "_targets", "_upstream", "_waiter",
+        "_fleet", "_headers", "_model", "_news", "_next", "_running", "_targets", "_upstream", "_visits", "_waiter",
     )  # fmt: skip
 
-    def __init__(self, fleet: Fleet, upstream: Upstream, targets: dict[str, Target], headers: Headers) -> None:
+    def __init__(
+        self, fleet: Fleet, upstream: Upstream, targets: dict[str, Target], headers: Headers, model: str
+    ) -> None:
         self._fleet, self._upstream, self._targets, self._headers = fleet, upstream, targets, headers
+        self._model, self._visits = model, Visits(fleet, model)
+        self._next: Visit | None = None
         self._running: list[Running] = []
         self._news = False
         self._waiter: asyncio.Future[None] | None = None
@@ -48,19 +54,32 @@ class Legs:
         """Where there is one."""
         return frozenset(one.replica for one in self._running)
 
+    def pick(self, avoid: frozenset[str]) -> str | None:
+        """Name the replica for the next legs; None when there is none left to try.
+
+        Its breaker counts the request as sent from now on: before it is, others come, and there is one probe.
+        """
+        name = self._fleet.pick(self._model, avoid)
+        self._next = None if name is None else self._visits.begin(name)
+        return name
+
     def begin(self, replica: str, asks: Iterable[Ask], part: Callable[[Ask], Any]) -> None:
         """Begin legs on one replica. part: makes what takes in what a leg brings."""
+        visit, self._next = self._next, None
+        if visit is None or visit.name != replica:  # of a race
+            visit = self._visits.begin(replica)
         for ask in asks:
-            self._open(replica, ask, part(ask))
+            visit.legs += 1
+            self._open(visit, ask, part(ask))
 
-    def _open(self, replica: str, ask: Ask, part: Any) -> None:
-        watch = None
+    def _open(self, visit: Visit, ask: Ask, part: Any) -> None:
+        watch, replica = None, visit.name
         if part.receiver is not None:
-            watch = self._fleet.watch(replica, len(ask.body), self._wake)
+            watch = self._fleet.watch(replica, len(ask.body), self._wake, self._visits.progressed)
         target = self._targets[replica]
         part.leg = leg = self._upstream.open(target, ask.path, ask.body, part.receiver, self._headers, watch)
         self._fleet.enter(replica)
-        self._running.append(Running(replica, leg, part, watch))
+        self._running.append(Running(replica, visit, leg, part, watch))
         leg.on_end = self._wake
         if leg.over:
             self._wake()
@@ -88,11 +107,16 @@ class Legs:
                 return one, one.leg.ended.result()
         return None
 
-    def close(self, replica: str) -> None:
-        """Close all legs on a replica; they can be taken at once."""
-        for one in self._running:
-            if one.replica == replica:
-                one.leg.close()
+    def ended(self, running: Running, end: LegEnd, lost: bool) -> None:
+        """Note how a leg ended that was taken out; with one that was lost, all on its replica are closed.
+
+        Those can be taken at once.
+        """
+        self._visits.ended(running.visit, end, lost)
+        if lost:
+            for one in self._running:
+                if one.replica == running.replica:
+                    one.leg.close()
 
     def __enter__(self) -> Self:
         return self
@@ -101,6 +125,7 @@ class Legs:
         for one in self._running:
             one.leg.close()
             self._fleet.leave(one.replica)
+        self._visits.close(left=kind is not None)
 
     def _wake(self) -> None:
         self._news = True

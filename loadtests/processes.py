@@ -44,6 +44,14 @@ class StubProcess:
         """Let a frozen engine go on where it was."""
         self._call("/stub/fault", {"engine": "running"})
 
+    def slow(self, slowness: float) -> None:
+        """Let the engine take so many times as long for everything; 1 is as fast as ever."""
+        self._call("/stub/fault", {"slowness": slowness})
+
+    def gauges(self, **values: float) -> None:
+        """Let /metrics say these values, by vLLM's names without its prefix; none: the truth again."""
+        self._call("/stub/fault", {"gauges": values})
+
     def stats(self) -> dict[str, Any]:
         """Give the stub's books: requests, open_streams, tokens_sent, aborted, recorded."""
         stats: dict[str, Any] = self._call("/stub/stats")

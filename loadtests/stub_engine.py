@@ -1,4 +1,4 @@
-"""The stub's engine: the clock by which answers are computed. It can stand still under a living server."""
+"""The stub's engine: the clock by which answers are computed. It can stand still, or be slow, under a living server."""
 
 import asyncio
 import time
@@ -26,7 +26,8 @@ class Engine:
     """Runs what answers ask for; while it is frozen nothing is done, and afterwards all goes on where it was."""
 
     def __init__(self) -> None:
-        self._lost_s = 0.0
+        self._slowness = 1.0
+        self._begun_s = self._real_s = time.monotonic()  # its time and the real one, when its pace last changed
         self._frozen_at: float | None = None
         self._held: list[Task] = []
 
@@ -35,12 +36,19 @@ class Engine:
         return self._frozen_at is not None
 
     def time(self) -> float:
-        """Seconds, without those in which it was frozen."""
-        return (time.monotonic() if self._frozen_at is None else self._frozen_at) - self._lost_s
+        """Seconds of its own: without those in which it was frozen, and fewer while it is slow."""
+        real_s = time.monotonic() if self._frozen_at is None else self._frozen_at
+        return self._begun_s + (real_s - self._real_s) / self._slowness
+
+    def slow(self, slowness: float) -> None:
+        """Take so many times as long for everything from now on; 1 is as fast as ever."""
+        self._begun_s, self._real_s = self.time(), time.monotonic() if self._frozen_at is None else self._frozen_at
+        self._slowness = slowness
 
     def later(self, delay_s: float, act: Callable[[], object]) -> Task:
         """Do something once that much time has passed, or as soon as it runs after that."""
         task, loop = Task(act), asyncio.get_running_loop()
+        delay_s *= self._slowness
         if delay_s > 0:
             loop.call_later(delay_s, self._due, task)
         else:
@@ -56,7 +64,7 @@ class Engine:
         """Go on."""
         if self._frozen_at is None:
             return
-        self._lost_s += time.monotonic() - self._frozen_at
+        self._real_s += time.monotonic() - self._frozen_at
         self._frozen_at = None
         held, self._held = self._held, []
         for task in held:

@@ -17,6 +17,9 @@ from loadtests.stub_request import Refusal, ask, chat_ids, read_body
 from loadtests.stub_stream import StreamedAnswer
 from loadtests.stub_tokenizer import VOCAB_DEFAULT, decode_bytes, encode
 
+GAUGES = frozenset(("num_requests_waiting", "kv_cache_usage_perc", "num_preemptions_total"))
+SLOWNESS_MAX = 1000.0
+
 
 class Stub:
     """Makes answers, and answers at once what needs no saying."""
@@ -38,6 +41,7 @@ class Stub:
         self.books = Books()
         self.health = 200
         self.engine = Engine()
+        self.gauges: dict[str, float] = {}  # what /metrics says instead of the truth
         self._rng = random.Random(seed)
         self._created = int(time.time())
 
@@ -106,6 +110,7 @@ class Stub:
             "prompt_tokens_total": ("counter", "Number of prefill tokens processed.", float(self.books.prompt_tokens)),
             "generation_tokens_total": ("counter", "Number of generation tokens processed.", float(self.books.tokens)),
         }
+        values = {name: (kind, told, self.gauges.get(name, value)) for name, (kind, told, value) in values.items()}
         lines = [
             f"# HELP vllm:{name} {told}\n# TYPE vllm:{name} {kind}\nvllm:{name}{labels} {value}\n"
             for name, (kind, told, value) in values.items()
@@ -124,11 +129,15 @@ class Stub:
         return self._json({"prompt": decode_bytes(known, self.language.vocab).decode("utf-8", "replace")})
 
     def _arm(self, data: bytes) -> bytes:
-        """Arm the next `times` requests, set /health's status, freeze the engine, or disarm with {"fault": null}."""
+        """Arm the next `times` requests, or disarm with {"fault": null}.
+
+        Set also /health's status, what /metrics says, and the engine's state and pace.
+        """
         given = dict(decoded(data) or {})
         times = int(given.pop("times", 1))
         self.health = int(given.pop("health", self.health))
-        self._set_engine(given.pop("engine", None))
+        self._set_gauges(given.pop("gauges", None))
+        self._set_engine(given.pop("engine", None), given.pop("slowness", None))
         try:
             order = parse_order(given, self.pace, here=True)
         except BadOrder as error:
@@ -139,7 +148,19 @@ class Stub:
             self.armory.disarm()
         return self._json({"armed": self.armory.armed, "health": self.health})
 
-    def _set_engine(self, state: str | None) -> None:
+    def _set_gauges(self, said: Any) -> None:
+        """Have /metrics say these; those that were said before are true again."""
+        if said is None:
+            return
+        if not isinstance(said, dict) or set(said) - GAUGES:
+            raise Refusal(400, f"known gauges: {', '.join(sorted(GAUGES))}", param="gauges")
+        self.gauges = {name: float(value) for name, value in said.items()}
+
+    def _set_engine(self, state: str | None, slowness: float | None) -> None:
+        if slowness is not None:
+            if not 0 < slowness <= SLOWNESS_MAX:
+                raise Refusal(400, f"a slowness is above 0 and at most {SLOWNESS_MAX}", param="slowness")
+            self.engine.slow(slowness)
         if state not in (None, "frozen", "running"):
             raise Refusal(400, f"unknown state of the engine: {state}", param="engine")
         if state == "frozen":

@@ -20,13 +20,15 @@ class Pulse:
     streams: legs that are waiting for tokens now.
     silent: those of them that have been waiting for too long.
     silences: how many silences there were, ever, those of legs that have ended included.
+    gaps, gaps_s: how many gaps between tokens were learnt, ever, and their sum.
     least_s: patience between tokens, in seconds, however fast the server.
     """
 
     def __init__(self, least_s: float = BETWEEN_LEAST_S) -> None:
         self.between = Rhythm(unknown_s=BETWEEN_UNKNOWN_S, least_s=least_s, most_s=max(least_s, BETWEEN_MOST_S))
         self._first: dict[int, Rhythm] = {}
-        self.tokens = self.streams = self.silent = self.silences = 0
+        self.tokens = self.streams = self.silent = self.silences = self.gaps = 0
+        self.gaps_s = 0.0
 
     @property
     def doubtful(self) -> bool:
@@ -46,12 +48,19 @@ class Watch:
     """One leg's share in its replica's pulse.
 
     on_silence: called once for each silence that lasts longer than it should.
+    on_first: called when its first tokens have come.
     """
 
-    __slots__ = ("_gaps", "_on_silence", "_pulse", "_rhythm", "begun", "silent")
+    __slots__ = ("_gaps", "_on_first", "_on_silence", "_pulse", "_rhythm", "begun", "silent")
 
-    def __init__(self, pulse: Pulse, request_bytes: int, on_silence: Callable[[], None]) -> None:
-        self._pulse, self._on_silence = pulse, on_silence
+    def __init__(
+        self,
+        pulse: Pulse,
+        request_bytes: int,
+        on_silence: Callable[[], None],
+        on_first: Callable[[], None] | None = None,
+    ) -> None:
+        self._pulse, self._on_silence, self._on_first = pulse, on_silence, on_first
         self._rhythm = pulse.first(request_bytes)
         self._gaps: list[float] = []  # that the rhythm does not know yet: many at once are learnt at less cost
         self.begun = self.silent = False
@@ -73,6 +82,8 @@ class Watch:
         else:
             self._rhythm.note((after_s,))
             self.begun, self._rhythm = True, self._pulse.between
+            if self._on_first is not None:
+                self._on_first()
         self._pulse.tokens += 1
         if self.silent:
             self._heard()
@@ -94,6 +105,8 @@ class Watch:
 
     def _learn(self) -> None:
         self._rhythm.note(self._gaps)
+        self._pulse.gaps += len(self._gaps)
+        self._pulse.gaps_s += sum(self._gaps)
         self._gaps.clear()
 
     def _heard(self) -> None:

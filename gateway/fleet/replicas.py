@@ -2,17 +2,21 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import msgspec
 import structlog
 
 from gateway.fleet.canary import Answer, Ask, Canary
-from gateway.fleet.pulse import Pulse, Watch
-from guards import routing
+from gateway.fleet.gauges import read
+from gateway.fleet.pulse import Watch
+from gateway.fleet.replica import Replica
+from guards import breaker, flapping, routing
 from guards.allowance import Allowance
+from guards.breaker import Breaker, Entry
 from guards.health import Health, Probe
+from guards.peers import ALIKE, Vitals, compared
 from guards.routing import Candidate
 
 log = structlog.get_logger()
@@ -22,33 +26,10 @@ LOOK_AGAIN_S = 0.1
 QUIET_PROBES = 5
 CANARY_GAPS = 3  # a canary may take so many of the longest usual gaps: a verdict costs more than a race
 EXAMINATIONS_MAX = 5  # of one silence; a later one is examined anew
-
-
-@dataclass
-class Replica:
-    """One vLLM server.
-
-    model: the model it is configured to serve; None where it is discovered.
-    serves: each model it told of, with its length limit in tokens.
-    """
-
-    name: str
-    standby: bool = False
-    model: str | None = None
-    serves: dict[str, int | None] = field(default_factory=dict)  # model -> window in tokens
-    health: Health = field(default_factory=Health)
-    load: int = 0
-    pulse: Pulse = field(default_factory=Pulse)
-    tokens_seen: int = 0  # at the last probe
-    quiet: int = 0  # probes in a row that found requests waiting and no token since the one before
-
-    @property
-    def any_model(self) -> str | None:
-        """A model to ask it for."""
-        return self.model or next(iter(self.serves), None)
-
-    def candidate(self) -> Candidate:
-        return Candidate(self.name, bool(self.health.up), self.standby, self.load, self.pulse.doubtful)
+BREAKERS, FLAPPING = breaker.Plan(), flapping.Plan()  # unless they are configured otherwise
+FRESH_S = 10.0  # gauges that are older, and three rounds of probes, say nothing of now
+PEERS_MAX = 32  # that one is compared with
+BESIDE_S = 30.0  # a server that was worse, and of which nothing was heard since, is tried again
 
 
 class _Card(msgspec.Struct):
@@ -67,6 +48,7 @@ class Care:
     probe_every_s, probe_s: between probes of one replica, and for one probe.
     canary_s: for one token, on a server that is silent or comes back.
     hedges_per_s, hedges_burst: how many second legs all requests together may open.
+    breakers, flaps: when a server that fails, or goes down again and again, is left alone.
     """
 
     probe_every_s: float
@@ -74,26 +56,43 @@ class Care:
     canary_s: float = 2.0
     hedges_per_s: float = 10.0
     hedges_burst: int = 64
+    breakers: breaker.Plan = BREAKERS
+    flaps: flapping.Plan = FLAPPING
+
+
+class Listener:
+    """Told what becomes of replicas; this one does nothing with it."""
+
+    def changed(self, replica: Replica) -> None:
+        """The verdict is another: it came up, or went down."""
+
+    def turned(self, replica: Replica, model: str, breaker: Breaker) -> None:
+        """A breaker came into another state."""
+
+    def compared(self, replica: Replica) -> None:
+        """It is worse than the others of its model in other ways than before."""
 
 
 class Fleet:
     """Knows every replica and its health. Probes run in `run`; suspicions are looked into at once.
 
     ask: puts a small question to a replica: GET, or POST where there is a body.
-    on_change: told the replica's name and health at each change of the verdict.
-    clock: seconds, for the allowance of hedges.
+    listener: told of verdicts, breakers and comparisons.
+    clock: seconds; monotonic.
     """
 
     def __init__(
         self,
         replicas: list[Replica],
         ask: Ask,
-        on_change: Callable[[str, Health], None],
+        listener: Listener,
         care: Care,
         clock: Callable[[], float],
     ) -> None:
         self._replicas = {replica.name: replica for replica in replicas}
-        self._ask, self._on_change, self._care, self._clock = ask, on_change, care, clock
+        self._ask, self._listener, self._care, self._clock = ask, listener, care, clock
+        for replica in replicas:
+            replica.since_s = clock()
         self._canary = Canary(ask, care.probe_s)
         self._hedges = Allowance(care.hedges_per_s, care.hedges_burst)
         self._serving: dict[str, list[Replica]] = {}  # those of each model
@@ -118,28 +117,47 @@ class Fleet:
 
     def pick(self, model: str, avoid: frozenset[str]) -> str | None:
         """Name the replica for the next leg; None when there is none left to try."""
-        return routing.pick([replica.candidate() for replica in self._for(model)], avoid)
+        return routing.pick(self._candidates(self._for(model), model), avoid)
 
     def second(self, model: str, avoid: frozenset[str]) -> str | None:
         """Name the replica for a leg that races a silent one; None when there is no good one.
 
         It must be up and without silent streams of its own: when all are slow, racing makes them slower.
         """
-        healthy = (one.candidate() for one in self._for(model) if one.health.up and not one.pulse.silent)
-        return routing.pick(one for one in healthy if one.name not in avoid)
+        lively = [one for one in self._for(model) if one.health.up and not one.pulse.silent and one.name not in avoid]
+        return routing.pick(self._candidates(lively, model))
+
+    def admit(self, name: str, model: str) -> Entry:
+        """Send a request to a replica; however it ends, the entry must be ended."""
+        replica = self._replicas[name]
+        found = replica.breakers.get(model)
+        return (replica.breaker(model, partial(self._breaker, replica, model)) if found is None else found).enter()
+
+    def alone(self, model: str) -> bool:
+        """Whether no two replicas of it are up, so that what one fails cannot be tried at another."""
+        return sum(bool(one.health.up) for one in self._for(model)) < 2
 
     def may_hedge(self) -> bool:
         """Take one of the second legs that all requests together may open for now."""
         return self._hedges.take(self._clock())
 
-    def watch(self, name: str, request_bytes: int, on_silence: Callable[[], None]) -> Watch:
-        """Keep an eye on a streaming leg there. on_silence: called when it is silent for longer than is usual."""
+    def watch(
+        self,
+        name: str,
+        request_bytes: int,
+        on_silence: Callable[[], None],
+        on_first: Callable[[], None] | None = None,
+    ) -> Watch:
+        """Keep an eye on a streaming leg there.
+
+        on_silence: called when it is silent for longer than is usual. on_first: when its first tokens have come.
+        """
 
         def silent() -> None:
             on_silence()
             self._once(f"examine {name}", partial(self._examine, name))
 
-        return Watch(self._replicas[name].pulse, request_bytes, silent)
+        return Watch(self._replicas[name].pulse, request_bytes, silent, on_first)
 
     def enter(self, name: str) -> None:
         """A leg begins on this replica."""
@@ -166,6 +184,9 @@ class Fleet:
             for name, fault in zip(self._replicas, rounds, strict=True):
                 if isinstance(fault, Exception):
                     log.error("probe.fault", replica=name, exc_info=fault)
+                elif fault is Probe.GOOD:
+                    self._once(f"gauges {name}", partial(self._read_gauges, self._replicas[name]))
+            self._compare()
             await asyncio.sleep(self._care.probe_every_s)
 
     def suspect(self, name: str) -> None:
@@ -240,8 +261,51 @@ class Fleet:
 
     def _judge(self, replica: Replica, health: Health) -> None:
         before, replica.health = replica.health, health
-        if (health.up, health.gone) != (before.up, before.gone):
-            self._on_change(replica.name, health)
+        if (health.up, health.gone) == (before.up, before.gone):
+            return
+        now_s, plan = self._clock(), self._care.flaps
+        if health.up != before.up:
+            replica.since_s = now_s
+            replica.trust = replica.trust.up(now_s, plan) if health.up else replica.trust.down(now_s, plan)
+        self._listener.changed(replica)
+
+    # ---------------------------------------------------------------- beside each other
+
+    async def _read_gauges(self, replica: Replica) -> None:
+        """Have a replica say how it is; one that does not say says nothing against itself."""
+        answer = await self._ask(replica.name, "/metrics", None, self._care.probe_s)
+        if answer.status == 200 and (gauges := read(answer.body, self._clock())) is not None:
+            replica.gauges = gauges
+
+    def _compare(self) -> None:
+        """Compare those of each model that are up, once a round."""
+        now_s, fresh_s = self._clock(), max(FRESH_S, 3 * self._care.probe_every_s)
+        for replica in self._replicas.values():
+            if replica.gauges is not None and (now_s - replica.gauges.at_s > fresh_s or not replica.health.up):
+                replica.gauges = None
+            replica.course.note(now_s, replica.pulse.gaps, replica.pulse.gaps_s, replica.gauges)
+        known = {one.name: one.course.vitals(one.gauges) for one in self._replicas.values() if one.health.up}
+        for replica in self._replicas.values():
+            model = replica.any_model
+            peers = self._for(model) if model is not None else []
+            others = [known[one.name] for one in peers[: PEERS_MAX + 1] if one is not replica and one.name in known]
+            own = known.get(replica.name, Vitals())
+            before = told = replica.beside
+            if all(getattr(own, vital) is not None for vital in before.vitals):
+                replica.beside_s = now_s
+            elif now_s - replica.beside_s > BESIDE_S:
+                before = ALIKE
+            replica.beside = compared(own, others, before)
+            if replica.beside.vitals != told.vitals:
+                self._listener.compared(replica)
+
+    def _breaker(self, replica: Replica, model: str) -> Breaker:
+        plan, listener = self._care.breakers, self._listener
+        return Breaker(plan, self._clock, lambda turned: listener.turned(replica, model, turned))
+
+    def _candidates(self, replicas: list[Replica], model: str) -> list[Candidate]:
+        now_s = self._clock()
+        return [replica.candidate(model, now_s) for replica in replicas]
 
     def _once(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
         """Do something in the background, unless it is being done."""
@@ -263,7 +327,7 @@ class Fleet:
             cards = msgspec.json.decode(answer.body, type=_Cards).data
         except (msgspec.DecodeError, UnicodeDecodeError):
             return Probe.WRONG
-        replica.serves = {card.id: card.max_model_len for card in cards}
+        replica.told({card.id: card.max_model_len for card in cards})
         self._serving.clear()
         return Probe.GOOD if replica.model is None or replica.model in replica.serves else Probe.WRONG
 

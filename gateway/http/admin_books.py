@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -24,6 +24,7 @@ from guards.refusal import Reason, Refused
 from guards.scope import parsed
 
 log = structlog.get_logger()
+Shown = list[dict[str, Any]]  # JSON
 T = TypeVar("T")
 B = TypeVar("B", bound=msgspec.Struct)
 
@@ -77,10 +78,17 @@ class AdminBooks:
     """Answers what is asked below /admin/. Files are read and written by threads of its own.
 
     prices: of the models that have one. changed: told when keys or limits were, before that is answered.
+    replicas: what is thought of each replica now.
     """
 
-    def __init__(self, desk: Desk, prices: Mapping[str, Price], changed: Callable[[], None]) -> None:
-        self._desk, self._priced, self._changed = desk, prices, changed
+    def __init__(
+        self,
+        desk: Desk,
+        prices: Mapping[str, Price],
+        changed: Callable[[], None],
+        replicas: Callable[[], Shown] = list,
+    ) -> None:
+        self._desk, self._priced, self._changed, self._fleet = desk, prices, changed, replicas
         self._threads = ThreadPoolExecutor(THREADS, "holdfast-admin")
         self._places = threading.BoundedSemaphore(WAITING_MAX)
 
@@ -103,7 +111,7 @@ class AdminBooks:
         room, _, rest = path.partition("/")
         if not rest and room == "keys":
             return {"GET": self._keys, "POST": self._make_key}
-        if not rest and room in ("budgets", "holds", "spend", "prices"):
+        if not rest and room in ("budgets", "holds", "spend", "prices", "replicas"):
             return {"GET": getattr(self, f"_{room}")}
         if room == "keys":
             return {"DELETE": lambda request: self._revoke(request, unquote(rest))}
@@ -187,6 +195,10 @@ class AdminBooks:
         since_s = time.time() - int(since[1]) * SECONDS[since[2]]
         rows, recovered = await self._aside(lambda: self._desk.spend(by, since_s))
         return {"data": rows[:limit], "total": len(rows), "recovered": recovered}
+
+    async def _replicas(self, request: web.BaseRequest) -> object:
+        _query(request)
+        return {"replicas": self._fleet()}
 
     async def _prices(self, request: web.BaseRequest) -> object:
         _query(request)

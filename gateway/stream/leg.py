@@ -87,12 +87,13 @@ class Leg:
     receiver: takes a stream's events; None for a plain answer, whose body is in the LegEnd.
     watch: told of a stream's tokens and silences. Comments, heads and events without tokens are silence.
     on_end: called when `ended` is there, at once; the callbacks of a future wait for the loop's next turn.
+    bytes_max: of an answer that is gathered.
     """
 
     __slots__ = (
         "_body", "_body_bytes", "_doubted", "_heard_at", "_limits", "_paused_at", "_progressed", "_splitter",
-        "_upstream", "_wait_s", "_watch", "connection", "ended", "on_end", "over", "paused", "receiver", "request",
-        "status", "streaming", "target",
+        "_upstream", "_wait_s", "_watch", "bytes_max", "connection", "ended", "on_end", "over", "paused", "receiver",
+        "request", "status", "streaming", "target",
     )  # fmt: skip
 
     def __init__(
@@ -107,6 +108,7 @@ class Leg:
         self.on_end: Callable[[], None] | None = None
         self.target, self.receiver, self.request = target, receiver, request
         self._upstream, self._limits = upstream, upstream.limits
+        self.bytes_max = upstream.limits.answer_bytes
         self.connection: Wire | None = None
         self._splitter = EventSplitter(self._limits.event_bytes)
         self._body: list[bytes] = []
@@ -225,7 +227,7 @@ class Leg:
     def _gather(self, data: bytes) -> None:
         self._body.append(data)
         self._body_bytes += len(data)
-        if self._body_bytes > self._limits.answer_bytes:
+        if self._body_bytes > self.bytes_max:
             self.end(LegEnd(Cause.PROTOCOL, "the server's answer was too large"))
 
     @property

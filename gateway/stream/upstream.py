@@ -236,9 +236,18 @@ class Upstream:
         self.connect(leg)
         return leg
 
-    async def fetch(self, target: Target, path: str, body: bytes | None = None, timeout_s: float = 5.0) -> LegEnd:
-        """Ask for a small plain answer: a probe, /tokenize, /v1/models."""
+    async def fetch(
+        self,
+        target: Target,
+        path: str,
+        body: bytes | None = None,
+        timeout_s: float = 5.0,
+        bytes_max: int | None = None,
+    ) -> LegEnd:
+        """Ask for a small plain answer: a probe, /tokenize, /v1/models. bytes_max: of it, below that of all answers."""
         leg = self.open(target, path, body)
+        if bytes_max is not None:
+            leg.bytes_max = min(leg.bytes_max, bytes_max)
         try:
             async with asyncio.timeout(timeout_s):
                 return await leg.ended

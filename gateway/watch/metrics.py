@@ -6,6 +6,7 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 
 from gateway.watch.histogram import BatchHistogram
+from gateway.watch.replica_gauges import Look, ReplicaGauges
 from gateway.watch.tally import Tally
 from guards.refusal import Ending, Reason
 
@@ -118,6 +119,14 @@ class Metrics:
         for state in look():
             gauge.labels(state).set_function(partial(_one_of, look, state))
 
+    def replica_breaker_turned(self, replica: str, model: str, state: str) -> None:
+        """Count a failure breaker that came into a state."""
+        self._replica_turns.add(replica, model, state)
+
+    def replicas(self, look: Look) -> None:
+        """Tell what is known of each replica, by asking whenever the metrics are read."""
+        self._registry.register(ReplicaGauges(look))
+
     def alerted(self, kind: str) -> None:
         """Count an alert. kind: from a closed set."""
         self._alerts.add(kind)
@@ -146,6 +155,9 @@ class Metrics:
         self._canaries = tally("canaries", "Requests for one token, by outcome.", "replica", "outcome")
         self._ejections = tally("ejections", "Servers found to hang.", "replica")
         self._turns = tally("breaker_turns", "Breakers that came into a state.", "level", "state")
+        self._replica_turns = tally(
+            "replica_breaker_turns", "Failure breakers that came into a state.", "replica", "model", "state"
+        )
         self._alerts = tally("alerts", "Alerts that were told, by kind.", "kind")
         self._webhooks = tally("webhooks", "Alerts on their way to the receiver, by outcome.", "outcome")
         self._up = Gauge("holdfast_replica_up", "Whether it gets requests.", ["replica"], registry=registry)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gateway.fleet.pulse import Pulse, Watch
-from gateway.fleet.replicas import Care, Fleet, Replica
+from gateway.fleet.replica import Replica
+from gateway.fleet.replicas import Care, Fleet, Listener
 from gateway.flow import Flow
 from gateway.stream.call import Call
 from gateway.stream.leg_end import Cause, LegEnd
@@ -125,7 +126,7 @@ class Stage:
         self.record, self.sink, self.lease = Record(), Sink(), lease or FakeLease()
         self.now_s = 100.0
         servers = [Replica(name, standby=name != "a", model="tiny", health=UP, pulse=Pulse()) for name in replicas]
-        self.fleet = Fleet(servers, self._ask, lambda name, health: None, care or Care(60.0, 1.0), lambda: self.now_s)
+        self.fleet = Fleet(servers, self._ask, Listener(), care or Care(60.0, 1.0), lambda: self.now_s)
         targets: Any = {name: name for name in replicas}
         self.relay = Relay(call, self.sink, self.lease, terms or terms_for(call), lambda: self.now_s)
         nothing: Any = None

@@ -53,11 +53,12 @@ def test_example_is_valid():
     assert config.keys[0].tokens == Limit(100_000, Window.DAY)
     assert config.replicas[2].key is not None
     assert config.replicas[2].key.get_secret_value() == "sesame"
-    assert (config.timeouts, config.limits, config.listen) == tuple(
-        Config.model_fields[name].default for name in ("timeouts", "limits", "listen")
+    assert (config.timeouts, config.health, config.limits, config.listen) == tuple(
+        Config.model_fields[name].default for name in ("timeouts", "health", "limits", "listen")
     )
     named = set(EXAMPLE.read_text().replace("#", " ").replace(":", " ").split())
-    assert set(type(config.timeouts).model_fields) | set(type(config.limits).model_fields) <= named
+    for part in (config.timeouts, config.health, config.limits):
+        assert set(type(part).model_fields) <= named
 
 
 def test_secrets_are_not_printed():
@@ -89,6 +90,14 @@ ONE_ERROR = {
         BASE + "breaker: {month: {open: 5x over 1h}}\n",
         "holdfast.yaml:7:10: breaker: open must be above degrade for a month."
         " Unsaid, they are 14.4x over 60m and 6x over 360m.",
+    ),
+    "a breaker that opens for longer than it may": (
+        BASE + "health: {breaker_open_s: 90}\n",
+        "holdfast.yaml:7:9: health: breaker_open_s is above breaker_open_s_max. Unsaid, breaker_open_s_max is 60.",
+    ),
+    "flapping that waits for longer than it may": (
+        BASE + "health: {flap_wait_s: 5, flap_wait_s_max: 4}\n",
+        "holdfast.yaml:7:9: health: flap_wait_s is above flap_wait_s_max. Unsaid, flap_wait_s_max is 120.",
     ),
     "a share that is none": (
         BASE + 'alerts: {at: ["120%"]}\n',

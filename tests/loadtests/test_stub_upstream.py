@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -587,6 +588,48 @@ async def test_frozen_engine_leaves_the_server_alive_and_goes_on_where_it_was(st
     assert (await canary).status == 200
     assert (await stream).ids == (await ask(sick.port, CHAT, chat(max_tokens=40, stub={"tokens_per_s": 0}))).ids
     assert await _counters(sick) != before
+
+
+@pytest.mark.slow
+async def test_a_slow_engine_takes_its_time_from_now_on(start):
+    """Ten times slower in mid-stream, the rest takes ten times as long, in the same words; 1 makes it fast again."""
+    sick = start(tokens_per_s=100)
+    begun = asyncio.Event()
+
+    def reading(seen: Seen) -> bool:
+        if len(seen.ids) >= 5:
+            begun.set()
+        return False
+
+    stream = asyncio.create_task(ask(sick.port, CHAT, chat(max_tokens=20), until=reading))
+    await begun.wait()
+    begun_s = time.monotonic()
+    await asyncio.to_thread(sick.slow, 10)
+    slow = await stream
+    slow_s = time.monotonic() - begun_s
+    await asyncio.to_thread(sick.slow, 1)
+    begun_s = time.monotonic()
+    fast = await ask(sick.port, CHAT, chat(max_tokens=20))
+
+    assert slow.ids == fast.ids
+    assert slow_s > 3 * (time.monotonic() - begun_s)
+
+
+async def test_metrics_say_what_they_are_told_to(start):
+    """Until they are told to say the truth again; of unknown names the stub knows nothing."""
+    stub = start()
+
+    async def said() -> list[str]:
+        lines = bytes((await ask(stub.port, "/metrics")).body).decode().splitlines()
+        return [line.split()[-1] for line in lines if line.startswith("vllm:num_requests_waiting{")]
+
+    await asyncio.to_thread(stub.gauges, num_requests_waiting=7)
+    lied = await said()
+    await asyncio.to_thread(stub.gauges)
+
+    assert (lied, await said()) == (["7.0"], ["0.0"])
+    assert (await ask(stub.port, "/stub/fault", {"gauges": {"nonsense": 1}})).status == 400
+    assert (await ask(stub.port, "/stub/fault", {"slowness": 0})).status == 400
 
 
 async def _counters(stub: StubProcess) -> list[bytes]:

@@ -10,6 +10,7 @@ from gateway import app
 from gateway.asides import Asides
 from gateway.books.tenants import Tenant
 from gateway.config import Config, Limits, Model, Replica, Timeouts
+from gateway.config_health import HealthConfig
 from gateway.deadlines import Deadlines
 from gateway.flow import Flow
 from gateway.quote import Quotes
@@ -70,7 +71,8 @@ class Gateway:
         targets = {replica.name: app._target(replica) for replica in config.replicas}
         with patch("gateway.stream.upstream.ssl", NO_TLS):
             self.upstream = Upstream(app._upstream_limits(config))
-        self.fleet = app._fleet(config, targets, self.upstream, metrics, loop.time)
+        journal: Any = facts
+        self.fleet = app._fleet(config, targets, self.upstream, metrics, loop.time, journal.append)
         asides = Asides(self.fleet, self.upstream, targets)
         limits = config.limits
         quotes = Quotes(
@@ -84,7 +86,6 @@ class Gateway:
             legs_max=limits.legs,
             hedges_max=limits.hedges,
         )
-        journal: Any = facts
         self.records = SimRecords(journal, metrics, loop.time, quotes.lengths.note)
         self.deadlines = Deadlines(config.timeouts.total_s)
         rates = Rates(quotes.lengths, lambda: int(loop.time() * 1e9))
@@ -133,7 +134,8 @@ def _config(plan: Plan) -> Config:
         lease_tokens=plan.lease_tokens,
         lease_low_tokens=plan.low_tokens,
     )
-    return Config(models=(Model(name="tiny", replicas=replicas),), timeouts=timeouts, limits=limits)
+    health = HealthConfig(breaker_calls=plan.breaker_calls, breaker_open_s=0.5, flap_wait_s=1.0)
+    return Config(models=(Model(name="tiny", replicas=replicas),), timeouts=timeouts, health=health, limits=limits)
 
 
 def _decoders(plan: Plan, asides: Asides, call: Call) -> tuple[Callable[[], Decoder], bool]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.books.ledger.contract import Charged, Grant, More, Place
 from gateway.books.ledger.steps import Extend, Open, Settle
 from gateway.books.ledger.writer import Ticket
+from guards.breaker import State
 from guards.budget import Unit
 from guards.claim import Load, charges, shares
 from guards.money import Tokens
@@ -179,6 +180,9 @@ def at_rest(world: "World") -> Iterable[str]:
     for one in gateway.replicas():
         if (one.load, one.pulse.streams, one.pulse.silent) != (0, 0, 0):
             yield f"{one.name} keeps load {one.load}, streams {one.pulse.streams}, silent {one.pulse.silent}"
+        for model, breaker in one.breakers.items():
+            if breaker.state is State.PROBING and breaker.refuses:
+                yield f"{one.name}: the breaker of {model} waits for a probe that nobody runs"
     if gateway.legs():
         yield f"{gateway.legs()} legs are left"
     if len(network.links) != gateway.pooled():

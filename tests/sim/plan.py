@@ -105,6 +105,7 @@ class Plan:
     between_tokens_s: float = 3.0
     total_s: float = 20.0
     probe_every_s: float = 2.0
+    breaker_calls: int = 20
 
 
 def drawn(seed: int) -> Plan:
@@ -139,6 +140,7 @@ def drawn(seed: int) -> Plan:
         between_tokens_s=rng.choice((1.0, 3.0)),
         total_s=rng.choice((3.0, 15.0, 15.0)),
         probe_every_s=rng.choice((0.5, 2.0, 2.0)),
+        breaker_calls=rng.choice((1, 2, 20)),
     )
 
 

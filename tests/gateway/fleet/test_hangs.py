@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from gateway.fleet.pulse import Watch
-from gateway.fleet.replicas import EXAMINATIONS_MAX, QUIET_PROBES, Care, Replica
+from gateway.fleet.replica import Replica
+from gateway.fleet.replicas import EXAMINATIONS_MAX, QUIET_PROBES, Care
 from guards.health import Probe
 from tests.gateway.fleet.test_replicas import DEAD, GOOD, NONE, SILENT, World, answered, counters, models
 

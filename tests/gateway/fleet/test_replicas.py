@@ -7,8 +7,10 @@ from collections.abc import Callable
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.fleet.replicas import Care, Fleet, Replica
+from gateway.fleet.replica import Replica
+from gateway.fleet.replicas import Care, Fleet, Listener
 from gateway.stream.leg_end import Cause, LegEnd
+from guards.breaker import Breaker
 
 GOOD = LegEnd(Cause.DONE, "", 200)
 DEAD = LegEnd(Cause.FAILED, "", 503)
@@ -29,7 +31,7 @@ def counters(tokens: int) -> LegEnd:
     return LegEnd(Cause.DONE, "", 200, b'vllm:generation_tokens_total{engine="0"} %d\n' % tokens)
 
 
-class World:
+class World(Listener):
     """Replicas that answer as told; `asked` and `changes` note what happened.
 
     health, cards, pages, canaries: what /health, /v1/models, /metrics and a request for one token are answered.
@@ -48,7 +50,9 @@ class World:
         self.asked: list[tuple[str, str]] = []
         self.changes: list[tuple[str, bool | None, str]] = []
         self.held: asyncio.Event | None = None
-        self.fleet = Fleet(list(replicas), self.ask, self.changed, care, lambda: self.now_s)
+        self.turns: list[tuple[str, str, str]] = []
+        self.compares: list[tuple[str, list[str]]] = []
+        self.fleet = Fleet(list(replicas), self.ask, self, care, lambda: self.now_s)
 
     async def ask(self, name: str, path: str, body: bytes | None, timeout_s: float) -> LegEnd:
         self.asked.append((name, path))
@@ -64,8 +68,14 @@ class World:
         said = {"/health": self.health.get(name, GOOD), "/metrics": self.pages.get(name, counters(5))}
         return said.get(path) or self.cards.get(name, models(m=100))
 
-    def changed(self, name, health) -> None:
-        self.changes.append((name, health.up, health.why))
+    def changed(self, replica: Replica) -> None:
+        self.changes.append((replica.name, replica.health.up, replica.health.why))
+
+    def turned(self, replica: Replica, model: str, breaker: Breaker) -> None:
+        self.turns.append((replica.name, model, breaker.state))
+
+    def compared(self, replica: Replica) -> None:
+        self.compares.append((replica.name, replica.beside.words))
 
 
 async def test_a_probed_replica_is_up_and_serves_what_it_says():

@@ -566,6 +566,14 @@ async def test_a_plain_answer_beyond_its_bound_is_not_gathered():
         assert (await upstream.open(target, "/", b"{}").ended).cause is Cause.PROTOCOL
 
 
+@pytest.mark.parametrize(("bytes_max", "cause"), [(100, Cause.PROTOCOL), (101, Cause.DONE), (9999, Cause.PROTOCOL)])
+async def test_a_small_question_may_bound_its_answer_further(bytes_max, cause):
+    """A page of metrics need not be as long as an answer may be; and no question may have a longer one."""
+    size = 101 if bytes_max < 9999 else 5001
+    async with serving(always(plain(b"x" * size)), answer_bytes=5000) as (_, upstream, target):
+        assert (await upstream.fetch(target, "/metrics", bytes_max=bytes_max)).cause is cause
+
+
 async def test_an_event_beyond_its_bound_is_not_gathered():
     """An event without an end ends the leg."""
     async with serving(always(SSE + b"64\r\n" + b"x" * 100 + b"\r\n"), event_bytes=50) as (_, upstream, target):

@@ -1,0 +1,25 @@
+"""`holdfast replicas`: what a running gateway thinks of its servers, and why."""
+
+import json
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from gateway.cli_common import AsJson, ConfigFile, explained, from_admin
+
+
+def replicas(
+    admin: Annotated[str | None, typer.Option(help="Root URL of the admin port.")] = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the servers of a running gateway, and why it trusts them or not; HOLDFAST_ADMIN_KEY is its admin key."""
+    from gateway.replica_table import show
+
+    with explained():
+        told = from_admin(admin, config, "/admin/replicas", os.environ)
+    if as_json:
+        return typer.echo(json.dumps(told))
+    return show(told, sys.stdout)

@@ -1,0 +1,74 @@
+"""One vLLM server, as the fleet knows it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gateway.fleet.course import Course
+from gateway.fleet.gauges import Gauges
+from gateway.fleet.pulse import Pulse
+from guards.breaker import Breaker
+from guards.flapping import Trust
+from guards.health import Health
+from guards.peers import ALIKE, Comparison
+from guards.routing import Candidate
+
+
+@dataclass
+class Replica:
+    """What is known of one server. Times in seconds of the fleet's clock.
+
+    model: the model it is configured to serve; None where it is discovered.
+    serves: each model it told of, with its length limit in tokens.
+    since_s: when it came to be up, or down.
+    trust: what its ups and downs come to.
+    breakers: of each model it was sent requests for, and serves.
+    gauges: what it last said of itself; beside: how it compares with the others of its model, as of beside_s.
+    """
+
+    name: str
+    standby: bool = False
+    model: str | None = None
+    serves: dict[str, int | None] = field(default_factory=dict)  # model -> window in tokens
+    health: Health = field(default_factory=Health)
+    load: int = 0
+    pulse: Pulse = field(default_factory=Pulse)
+    tokens_seen: int = 0  # at the last probe
+    quiet: int = 0  # probes in a row that found requests waiting and no token since the one before
+    since_s: float = 0.0
+    trust: Trust = field(default_factory=Trust)
+    breakers: dict[str, Breaker] = field(default_factory=dict)
+    gauges: Gauges | None = None
+    course: Course = field(default_factory=Course)
+    beside: Comparison = ALIKE
+    beside_s: float = 0.0
+
+    @property
+    def any_model(self) -> str | None:
+        """A model to ask it for."""
+        return self.model or next(iter(self.serves), None)
+
+    def candidate(self, model: str, now_s: float) -> Candidate:
+        """It, for a request for that model."""
+        breaker = self.breakers.get(model)
+        refused = (breaker is not None and breaker.refuses) or self.trust.waits(now_s)
+        return Candidate(
+            self.name,
+            bool(self.health.up),
+            self.standby,
+            self.load,
+            self.pulse.doubtful,
+            refused,
+            self.beside.weight,
+        )
+
+    def breaker(self, model: str, make: Callable[[], Breaker]) -> Breaker:
+        """The breaker of that model, made when it is first needed."""
+        found = self.breakers.get(model)
+        if found is None:
+            found = self.breakers[model] = make()
+        return found
+
+    def told(self, serves: dict[str, int | None]) -> None:
+        """It says what it serves; breakers of other models are forgotten."""
+        self.serves = serves
+        self.breakers = {model: one for model, one in self.breakers.items() if model in (self.model, *serves)}

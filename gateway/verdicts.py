@@ -1,0 +1,69 @@
+"""What is found of replicas, told: in the journal, the log and the metrics; and what it means for their legs."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import structlog
+
+from gateway.fleet.replica import Replica
+from gateway.fleet.replicas import Listener
+from gateway.watch.metrics import Metrics
+from gateway.watch.replica_gauges import Measured
+from guards.breaker import Breaker, State
+
+log = structlog.get_logger()
+
+Append = Callable[[str, Mapping[str, Any], Mapping[str, Any]], None]
+
+
+class Verdicts(Listener):
+    """Tells each change once. Facts: `replica.judged`, `replica.breaker` and `replica.compared`, by the replica's name.
+
+    append: of the journal. abandon: ends a replica's legs; streams: also those that wait for tokens.
+    """
+
+    def __init__(self, append: Append, metrics: Metrics, abandon: Callable[..., None]) -> None:
+        self._append, self._metrics, self._abandon = append, metrics, abandon
+
+    def changed(self, replica: Replica) -> None:
+        name, health = replica.name, replica.health
+        facts = {"up": bool(health.up), "why": health.why, "flaps": replica.trust.flaps}
+        say, event = (log.info, "replica.up") if health.up else (log.warning, "replica.down")
+        say(event, replica=name, why=health.why)
+        self._append("replica.judged", {"replica": name}, facts)
+        self._metrics.verdict(name, up=bool(health.up), hung=health.hung)
+        if not health.up:
+            self._abandon(name, streams=health.gone)
+
+    def turned(self, replica: Replica, model: str, breaker: Breaker) -> None:
+        state = breaker.state
+        say = log.warning if state is State.REFUSING else log.info
+        say("replica.breaker", replica=replica.name, model=model, state=state, why=breaker.why)
+        facts = {"state": state, "why": breaker.why}
+        self._append("replica.breaker", {"replica": replica.name, "model": model}, facts)
+        self._metrics.replica_breaker_turned(replica.name, model, state)
+
+    def compared(self, replica: Replica) -> None:
+        beside = replica.beside
+        log.info("replica.compared", replica=replica.name, weight=round(beside.weight, 3), why=beside.words)
+        facts = {"weight": round(beside.weight, 3), "why": "; ".join(beside.words)}
+        self._append("replica.compared", {"replica": replica.name}, facts)
+
+
+def measured(replicas: Iterable[Replica], now_s: float) -> Iterator[Measured]:
+    """What the metrics tell of each replica."""
+    for one in replicas:
+        gauges = one.gauges
+        yield Measured(
+            one.name,
+            {
+                "waiting": gauges and gauges.waiting,
+                "kv_usage": gauges and gauges.kv_used,
+                "preemptions": gauges and gauges.preemptions,
+                "gauges_age_seconds": now_s - gauges.at_s if gauges else None,
+                "weight": one.beside.weight,
+                "flaps": one.trust.flaps,
+                "backing_off": one.trust.waits(now_s),
+            },
+            {model: breaker.state for model, breaker in one.breakers.items()},
+        )

@@ -1,0 +1,108 @@
+"""What is found of replicas is told once, everywhere."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from structlog.testing import capture_logs
+
+from gateway.fleet.gauges import Gauges
+from gateway.fleet.replica import Replica
+from gateway.verdicts import Verdicts, measured
+from gateway.watch.metrics import Metrics
+from gateway.watch.replica_gauges import STATES
+from guards.breaker import Breaker, Outcome, Plan, State
+from guards.flapping import Trust
+from guards.health import Health
+from guards.peers import Vitals, compared
+from tests.gateway.watch.test_metrics import samples
+
+
+class Ear:
+    """Verdicts, and who hears of them."""
+
+    def __init__(self) -> None:
+        self.facts: list[tuple[str, dict[str, Any]]] = []
+        self.abandoned: list[tuple[str, bool]] = []
+        self.metrics = Metrics()
+        self.verdicts = Verdicts(self.append, self.metrics, self.abandon)
+
+    def append(self, kind: str, about: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+        self.facts.append((kind, {**about, **fields}))
+
+    def abandon(self, name: str, *, streams: bool) -> None:
+        self.abandoned.append((name, streams))
+
+
+def test_a_verdict_is_a_fact_with_its_reason():
+    """Up or down, why, and how often it flapped; one that is down loses its legs, all of them if it is gone."""
+    ear = Ear()
+    one = Replica("a", trust=Trust(flaps=3))
+    with capture_logs() as logs:
+        for health in (Health(up=True, why="answers"), Health(up=False, why="slow"), Health.ejected(["x", "y"])):
+            one.health = health
+            ear.verdicts.changed(one)
+
+    assert ear.facts == [
+        ("replica.judged", {"replica": "a", "up": True, "why": "answers", "flaps": 3}),
+        ("replica.judged", {"replica": "a", "up": False, "why": "slow", "flaps": 3}),
+        ("replica.judged", {"replica": "a", "up": False, "why": "hangs: x, y", "flaps": 3}),
+    ]
+    assert ear.abandoned == [("a", False), ("a", True)]
+    assert [log["event"] for log in logs] == ["replica.up", "replica.down", "replica.down"]
+    assert samples(ear.metrics)["holdfast_ejections_total", "a"] == 1
+
+
+def test_a_breaker_that_turns_is_a_fact_a_count_and_a_line():
+    """With the state it came into and the reason; as it turns, so from within the turn."""
+    ear, one = Ear(), Replica("a")
+    breaker = Breaker(Plan(calls=1), lambda: 0.0, lambda turned: ear.verdicts.turned(one, "m", turned))
+    with capture_logs() as logs:
+        breaker.enter().end(Outcome.FAILED)
+
+    why = "1 of 1 requests failed in 10 s"
+    assert ear.facts == [("replica.breaker", {"replica": "a", "model": "m", "state": "open", "why": why})]
+    assert samples(ear.metrics)["holdfast_replica_breaker_turns_total", "a", "m", "open"] == 1
+    assert [(log["log_level"], log["why"]) for log in logs] == [("warning", why)]
+
+
+def test_a_comparison_is_a_fact_and_no_verdict():
+    """Its weight and the words; nobody's legs end."""
+    ear = Ear()
+    one = Replica("a", beside=compared(Vitals(gap_s=1.0), [Vitals(gap_s=0.1)]))
+
+    ear.verdicts.compared(one)
+
+    said = "its gaps between tokens are 1.000 s, the others' 0.100 s"
+    assert ear.facts == [("replica.compared", {"replica": "a", "weight": 0.125, "why": said})]
+    assert ear.abandoned == []
+
+
+def test_the_metrics_say_what_is_known_of_each_replica():
+    """And nothing where nothing is: an unknown queue is not an empty one."""
+    told, silent = Replica("a", gauges=Gauges(3.0, None, 9.0, 5.0), trust=Trust(up_s=0.0, from_s=8.0)), Replica("b")
+    metrics = Metrics()
+    metrics.replicas(lambda: measured([told, silent], 7.0))
+
+    seen = samples(metrics)
+
+    prefix = "holdfast_replica_"
+    assert [seen.get((prefix + one, "a")) for one in ("waiting", "kv_usage", "preemptions", "gauges_age_seconds")] == [
+        3.0, None, 9.0, 2.0,
+    ]  # fmt: skip
+    assert (prefix + "waiting", "b") not in seen
+    assert (seen[prefix + "backing_off", "a"], seen[prefix + "backing_off", "b"]) == (1.0, 0.0)
+    assert (seen[prefix + "weight", "b"], seen[prefix + "flaps", "b"]) == (1, 0)
+
+
+def test_the_metrics_say_in_which_state_each_breaker_is():
+    """Per replica and model: 1 for the one that it is in, 0 for the others; and all of pybreaker's states are there."""
+    failing, idle = Breaker(Plan(calls=1), lambda: 0.0), Breaker(Plan(), lambda: 0.0)
+    failing.enter().end(Outcome.FAILED)
+    metrics = Metrics()
+    metrics.replicas(lambda: measured([Replica("a", breakers={"m": failing, "n": idle})], 7.0))
+
+    seen = {name: value for name, value in samples(metrics).items() if name[0] == "holdfast_replica_breaker"}
+
+    assert {tuple(name[1:]) for name, value in seen.items() if value} == {("a", "m", "open"), ("a", "closed", "n")}
+    assert len(seen) == 2 * len(State)
+    assert set(STATES) == set(State)
