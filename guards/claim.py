@@ -11,7 +11,8 @@ from typing import NamedTuple
 from guards.budget import UNLIMITED, Account, Unit
 from guards.money import Price, Tokens, shown
 
-TOKENS_ALONE = (Unit.TOKENS,)
+TOKENS, INPUT, OUTPUT, MONEY = Unit  # to look a member up in its class takes longer than what is done with it here
+TOKENS_ALONE = (TOKENS,)
 
 
 class Load(NamedTuple):
@@ -65,9 +66,9 @@ class Cover(NamedTuple):
         covered = UNLIMITED  # and the rest without a call for each: see `output_within`
         for at in range(len(units)) if telling is None else telling:
             unit, amount = units[at], amounts[at]
-            if unit is Unit.TOKENS:
+            if unit is TOKENS:
                 within: int | None = amount - input_tokens
-            elif unit is Unit.OUTPUT:
+            elif unit is OUTPUT:
                 within = amount
             else:
                 within = output_within(unit, amount, input_tokens, price)
@@ -79,17 +80,18 @@ class Cover(NamedTuple):
 def shares(load: Load, price: Price | None) -> dict[Unit, int]:
     """What a limit of each unit must hold for a load, at most. price: of the model; without one, none is in money."""
     into, out = load
-    found = {Unit.TOKENS: into + out, Unit.INPUT: into, Unit.OUTPUT: out}
+    found = {TOKENS: into + out, INPUT: into, OUTPUT: out}
     if price is not None:
-        found[Unit.MONEY] = price.most(into, out)
+        found[MONEY] = price.most(into, out)
     return found
 
 
 def charges(used: Tokens, price: Price | None) -> dict[Unit, int]:
     """What a limit of each unit is charged for tokens that were used; within its share of a load that covers them."""
-    found = {Unit.TOKENS: used.input + used.output, Unit.INPUT: used.input, Unit.OUTPUT: used.output}
+    into, out, _, _ = used
+    found = {TOKENS: into + out, INPUT: into, OUTPUT: out}
     if price is not None:
-        found[Unit.MONEY] = price.of(used)
+        found[MONEY] = price.of(used)
     return found
 
 
@@ -98,11 +100,11 @@ def output_within(unit: Unit, amount: int, input_tokens: int, price: Price | Non
 
     None for any number; below 0 where it does not cover the input.
     """
-    if unit is Unit.TOKENS:
+    if unit is TOKENS:
         return amount - input_tokens
-    if unit is Unit.INPUT:
+    if unit is INPUT:
         return None if input_tokens <= amount else -1
-    if unit is Unit.OUTPUT:
+    if unit is OUTPUT:
         return amount
     assert price is not None
     return price.output_for(amount, input_tokens)
@@ -143,4 +145,4 @@ def hoped_for(parts: Iterable[Part], least: Load, price: Price | None) -> int:
 
 def worded(unit: Unit, amount: int) -> str:
     """Say so much of a unit, for people."""
-    return shown(amount) if unit is Unit.MONEY else f"{amount} {unit}"
+    return shown(amount) if unit is MONEY else f"{amount} {unit}"

@@ -37,14 +37,11 @@ class Price(NamedTuple):
 
     def of(self, tokens: Tokens) -> int:
         """What tokens cost, in micro-dollars, rounded up: half of one is not given away a million times."""
-        assert 0 <= tokens.cached <= tokens.input
-        assert 0 <= tokens.reasoning <= tokens.output
-        exact = (
-            (tokens.input - tokens.cached) * self.input
-            + tokens.cached * self.cached
-            + (tokens.output - tokens.reasoning) * self.output
-            + tokens.reasoning * self.reasoning
-        )
+        into, out, cached, reasoning = tokens
+        assert 0 <= cached <= into
+        assert 0 <= reasoning <= out
+        of_input, of_output, of_cached, of_reasoning = self
+        exact = (into - cached) * of_input + cached * of_cached + (out - reasoning) * of_output + reasoning * of_reasoning
         return -(-exact // MILLION)
 
     def most(self, input_tokens: int, output_tokens: int) -> int:

@@ -138,8 +138,8 @@ class Lease:
 
     @property
     def valid(self) -> bool:
-        """Whether rights may be spent now."""
-        return not self.fault and self._clock() < self.valid_until
+        """Whether rights may be spent now: not while there is a fault, which also ends the time in which they may be."""
+        return self._clock() < self.valid_until
 
     @property
     def limited(self) -> bool:

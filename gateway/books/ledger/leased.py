@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import suppress
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 
@@ -80,7 +80,6 @@ class LeasedLedger:
         self._clock, self._wall, self._goes_on = clock, wall, goes_on
         self.on_lapse: Callable[[Callable[[Sequence[Line]], bool]], int] = lambda over: 0
         self.leases: dict[str, Lease] = {}
-        self._holds: dict[str, Spender] = {}  # by request
         self._works: set[asyncio.Task[None]] = set()
         self._tag_of: Callable[[str], str | None] = lambda scope: None
         self._down = ""
@@ -111,13 +110,7 @@ class LeasedLedger:
         self.local.on_batch(then)
 
     def settle(self, request_id: str, used: Tokens, about: About = NOTHING) -> asyncio.Future[Charged | None]:
-        answer = self.local.settle(request_id, used, about)
-        answer.add_done_callback(lambda told: self._settled(request_id, told))
-        return answer
-
-    def _settled(self, request_id: str, told: asyncio.Future[Charged | None]) -> None:
-        if told.cancelled() or told.exception() is None:
-            self._holds.pop(request_id, None)
+        return self.local.settle(request_id, used, about)
 
     def correct(self, name: str, corrections: Sequence[Correction]) -> asyncio.Future[list[Charged] | None]:
         """Of what this gateway has charged; others correct theirs. The vault hears of it, of accounts at rest too."""
@@ -164,40 +157,41 @@ class LeasedLedger:
         alone: Load | None = None,
     ) -> Awaitable[Grant]:
         asked = Open(request_id, Lines.of(lines), price, want, least, alone)
-        who = Spender(self._lease(asked.lines.tag), asked.lines)
-        return self._opened(asked, who, self._attempt(asked, who, eager=True))
+        lease = self.leases.get(asked.lines.tag) or self._lease(asked.lines.tag)
+        return LeasedOpening(self, lease, asked, self._attempt(lease, asked, eager=True))
 
-    def _attempt(self, asked: Open, who: "Spender", *, eager: bool) -> Opening:
-        return self.local.opening(asked.request_id, LeasedOpen(asked, self._view(who), eager))
+    def _attempt(self, lease: Lease, asked: Open, *, eager: bool) -> Opening:
+        return self.local.opening(asked.request_id, LeasedOpen(asked, self._view(lease, asked.lines), eager))
 
-    async def _opened(self, asked: Open, who: "Spender", opening: Opening) -> Grant:
-        lease = who.lease
+    async def opened_at_last(self, lease: Lease, asked: Open, short: Short) -> Grant:
+        """Open a hold for which rights lacked: ask the vault, until there are enough or asking is in vain."""
         enough, eager, hoped = asked.alone or asked.least, True, False
         for tries in count():
+            self._refuse_at_once(asked, lease, short)
+            pairs = zip(short.places, asked.lines, strict=True)
+            news = [learn(lease, at, line) for at, line in pairs]
+            last = tries >= TRIES_MAX
+            if last or (not any(news) and self._in_vain(lease, short, enough, tries, eager=eager)):
+                if last or hoped or not await self._hopes(lease, short, enough):
+                    lease.rest(short.places)
+                    raise self._refusal(lease, asked, short) from None
+                hoped = True
+            remember(lease, short.places, asked.lines)
+            await lease.ask(_wishes(short, asked.want), MORE**tries)
+            eager = self._goes_well(lease, asked.lines, tries)
             try:
-                grant = await opening
-                break
-            except Short as short:
-                self._refuse_at_once(asked, lease, short)
-                pairs = zip(short.places, asked.lines, strict=True)
-                news = [learn(lease, at, line) for at, line in pairs]
-                last = tries >= TRIES_MAX
-                if last or (not any(news) and self._in_vain(lease, short, enough, tries, eager=eager)):
-                    if last or hoped or not await self._hopes(lease, short, enough):
-                        lease.rest(short.places)
-                        raise self._refusal(asked, who, short) from None
-                    hoped = True
-                remember(lease, short.places, asked.lines)
-                await lease.ask(_wishes(short, asked.want), MORE**tries)
-            eager = self._goes_well(who, tries)
-            opening = self._attempt(asked, who, eager=eager)
-        lease = self.leases.setdefault(asked.lines.tag, who.lease)  # it may have been let go of
-        self._holds[asked.request_id] = who if lease is who.lease else Spender(lease, asked.lines)
-        if asked.lines.known_to != (lease.age, grant.cells):
+                return await self._attempt(lease, asked, eager=eager)
+            except Short as again:
+                short = again
+        raise AssertionError("it counts for ever")
+
+    def holds(self, lease: Lease, lines: Lines, grant: Grant) -> None:
+        """A request has its hold, so its lease must know its accounts."""
+        lease = self.leases.setdefault(lines.tag, lease)  # it may have been let go of
+        if lines.known_to != (lease.age, grant.cells):
             with suppress(Refused):  # what only records is told when there is room
-                remember(lease, grant.places, asked.lines)
-                asked.lines.known_to = lease.age, grant.cells
-        return grant
+                remember(lease, grant.places, lines)
+                lines.known_to = lease.age, grant.cells
 
     def _refuse_at_once(self, asked: Open, lease: Lease, short: Short) -> None:
         """Learn nothing of limits that were not heard of where another one, which was, can never pay.
@@ -236,37 +230,37 @@ class LeasedLedger:
             lease.hoping -= 1
         return True
 
-    def _goes_well(self, who: "Spender", tries: int) -> bool:
+    def _goes_well(self, lease: Lease, lines: Lines, tries: int) -> bool:
         """Whether after this exchange another one might bring more; else what there is has to do."""
-        return tries + 1 < TRIES_MAX and not self._down and not who.lease.quiet and bool(self._view(who))
+        return tries + 1 < TRIES_MAX and not self._down and not lease.quiet and bool(self._view(lease, lines))
 
-    def _refusal(self, asked: Open, who: "Spender", short: Short) -> Refused:
+    def _refusal(self, lease: Lease, asked: Open, short: Short) -> Refused:
         """Name the limit that cannot pay by the whole budget; where it could, what stands between."""
         never = lacking(short.whole, asked.alone or asked.least, asked.price, ever=True)
-        if short.heard and (never is not None or not (self._down or who.lease.quiet)):
+        if short.heard and (never is not None or not (self._down or lease.quiet)):
             lacks = short.lacks if never is None else never
             return asked.refusal(short.whole, lacks or 0, self._wall())
-        return unavailable(who.lease)
+        return unavailable(lease)
 
     def extend(self, request_id: str, want: Load, least: int) -> asyncio.Future[More]:
-        who, asked = self._holds.get(request_id), Extend(request_id, want, least)
-        if who is None:
+        lines, asked = self.local.under(request_id), Extend(request_id, want, least)
+        if lines is None:
             return self.local.step(asked)
         answer: asyncio.Future[More] = asyncio.get_running_loop().create_future()
-        first = self.local.step(LeasedExtend(asked, self._view(who), eager=True))
-        first.add_done_callback(lambda got: self._extended(asked, who, got, answer))
+        first = self.local.step(LeasedExtend(asked, self._view(self.leases.get(lines.tag), lines), eager=True))
+        first.add_done_callback(lambda got: self._extended(asked, lines, got, answer))
         return answer
 
-    def _extended(self, asked: Extend, who: "Spender", got: asyncio.Future[More], answer: asyncio.Future[More]) -> None:
+    def _extended(self, asked: Extend, lines: Lines, got: asyncio.Future[More], answer: asyncio.Future[More]) -> None:
         error = got.exception()
         if isinstance(error, Short):
-            self._work(self._extend_again(asked, who, error, answer))
+            self._work(self._extend_again(asked, lines, error, answer))
         elif not answer.done():
             answer.set_exception(error) if error else answer.set_result(got.result())
 
-    async def _extend_again(self, asked: Extend, who: "Spender", short: Short, answer: asyncio.Future[More]) -> None:
+    async def _extend_again(self, asked: Extend, lines: Lines, short: Short, answer: asyncio.Future[More]) -> None:
         try:
-            more = await self._extended_at_last(asked, who, short)
+            more = await self._extended_at_last(asked, lines, short)
         except Exception as error:
             if not answer.done():
                 answer.set_exception(error)
@@ -274,16 +268,16 @@ class LeasedLedger:
             if not answer.done():
                 answer.set_result(more)
 
-    async def _extended_at_last(self, asked: Extend, who: "Spender", short: Short) -> More:
-        lease, least, eager = who.lease, Load(asked.want.input, asked.least), True
+    async def _extended_at_last(self, asked: Extend, lines: Lines, short: Short) -> More:
+        lease, least, eager = self._lease(lines.tag), Load(asked.want.input, asked.least), True
         for tries in range(TRIES_MAX + 1):
             if self._in_vain(lease, short, least, tries, eager=eager):
                 break
-            remember(lease, short.places, who.lines)
+            remember(lease, short.places, lines)
             await lease.ask(_wishes(short, asked.want), MORE**tries)
-            eager = self._goes_well(who, tries)
+            eager = self._goes_well(lease, lines, tries)
             try:
-                return await self.local.step(LeasedExtend(asked, self._view(who), eager))
+                return await self.local.step(LeasedExtend(asked, self._view(lease, lines), eager))
             except Short as again:
                 short = again
         if not short.heard or (self._down and short.lacks is None):
@@ -399,10 +393,13 @@ class LeasedLedger:
             lease = self.leases[tag] = Lease(tag, *args)
         return lease
 
-    def _view(self, who: "Spender") -> Heard:
+    def _view(self, lease: Lease | None, lines: Lines) -> Heard:
         """What a request may know of its limits; nothing where it may not spend."""
-        lease = who.lease
-        return lease.heard if lease.valid or (not lease.fault and self._goes_on(who.lines)) else NOTHING_HEARD
+        if lease is None:
+            return NOTHING_HEARD
+        if lease.valid_until > self._clock() or (not lease.fault and self._goes_on(lines)):
+            return lease.heard
+        return NOTHING_HEARD
 
     def _on_vault(self, why: str) -> None:
         """One line for each time that it goes or comes, not for each exchange."""
@@ -418,11 +415,21 @@ class LeasedLedger:
         task.add_done_callback(self._works.discard)
 
 
-class Spender(NamedTuple):
-    """A request, and whose rights it spends."""
+class LeasedOpening(Awaitable[Grant]):
+    """A grant of rights on its way to its caller. Where there are enough, as there mostly are, nothing else waits."""
 
-    lease: Lease
-    lines: Lines
+    __slots__ = ("_asked", "_lease", "_ledger", "_opening")
+
+    def __init__(self, ledger: LeasedLedger, lease: Lease, asked: Open, opening: Opening) -> None:
+        self._ledger, self._lease, self._asked, self._opening = ledger, lease, asked, opening
+
+    def __await__(self) -> Generator[Any, None, Grant]:
+        try:
+            grant = yield from self._opening.__await__()
+        except Short as short:
+            grant = yield from self._ledger.opened_at_last(self._lease, self._asked, short).__await__()
+        self._ledger.holds(self._lease, self._asked.lines, grant)
+        return grant
 
 
 def _wishes(short: Short, want: Load) -> dict[Place, Wish]:

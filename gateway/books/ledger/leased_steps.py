@@ -4,11 +4,11 @@ An account's limit is what this gateway has leased of the budget, not the budget
 as it would alone. Who is let in is decided on the whole budget, as far as it was heard of; what is held is of rights.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from gateway.books.ledger.contract import Cell, Grant, More, Place, place
-from gateway.books.ledger.steps import Extend, Held, Open, Shelf, owner
+from gateway.books.ledger.steps import Extend, Held, Open, Shelf, made, owner
 from guards.budget import UNLIMITED, Account, Limit, Line, Window
 from guards.claim import Cover, Load, Part, hoped_for, lacking, lease, shares
 from guards.leasing import kept
@@ -92,28 +92,27 @@ class LeasedOpen(NamedTuple):
             payable = lease(whole, Load(asked.want.input, UNLIMITED), price, ever=True)
         output = lease(mine, asked.want, price)
         cover = hold(shelf, cells, mine, Load(asked.want.input, output), price, asked.lines.telling)
-        shelf.keep_hold(asked.request_id, Held(cells, cover))
+        shelf.keep_hold(asked.request_id, Held(cells, cover, asked.lines))
         return Grant(cells, cover, output, payable)
 
     def _at_once(self, shelf: Shelf, cells: tuple[Cell, ...]) -> Grant | None:
         """What `apply` comes to where there is enough of everything, as there mostly is; None where that is not so."""
         request_id, lines, price, want, least, _ = self.asked
-        needs, wants = shares(least, price), shares(want, price)
-        amounts, after = [], []
+        needs = shares(least, price)
+        wants = needs if want == least else shares(want, price)
+        after = []
         for cell, unit, bound in zip(cells, lines.units, self._bounds(cells), strict=True):
-            account = cell.account
+            account, wanted = cell.account, wants[unit]
             if account is None:
                 return None
             most, spent, held = account
-            if (most == UNLIMITED) != (bound == UNLIMITED) or needs[unit] > bound - spent - held:
+            used = spent + held
+            if (most == UNLIMITED) != (bound == UNLIMITED) or used + needs[unit] > bound or used + wanted > most:
                 return None
-            if wants[unit] > most - spent - held:
-                return None
-            amounts.append(wants[unit])
-            after.append(account.hold(wants[unit]))
+            after.append(made(Account, (most, spent, held + wanted)))
         shelf.write_all(cells, after)
-        cover = Cover(lines.units, tuple(amounts), price, lines.telling)
-        shelf.keep_hold(request_id, Held(cells, cover))
+        cover = Cover(lines.units, tuple([wants[unit] for unit in lines.units]), price, lines.telling)
+        shelf.keep_hold(request_id, Held(cells, cover, lines))
         return Grant(cells, cover, want.output, least.output)
 
     def _bounds(self, cells: tuple[Cell, ...]) -> tuple[int, ...]:
@@ -157,7 +156,7 @@ class LeasedExtend(NamedTuple):
             need = Load(want.input, max(least, reach) if self.eager else least)
             raise Short(held.cells, mine, whole, lacks, self.heard, need, price)
         cover = hold(shelf, held.cells, mine, Load(want.input, output), price, telling)
-        shelf.keep_hold(request_id, Held(held.cells, cover))
+        shelf.keep_hold(request_id, held._replace(cover=cover))
         return More(cover)
 
 
@@ -296,7 +295,7 @@ def over_all(account: Account, amount: int, elsewhere: Elsewhere | None) -> Acco
 
 def hold(
     shelf: Shelf,
-    cells: Iterable[Cell],
+    cells: tuple[Cell, ...],
     parts: list[Part],
     load: Load,
     price: Price | None,

@@ -83,7 +83,7 @@ class MemoryShelf:
     def write(self, cell: Cell, account: Account) -> None:
         cell.account = account
 
-    def write_all(self, cells: Iterable[Cell], accounts: Iterable[Account]) -> None:
+    def write_all(self, cells: tuple[Cell, ...], accounts: Iterable[Account]) -> None:
         for cell, account in zip(cells, accounts, strict=True):
             cell.account = account
 

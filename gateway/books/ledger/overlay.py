@@ -1,6 +1,7 @@
 """What a batch of steps changes, decided in memory and written in one go."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -30,7 +31,7 @@ class Overlay:
         self._corrected: list[str] = []  # in this batch
         self._corrections = tables.corrections()  # before it
         # What was before, oldest first, of this batch; and where in it the present step began.
-        self._accounts_before: list[tuple[Cell, Account | None]] = []
+        self._accounts_before: list[tuple[tuple[Cell, ...], list[Account | None]]] = []
         self._holds_before: list[tuple[str, Held | None]] = []
         self._step = (0, 0)
 
@@ -46,13 +47,12 @@ class Overlay:
         return cell
 
     def write(self, cell: Cell, account: Account) -> None:
-        self._accounts_before.append((cell, cell.account))
+        self._accounts_before.append(((cell,), [cell.account]))
         cell.account = account
 
-    def write_all(self, cells: Iterable[Cell], accounts: Iterable[Account]) -> None:
-        before = self._accounts_before
+    def write_all(self, cells: tuple[Cell, ...], accounts: Iterable[Account]) -> None:
+        self._accounts_before.append((cells, [cell.account for cell in cells]))
         for cell, account in zip(cells, accounts, strict=True):
-            before.append((cell, cell.account))
             cell.account = account
 
     def hold(self, request_id: str) -> Held | None:
@@ -78,7 +78,7 @@ class Overlay:
         return self._corrections + len(self._corrected)
 
     def accounts(self) -> Iterable[tuple[Place, Account]]:
-        changed = {cell.place: cell.account for cell, _ in self._accounts_before if cell.account is not None}
+        changed = {cell.place: cell.account for cell in self._changed() if cell.account is not None}
         return (dict(self._tables.accounts()) | changed).items()
 
     def holds(self) -> Iterable[tuple[str, Held]]:
@@ -92,8 +92,9 @@ class Overlay:
         """Forget what the present step has changed."""
         accounts, holds = self._step
         while len(self._accounts_before) > accounts:
-            cell, account = self._accounts_before.pop()
-            cell.account = account
+            cells, before = self._accounts_before.pop()
+            for cell, account in zip(cells, before, strict=True):
+                cell.account = account
         while len(self._holds_before) > holds:
             request_id, held = self._holds_before.pop()
             if held is None:
@@ -110,14 +111,17 @@ class Overlay:
         """
         if not (self._accounts_before or self._corrected):
             return None
-        rows = [
-            (*cell.place, *cell.account) for cell in {cell: None for cell, _ in self._accounts_before} if cell.account
-        ]
+        rows = [(*cell.place, *cell.account) for cell in self._changed() if cell.account]
         if any(max(row[3:]) >= 1 << 63 for row in rows):
             raise OverflowError("an account is too large for 64 bits")
         accounts = msgspec.json.encode(rows).decode()
         told, corrected = (msgspec.json.encode(one).decode() if one else None for one in (self._told, self._corrected))
         return accounts, told, corrected
+
+    def _changed(self) -> Iterator[Cell]:
+        """Each once, in the order of the steps. Most requests change the same ones, so those are looked at together."""
+        together = dict.fromkeys(cells for cells, _ in self._accounts_before)
+        return iter(dict.fromkeys(chain.from_iterable(together)))
 
     def ended(self, *, committed: bool) -> None:
         """What the batch changed is so from now on, or never was."""

@@ -107,6 +107,11 @@ class SqliteLedger:
         """Take any step; its own errors reach the caller as they are."""
         return self._writer.put(step)
 
+    def under(self, request_id: str) -> Lines | None:
+        """The limits that a request holds of; None where it holds nothing."""
+        held = self._writer.held(request_id)
+        return None if held is None else held.lines
+
     def extend(self, request_id: str, want: Load, least: int) -> asyncio.Future[More]:
         return self._writer.put(Extend(request_id, want, least))
 
@@ -139,6 +144,8 @@ class SqliteLedger:
 
 class Opening(Awaitable[Grant]):
     """A grant on its way to its caller; if the caller is cancelled before it arrives, it goes back."""
+
+    __slots__ = ("_ledger", "_request_id", "answer")
 
     answer: asyncio.Future[Grant]
 

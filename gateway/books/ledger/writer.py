@@ -10,7 +10,7 @@ import structlog
 
 from gateway.books.inbox import Inbox
 from gateway.books.ledger.overlay import Overlay
-from gateway.books.ledger.steps import Step
+from gateway.books.ledger.steps import Held, Step
 from gateway.books.ledger.tables import FORMAT, KEEP, LedgerFile, Tables
 from guards.refusal import Reason, Refused
 
@@ -43,7 +43,7 @@ class Writer:
     file is tried every TRY_S, so that `healthy` is never stale.
 
     file: what the connection has open.
-    clock: unix seconds; called from the thread.
+    clock: unix seconds, read once for each batch; called from the thread.
     steps_max: how many steps may wait; batch_max: how many go into one transaction.
     batch: the number of the last batch in the file's outbox.
     journaled: the last batch whose charges are in the journal; whoever knows of a later one says so here.
@@ -85,6 +85,10 @@ class Writer:
             answer.set_exception(unavailable())
         return answer
 
+    def held(self, request_id: str) -> Held | None:
+        """What a request holds, as the last step left it: perhaps of a batch that is not on disk yet. From any thread."""
+        return self._overlay.hold(request_id)
+
     async def close(self) -> None:
         """Take the steps that wait, then end the thread and close the file. May be called again."""
         self._inbox.close()
@@ -109,10 +113,11 @@ class Writer:
             self._file.check()
             if not self.healthy:
                 self._db.execute(f"PRAGMA user_version = {FORMAT}")  # steps that only read would prove nothing
-            answers = [self._take(ticket.step) for ticket in batch]
+            now_s = self._clock()
+            answers = [self._take(ticket.step, now_s) for ticket in batch]
             if (changes := self._overlay.changes()) is not None:
                 forget = self.journaled if self.journaled - self._forgotten >= self.forget_batches else 0
-                self._db.execute(KEEP, (self._batch + 1, self._clock(), *changes, forget))
+                self._db.execute(KEEP, (self._batch + 1, now_s, *changes, forget))
                 self._forgotten = forget or self._forgotten
                 self.commits += 1
                 self._batch += 1
@@ -131,10 +136,10 @@ class Writer:
         self.healthy = True
         return answers
 
-    def _take(self, step: Step[T]) -> T | Exception:
+    def _take(self, step: Step[T], now_s: float) -> T | Exception:
         """Take one step. Only an error of the file goes further: it is the whole batch's."""
         try:
-            answer: T | Exception = step.apply(self._overlay, self._clock())
+            answer: T | Exception = step.apply(self._overlay, now_s)
         except Refused as refused:
             answer = refused
         except Exception as error:

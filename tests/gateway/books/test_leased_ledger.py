@@ -80,7 +80,7 @@ async def test_an_account_that_was_let_go_of_while_a_request_hopes_is_asked_for_
     first, second = ledgers
     await asked(first, "r1", 1_000)
     lease = second._lease("")
-    hopes = asyncio.create_task(asked(second, "r2", 10))
+    hopes = asyncio.ensure_future(asked(second, "r2", 10))
     while not lease.hoping:  # noqa: ASYNC110 - an event for tests would be one more
         await asyncio.sleep(0)
 
