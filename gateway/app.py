@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 import uvloop
 
+from gateway.affinity import Affinity
 from gateway.asides import Asides
 from gateway.books.alert_book import AlertBook
 from gateway.books.corrections import Corrections
@@ -54,6 +55,7 @@ from gateway.watch.alerts import Alerts
 from gateway.watch.metrics import Metrics
 from gateway.worker import Worker
 from guards.health import Health
+from guards.routing import Slack
 
 log = structlog.get_logger()
 
@@ -257,7 +259,10 @@ def _edge(
     ready: Callable[[], list[str]],
     metrics: Metrics,
 ) -> Edge:
-    limits = config.limits
+    limits, routing = config.limits, config.routing
+    affinity = Affinity(
+        sessions=routing.sessions, prefixes=routing.prefixes, prefix_bytes=routing.prefix_bytes
+    )
 
     def salt(tenant: Tenant) -> str | None:
         return salts.of(tenant) if salts is not None else None
@@ -274,6 +279,7 @@ def _edge(
         budget_status=config.budget_status,
         scrub=Scrub(replica.host for replica in config.replicas),
         salt=salt,
+        near=affinity.near,
         ready=ready,
         on_refused=metrics.refused,
     )
@@ -285,7 +291,9 @@ def _fleet(
     models = {replica.name: model.name for model in config.models for replica in model.replicas}
     timeouts, limits = config.timeouts, config.limits
     replicas = [
-        Replica(one.name, one.role == "standby", models.get(one.name), pulse=Pulse(timeouts.suspect_s))
+        Replica(
+            one.name, one.role == "standby", models.get(one.name), pulse=Pulse(timeouts.suspect_s), weight=one.weight
+        )
         for one in config.replicas
     ]
 
@@ -312,7 +320,8 @@ def _fleet(
         hedges_per_s=limits.hedges_per_s,
         hedges_burst=limits.hedges_burst,
     )
-    return Fleet(replicas, ask, changed, care, clock)
+    slack = Slack(config.routing.load_ratio, config.routing.load_tokens)
+    return Fleet(replicas, ask, changed, care, clock, slack)
 
 
 def _decoders(config: Config, asides: Asides) -> Callable[[Call], tuple[Callable[[], Decoder], bool]]:

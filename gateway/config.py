@@ -218,11 +218,15 @@ class Listen(Part):
 
 
 class Replica(Part):
-    """One vLLM server. url: normalised root; key: sent to it as a bearer token; name: default host:port."""
+    """One vLLM server. url: normalised root; key: sent to it as a bearer token; name: default host:port.
+
+    weight: how much it takes beside the others of its model.
+    """
 
     url: Annotated[str, AfterValidator(_root_url)]
     role: Literal["active", "standby"] = "active"
     key: Annotated[SecretStr, AfterValidator(_header_safe)] | None = None
+    weight: float = Field(default=1.0, ge=0.01, le=1000)
     name: Label = Field(default_factory=_host_port)
 
     @property
@@ -317,6 +321,16 @@ class DeclaredBudget(Bounded):
         return scope("org", *within)
 
 
+class Routing(Part):
+    """Which of a model's replicas a request goes to, where several are equally good."""
+
+    sessions: bool = True  # those of one x-session-id go to one replica, whose prefix cache has their turns
+    prefixes: bool = True  # and of others those whose prompts begin alike
+    prefix_bytes: int = Field(default=2048, ge=64, le=65_536)  # so much of a beginning: hashed for each request
+    load_ratio: float = Field(default=1.25, ge=1, le=100)  # of its share; with more a replica is passed over
+    load_tokens: int = Field(default=8192, ge=0, le=10**9)  # above that, so that a quiet fleet stays as it is
+
+
 class Timeouts(Part):
     """How long each wait may last, in seconds."""
 
@@ -393,6 +407,7 @@ class Config(Part):
     prices: tuple[ModelPrice, ...] = Field(default=(), max_length=1024)
     breaker: Breaker | None = None  # of every scope that has none of its own, nor one above it
     alerts: Alerts | None = None
+    routing: Routing = Routing()
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
     share_prefix_cache: bool = False  # else each org gets its own cache_salt, and cannot time another's prefixes

@@ -71,7 +71,7 @@ class Flow:
         with Legs(self.fleet, self.upstream, self.targets, headers) as legs:
             while answer.open:
                 if answer.needs_leg:
-                    name = self.fleet.pick(answer.call.model, failed)
+                    name = self.fleet.pick(answer.call.model, failed, answer.call.near)
                     if name is None:
                         return answer.fail(Ending.UPSTREAM_LOST, "No server of this model can be reached now.")
                     sink.from_replica(name, record.leg_opened(name))

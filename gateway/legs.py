@@ -17,12 +17,13 @@ SILENT_AGAIN_S = 0.25  # how soon a silent leg for which nothing could be done i
 
 
 class Running(NamedTuple):
-    """A leg on its way. part: what it feeds. watch: of a stream."""
+    """A leg on its way. part: what it feeds. watch: of a stream. likely: tokens that it takes there, about."""
 
     replica: str
     leg: Leg
     part: Any
     watch: Watch | None
+    likely: int = 0
 
 
 class Legs:
@@ -59,8 +60,8 @@ class Legs:
             watch = self._fleet.watch(replica, len(ask.body), self._wake)
         target = self._targets[replica]
         part.leg = leg = self._upstream.open(target, ask.path, ask.body, part.receiver, self._headers, watch)
-        self._fleet.enter(replica)
-        self._running.append(Running(replica, leg, part, watch))
+        self._fleet.enter(replica, ask.likely)
+        self._running.append(Running(replica, leg, part, watch, ask.likely))
         leg.on_end = self._wake
         if leg.over:
             self._wake()
@@ -84,7 +85,7 @@ class Legs:
         for number, one in enumerate(self._running):
             if one.leg.ended.done():
                 del self._running[number]
-                self._fleet.leave(one.replica)
+                self._fleet.leave(one.replica, one.likely)
                 return one, one.leg.ended.result()
         return None
 
@@ -100,7 +101,7 @@ class Legs:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for one in self._running:
             one.leg.close()
-            self._fleet.leave(one.replica)
+            self._fleet.leave(one.replica, one.likely)
 
     def _wake(self) -> None:
         self._news = True

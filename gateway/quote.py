@@ -17,6 +17,7 @@ from gateway.books.tenants import Tenant
 from gateway.breakers import Breakers
 from gateway.circuit import FREE, Watch
 from gateway.fleet.replicas import Fleet
+from gateway.rates import BYTES_PER_TOKEN
 from gateway.stream.call import Call
 from gateway.stream.seams import Terms
 from gateway.stream.text import Decoder
@@ -147,5 +148,6 @@ class Quotes:
         decoder, spells_special = self._decoders(call)
         window = partial(self._fleet.window, call.model)
         max_tokens = most if capped else call.max_tokens
-        terms = Terms(self._legs_max, max_tokens, capped, decoder, spells_special, window, self._hedges_max)
+        likely = call.body_bytes // BYTES_PER_TOKEN + 1, min(most, self.lengths.q90(call.model, prompt))
+        terms = Terms(self._legs_max, max_tokens, capped, decoder, spells_special, window, self._hedges_max, *likely)
         return Quote(hold, terms, watch.over(hold))

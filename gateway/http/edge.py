@@ -43,6 +43,7 @@ class Edge:
 
     scrub: takes addresses out of servers' words.
     salt: what keeps one org from timing another's cached prefixes; None shares them.
+    near: what a request has in common with others, so that it goes where they went.
     ready: says what keeps the gateway from serving, line by line.
     on_refused: told of every refusal, whoever refused.
     in_flight: requests whose answers are not made yet.
@@ -62,6 +63,7 @@ class Edge:
         budget_status: int,
         scrub: Callable[[str], str],
         salt: Callable[[Tenant], str | None],
+        near: Callable[[Call, Tenant, str | None], int | None],
         ready: Callable[[], list[str]],
         on_refused: Callable[[Reason], None],
     ) -> None:
@@ -69,7 +71,8 @@ class Edge:
         self._body_bytes_max, self._body_s = body_bytes_max, body_s
         self._client_buffer_bytes = client_buffer_bytes
         self._requests_max, self._budget_status = requests_max, budget_status
-        self._scrub, self._salt, self._ready, self._on_refused = scrub, salt, ready, on_refused
+        self._scrub, self._salt, self._near = scrub, salt, near
+        self._ready, self._on_refused = ready, on_refused
         self.in_flight = 0
         self._stopping = False
         self._started_at = int(time.time())
@@ -137,6 +140,7 @@ class Edge:
             if (salt := self._salt(tenant)) is not None:
                 call.body["cache_salt"] = salt
             call.session, call.agent = _named(request.headers)
+            call.near = self._near(call, tenant, salt)
             if call.session is not None or call.agent is not None or tenant.each:
                 tenant = self._within(tenant, call)
             sink = ClientSink(request, request_id, received_at, self._client_buffer_bytes)

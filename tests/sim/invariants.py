@@ -179,6 +179,8 @@ def at_rest(world: "World") -> Iterable[str]:
     for one in gateway.replicas():
         if (one.load, one.pulse.streams, one.pulse.silent) != (0, 0, 0):
             yield f"{one.name} keeps load {one.load}, streams {one.pulse.streams}, silent {one.pulse.silent}"
+        if one.tokens:
+            yield f"{one.name} keeps {one.tokens} tokens in flight"
     if gateway.legs():
         yield f"{gateway.legs()} legs are left"
     if len(network.links) != gateway.pooled():
