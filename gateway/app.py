@@ -27,6 +27,7 @@ from gateway.breakers import Breakers
 from gateway.changes import Changes
 from gateway.config import Config, is_loopback
 from gateway.config import Replica as ReplicaConfig
+from gateway.config_times import ModelTimes
 from gateway.deadlines import Deadlines
 from gateway.descriptors import clients_max
 from gateway.desk import Desk
@@ -60,6 +61,7 @@ from guards.routing import Slack
 log = structlog.get_logger()
 
 ALERTS = "alerts.sqlite3"
+NO_TIMES = ModelTimes()
 KEYS_EVERY_S = 0.01  # under load many requests share one look at whether a key was made or revoked
 
 
@@ -100,13 +102,13 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         journal, ledger, corrections = books.journal, books.ledger, Corrections(books.ledger, books.outbox)
         _refuse_open_doors(config, keys)
         metrics = Metrics()
-        targets = {replica.name: _target(replica) for replica in config.replicas}
+        targets = _targets(config)
         upstream = Upstream(_upstream_limits(config))
         stack.push_async_callback(upstream.close)
         fleet = _fleet(config, targets, upstream, metrics, clock)
         stack.callback(fleet.close)
         asides = Asides(fleet, upstream, targets)
-        limits, deadlines = config.limits, Deadlines(config.timeouts.total_s)
+        limits, deadlines = config.limits, _deadlines(config)
         alerts = _alerts(config, stack, journal, ledger, metrics)
         breakers = _breakers(config, ledger, deadlines, alerts, metrics)
         quotes = Quotes(
@@ -275,6 +277,7 @@ def _edge(
         body_bytes_max=limits.body_bytes,
         body_s=config.timeouts.body_s,
         client_buffer_bytes=limits.client_buffer_bytes,
+        keepalive_s=config.timeouts.keepalive_s,
         requests_max=limits.requests_in_flight,
         budget_status=config.budget_status,
         scrub=Scrub(replica.host for replica in config.replicas),
@@ -337,9 +340,23 @@ def _decoders(config: Config, asides: Asides) -> Callable[[Call], tuple[Callable
     return decoders
 
 
-def _target(replica: ReplicaConfig) -> Target:
+def _deadlines(config: Config) -> Deadlines:
+    timeouts = config.timeouts
+    return Deadlines(timeouts.total_s, timeouts.session_s, {one.name: one.timeouts.times for one in config.models})
+
+
+def _targets(config: Config) -> dict[str, Target]:
+    """Where replicas listen, and how patient their model is, by name."""
+    found = {replica.name: _target(replica) for replica in config.upstreams}
+    for model in config.models:
+        found |= {replica.name: _target(replica, model.timeouts) for replica in model.replicas}
+    return found
+
+
+def _target(replica: ReplicaConfig, times: ModelTimes = NO_TIMES) -> Target:
     key = replica.key.get_secret_value() if replica.key is not None else None
-    return Target(replica.name, replica.host, replica.port, replica.tls, key)
+    of = times.first_token_s, times.between_tokens_s
+    return Target(replica.name, replica.host, replica.port, replica.tls, key, *of)
 
 
 def _upstream_limits(config: Config) -> UpstreamLimits:

@@ -13,6 +13,7 @@ from gateway.stream.seams import Ask
 from gateway.stream.upstream import Upstream
 
 Headers = tuple[tuple[str, str], ...]
+Names = frozenset[str]
 SILENT_AGAIN_S = 0.25  # how soon a silent leg for which nothing could be done is thought of again
 
 

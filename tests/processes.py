@@ -45,6 +45,7 @@ class Gateway:
     tokenizer: the served model's tokenizer.json; None leaves text to /detokenize.
     command: what is run as `holdfast`.
     cheaper: a model that answers in the first one's stead, and its server.
+    of_model: further parts of the first model's entry.
     more: further parts of holdfast.yaml, such as timeouts={"drain_s": 1}.
     """
 
@@ -60,6 +61,7 @@ class Gateway:
         wait: bool = True,
         command: Sequence[str] = (str(HOLDFAST),),
         cheaper: tuple[str, str] | None = None,
+        of_model: dict[str, Any] | None = None,
         **more: Any,
     ) -> None:
         self._command = command
@@ -71,7 +73,7 @@ class Gateway:
         replicas = [
             {"url": url, "role": "standby" if number and standby else "active"} for number, url in enumerate(upstreams)
         ]
-        served: dict[str, Any] = {"name": model, "replicas": replicas}
+        served: dict[str, Any] = {"name": model, "replicas": replicas, **(of_model or {})}
         if tokenizer is not None:
             served["tokenizer"] = str(tokenizer)
         models = [served]
