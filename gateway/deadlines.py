@@ -127,7 +127,7 @@ class Deadlines:
         now_s = asyncio.get_running_loop().time()
         self._timer, self._look_at_s, next_s = None, inf, inf
         for one in self._running:
-            if one.due is None or one.verdict is not None:
+            if one.due is None:
                 continue
             if one.due.at_s <= now_s:
                 one.expire(_late(one.due))

@@ -16,7 +16,7 @@ def test_of_many_sessions_those_used_last_are_remembered():
     """Clients name as many as they like; who is in use is not forgotten for them."""
     sessions = Sessions(sessions_max=3)
     for number in range(10):
-        sessions.since("a", "in use", 0.5)
+        sessions.since("a", "in use", number + 0.5)
         sessions.since("a", f"s{number}", float(number))
 
     assert sessions.since("a", "in use", 100.0) == 0.5

@@ -93,12 +93,15 @@ async def test_a_shutdown_waits_no_longer_than_the_last_answer_takes():
 
 async def test_a_comment_begins_the_stream_and_what_follows_is_read_as_ever():
     """The head goes with it, without a replica that nobody knows yet; no empty line follows, which SDKs choke on."""
+    quiet = []
 
     async def handle(request):
         sink = sink_of(request)
         sink.ping()
         sink.from_replica("a", 0.0)
+        sink.quiet = True
         sink.write(b"data: one\n\n")
+        quiet.append(sink.quiet)
         return sink.response()
 
     async with listening(handle) as connect:
@@ -107,6 +110,7 @@ async def test_a_comment_begins_the_stream_and_what_follows_is_read_as_ever():
         read = await reader.readuntil(b"0\r\n\r\n")
 
     head, _, body = read.partition(b"\r\n\r\n")
+    assert quiet == [False]
     assert head.startswith(b"HTTP/1.1 200 OK")
     assert b"x-holdfast-replica" not in head
     assert body.startswith(b"7\r\n: ping\n\r\n")
