@@ -102,8 +102,7 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         journal, ledger, corrections = books.journal, books.ledger, Corrections(books.ledger, books.outbox)
         _refuse_open_doors(config, keys)
         metrics = Metrics()
-        targets = _targets(config)
-        upstream = Upstream(_upstream_limits(config))
+        targets, upstream = _targets(config), Upstream(_upstream_limits(config))
         stack.push_async_callback(upstream.close)
         fleet = _fleet(config, targets, upstream, metrics, clock)
         stack.callback(fleet.close)
@@ -122,6 +121,7 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
             legs_max=limits.legs,
             hedges_max=limits.hedges,
             breakers=breakers,
+            contexts={one.name: one.context_tokens for one in config.models if one.context_tokens is not None},
         )
         charged = alerts.charged if config.alerts is not None else None
         records = Records(journal, metrics, clock, quotes.lengths.note, charged)

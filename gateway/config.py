@@ -250,11 +250,13 @@ class Model(Part):
     """One served model and its replicas. tokenizer: the tokenizer.json itself, where there is one.
 
     cheaper: the model that answers in its stead while a breaker is degraded for long.
+    context_tokens: how long a prompt may be, where the model answers well only below its window.
     """
 
     name: Name
     tokenizer: Annotated[Path, AfterValidator(_tokenizer_file)] | None = None
     cheaper: Name | None = None
+    context_tokens: int | None = Field(default=None, ge=1, le=2**31)
     timeouts: ModelTimes = ModelTimes()
     replicas: tuple[Replica, ...] = Field(min_length=1, max_length=256)
 
@@ -276,7 +278,10 @@ class ModelPrice(Part):
 
 
 class Bounded(Part):
-    """Whatever has limits: its own, and those of each session, agent and turn within it."""
+    """Whatever has limits: its own, and those of each session, agent and turn within it.
+
+    over_context: what becomes of a prompt that is too long; unsaid, what a wider scope says, and at last refuse.
+    """
 
     limits: tuple[Budget, ...] = Field(default=(), max_length=32)
     each_session: tuple[Budget, ...] = Field(default=(), max_length=32)
@@ -285,6 +290,7 @@ class Bounded(Part):
     rates: tuple[PaceOf, ...] = Field(default=(), max_length=8)
     breaker: Breaker | None = None
     timeouts: TurnTimes | None = None
+    over_context: Literal["refuse", "truncate"] | None = None
 
     @property
     def each(self) -> dict[str, tuple[Limit, ...]]:

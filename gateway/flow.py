@@ -45,9 +45,9 @@ class Flow:
         with self.records.open(call, tenant, sink) as record, self.rates.enter(call, tenant.rates) as passage:
             deadline = self.deadlines.of(call, tenant)
             quote = await self.quotes.hold(call, tenant)
-            sink.told = passage.headers + quote.watch.headers
+            sink.told = passage.headers + quote.headers
             with quote.hold as hold, quote.watch as watch:
-                record.held(hold, watch.about)
+                record.held(hold, quote.about)
                 kind = Relay if call.stream else Plain
                 answer = record.answer = kind(call, sink, hold, quote.terms, self.clock, record.gaps)
                 try:

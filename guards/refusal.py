@@ -12,6 +12,7 @@ class Reason(StrEnum):
     UNAUTHORIZED = "invalid_api_key"
     MODEL_UNKNOWN = "model_not_found"
     NOT_FOUND = "not_found"
+    CONTEXT = "context_length_exceeded"
     BUDGET = "budget_exceeded"
     HELD = "budget_held"
     RATE = "rate_limit_exceeded"

@@ -18,12 +18,14 @@ Each = Mapping[str, tuple[Limit, ...]]  # by level: what each session, agent or 
 Rates = Mapping[str, tuple[tuple[Counted, Rate], ...]]  # by scope
 
 TimesOf = Mapping[str, Times]  # by scope
+Truncates = Mapping[str, bool]  # by scope
 
 Plans = Mapping[str, Plan]  # by scope; of «» where no scope says more
 
 NO_RATES: Rates = {}
 NO_PLANS: Plans = {}
 NO_TIMES: TimesOf = {}
+NO_WORD: Truncates = {}
 NAME_CHARS_MAX = 256
 RECORD = Limit(UNLIMITED)  # what a key without limits is under: it refuses nothing, and its tokens are counted
 WITHIN_MAX = 256  # sessions and agents of a key that are remembered
@@ -39,6 +41,7 @@ class Tenant:
         output of one may be delivered; of several the slowest.
     breakers: which of its limits are watched, the widest scope first.
     times: how long its turns and sessions may take, as far as its scopes say.
+    truncates: whether the oldest turns of a conversation that is too long may be dropped.
     limited: whether any limit can refuse it; pays: whether any is in money, so that models need a price.
     source: «open» while no key was ever made. about: their names, for the journal.
     """
@@ -55,6 +58,7 @@ class Tenant:
     pace: Rate | None = None
     breakers: tuple[Watched, ...] = ()
     times: Times = UNSAID
+    truncates: bool = False
     about: Mapping[str, str] = field(init=False)
     _within: dict[tuple[str | None, tuple[str, ...]], "Tenant"] = field(init=False, compare=False, repr=False)
     limited: bool = field(init=False)
@@ -122,6 +126,7 @@ def tenant(
     plans: Plans = NO_PLANS,
     each_as_of: float = 0.0,
     times: TimesOf = NO_TIMES,
+    truncates: Truncates = NO_WORD,
 ) -> Tenant:
     """Say who a key stands for, under all limits of its scopes.
 
@@ -139,6 +144,7 @@ def tenant(
         pace=max(paces, key=lambda rate: rate.interval_ns, default=None),
         breakers=_watched(known, limits, plans) if plans else (),
         times=tightest(times[at] for at in known if at in times),
+        truncates=next((truncates[at] for at in reversed(known) if at in truncates), False),
     )  # fmt: skip
 
 

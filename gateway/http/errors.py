@@ -24,6 +24,7 @@ TABLE: dict[Reason, Wire] = {
     Reason.UNAUTHORIZED: Wire(401, "authentication_error", False),
     Reason.MODEL_UNKNOWN: Wire(404, "invalid_request_error", False),
     Reason.NOT_FOUND: Wire(404, "invalid_request_error", False),
+    Reason.CONTEXT: Wire(400, "invalid_request_error", False),
     Reason.BUDGET: Wire(402, "insufficient_quota", False),
     Reason.HELD: Wire(429, "rate_limit_error", True),
     Reason.RATE: Wire(429, "rate_limit_error", True),

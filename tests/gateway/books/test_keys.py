@@ -290,6 +290,16 @@ def test_time_limits_are_the_shortest_that_a_key_s_scopes_say(path: Path):
     assert stored.times == Times(90, 300)
 
 
+def test_of_what_becomes_of_long_prompts_the_narrowest_word_holds(path: Path):
+    """A key's before its org's; where nobody says anything they are refused."""
+    own = declared("hush").model_copy(update={"org": "acme", "over_context": "refuse"})
+    budgets = (DeclaredBudget.model_validate({"org": "acme", "over_context": "truncate"}),)
+    keys = Keys(path, (own, declared("open")), budgets=budgets)
+    _, stored = keys.create("dave", org="acme")
+
+    assert [keys.tenant("hush").truncates, keys.tenant("open").truncates, stored.truncates] == [False, False, True]
+
+
 def test_a_key_both_stored_and_declared_can_be_revoked(path: Path):
     """Declaring a stored key does not bring it back once it is revoked."""
     secret, tenant = Keys(path).create("alice")
