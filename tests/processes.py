@@ -41,7 +41,7 @@ class Gateway:
     """A running gateway with its data and log in `folder`; its process group ends with `stop` or `kill`.
 
     upstreams: root URLs; the first is active, the others stand by, unless `standby` is false.
-    discovery: name no model in the configuration, only `upstreams`.
+    discovery: name no model in the configuration, only `upstreams`; all are active then, and the first is asked first.
     tokenizer: the served model's tokenizer.json; None leaves text to /detokenize.
     command: what is run as `holdfast`.
     cheaper: a model that answers in the first one's stead, and its server.
@@ -64,6 +64,8 @@ class Gateway:
         of_model: dict[str, Any] | None = None,
         **more: Any,
     ) -> None:
+        if discovery:
+            more.setdefault("routing", {"sessions": False, "prefixes": False})
         self._command = command
         self.folder, self.data, self.log_file = folder, folder / "data", folder / "gateway.log"
         self.port, self.admin_port = free_ports(2)
