@@ -14,6 +14,7 @@ import structlog
 import uvloop
 
 from gateway import replica_table, verdicts
+from gateway.affinity import Affinity
 from gateway.asides import Asides
 from gateway.books.alert_book import AlertBook
 from gateway.books.corrections import Corrections
@@ -28,6 +29,7 @@ from gateway.breakers import Breakers
 from gateway.changes import Changes
 from gateway.config import Config, is_loopback
 from gateway.config import Replica as ReplicaConfig
+from gateway.config_times import ModelTimes
 from gateway.deadlines import Deadlines
 from gateway.descriptors import clients_max
 from gateway.desk import Desk
@@ -57,10 +59,12 @@ from gateway.stream.upstream import Upstream
 from gateway.watch.alerts import Alerts
 from gateway.watch.metrics import Metrics
 from gateway.worker import Worker
+from guards.routing import Slack
 
 log = structlog.get_logger()
 
 ALERTS = "alerts.sqlite3"
+NO_TIMES = ModelTimes()
 KEYS_EVERY_S = 0.01  # under load many requests share one look at whether a key was made or revoked
 
 
@@ -101,13 +105,12 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         journal, ledger, corrections = books.journal, books.ledger, Corrections(books.ledger, books.outbox)
         _refuse_open_doors(config, keys)
         metrics = Metrics()
-        targets = {replica.name: _target(replica) for replica in config.replicas}
-        upstream = Upstream(_upstream_limits(config))
+        targets, upstream = _targets(config), Upstream(_upstream_limits(config))
         stack.push_async_callback(upstream.close)
         fleet = _fleet(config, targets, upstream, metrics, clock, journal.append)
         stack.callback(fleet.close)
         asides = Asides(fleet, upstream, targets)
-        limits, deadlines = config.limits, Deadlines(config.timeouts.total_s)
+        limits, deadlines = config.limits, _deadlines(config)
         alerts = _alerts(config, stack, journal, ledger, metrics)
         breakers = _breakers(config, ledger, deadlines, alerts, metrics)
         quotes = Quotes(
@@ -121,6 +124,7 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
             legs_max=limits.legs,
             hedges_max=limits.hedges,
             breakers=breakers,
+            contexts={one.name: one.context_tokens for one in config.models if one.context_tokens is not None},
         )
         charged = alerts.charged if config.alerts is not None else None
         records = Records(journal, metrics, clock, quotes.lengths.note, charged)
@@ -271,7 +275,10 @@ def _edge(
     ready: Callable[[], list[str]],
     metrics: Metrics,
 ) -> Edge:
-    limits = config.limits
+    limits, routing = config.limits, config.routing
+    affinity = Affinity(
+        sessions=routing.sessions, prefixes=routing.prefixes, prefix_bytes=routing.prefix_bytes
+    )
 
     def salt(tenant: Tenant) -> str | None:
         return salts.of(tenant) if salts is not None else None
@@ -284,10 +291,12 @@ def _edge(
         body_bytes_max=limits.body_bytes,
         body_s=config.timeouts.body_s,
         client_buffer_bytes=limits.client_buffer_bytes,
+        keepalive_s=config.timeouts.keepalive_s,
         requests_max=limits.requests_in_flight,
         budget_status=config.budget_status,
         scrub=Scrub(replica.host for replica in config.replicas),
         salt=salt,
+        near=affinity.near,
         ready=ready,
         on_refused=metrics.refused,
     )
@@ -304,7 +313,9 @@ def _fleet(
     models = {replica.name: model.name for model in config.models for replica in model.replicas}
     timeouts, limits = config.timeouts, config.limits
     replicas = [
-        Replica(one.name, one.role == "standby", models.get(one.name), pulse=Pulse(timeouts.suspect_s))
+        Replica(
+            one.name, one.role == "standby", models.get(one.name), pulse=Pulse(timeouts.suspect_s), weight=one.weight
+        )
         for one in config.replicas
     ]
 
@@ -328,7 +339,8 @@ def _fleet(
         breakers=config.health.breaker,
         flaps=config.health.flapping,
     )
-    return Fleet(replicas, ask, verdicts.Verdicts(append, metrics, upstream.abandon), care, clock)
+    slack = Slack(config.routing.load_ratio, config.routing.load_tokens)
+    return Fleet(replicas, ask, verdicts.Verdicts(append, metrics, upstream.abandon), care, clock, slack)
 
 
 def _decoders(config: Config, asides: Asides) -> Callable[[Call], tuple[Callable[[], Decoder], bool]]:
@@ -344,9 +356,23 @@ def _decoders(config: Config, asides: Asides) -> Callable[[Call], tuple[Callable
     return decoders
 
 
-def _target(replica: ReplicaConfig) -> Target:
+def _deadlines(config: Config) -> Deadlines:
+    timeouts = config.timeouts
+    return Deadlines(timeouts.total_s, timeouts.session_s, {one.name: one.timeouts.times for one in config.models})
+
+
+def _targets(config: Config) -> dict[str, Target]:
+    """Where replicas listen, and how patient their model is, by name."""
+    found = {replica.name: _target(replica) for replica in config.upstreams}
+    for model in config.models:
+        found |= {replica.name: _target(replica, model.timeouts) for replica in model.replicas}
+    return found
+
+
+def _target(replica: ReplicaConfig, times: ModelTimes = NO_TIMES) -> Target:
     key = replica.key.get_secret_value() if replica.key is not None else None
-    return Target(replica.name, replica.host, replica.port, replica.tls, key)
+    of = times.first_token_s, times.between_tokens_s
+    return Target(replica.name, replica.host, replica.port, replica.tls, key, *of)
 
 
 def _upstream_limits(config: Config) -> UpstreamLimits:

@@ -40,13 +40,17 @@ class Asides:
         self._fleet, self._upstream, self._targets, self._timeout_s = fleet, upstream, targets, timeout_s
 
     async def count(self, call: Call) -> int:
-        """Count a request's prompt tokens exactly, template, tools and all, over all its prompts.
+        """Count a request's prompt tokens over all its prompts; see `counts`."""
+        return sum(await self.counts(call))
+
+    async def counts(self, call: Call) -> list[int]:
+        """Count the tokens of each prompt of a request exactly, template, tools and all.
 
         Raises Refused where the servers refuse the prompt or none answers.
         """
         if call.endpoint is Endpoint.CHAT:
             said = {name: call.body[name] for name in TEMPLATE_FIELDS if name in call.body}
-            return await self._count(call.model, said)
+            return [await self._count(call.model, said)]
         gate = asyncio.Semaphore(ASKED_AT_ONCE_MAX)
 
         async def one(prompt: Any) -> int:
@@ -56,7 +60,7 @@ class Asides:
             async with gate:
                 return await self._count(call.model, {"prompt": prompt, "add_special_tokens": special})
 
-        return sum(await asyncio.gather(*map(one, call.prompts)))
+        return await asyncio.gather(*map(one, call.prompts))
 
     async def text(self, model: str, ids: Sequence[int]) -> str:
         """Decode ids to text, special tokens spelled out. Raises TextLost."""

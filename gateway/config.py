@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from gateway.config_alarms import Alerts, Breaker
 from gateway.config_health import HealthConfig
 from gateway.config_part import Part, wrong
+from gateway.config_times import ModelTimes, Timeouts, TurnTimes
 from gateway.vault_url import NoVaultUrl, VaultUrl, parse_vault_url
 from guards.budget import UNLIMITED, Limit, Unit, Window
 from guards.money import Price, dollars
@@ -219,11 +220,15 @@ class Listen(Part):
 
 
 class Replica(Part):
-    """One vLLM server. url: normalised root; key: sent to it as a bearer token; name: default host:port."""
+    """One vLLM server. url: normalised root; key: sent to it as a bearer token; name: default host:port.
+
+    weight: how much it takes beside the others of its model.
+    """
 
     url: Annotated[str, AfterValidator(_root_url)]
     role: Literal["active", "standby"] = "active"
     key: Annotated[SecretStr, AfterValidator(_header_safe)] | None = None
+    weight: float = Field(default=1.0, ge=0.01, le=1000)
     name: Label = Field(default_factory=_host_port)
 
     @property
@@ -246,11 +251,14 @@ class Model(Part):
     """One served model and its replicas. tokenizer: the tokenizer.json itself, where there is one.
 
     cheaper: the model that answers in its stead while a breaker is degraded for long.
+    context_tokens: how long a prompt may be, where the model answers well only below its window.
     """
 
     name: Name
     tokenizer: Annotated[Path, AfterValidator(_tokenizer_file)] | None = None
     cheaper: Name | None = None
+    context_tokens: int | None = Field(default=None, ge=1, le=2**31)
+    timeouts: ModelTimes = ModelTimes()
     replicas: tuple[Replica, ...] = Field(min_length=1, max_length=256)
 
 
@@ -271,7 +279,10 @@ class ModelPrice(Part):
 
 
 class Bounded(Part):
-    """Whatever has limits: its own, and those of each session, agent and turn within it."""
+    """Whatever has limits: its own, and those of each session, agent and turn within it.
+
+    over_context: what becomes of a prompt that is too long; unsaid, what a wider scope says, and at last refuse.
+    """
 
     limits: tuple[Budget, ...] = Field(default=(), max_length=32)
     each_session: tuple[Budget, ...] = Field(default=(), max_length=32)
@@ -279,6 +290,8 @@ class Bounded(Part):
     each_turn: tuple[Budget, ...] = Field(default=(), max_length=32)
     rates: tuple[PaceOf, ...] = Field(default=(), max_length=8)
     breaker: Breaker | None = None
+    timeouts: TurnTimes | None = None
+    over_context: Literal["refuse", "truncate"] | None = None
 
     @property
     def each(self) -> dict[str, tuple[Limit, ...]]:
@@ -318,23 +331,14 @@ class DeclaredBudget(Bounded):
         return scope("org", *within)
 
 
-class Timeouts(Part):
-    """How long each wait may last, in seconds."""
+class Routing(Part):
+    """Which of a model's replicas a request goes to, where several are equally good."""
 
-    connect_s: float = Field(default=0.5, ge=0.01, le=60)  # a dead host never answers; all of this is added TTFT
-    first_token_s: float = Field(default=60, ge=0.1, le=3600)  # long prompts compute for tens of seconds
-    between_tokens_s: float = Field(default=10, ge=0.05, le=600)  # above one scheduling stall of a busy server
-    total_s: float = Field(default=3600, ge=1, le=86_400)  # one request, all its legs together
-    probe_s: float = Field(default=1.0, ge=0.01, le=60)  # one health probe; three bad ones in a row are a verdict
-    probe_every_s: float = Field(default=1.0, ge=0.05, le=300)  # between probes of one replica
-    suspect_s: float = Field(default=0.25, ge=0.02, le=600)  # silence below this is never suspicious; a hedge costs
-    canary_s: float = Field(default=2.0, ge=0.1, le=600)  # for one token, on a silent server or one that comes back
-    head_s: float = Field(default=10, ge=0.1, le=600)  # for a client to send the head of a request, once it began
-    body_s: float = Field(default=30, ge=0.1, le=600)  # for a client to send its request: slow senders hold memory
-    client_idle_s: float = Field(default=75, ge=0.1, le=3600)  # a client's connection between requests
-    client_stall_s: float = Field(default=30, ge=0.1, le=3600)  # for a client that stopped reading and holds KV
-    idle_s: float = Field(default=4, ge=0.1, le=3600)  # an unused upstream connection; below vLLM's own keep-alive
-    drain_s: float = Field(default=30, ge=0, le=3600)  # for running streams after SIGTERM
+    sessions: bool = True  # those of one x-session-id go to one replica, whose prefix cache has their turns
+    prefixes: bool = True  # and of others those whose prompts begin alike
+    prefix_bytes: int = Field(default=2048, ge=64, le=65_536)  # so much of a beginning: hashed for each request
+    load_ratio: float = Field(default=1.25, ge=1, le=100)  # of its share; with more a replica is passed over
+    load_tokens: int = Field(default=8192, ge=0, le=10**9)  # above that, so that a quiet fleet stays as it is
 
 
 class Limits(Part):
@@ -394,6 +398,7 @@ class Config(Part):
     prices: tuple[ModelPrice, ...] = Field(default=(), max_length=1024)
     breaker: Breaker | None = None  # of every scope that has none of its own, nor one above it
     alerts: Alerts | None = None
+    routing: Routing = Routing()
     timeouts: Timeouts = Timeouts()
     health: HealthConfig = HealthConfig()
     limits: Limits = Limits()

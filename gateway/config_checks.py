@@ -139,8 +139,9 @@ def _budget_faults(raw: Any) -> Iterator[Fault]:
             yield Fault(("budgets", at), "names both a team and a user", "Write one entry for each.")
         elif budget.org is None and budget.team is None and budget.user is None:
             yield Fault(("budgets", at), "names nobody", 'Add "org: ...", "team: ..." or "user: ...".')
-        if not any(getattr(budget, field) for field in (*FIELDS[1:], "rates", "breaker")):
-            hint = 'Add "limits: [50.00 USD/month]", or each_session, each_agent, each_turn, rates, breaker.'
+        if not any(getattr(budget, field) for field in (*FIELDS[1:], "rates", "breaker", "timeouts", "over_context")):
+            hint = 'Add "limits: [50.00 USD/month]", or each_session, each_agent, each_turn, rates, breaker, timeouts, '
+            hint += "over_context."
             yield Fault(("budgets", at), "no limits", hint)
         yield from _limits_twice(("budgets", at), budget, budget.scope, seen)
     hashes: dict[str, int] = {}

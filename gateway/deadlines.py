@@ -1,17 +1,29 @@
 """When running requests must end: in time, when a key is revoked, a breaker opens, rights to spend lapse, or now."""
 
 import asyncio
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
+from math import inf
 from types import TracebackType
 from typing import Self
 
+from gateway.books.tenants import Tenant
+from gateway.sessions import Sessions
+from gateway.stream.call import Call
+from gateway.stream.refusals import given_up
 from guards.budget import Line
 from guards.refusal import Ending
+from guards.timeouts import UNSAID, Due, Times, first_due, tightest
 
 Verdict = tuple[Ending, str]
 STOPPED: Verdict = (Ending.STOPPED, "The gateway is stopping, and this request took longer than it may wait.")
 REVOKED: Verdict = (Ending.REVOKED, "The API key of this request was revoked.")
 LAPSED: Verdict = (Ending.BOOKS, "The budget of this request cannot be asked for any more right now.")
+LATE = {
+    Ending.TIMEOUT: "This request took longer than {:g} s, the limit for one (timeouts.total_s).",
+    Ending.SESSION: "This session is older than {:g} s, the limit for one (timeouts.session_s).",
+}
+LOOK_EVERY_S = 0.02  # at the soonest, whatever ends when
+NO_TIMES: Mapping[str, Times] = {}
 
 
 class Expired(Exception):
@@ -23,24 +35,47 @@ class Expired(Exception):
 
 
 class Deadlines:
-    """The deadlines of all running requests. Each has the same time, so they end in order, and one timer serves all.
+    """The deadlines of all running requests. One timer serves all: it looks when the first of them may be due.
 
-    total_s: what one request may take, all its legs together.
+    total_s: what one request may take, all its legs together; session_s: all of a session's. Both where neither its
+        key nor its model says otherwise.
+    models: what models say.
     """
 
-    def __init__(self, total_s: float) -> None:
-        self._total_s = total_s
-        self._running: dict[Deadline, None] = {}  # the first to end first
+    def __init__(
+        self, total_s: float, session_s: float | None = None, models: Mapping[str, Times] = NO_TIMES
+    ) -> None:
+        self._usual, self._models = Times(total_s, session_s), models
+        self._sessions = Sessions()
+        self._running: dict[Deadline, None] = {}  # in the order of their beginning
         self._timer: asyncio.TimerHandle | None = None
+        self._look_at_s = inf
         self._stopped = False
         self._revoked: set[str] = set()  # since the start: one may have been let in a moment before, and begin after
 
-    def one(self, key_id: str, lines: Sequence[Line] = (), whose: object = None) -> "Deadline":
+    def of(self, call: Call, tenant: Tenant) -> "Deadline":
+        """As `one`, by what its key, its model and its session say. Raises Refused (SESSION) where that is over."""
+        now_s = asyncio.get_running_loop().time()
+        said = tightest((tenant.times, self._models.get(call.model, UNSAID)))
+        turn_s, session_s = (mine if mine is not None else usual for mine, usual in zip(said, self._usual, strict=True))
+        since_s = None
+        if session_s is not None and call.session is not None:
+            since_s = self._sessions.since(tenant.key_id, call.session, now_s)
+        due = first_due(Times(turn_s, session_s), now_s, since_s)
+        if due is not None and due.at_s <= now_s:
+            raise given_up(*_late(due))
+        return self.one(tenant.key_id, tenant.lines, due=due)
+
+    def one(
+        self, key_id: str, lines: Sequence[Line] = (), whose: object = None, due: Due | None = None
+    ) -> "Deadline":
         """A block that ends in time. Raises Expired when it did not by itself.
 
-        lines: the limits it is under, for `lapse`; whose: for `end`.
+        lines: the limits it is under, for `lapse`; whose: for `end`; due: when it must end; as usual if unsaid.
         """
-        return Deadline(key_id, lines, whose, self._began, self._running.pop)
+        if due is None:
+            due = first_due(self._usual, asyncio.get_running_loop().time(), None)
+        return Deadline(key_id, lines, whose, due, self._began, self._running.pop)
 
     def end(self, whose: Set[object], verdict: Verdict) -> int:
         """End those requests that run now which are of these; return how many."""
@@ -70,25 +105,40 @@ class Deadlines:
             one.expire(LAPSED)
         return len(ended)
 
-    def _began(self, one: "Deadline", now_s: float) -> None:
-        one.ends_at = now_s + self._total_s
+    def _began(self, one: "Deadline") -> None:
         self._running[one] = None
         if self._stopped:
             one.expire(STOPPED)
         elif one.key_id in self._revoked:
             one.expire(REVOKED)
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_at(one.ends_at, self._look)
+        elif one.due is not None:
+            self._expect(one.due.at_s)
+
+    def _expect(self, at_s: float) -> None:
+        """Look then, if nobody does sooner."""
+        if at_s < self._look_at_s:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._look_at_s = at_s
+            self._timer = asyncio.get_running_loop().call_at(at_s, self._look)
 
     def _look(self) -> None:
         """End those whose time is over, and look again when the next one's is."""
-        loop = asyncio.get_running_loop()
-        self._timer = None
+        now_s = asyncio.get_running_loop().time()
+        self._timer, self._look_at_s, next_s = None, inf, inf
         for one in self._running:
-            if one.ends_at > loop.time():
-                self._timer = loop.call_at(one.ends_at, self._look)
-                return
-            one.expire((Ending.TIMEOUT, f"This request took longer than {self._total_s:g} s, the limit here."))
+            if one.due is None:
+                continue
+            if one.due.at_s <= now_s:
+                one.expire(_late(one.due))
+            else:
+                next_s = min(next_s, one.due.at_s)
+        if next_s < inf:
+            self._expect(max(next_s, now_s + LOOK_EVERY_S))
+
+
+def _late(due: Due) -> Verdict:
+    return due.ending, LATE[due.ending].format(due.limit_s)
 
 
 class Deadline:
@@ -97,20 +147,25 @@ class Deadline:
     verdict: how the request in it ended, and what its client is told; None while it may go on.
     """
 
-    __slots__ = ("_began", "_cancelling", "_left", "_task", "ends_at", "key_id", "lines", "verdict", "whose")
+    __slots__ = ("_began", "_cancelling", "_left", "_task", "due", "key_id", "lines", "verdict", "whose")
 
     def __init__(
         self,
         key_id: str,
         lines: Sequence[Line],
         whose: object,
-        began: Callable[["Deadline", float], None],
+        due: Due | None,
+        began: Callable[["Deadline"], None],
         left: Callable[["Deadline"], None],
     ) -> None:
-        self.key_id, self.lines, self.whose = key_id, lines, whose
+        self.key_id, self.lines, self.whose, self.due = key_id, lines, whose, due
         self._began, self._left = began, left
         self.verdict: Verdict | None = None
-        self.ends_at = 0.0
+
+    def over(self, whose: object) -> Self:
+        """The same, once it is known whose it is."""
+        self.whose = whose
+        return self
 
     def expire(self, verdict: Verdict) -> None:
         """Its time is over: whatever is awaited in it is cancelled. The first verdict stands."""
@@ -122,7 +177,7 @@ class Deadline:
         task = asyncio.current_task()
         assert task is not None
         self._task, self._cancelling = task, task.cancelling()
-        self._began(self, asyncio.get_running_loop().time())
+        self._began(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gateway.books.tenants import Tenant
 from gateway.deadlines import Deadlines, Expired
 from gateway.fleet.replicas import Fleet
-from gateway.legs import Headers, Legs
+from gateway.legs import Headers, Legs, Names
 from gateway.quote import Quotes
 from gateway.rates import Rates
 from gateway.record import Record, Records
@@ -22,8 +22,6 @@ from gateway.stream.relay import Relay
 from gateway.stream.seams import Sink
 from gateway.stream.upstream import Upstream
 from guards.refusal import Ending
-
-Names = frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -45,15 +43,16 @@ class Flow:
         However it ends, the hold is settled once, at what was delivered.
         """
         with self.records.open(call, tenant, sink) as record, self.rates.enter(call, tenant.rates) as passage:
+            deadline = self.deadlines.of(call, tenant)
             quote = await self.quotes.hold(call, tenant)
-            sink.told = passage.headers + quote.watch.headers
+            sink.told = passage.headers + quote.headers
             with quote.hold as hold, quote.watch as watch:
-                record.held(hold, watch.about)
+                record.held(hold, quote.about)
                 kind = Relay if call.stream else Plain
                 answer = record.answer = kind(call, sink, hold, quote.terms, self.clock, record.gaps)
                 try:
                     try:
-                        with self.deadlines.one(tenant.key_id, tenant.lines, watch):
+                        with deadline.over(watch):
                             await self._legs(answer, sink, record, headers)
                     except Expired as expired:
                         answer.fail(*expired.verdict)
@@ -71,7 +70,7 @@ class Flow:
         with Legs(self.fleet, self.upstream, self.targets, headers, answer.call.model) as legs:
             while answer.open:
                 if answer.needs_leg:
-                    name = legs.pick(failed)
+                    name = legs.pick(failed, answer.call.near)
                     if name is None:
                         return answer.fail(Ending.UPSTREAM_LOST, "No server of this model can be reached now.")
                     sink.from_replica(name, record.leg_opened(name))

@@ -14,17 +14,22 @@ from gateway.stream.upstream import Upstream
 from gateway.visits import Visit, Visits
 
 Headers = tuple[tuple[str, str], ...]
+Names = frozenset[str]
 SILENT_AGAIN_S = 0.25  # how soon a silent leg for which nothing could be done is thought of again
 
 
 class Running(NamedTuple):
-    """A leg on its way. visit: which one it is part of. part: what it feeds. watch: of a stream."""
+    """A leg on its way. visit: which one it is part of. part: what it feeds. watch: of a stream.
+
+    likely: tokens that it takes there, about.
+    """
 
     replica: str
     visit: Visit
     leg: Leg
     part: Any
     watch: Watch | None
+    likely: int = 0
 
 
 class Legs:
@@ -54,12 +59,12 @@ class Legs:
         """Where there is one."""
         return frozenset(one.replica for one in self._running)
 
-    def pick(self, avoid: frozenset[str]) -> str | None:
-        """Name the replica for the next legs; None when there is none left to try.
+    def pick(self, avoid: Names, near: int | None = None) -> str | None:
+        """Name the replica for the next legs; None when there is none left to try. near: see `guards.routing`.
 
         Its breaker counts the request as sent from now on: before it is, others come, and there is one probe.
         """
-        name = self._fleet.pick(self._model, avoid)
+        name = self._fleet.pick(self._model, avoid, near)
         self._next = None if name is None else self._visits.begin(name)
         return name
 
@@ -78,8 +83,8 @@ class Legs:
             watch = self._fleet.watch(replica, len(ask.body), self._wake, self._visits.progressed)
         target = self._targets[replica]
         part.leg = leg = self._upstream.open(target, ask.path, ask.body, part.receiver, self._headers, watch)
-        self._fleet.enter(replica)
-        self._running.append(Running(replica, visit, leg, part, watch))
+        self._fleet.enter(replica, ask.likely)
+        self._running.append(Running(replica, visit, leg, part, watch, ask.likely))
         leg.on_end = self._wake
         if leg.over:
             self._wake()
@@ -103,7 +108,7 @@ class Legs:
         for number, one in enumerate(self._running):
             if one.leg.ended.done():
                 del self._running[number]
-                self._fleet.leave(one.replica)
+                self._fleet.leave(one.replica, one.likely)
                 return one, one.leg.ended.result()
         return None
 
@@ -124,7 +129,7 @@ class Legs:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for one in self._running:
             one.leg.close()
-            self._fleet.leave(one.replica)
+            self._fleet.leave(one.replica, one.likely)
         self._visits.close(left=kind is not None)
 
     def _wake(self) -> None:

@@ -16,7 +16,9 @@ from gateway.books.ledger.hold import Hold
 from gateway.books.tenants import Tenant
 from gateway.breakers import Breakers
 from gateway.circuit import FREE, Watch
+from gateway.context import FITS, NO_LIMITS, Context, Contexts, Headers
 from gateway.fleet.replicas import Fleet
+from gateway.rates import BYTES_PER_TOKEN
 from gateway.stream.call import Call
 from gateway.stream.seams import Terms
 from gateway.stream.text import Decoder
@@ -32,15 +34,27 @@ NO_PRICES: Mapping[str, Price] = {}
 
 
 class Quote(NamedTuple):
-    """A committed hold, the terms that go upstream with the request, and the breakers' watch over it."""
+    """A committed hold, the terms that go upstream with the request, the breakers' watch over it, and how it fits.
+
+    headers: what the client is told of it; about: the same for the journal.
+    """
 
     hold: Hold
     terms: Terms
     watch: Watch
+    context: Context = FITS
+
+    @property
+    def headers(self) -> Headers:
+        return self.watch.headers + self.context.headers
+
+    @property
+    def about(self) -> Mapping[str, object]:
+        return {**self.watch.about, **self.context.about} if self.context is not FITS else self.watch.about
 
 
 class Quotes:
-    """Makes quotes. prices: of the models that have one.
+    """Makes quotes. prices: of the models that have one. contexts: limits of models' prompts below their windows.
 
     lease_tokens, low_tokens: of a top-up; legs_max, hedges_max: servers tried per request.
     """
@@ -59,7 +73,9 @@ class Quotes:
         hedges_max: int = 8,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         breakers: Breakers | None = None,
+        contexts: Mapping[str, int] = NO_LIMITS,
     ) -> None:
+        self._contexts = Contexts(fleet, asides, contexts)
         self._breakers = breakers
         self._ledger, self._fleet, self._asides, self._decoders = ledger, fleet, asides, decoders
         self.prices = prices
@@ -70,11 +86,12 @@ class Quotes:
     async def hold(self, call: Call, tenant: Tenant) -> Quote:
         """Hold budget for a request. Where a cheaper model is to answer, the call names that one from now on.
 
-        Raises Refused: BREAKER, BUDGET, HELD, UNBOUNDED, UNPRICED, BOOKS, or what /tokenize refuses.
+        Raises Refused: CONTEXT, BREAKER, BUDGET, HELD, UNBOUNDED, UNPRICED, BOOKS, or what /tokenize refuses.
         """
         watch = FREE if self._breakers is None else self._breakers.enter(call, tenant)
         try:
-            return await self._hold(call, tenant, watch)
+            context = await self._contexts.fit(call, tenant)
+            return (await self._hold(call, tenant, watch))._replace(context=context)
         except BaseException:
             watch.give_back()
             raise
@@ -147,5 +164,6 @@ class Quotes:
         decoder, spells_special = self._decoders(call)
         window = partial(self._fleet.window, call.model)
         max_tokens = most if capped else call.max_tokens
-        terms = Terms(self._legs_max, max_tokens, capped, decoder, spells_special, window, self._hedges_max)
+        likely = call.body_bytes // BYTES_PER_TOKEN + 1, min(most, self.lengths.q90(call.model, prompt))
+        terms = Terms(self._legs_max, max_tokens, capped, decoder, spells_special, window, self._hedges_max, *likely)
         return Quote(hold, terms, watch.over(hold))

@@ -12,6 +12,7 @@ class Reason(StrEnum):
     UNAUTHORIZED = "invalid_api_key"
     MODEL_UNKNOWN = "model_not_found"
     NOT_FOUND = "not_found"
+    CONTEXT = "context_length_exceeded"
     BUDGET = "budget_exceeded"
     HELD = "budget_held"
     RATE = "rate_limit_exceeded"
@@ -21,6 +22,9 @@ class Reason(StrEnum):
     OVERLOADED = "overloaded"
     LATE = "deadline_unreachable"
     NO_REPLICA = "no_replica"
+    FIRST_TOKEN = "first_token_timeout"
+    TIMEOUT = "timeout"
+    SESSION = "session_timeout"
     UPSTREAM = "upstream_error"
     BOOKS = "books_unavailable"
     FAULT = "internal_error"
@@ -68,6 +72,8 @@ class Ending(StrEnum):
     UPSTREAM_LOST   every leg that was allowed was lost
     UNCONTINUABLE   a leg was lost, and a feature of the request cannot go on exactly elsewhere
     TIMEOUT         the whole request took longer than it may
+    SESSION         all requests of its session together did
+    SILENT          no token came for longer than may lie between two, from any server that was allowed
     REVOKED         its key was revoked in mid-stream
     BREAKER         a breaker on cost opened in mid-stream
     REFUSED         before the first byte
@@ -82,6 +88,8 @@ class Ending(StrEnum):
     UPSTREAM_LOST = "upstream_lost"
     UNCONTINUABLE = "uncontinuable"
     TIMEOUT = "timeout"
+    SESSION = "session_timeout"
+    SILENT = "between_tokens_timeout"
     REVOKED = "key_revoked"
     BREAKER = "breaker_open"
     REFUSED = "refused"

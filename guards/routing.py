@@ -1,16 +1,32 @@
-"""Which replica is next: filter, score, pick. Pure."""
+"""Which replica is next: filter, score, pick. Pure.
+
+Filter: of those that can be asked at all, the best kind: up, not failed by this request, not refused, not doubtful,
+active.
+Score: who is near to the request, so that what it has computed before is still cached there; else how busy each is.
+Pick: the first in line that has not much more than its share.
+"""
 
 from collections.abc import Iterable
+from functools import lru_cache
+from hashlib import blake2b
+from math import log
 from typing import NamedTuple
+
+TTFT_STEP_S = 0.05  # predictions that differ by less are no reason to choose
+SLOTS = 1024  # into which requests fall by what they are near to
+LINES_MAX = 4 * SLOTS  # of replicas, one for each slot and set of them, that are remembered
+SPAN = float(1 << 64)
 
 
 class Candidate(NamedTuple):
     """A replica as routing sees it.
 
     load: streams and requests in flight there, through this gateway.
+    tokens: what those likely take, prompts and answers.
     doubtful: most of its streams are silent now.
     refused: its breaker is open, or it came up only just and has to wait, for it went down too often.
-    weight: how much it gets to do beside others; below 1 where it is much worse than they are.
+    weight: how much it takes beside the others; less than it is configured to where it is much worse than they are.
+    ttft_s: when the first token of this request would come there, in seconds; None where nobody predicts it.
     """
 
     name: str
@@ -19,23 +35,84 @@ class Candidate(NamedTuple):
     load: int
     doubtful: bool = False
     refused: bool = False
+    tokens: int = 0
     weight: float = 1.0
+    ttft_s: float | None = None
 
 
-def pick(candidates: Iterable[Candidate], avoid: frozenset[str] = frozenset()) -> str | None:
+class Slack(NamedTuple):
+    """How much more than its share a replica may have before requests that are near to it go elsewhere.
+
+    ratio: of its share of all tokens in flight; tokens: above that, so that a quiet fleet stays where it is.
+    late_s: how much later than the soonest one's its first token may be, in seconds.
+    """
+
+    ratio: float = 1.25
+    tokens: int = 8192
+    late_s: float = 0.5
+
+
+SLACK = Slack()
+
+
+def pick(
+    candidates: Iterable[Candidate],
+    avoid: frozenset[str] = frozenset(),
+    near: int | None = None,
+    slack: Slack = SLACK,
+) -> str | None:
     """Choose the replica for the next leg; None when there is none left to try.
 
-    In order: up before down, not refused before refused, undoubted before doubtful, active before standby, the least
-    loaded by weight, the first named.
+    In order: up before down, not refused before refused, undoubted before doubtful, active before standby. Among equals
+    of those the nearest that is not overloaded, where the request has somewhere to be near to; else the least busy by
+    weight, the first named.
     Those in `avoid` failed this very request and come into question only when no other is up.
     A replica that is held for down, or refused, is still tried when nothing else is left: the verdict may be stale.
+    near: a number that requests of one session, or of one beginning, have in common.
     """
-    usable = [one for one in candidates if one.up or one.name not in avoid]
-    if len(usable) < 2:
-        return usable[0].name if usable else None
-    return min(usable, key=lambda one: _rank(one, one.name in avoid)).name
+    known = list(candidates)
+    equals = [one for one in known if one.up and not (one.refused or one.doubtful or one.standby or one.name in avoid)]
+    if not equals:  # which is rare: nobody is as good as can be
+        equals = _best_kind(known, avoid)
+    if len(equals) < 2:
+        return equals[0].name if equals else None
+    if near is not None:
+        return _nearest(equals, near, slack).name
+    return min(equals, key=_busy).name
 
 
-def _rank(one: Candidate, avoided: bool) -> tuple[bool, bool, bool, bool, bool, float]:
-    # A weight of 1 leaves the order of loads as it is.
-    return not one.up, avoided, one.refused, one.doubtful, one.standby, (one.load + 1) / one.weight
+def _best_kind(known: list[Candidate], avoid: frozenset[str]) -> list[Candidate]:
+    usable = [one for one in known if one.up or one.name not in avoid]
+    kinds = [(not one.up, one.name in avoid, one.refused, one.doubtful, one.standby) for one in usable]
+    return [one for one, kind in zip(usable, kinds, strict=True) if kind == min(kinds)]
+
+
+def _busy(one: Candidate) -> tuple[int, float, float]:
+    soon = 0 if one.ttft_s is None else round(one.ttft_s / TTFT_STEP_S)
+    return soon, (one.tokens + 1) / one.weight, (one.load + 1) / one.weight  # idle, weights decide
+
+
+def _nearest(equals: list[Candidate], near: int, slack: Slack) -> Candidate:
+    """Take the first in line that has not much more than its share: there is one, for not all are above the mean."""
+    weights = [one.weight for one in equals]
+    share = slack.ratio * sum([one.tokens for one in equals]) / sum(weights)
+    in_time_s = min([one.ttft_s for one in equals if one.ttft_s is not None], default=0.0) + slack.late_s
+    for at in _line(near % SLOTS, tuple([one.name for one in equals]), tuple(weights)):
+        one = equals[at]
+        if one.tokens <= share * one.weight + slack.tokens and (one.ttft_s is None or one.ttft_s <= in_time_s):
+            return one
+    return min(equals, key=_busy)  # each is late, or has too much
+
+
+@lru_cache(maxsize=LINES_MAX)
+def _line(slot: int, names: tuple[str, ...], weights: tuple[float, ...]) -> tuple[int, ...]:
+    """Line replicas up for all that falls into one slot (weighted rendezvous hashing).
+
+    Each has a number of its own for each slot, and the least is the first: so one that goes leaves the others in their
+    order, and one that comes takes only its share. The same in every process.
+    """
+    distances = []
+    for name, weight in zip(names, weights, strict=True):
+        drawn = blake2b(name.encode(), digest_size=8, salt=slot.to_bytes(2, "big")).digest()
+        distances.append(-log((int.from_bytes(drawn, "big") + 1) / SPAN) / weight)
+    return tuple(sorted(range(len(names)), key=distances.__getitem__))

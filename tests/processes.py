@@ -41,10 +41,11 @@ class Gateway:
     """A running gateway with its data and log in `folder`; its process group ends with `stop` or `kill`.
 
     upstreams: root URLs; the first is active, the others stand by, unless `standby` is false.
-    discovery: name no model in the configuration, only `upstreams`.
+    discovery: name no model in the configuration, only `upstreams`; all are active then, and the first is asked first.
     tokenizer: the served model's tokenizer.json; None leaves text to /detokenize.
     command: what is run as `holdfast`.
     cheaper: a model that answers in the first one's stead, and its server.
+    of_model: further parts of the first model's entry.
     more: further parts of holdfast.yaml, such as timeouts={"drain_s": 1}.
     """
 
@@ -60,8 +61,11 @@ class Gateway:
         wait: bool = True,
         command: Sequence[str] = (str(HOLDFAST),),
         cheaper: tuple[str, str] | None = None,
+        of_model: dict[str, Any] | None = None,
         **more: Any,
     ) -> None:
+        if discovery:
+            more.setdefault("routing", {"sessions": False, "prefixes": False})
         self._command = command
         self.folder, self.data, self.log_file = folder, folder / "data", folder / "gateway.log"
         self.port, self.admin_port = free_ports(2)
@@ -71,7 +75,7 @@ class Gateway:
         replicas = [
             {"url": url, "role": "standby" if number and standby else "active"} for number, url in enumerate(upstreams)
         ]
-        served: dict[str, Any] = {"name": model, "replicas": replicas}
+        served: dict[str, Any] = {"name": model, "replicas": replicas, **(of_model or {})}
         if tokenizer is not None:
             served["tokenizer"] = str(tokenizer)
         models = [served]

@@ -38,6 +38,7 @@ from guards.burn import Plan
 from guards.rate import Counted, Rate
 from guards.refusal import Reason, Refused
 from guards.scope import LEVELS_EACH, each_of, scope, scopes, tag_of
+from guards.timeouts import UNSAID, Times, tightest
 
 SECRET_BYTES = 32
 LOOK_BUSY_MS = 5  # to look, which the event loop waits for
@@ -101,8 +102,8 @@ class Keys:
 
     path: keys.db, made with its directory where missing, readable by its owner only.
     declared: keys of the configuration; one that is also in the store and revoked there is revoked.
-    budgets: limits of the configuration, by scope; one in the store for the same unit and window wins. Rates and
-        breakers are the configuration's alone.
+    budgets: limits of the configuration, by scope; one in the store for the same unit and window wins. Rates,
+        breakers and timeouts are the configuration's alone.
     plan: how limits are watched where no scope says how.
     clock: Unix seconds.
     look_every_s: how old an answer to «did another process change them?» may be, in seconds; a key that is not
@@ -129,6 +130,8 @@ class Keys:
         self._declared_limits: dict[str, dict[tuple[Unit, Window], Limit]] = {}
         self._rates: dict[str, tuple[tuple[Counted, Rate], ...]] = {}
         self._plans: dict[str, Plan] = {} if plan is None else {"": plan}
+        self._times: dict[str, Times] = {}
+        self._truncates: dict[str, bool] = {}
         self._extras: dict[str, dict[tuple[Unit, Window], dict[str, int]]] = {}  # top-ups, by scope and window's name
         self._keys_as_of = self._limits_as_of = self._orders_as_of = -1  # the last change of each that was read
         self._limits_at = 0.0  # unix seconds of the last change of a limit
@@ -314,7 +317,7 @@ class Keys:
             limits = {at: tuple(known.values()) for at, known in self._limits_of(entry)}
             who = tenant(
                 entry.key_id, entry.user, entry.org, entry.team, limits, entry.source, self._rates, self._plans,
-                each_as_of=self._limits_at,
+                each_as_of=self._limits_at, times=self._times, truncates=self._truncates,
             )  # fmt: skip
             entry.row, entry.as_of = KeyRow(who, entry.created_at, entry.revoked_at), self._limits_as_of
         return entry.row
@@ -411,6 +414,10 @@ class Keys:
         self._rates[at] = (*self._rates.get(at, ()), *said.rates)
         if said.breaker is not None:
             self._plans[at] = said.breaker.plan
+        if said.over_context is not None:
+            self._truncates[at] = said.over_context == "truncate"
+        if said.timeouts is not None:
+            self._times[at] = tightest((self._times.get(at, UNSAID), said.timeouts.times))
         for where, found in ((at, limits), *((each_of(level, at), of_each) for level, of_each in said.each.items())):
             for limit in found:
                 which = limit.unit, limit.window

@@ -10,16 +10,22 @@ from guards.budget import UNLIMITED, Limit, Line, Unit, Window
 from guards.burn import OFF, Plan, Watched
 from guards.rate import Counted, Rate, RateLine
 from guards.scope import AGENT, LEVELS_EACH, SESSION, TURN, each_of, scope, scopes, tag
+from guards.timeouts import UNSAID, Times, tightest
 
 Limits = Mapping[str, Iterable[Limit]]  # by scope
 Each = Mapping[str, tuple[Limit, ...]]  # by level: what each session, agent or turn of a key is under
 
 Rates = Mapping[str, tuple[tuple[Counted, Rate], ...]]  # by scope
 
+TimesOf = Mapping[str, Times]  # by scope
+Truncates = Mapping[str, bool]  # by scope
+
 Plans = Mapping[str, Plan]  # by scope; of «» where no scope says more
 
 NO_RATES: Rates = {}
 NO_PLANS: Plans = {}
+NO_TIMES: TimesOf = {}
+NO_WORD: Truncates = {}
 NAME_CHARS_MAX = 256
 RECORD = Limit(UNLIMITED)  # what a key without limits is under: it refuses nothing, and its tokens are counted
 WITHIN_MAX = 256  # sessions and agents of a key that are remembered
@@ -34,6 +40,8 @@ class Tenant:
     turn: what one request is under, alone. rates: how fast requests may come. pace: how fast the
         output of one may be delivered; of several the slowest.
     breakers: which of its limits are watched, the widest scope first.
+    times: how long its turns and sessions may take, as far as its scopes say.
+    truncates: whether the oldest turns of a conversation that is too long may be dropped.
     limited: whether any limit can refuse it; pays: whether any is in money, so that models need a price.
     source: «open» while no key was ever made. about: their names, for the journal.
     """
@@ -49,6 +57,8 @@ class Tenant:
     rates: tuple[RateLine, ...] = ()
     pace: Rate | None = None
     breakers: tuple[Watched, ...] = ()
+    times: Times = UNSAID
+    truncates: bool = False
     about: Mapping[str, str] = field(init=False)
     _within: dict[tuple[str | None, tuple[str, ...]], "Tenant"] = field(init=False, compare=False, repr=False)
     limited: bool = field(init=False)
@@ -115,6 +125,8 @@ def tenant(
     rates: Rates = NO_RATES,
     plans: Plans = NO_PLANS,
     each_as_of: float = 0.0,
+    times: TimesOf = NO_TIMES,
+    truncates: Truncates = NO_WORD,
 ) -> Tenant:
     """Say who a key stands for, under all limits of its scopes.
 
@@ -131,6 +143,8 @@ def tenant(
         rates=tuple(line for line in said if line.counted is not Counted.OF_STREAM),
         pace=max(paces, key=lambda rate: rate.interval_ns, default=None),
         breakers=_watched(known, limits, plans) if plans else (),
+        times=tightest(times[at] for at in known if at in times),
+        truncates=next((truncates[at] for at in reversed(known) if at in truncates), False),
     )  # fmt: skip
 
 

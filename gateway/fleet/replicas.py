@@ -17,7 +17,7 @@ from guards.allowance import Allowance
 from guards.breaker import Breaker, Entry
 from guards.health import Health, Probe
 from guards.peers import ALIKE, Vitals, compared
-from guards.routing import Candidate
+from guards.routing import Candidate, Slack
 
 log = structlog.get_logger()
 
@@ -79,6 +79,7 @@ class Fleet:
     ask: puts a small question to a replica: GET, or POST where there is a body.
     listener: told of verdicts, breakers and comparisons.
     clock: seconds; monotonic.
+    slack: how much more than its share a replica may have of what is near to it.
     """
 
     def __init__(
@@ -88,7 +89,9 @@ class Fleet:
         listener: Listener,
         care: Care,
         clock: Callable[[], float],
+        slack: Slack = routing.SLACK,
     ) -> None:
+        self._slack = slack
         self._replicas = {replica.name: replica for replica in replicas}
         self._ask, self._listener, self._care, self._clock = ask, listener, care, clock
         for replica in replicas:
@@ -115,9 +118,9 @@ class Fleet:
                 return window
         return None
 
-    def pick(self, model: str, avoid: frozenset[str]) -> str | None:
-        """Name the replica for the next leg; None when there is none left to try."""
-        return routing.pick(self._candidates(self._for(model), model), avoid)
+    def pick(self, model: str, avoid: frozenset[str], near: int | None = None) -> str | None:
+        """Name the replica for the next leg; None when there is none left to try. near: see `guards.routing`."""
+        return routing.pick(self._candidates(self._for(model), model), avoid, near, self._slack)
 
     def second(self, model: str, avoid: frozenset[str]) -> str | None:
         """Name the replica for a leg that races a silent one; None when there is no good one.
@@ -159,13 +162,17 @@ class Fleet:
 
         return Watch(self._replicas[name].pulse, request_bytes, silent, on_first)
 
-    def enter(self, name: str) -> None:
-        """A leg begins on this replica."""
-        self._replicas[name].load += 1
+    def enter(self, name: str, tokens: int = 0) -> None:
+        """A leg begins on this replica, and will likely take so many tokens."""
+        replica = self._replicas[name]
+        replica.load += 1
+        replica.tokens += tokens
 
-    def leave(self, name: str) -> None:
-        """A leg on this replica has ended."""
-        self._replicas[name].load -= 1
+    def leave(self, name: str, tokens: int = 0) -> None:
+        """A leg on this replica has ended. tokens: as it entered with."""
+        replica = self._replicas[name]
+        replica.load -= 1
+        replica.tokens -= tokens
 
     def not_ready(self) -> list[str]:
         """Say what keeps the gateway from serving; nothing when each model has a replica that is up."""

@@ -17,8 +17,9 @@ from gateway.books.keys import Keys
 from gateway.books.tenants import Tenant
 from gateway.fleet.replicas import Fleet
 from gateway.flow import Flow
-from gateway.http.errors import error_response
+from gateway.http.errors import error_event, error_response
 from gateway.http.ids import new_id
+from gateway.http.pings import Pings
 from gateway.http.readiness import readiness
 from gateway.http.sink import ClientSink
 from gateway.legs import Headers
@@ -41,8 +42,10 @@ Handler = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]
 class Edge:
     """Handles every request on the public port. Whatever happens, the client gets OpenAI's error shape.
 
+    keepalive_s: of silence, after which a stream's client gets a comment.
     scrub: takes addresses out of servers' words.
     salt: what keeps one org from timing another's cached prefixes; None shares them.
+    near: what a request has in common with others, so that it goes where they went.
     ready: says what keeps the gateway from serving, line by line.
     on_refused: told of every refusal, whoever refused.
     in_flight: requests whose answers are not made yet.
@@ -58,18 +61,21 @@ class Edge:
         body_bytes_max: int,
         body_s: float,
         client_buffer_bytes: int,
+        keepalive_s: float,
         requests_max: int,
         budget_status: int,
         scrub: Callable[[str], str],
         salt: Callable[[Tenant], str | None],
+        near: Callable[[Call, Tenant, str | None], int | None],
         ready: Callable[[], list[str]],
         on_refused: Callable[[Reason], None],
     ) -> None:
         self._flow, self._fleet, self._keys, self._bounds = flow, fleet, keys, bounds
         self._body_bytes_max, self._body_s = body_bytes_max, body_s
-        self._client_buffer_bytes = client_buffer_bytes
+        self._client_buffer_bytes, self._pings = client_buffer_bytes, Pings(keepalive_s)
         self._requests_max, self._budget_status = requests_max, budget_status
-        self._scrub, self._salt, self._ready, self._on_refused = scrub, salt, ready, on_refused
+        self._scrub, self._salt, self._near = scrub, salt, near
+        self._ready, self._on_refused = ready, on_refused
         self.in_flight = 0
         self._stopping = False
         self._started_at = int(time.time())
@@ -92,12 +98,7 @@ class Edge:
         try:
             response = await self._route(request)(request, request_id)
         except Refused as refused:
-            self._on_refused(refused.reason)
-            detail = refused.detail
-            if refused.reason is Reason.UPSTREAM:  # a server's words: they may quote the request, and tell of the house
-                detail, refused.detail = "", self._scrub(refused.detail)
-                refused.param = refused.param and self._scrub(refused.param)
-            log.info("request.refused", request_id=request_id, reason=refused.reason, detail=detail)
+            self._note(refused, request_id)
             response = error_response(refused, self._budget_status)
             if request.body_exists and not request.content.is_eof():
                 await _part(request, response, request_id)
@@ -106,6 +107,15 @@ class Edge:
         if self._stopping:
             response.force_close()
         return response
+
+    def _note(self, refused: Refused, request_id: str) -> None:
+        """Count and log a refusal, and make its words fit for the client."""
+        self._on_refused(refused.reason)
+        detail = refused.detail
+        if refused.reason is Reason.UPSTREAM:  # a server's words: they may quote the request, and tell of the house
+            detail, refused.detail = "", self._scrub(refused.detail)
+            refused.param = refused.param and self._scrub(refused.param)
+        log.info("request.refused", request_id=request_id, reason=refused.reason, detail=detail)
 
     def _route(self, request: web.BaseRequest) -> Handler:
         handler = self._routes.get((request.method, request.path))
@@ -137,17 +147,28 @@ class Edge:
             if (salt := self._salt(tenant)) is not None:
                 call.body["cache_salt"] = salt
             call.session, call.agent = _named(request.headers)
+            call.near = self._near(call, tenant, salt)
             if call.session is not None or call.agent is not None or tenant.each:
                 tenant = self._within(tenant, call)
             sink = ClientSink(request, request_id, received_at, self._client_buffer_bytes)
+            if call.stream:
+                self._pings.add(sink)
             try:
                 plain = await self._flow.serve(call, tenant, sink, _trace(request, request_id))
+            except Refused as refused:
+                if not sink.started:
+                    raise
+                self._note(refused, request_id)  # its client was told already that it waits: no status can be sent now
+                sink.write(error_event(refused))
+                plain = None
             except Exception as error:
                 if not sink.started:
                     raise
                 log.error("stream.fault", request_id=request_id, exc_info=error)  # visibly: no status can be sent now
                 sink.broken("Something broke in the gateway; it was logged.")
                 plain = None
+            finally:
+                self._pings.forget(sink)
         finally:
             self.in_flight -= 1
         return sink.response() if plain is None else sink.plain(plain)

@@ -24,6 +24,7 @@ TABLE: dict[Reason, Wire] = {
     Reason.UNAUTHORIZED: Wire(401, "authentication_error", False),
     Reason.MODEL_UNKNOWN: Wire(404, "invalid_request_error", False),
     Reason.NOT_FOUND: Wire(404, "invalid_request_error", False),
+    Reason.CONTEXT: Wire(400, "invalid_request_error", False),
     Reason.BUDGET: Wire(402, "insufficient_quota", False),
     Reason.HELD: Wire(429, "rate_limit_error", True),
     Reason.RATE: Wire(429, "rate_limit_error", True),
@@ -33,6 +34,9 @@ TABLE: dict[Reason, Wire] = {
     Reason.OVERLOADED: Wire(503, "server_error", True),
     Reason.LATE: Wire(503, "server_error", True),
     Reason.NO_REPLICA: Wire(503, "server_error", True),
+    Reason.FIRST_TOKEN: Wire(504, "server_error", True),
+    Reason.TIMEOUT: Wire(504, "server_error", False),  # it would take as long again
+    Reason.SESSION: Wire(410, "invalid_request_error", False),
     Reason.UPSTREAM: Wire(502, "server_error", True),
     Reason.BOOKS: Wire(503, "server_error", True),
     Reason.FAULT: Wire(500, "server_error", False),
@@ -43,6 +47,11 @@ def error_response(refused: Refused, budget_status: int = 402) -> web.Response:
     """Word a refusal. A 4xx of the server's keeps its status: it was the request's fault."""
     status, body, headers = _worded(refused, budget_status)
     return web.Response(status=status, body=body, content_type="application/json", headers=headers)
+
+
+def error_event(refused: Refused) -> bytes:
+    """The same as the last event of a stream whose status was sent already. No [DONE] follows: see `Wording.error`."""
+    return b"data: " + _worded(refused)[1] + b"\n\n"
 
 
 def error_bytes(refused: Refused, request_id: str) -> bytes:

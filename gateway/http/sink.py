@@ -9,6 +9,7 @@ from gateway.stream.wording import Wording
 from guards.refusal import Reason
 
 STREAM = "content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
+PING = b": ping\n"  # a comment, which clients skip
 PLAIN = "content-type: application/json\r\n"
 
 
@@ -17,11 +18,12 @@ class ClientSink:
 
     received_at: when the request arrived, by the loop's clock, in seconds.
     buffer_bytes_max: unread bytes at which the leg is paused. told: more headers, to be set before it starts.
+    quiet: whether nothing was written since somebody set it; see `Pings`.
     """
 
     __slots__ = (
-        "_buffer_bytes_max", "_chunked", "_connection", "_keep_alive", "_turn", "overhead_s", "received_at",
-        "replica", "request_id", "started", "told",
+        "_buffer_bytes_max", "_chunked", "_connection", "_keep_alive", "_turn", "overhead_s", "quiet",
+        "received_at", "replica", "request_id", "started", "told",
     )  # fmt: skip
 
     def __init__(self, request: web.BaseRequest, request_id: str, received_at: float, buffer_bytes_max: int) -> None:
@@ -30,7 +32,7 @@ class ClientSink:
         self._chunked = request.version >= (1, 1)
         self._keep_alive = request.keep_alive and self._chunked
         self._buffer_bytes_max = buffer_bytes_max
-        self.started = False
+        self.started = self.quiet = False
         self.told: tuple[tuple[str, str], ...] = ()
         self.received_at = received_at
         self.request_id = request_id
@@ -56,8 +58,14 @@ class ClientSink:
             self.started = True
             transport.set_write_buffer_limits(high=self._buffer_bytes_max)
             framed = self._head(STREAM, "transfer-encoding: chunked\r\n" if self._chunked else "") + framed
+        self.quiet = False
         self._turn.write(transport, framed)
         return not self._connection.full
+
+    def ping(self) -> None:
+        """Show a waiting client that its answer is still to come. From then on its status is 200, whatever happens."""
+        if not self._connection.full:
+            self.write(PING)
 
     def on_room(self, then: Callable[[], None]) -> None:
         """Call `then` once when the client has caught up; its connection ends where it stops reading altogether."""
@@ -89,8 +97,9 @@ class ClientSink:
 
     def _head(self, kind: str, framing: str) -> bytes:
         close = "" if self._keep_alive else "connection: close\r\n"
+        whose = f"x-holdfast-replica: {self.replica}\r\n" if self.replica else ""  # who waits has none yet
         told = "".join([f"{name}: {value}\r\n" for name, value in self.told]) if self.told else ""
         return (
-            f"HTTP/1.1 200 OK\r\n{kind}x-request-id: {self.request_id}\r\nx-holdfast-replica: {self.replica}\r\n"
+            f"HTTP/1.1 200 OK\r\n{kind}x-request-id: {self.request_id}\r\n{whose}"
             f"x-holdfast-overhead-ms: {self.overhead_s * 1e3:.2f}\r\n{told}{framing}{close}\r\n"
         ).encode("latin-1")

@@ -17,7 +17,8 @@ def whole(call: Call, terms: Terms) -> Ask:
         body["stream_options"] = {"include_usage": True}
         if call.continuous_usage:
             body["stream_options"]["continuous_usage_stats"] = True
-    return Ask(call.endpoint, encode(body), tuple(range(call.choices)))
+    likely = terms.prompt_likely + terms.answer_likely * call.choices
+    return Ask(call.endpoint, encode(body), tuple(range(call.choices)), likely=likely)
 
 
 def rest(call: Call, terms: Terms, choice: Choice, prompt: Sequence[int] | None) -> Ask:
@@ -27,7 +28,8 @@ def rest(call: Call, terms: Terms, choice: Choice, prompt: Sequence[int] | None)
     else:
         asked = continuation.body(call, prompt, choice.ids, length_max(terms, prompt))
     again = 0 if prompt is None else len(prompt) + len(choice.ids)
-    return Ask(Endpoint.COMPLETIONS, encode(asked), (choice.index,), again)
+    likely = terms.prompt_likely // len(call.prompts) + terms.answer_likely
+    return Ask(Endpoint.COMPLETIONS, encode(asked), (choice.index,), again, likely=likely)
 
 
 def length_max(terms: Terms, prompt: Sequence[int] | None) -> int:

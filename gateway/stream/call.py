@@ -89,12 +89,13 @@ class Call:
     prompts: one entry per prompt; for chat a single None, since the template makes the prompt.
     max_tokens: per choice, as the client asked; None where it left that to the model.
     session, agent: the client's own names, which it says in headers.
+    near: what it has in common with other requests, as a number for routing; None where it has nothing.
     """
 
     __slots__ = (
         "agent", "body", "body_bytes", "choices", "continuous_usage", "endpoint", "has_media",
         "hides_reasoning", "include_stop", "include_usage", "max_tokens", "messages", "min_tokens", "model",
-        "n", "prompt_bound", "prompts", "request_id", "session", "skip_special", "stop", "stream", "wants_ids",
+        "n", "near", "prompt_bound", "prompts", "request_id", "session", "skip_special", "stop", "stream", "wants_ids",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint, raw: bytes, request_id: str, bounds: Bounds) -> None:
@@ -102,6 +103,7 @@ class Call:
         self.endpoint, self.request_id, self.body_bytes = endpoint, request_id, len(raw)
         self.session: str | None = None
         self.agent: str | None = None
+        self.near: int | None = None
         self.body = _json_object(raw)
         if not STEERING.isdisjoint(self.body):
             _disarm(self.body)

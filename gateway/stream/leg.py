@@ -19,13 +19,18 @@ class Receiver(Protocol):
 
 @dataclass(frozen=True)
 class Target:
-    """Where a replica listens; `key` its upstream key, `name` its public name."""
+    """Where a replica listens; `key` its upstream key, `name` its public name.
+
+    first_token_s, between_tokens_s: how long to wait there, in seconds; unsaid, as everywhere.
+    """
 
     name: str
     host: str
     port: int
     tls: bool = False
     key: str | None = None
+    first_token_s: float | None = None
+    between_tokens_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class Leg:
         self.paused = False
         self.over = False
         self._heard_at = self._paused_at = upstream.loop.time()
-        self._wait_s = self._limits.first_token_s
+        self._wait_s = target.first_token_s or self._limits.first_token_s
         self._progressed = False
         self._doubted = False
         self._watch = watch
@@ -156,7 +161,7 @@ class Leg:
             self._watch.token(now - self._heard_at)
         self._heard_at = now
         if not self._progressed:
-            self._progressed, self._wait_s = True, self._limits.between_tokens_s
+            self._progressed, self._wait_s = True, self.target.between_tokens_s or self._limits.between_tokens_s
             self._upstream.silences.expect(now + self._patience_s)
 
     def fault(self, error: Exception) -> None:
@@ -253,5 +258,6 @@ class Leg:
             if self._watch is not None:
                 self._watch.silence()
             return min(now_s + patience_s, self._heard_at + self._wait_s)
-        self.end(LegEnd(Cause.SILENT, f"no token arrived within {self._wait_s:g} s"))
+        first = "" if self._progressed else "first "
+        self.end(LegEnd(Cause.SILENT, f"no {first}token arrived within {self._wait_s:g} s", late=True))
         return inf

@@ -24,12 +24,16 @@ class Cause(StrEnum):
 
 
 class LegEnd(NamedTuple):
-    """The end of a leg. `body` is set for plain answers and for refusals; `detail` names no address."""
+    """The end of a leg. `body` is set for plain answers and for refusals; `detail` names no address.
+
+    late: a token did not come in time.
+    """
 
     cause: Cause
     detail: str = ""
     status: int = 0
     body: bytes = b""
+    late: bool = False
 
     @property
     def reached(self) -> bool:

@@ -20,17 +20,18 @@ class Outbox:
 
     parts: those that the legs feed, as they are at any time.
     add: takes bytes in.
+    sent: whether any of it went out; a sink may also have been begun by others, who only keep its client waiting.
     """
 
     __slots__ = (
-        "_out", "_parts", "_sink", "add", "full",
+        "_out", "_parts", "_sink", "add", "full", "sent",
     )  # fmt: skip
 
     def __init__(self, sink: Sink, parts: Iterable[Fed]) -> None:
         self._sink, self._parts = sink, parts
         self._out: list[bytes] = []
         self.add = self._out.append
-        self.full = False
+        self.full = self.sent = False
 
     def clear(self) -> None:
         """Forget what was not sent."""
@@ -42,6 +43,7 @@ class Outbox:
             return
         data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
         self._out.clear()
+        self.sent = True
         if self._sink.write(data) or last:
             return
         for part in self._parts:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from gateway.stream import asks
 from gateway.stream.choice import Choice, Words
 from gateway.stream.part import EARLY_EVENTS_MAX, Part
-from gateway.stream.seams import Ask, Sink
+from gateway.stream.seams import Ask
 from gateway.stream.sse import DONE
 from gateway.stream.telling import Telling
 from gateway.stream.text import TextLost
@@ -24,11 +24,11 @@ class Races:
     """
 
     __slots__ = (
-        "_left", "_sink", "_telling", "hedged", "recomputed",
+        "_left", "_telling", "hedged", "recomputed",
     )  # fmt: skip
 
-    def __init__(self, telling: Telling, hedges_max: int, sink: Sink) -> None:
-        self._telling, self._left, self._sink = telling, hedges_max, sink
+    def __init__(self, telling: Telling, hedges_max: int) -> None:
+        self._telling, self._left = telling, hedges_max
         self.recomputed = self.hedged = 0
 
     async def asks(self, silent: Sequence[Part]) -> list[Ask]:
@@ -85,7 +85,7 @@ class Races:
             if part.words is not None:
                 choice.adopt(part.words)
         for loser in outrun:
-            if loser is not None and not self._unfinished(loser):
+            if loser is not None and not self.unfinished(loser):
                 loser.close()
         assert part.on_win is not None
         part.on_win()
@@ -118,15 +118,16 @@ class Races:
     @property
     def _delivered(self) -> bool:
         """Whether the client has any of it."""
-        return self._sink.started or self._telling.begun
+        return self._telling.out.sent or self._telling.begun
 
-    def _unfinished(self, part: Part) -> list[Choice]:
+    def unfinished(self, part: Part) -> list[Choice]:
+        """Those choices that a leg has yet to finish."""
         choices = (self._telling.choices[number] for number in part.choices)
         return [choice for choice in choices if choice.owner is part and choice.finish_reason is None]
 
     def _stuck(self, part: Part) -> list[Choice]:
         """Those choices that wait for this leg and for no other."""
-        return [choice for choice in self._unfinished(part) if choice.rival is None]
+        return [choice for choice in self.unfinished(part) if choice.rival is None]
 
 
 def understood(part: Part, raw: bytes) -> Chunk | None:

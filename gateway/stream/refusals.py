@@ -30,6 +30,6 @@ def given_up(ending: Ending, detail: str) -> Refused:
         return Refused(Reason.UNAUTHORIZED, detail)
     if ending is Ending.BREAKER:
         return Refused(Reason.BREAKER, detail, retry_after_s=BREAKER_RETRY_S)
-    if ending is Ending.TIMEOUT:
-        return Refused(Reason.UPSTREAM, detail, status=504)
+    if ending in (Ending.TIMEOUT, Ending.SESSION):
+        return Refused(Reason(ending.value), detail)
     return Refused(Reason.NO_REPLICA, detail, retry_after_s=RETRY_AFTER_S)

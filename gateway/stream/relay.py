@@ -60,7 +60,7 @@ class Relay:
         self._parts: list[Part] = []
         self._out = Outbox(sink, self._parts)
         self._telling = Telling(call, terms, self._out, self.pace)
-        self._races = Races(self._telling, terms.hedges_max, sink)
+        self._races = Races(self._telling, terms.hedges_max)
         self._cut: tuple[Choice, Sequence[int]] | None = None
         self._over = False  # nothing is written any more
 
@@ -91,7 +91,7 @@ class Relay:
     @property
     def delivered(self) -> bool:
         """Whether the client has any of it; before, a lost leg is simply tried anew."""
-        return self.sink.started or self._telling.begun
+        return self._out.sent or self._telling.begun
 
     @property
     def needs_leg(self) -> bool:
@@ -152,8 +152,7 @@ class Relay:
         if end.request_at_fault and not self.delivered:
             self._refuse(refusal(end))
             return False
-        mine = [self._telling.choices[number] for number in part.choices]
-        mine = [choice for choice in mine if choice.owner is part and choice.finish_reason is None]
+        mine = self._races.unfinished(part)
         for choice in mine:
             choice.owner = None
         if self.delivered:
@@ -161,7 +160,7 @@ class Relay:
         for heir in dict.fromkeys(choice.rival for choice in mine if choice.rival is not None):
             self.events(heir, self._races.won(heir))
         if self.needs_leg:
-            self._lost(part.loss or end.detail)
+            self._lost(part.loss or end.detail, late=end.late and part.loss is None)
         self._finish_if_told()  # and the usage or [DONE] that should have followed was lost
         self._flush()
         return bool(mine)
@@ -229,7 +228,7 @@ class Relay:
                 assert part.leg is not None
                 part.leg.pause()
                 break
-        if self.sink.started or self.delivered or self.ending is not None:  # as _flush does
+        if self._out.sent or self.delivered or self.ending is not None:  # as _flush does
             self._out.flush(last=self.ending is not None)
 
     def _event(self, part: Part, raw: bytes) -> bool:
@@ -408,16 +407,16 @@ class Relay:
         if part.leg is not None and not part.held and not self._out.full:
             part.leg.resume()
 
-    def _lost(self, why: str) -> None:
-        """A leg was lost: may another one go on? If not, the stream ends with the reason."""
-        if not self.delivered:
-            if self._legs_left <= 0:
-                self._refuse(Refused(Reason.UPSTREAM, f"No server could answer this request: {why}."))
-            return
-        if (feature := self._telling.obstacle()) is not None:
+    def _lost(self, why: str, *, late: bool) -> None:
+        """A leg was lost: may another one go on? If not, the stream ends with the reason. late: it was a time limit."""
+        if self.delivered and (feature := self._telling.obstacle()) is not None:
             self._uncontinuable(f"{feature} cannot be continued exactly on another")
+        elif self.delivered and self._legs_left <= 0:
+            why = f"The servers that generated this answer were lost; the last: {why}."
+            self.fail(Ending.SILENT if late else Ending.UPSTREAM_LOST, why)
         elif self._legs_left <= 0:
-            self.fail(Ending.UPSTREAM_LOST, f"The servers that generated this answer were lost; the last: {why}.")
+            reason = Reason.FIRST_TOKEN if late else Reason.UPSTREAM
+            self._refuse(Refused(reason, f"No server could answer this request: {why}."))
 
     def _uncontinuable(self, why: object) -> None:
         self.fail(Ending.UNCONTINUABLE, f"The server that generated this answer was lost, and {why}.")
@@ -446,5 +445,5 @@ class Relay:
 
     def _flush(self) -> None:
         """Give the client what has gathered, once there is a token or an end to give."""
-        if self.sink.started or self.delivered or self.ending is not None:
+        if self._out.sent or self.delivered or self.ending is not None:
             self._out.flush(last=self.ending is not None)

@@ -68,6 +68,7 @@ class Ask(NamedTuple):
     """What one leg is asked for; `choices[i]` is the client's number of the leg's choice i.
 
     again: tokens that other servers have computed already, in prompts and answers.
+    likely: tokens that it will take there, prompt and answers, about.
     words: what will word its choice, should it win a race; None where that is known already.
     """
 
@@ -76,6 +77,7 @@ class Ask(NamedTuple):
     choices: tuple[int, ...]
     again: int = 0
     words: Words | None = None
+    likely: int = 0
 
 
 class Terms(NamedTuple):
@@ -88,6 +90,7 @@ class Terms(NamedTuple):
     decoder: makes the decoder of one choice; None where no text can be made after a loss.
     spells_special: that decoder cannot leave special tokens out.
     window: tells the model's length limit in tokens, prompt and answer together; None while no server told it.
+    prompt_likely, answer_likely: tokens that all prompts and each choice will take, about.
     """
 
     legs_max: int
@@ -97,3 +100,5 @@ class Terms(NamedTuple):
     spells_special: bool = False
     window: Callable[[], int | None] = lambda: None
     hedges_max: int = 8
+    prompt_likely: int = 0
+    answer_likely: int = 0

@@ -328,7 +328,7 @@ class Upstream:
                     lambda: connection, target.host, target.port, ssl=self._tls if target.tls else None
                 )
         except TimeoutError:
-            leg.end(LegEnd(Cause.SILENT, "it took no connection in time"))
+            leg.end(LegEnd(Cause.SILENT, f"it took no connection within {self.limits.connect_s:g} s"))
             return
         except (OSError, UnicodeError) as error:  # a name that cannot be one, such as a..b, is a UnicodeError
             if isinstance(error, OSError) and error.errno in OUR_WANTS:

@@ -1,18 +1,29 @@
 """Which replica is next."""
 
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guards.routing import Candidate, pick
+from guards.routing import SLOTS, Candidate, Slack, pick
 
 CANDIDATES = st.lists(
     st.builds(
         Candidate, st.sampled_from("abcdef"), st.booleans(), st.booleans(), st.integers(0, 3), st.booleans(),
-        st.booleans(), st.sampled_from([0.125, 0.5, 1.0]),
+        st.booleans(), st.integers(0, 3), st.sampled_from((0.125, 0.5, 1.0)), st.none(),
     ),
     max_size=6, unique_by=lambda one: one.name,
 )  # fmt: skip
 AVOID = st.frozensets(st.sampled_from("abcdef"))
+
+
+def rank(one: Candidate, avoid: frozenset[str]) -> tuple[float, ...]:
+    """What is better comes first."""
+    busy = (one.tokens + 1) / one.weight, (one.load + 1) / one.weight
+    return not one.up, one.name in avoid, one.refused, one.doubtful, one.standby, *busy
 
 
 def up(name: str, load: int = 0, standby: bool = False) -> Candidate:
@@ -54,11 +65,11 @@ def test_a_refused_server_comes_after_the_others_and_before_those_that_failed():
 
 
 def test_a_server_of_less_weight_gets_less_and_not_nothing():
-    """With an eighth of the weight it is next when each other one has eight times its load."""
+    """With an eighth of the weight it is next when each other one has eight times its tokens."""
     light = Candidate("a", True, False, 0, weight=0.125)
 
-    assert pick([light, up("b", 6)]) == "b"
-    assert pick([light, up("b", 8)]) == "a"
+    assert pick([light, up("b")._replace(tokens=6)]) == "b"
+    assert pick([light, up("b")._replace(tokens=8)]) == "a"
 
 
 def test_a_replica_held_for_down_is_tried_when_nothing_else_is_left():
@@ -83,9 +94,140 @@ def test_somebody_is_picked_whenever_somebody_could_answer(candidates, avoid):
 
     assert (picked is None) == all(not one.up and one.name in avoid for one in candidates)
     if picked is not None:
+        assert rank(named[picked], avoid) == min(rank(c, avoid) for c in candidates if c.up or c.name not in avoid)
 
-        def rank(one: Candidate) -> tuple[object, ...]:
-            burden = (one.load + 1) / one.weight
-            return not one.up, one.name in avoid, one.refused, one.doubtful, one.standby, burden
 
-        assert rank(named[picked]) == min(rank(one) for one in candidates if one.up or one.name not in avoid)
+def crew(count: int, **weights: float) -> list[Candidate]:
+    """So many replicas that are up, all of them idle."""
+    names = [f"10.0.0.{number}:8000" for number in range(count)]
+    return [Candidate(name, True, False, 0, weight=weights.get(f"w{number}", 1.0)) for number, name in enumerate(names)]
+
+
+def homes(candidates: list[Candidate]) -> list[str | None]:
+    """Where each slot's requests go."""
+    return [pick(candidates, near=slot) for slot in range(SLOTS)]
+
+
+def test_the_least_busy_has_the_fewest_tokens_for_its_weight():
+    """One long prompt is more than many short ones; who may have twice as much is half as busy with it."""
+    a, b = up("a", 1)._replace(tokens=9000), up("b", 5)._replace(tokens=2000)
+
+    assert pick([a, b]) == "b"
+    assert pick([a._replace(weight=9.0), b]) == "a"
+
+
+def test_a_predicted_first_token_comes_before_tokens_in_flight():
+    """Where somebody predicts it, the soonest first token decides; a few milliseconds do not."""
+    a, b = up("a")._replace(tokens=9000, ttft_s=0.2), up("b")._replace(ttft_s=0.4)
+
+    assert pick([a, b]) == "a"
+    assert pick([a, b._replace(ttft_s=0.21)]) == "b"
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_what_is_near_goes_to_one_replica_and_all_of_it_is_spread(count):
+    """The same number has the same replica; of all numbers each replica has about its share."""
+    crowd = crew(count)
+
+    found = homes(crowd)
+
+    assert found == homes(list(reversed(crowd)))
+    assert all(0.8 < of / SLOTS * count < 1.2 for of in Counter(found).values())
+    assert len(set(found)) == count
+
+
+def test_a_replica_that_goes_takes_only_what_it_had_with_it():
+    """The others keep their requests, and with them their caches."""
+    crowd = crew(5)
+    before, after = homes(crowd), homes(crowd[1:])
+
+    moved = [was for was, now in zip(before, after, strict=True) if was != now]
+    assert set(moved) == {crowd[0].name}
+
+
+def test_shares_are_by_weight():
+    """Who weighs three times as much has three times as many."""
+    counts = Counter(homes(crew(2, w0=3.0)))
+
+    assert counts["10.0.0.0:8000"] / counts["10.0.0.1:8000"] == pytest.approx(3, rel=0.2)
+
+
+def test_an_overloaded_replica_passes_to_the_next_in_line_and_no_further():
+    """Above its share and the slack it is passed over, by all alike; the next in line is as if it were not there."""
+    crowd = crew(4)
+    home = pick(crowd, near=7)
+    full = [one._replace(tokens=100_000) if one.name == home else one for one in crowd]
+
+    heir = pick(full, near=7)
+
+    assert heir != home
+    assert heir == pick([one for one in crowd if one.name != home], near=7)
+
+
+def test_a_quiet_fleet_stays_where_it_is():
+    """Below the slack nobody is passed over, however uneven it is; one token above, its replica is."""
+    crowd, slack = crew(2), Slack(1.25, tokens=1000)
+    home = pick(crowd, near=1)
+
+    def with_tokens(tokens: int) -> str | None:
+        return pick([one._replace(tokens=tokens * (one.name == home)) for one in crowd], near=1, slack=slack)
+
+    most = int(slack.tokens / (1 - slack.ratio / 2))  # = ratio * most / 2 + tokens
+    assert with_tokens(most) == home
+    assert with_tokens(most + 2) != home
+
+
+def test_where_the_first_token_would_come_late_is_passed_over():
+    """A cache is no use behind a queue."""
+    crowd = [one._replace(ttft_s=0.1) for one in crew(3)]
+    home = pick(crowd, near=3)
+
+    def late(ttft_s: float) -> str | None:
+        return pick([one._replace(ttft_s=ttft_s) if one.name == home else one for one in crowd], near=3)
+
+    assert late(0.1 + Slack().late_s) == home
+    assert late(0.1 + Slack().late_s * 1.1) != home
+
+
+def test_nearness_decides_only_among_the_best():
+    """Not who is down, failed, doubtful or stands by."""
+    crowd = crew(2)
+    home = pick(crowd, near=5)
+    (other,) = (one.name for one in crowd if one.name != home)
+
+    def worse(**how: bool) -> str | None:
+        return pick([one._replace(**how) if one.name == home else one for one in crowd], near=5)
+
+    assert worse(up=False) == worse(standby=True) == worse(doubtful=True) == worse(refused=True) == other
+    assert pick(crowd, frozenset((str(home),)), near=5) == other
+
+
+@pytest.mark.slow
+def test_lines_are_the_same_in_every_process():
+    """Gateways and restarts agree, whatever seed Python has for its hashes."""
+    program = "from tests.guards.test_routing import crew, homes; print(homes(crew(3)))"
+    others = {"PYTHONHASHSEED": "1", "PYTHONPATH": "."}
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=others)
+
+    assert said.stdout.strip() == str(homes(crew(3)))
+
+
+BUSY = st.lists(
+    st.builds(
+        Candidate, st.sampled_from("abcdef"), st.just(True), st.just(False), st.integers(0, 9), st.just(False),
+        st.just(False), st.integers(0, 10**6), st.floats(0.01, 1000), st.none(),
+    ),
+    min_size=1, max_size=6, unique_by=lambda one: one.name,
+)  # fmt: skip
+
+
+@given(BUSY, st.integers(0, 1 << 64))
+def test_no_replica_that_is_picked_has_much_more_than_its_share(candidates, near):
+    """The bound of bounded loads: its share times the ratio, and the slack above."""
+    slack = Slack()
+    named = {one.name: one for one in candidates}
+
+    one = named[str(pick(candidates, near=near))]
+
+    share = sum(c.tokens for c in candidates) * one.weight / sum(c.weight for c in candidates)
+    assert len(candidates) == 1 or one.tokens <= slack.ratio * share * (1 + 1e-9) + slack.tokens

@@ -149,7 +149,7 @@ def _take(seen: Seen, messages: MessageReader, data: bytes) -> None:
 
 def _event(line: bytes) -> dict[str, Any] | None:
     try:
-        event = json.loads(line.removeprefix(b"data: "))
+        event = json.loads(line.rpartition(b"\n")[2].removeprefix(b"data: "))  # comments may stand above it
     except ValueError:  # [DONE], comments, garbage
         return None
     return event if isinstance(event, dict) else None

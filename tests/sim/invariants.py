@@ -111,7 +111,7 @@ def at_end(world: "World", client: Client) -> Iterable[str]:
         yield f"{client.name} ended by a fault"
     opened = sum(kind == "leg.opened" and fact["request_id"] == client.name for kind, fact in world.facts)
     enough = world.plan.legs >= len(world.servers) or opened < world.plan.legs
-    if ending == Ending.UPSTREAM_LOST and enough and any(one.blameless for one in world.servers):
+    if ending in (Ending.UPSTREAM_LOST, Ending.SILENT) and enough and any(one.blameless for one in world.servers):
         yield f"{client.name} was given up after {opened} of {world.plan.legs} legs, and there was a good server"
     if client.gone or client.outcome != "served":
         return
@@ -183,6 +183,8 @@ def at_rest(world: "World") -> Iterable[str]:
         for model, breaker in one.breakers.items():
             if breaker.state is State.PROBING and breaker.refuses:
                 yield f"{one.name}: the breaker of {model} waits for a probe that nobody runs"
+        if one.tokens:
+            yield f"{one.name} keeps {one.tokens} tokens in flight"
     if gateway.legs():
         yield f"{gateway.legs()} legs are left"
     if len(network.links) != gateway.pooled():

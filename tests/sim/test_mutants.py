@@ -14,6 +14,7 @@ RELAY = "gateway.stream.relay:Relay"
 RACES = "gateway.stream.races:Races"
 CHARGES = "__import__('guards.claim').claim.charges(hold.used, hold._grant.cover.price)"
 TOO_SOON = f"Charged(hold.request_id, [(at, {CHARGES}[at.unit]) for at in hold._grant.places], hold.used)"
+LEAVES = "self._fleet.leave(one.replica, one.likely)"
 SETTLE_AGAIN = "Settlement(self._ledger, self.request_id, self.used); Settlement("
 
 MUTANTS = [
@@ -216,10 +217,9 @@ MUTANTS = [
         3000,
     ),
     # -- what must come back
-    Mutant("load stays after a leg", "gateway.legs:Legs.take", "self._fleet.leave(one.replica)", "pass", "load"),
-    Mutant(
-        "load stays after a request", "gateway.legs:Legs.__exit__", "self._fleet.leave(one.replica)", "pass", "load"
-    ),
+    Mutant("load stays after a leg", "gateway.legs:Legs.take", LEAVES, "pass", "load"),
+    Mutant("load stays after a request", "gateway.legs:Legs.__exit__", LEAVES, "pass", "load"),
+    Mutant("tokens stay after a leg", "gateway.legs:Legs.take", "one.likely", "0", "tokens"),
     Mutant("legs outlive their request", "gateway.legs:Legs.__exit__", "one.leg.close()", "pass", "streams silent"),
     Mutant("a silence is never over", "gateway.stream.leg:Leg._release", "self._watch.over()", "pass", "streams"),
     # -- the fleet

@@ -82,7 +82,7 @@ def test_the_last_server_is_never_ejected():
     one = world.ask(tokens=20)
     run = world.run()
 
-    assert (one.ending, run.ejected) == ("upstream_lost", 0)
+    assert (one.ending, run.ejected) == ("between_tokens_timeout", 0)
 
 
 def test_the_last_server_is_not_ejected_when_its_stand_in_goes_down_meanwhile():

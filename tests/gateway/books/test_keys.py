@@ -15,10 +15,12 @@ from gateway.books import keys as module
 from gateway.books.keys import Keys, News
 from gateway.books.tenants import RECORD
 from gateway.config import DeclaredBudget, DeclaredKey
+from gateway.config_times import TurnTimes
 from guards.budget import Limit, Line, Unit, Window
 from guards.burn import Plan
 from guards.refusal import Reason, Refused
 from guards.scope import each_of
+from guards.timeouts import UNSAID, Times
 
 ROOT = Path(__file__).parents[3]
 
@@ -271,6 +273,31 @@ def test_declared_keys(path: Path):
     assert (tenant.user, tenant.source) == ("carol", "config")
     assert [row.tenant for row in keys.list()] == [tenant]
     assert not keys.revoke(tenant.key_id)
+
+
+def test_time_limits_are_the_shortest_that_a_key_s_scopes_say(path: Path):
+    """Its org's, its user's and its own; keys of the store are under those of their scopes too."""
+    own = declared("hush").model_copy(update={"org": "acme", "timeouts": TurnTimes(total_s=60)})
+    budgets = (
+        DeclaredBudget.model_validate({"org": "acme", "timeouts": {"total_s": 90, "session_s": 900}}),
+        DeclaredBudget.model_validate({"org": "acme", "user": "dave", "timeouts": {"session_s": 300}}),
+    )
+    keys = Keys(path, (own, declared("open")), budgets=budgets)
+    _, stored = keys.create("dave", org="acme")
+
+    assert keys.tenant("hush").times == Times(60, 900)
+    assert keys.tenant("open").times == UNSAID
+    assert stored.times == Times(90, 300)
+
+
+def test_of_what_becomes_of_long_prompts_the_narrowest_word_holds(path: Path):
+    """A key's before its org's; where nobody says anything they are refused."""
+    own = declared("hush").model_copy(update={"org": "acme", "over_context": "refuse"})
+    budgets = (DeclaredBudget.model_validate({"org": "acme", "over_context": "truncate"}),)
+    keys = Keys(path, (own, declared("open")), budgets=budgets)
+    _, stored = keys.create("dave", org="acme")
+
+    assert [keys.tenant("hush").truncates, keys.tenant("open").truncates, stored.truncates] == [False, False, True]
 
 
 def test_a_key_both_stored_and_declared_can_be_revoked(path: Path):

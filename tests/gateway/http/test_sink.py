@@ -89,3 +89,49 @@ async def test_a_shutdown_waits_no_longer_than_the_last_answer_takes():
         read = await reader.read()
 
     assert read.endswith(b"\r\n\r\n{}")
+
+
+async def test_a_comment_begins_the_stream_and_what_follows_is_read_as_ever():
+    """The head goes with it, without a replica that nobody knows yet; no empty line follows, which SDKs choke on."""
+    quiet = []
+
+    async def handle(request):
+        sink = sink_of(request)
+        sink.ping()
+        sink.from_replica("a", 0.0)
+        sink.quiet = True
+        sink.write(b"data: one\n\n")
+        quiet.append(sink.quiet)
+        return sink.response()
+
+    async with listening(handle) as connect:
+        reader, writer = await connect()
+        writer.write(ASK)
+        read = await reader.readuntil(b"0\r\n\r\n")
+
+    head, _, body = read.partition(b"\r\n\r\n")
+    assert quiet == [False]
+    assert head.startswith(b"HTTP/1.1 200 OK")
+    assert b"x-holdfast-replica" not in head
+    assert body.startswith(b"7\r\n: ping\n\r\n")
+    assert body.count(b"data: one\n\n") == 1
+
+
+async def test_a_client_that_must_read_first_gets_no_comment():
+    """It has enough to read."""
+    seen = []
+
+    async def handle(request):
+        sink = sink_of(request)
+        request.protocol.full = True
+        sink.ping()
+        seen.append(sink.started)
+        request.protocol.full = False
+        return sink.plain(b"{}")
+
+    async with listening(handle) as connect:
+        reader, writer = await connect()
+        writer.write(ASK)
+        await reader.readuntil(b"{}")
+
+    assert seen == [False]

@@ -93,7 +93,7 @@ class Watch:
 class Desk:
     """A leg with all around it; what it reads counts as tokens, unless the test says otherwise."""
 
-    def __init__(self, *, watched: bool = True, stream: bool = True) -> None:
+    def __init__(self, *, watched: bool = True, stream: bool = True, **target: float) -> None:
         self.clock = Clock()
         self.loop: Any = self.clock
         self.limits = UpstreamLimits(first_token_s=FIRST_S, between_tokens_s=BETWEEN_S)
@@ -101,8 +101,8 @@ class Desk:
         self.watch = Watch(self.clock)
         self.tokens = True
         self.released_legs: list[Leg] = []
-        target = Target("one", "127.0.0.1", 1)
-        self.leg = Leg(self, target, b"", self if stream else None, self.watch if watched else None)
+        at = Target("one", "127.0.0.1", 1, **target)
+        self.leg = Leg(self, at, b"", self if stream else None, self.watch if watched else None)
 
     def released(self, leg: Leg) -> None:
         self.released_legs.append(leg)
@@ -219,6 +219,23 @@ def test_what_brings_no_token_is_silence(desk, data):
     assert len(desk.watch.silences) == 1
     desk.clock.run(BETWEEN_S)
     assert desk.cause is Cause.SILENT
+
+
+def test_a_model_says_how_patient_its_legs_are():
+    """Instead of what holds for all, before the first token and between two; each end says which limit it was."""
+    never = Desk(first_token_s=3 * FIRST_S)
+    never.clock.run(3 * FIRST_S - 1)
+    early = never.cause
+    never.clock.run(1 + LOOK_AGAIN_S)
+    stopped = Desk(between_tokens_s=BETWEEN_S / 2)
+    stopped.read()
+    stopped.clock.run(BETWEEN_S / 2 + LOOK_AGAIN_S)
+
+    assert (early, never.cause, stopped.cause) == (None, Cause.SILENT, Cause.SILENT)
+    assert never.leg.ended.result().detail == f"no first token arrived within {3 * FIRST_S:g} s"
+    assert stopped.leg.ended.result().detail == f"no token arrived within {BETWEEN_S / 2:g} s"
+    never.clock.close()
+    stopped.clock.close()
 
 
 def test_a_head_is_silence(desk):

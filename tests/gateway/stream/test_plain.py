@@ -164,7 +164,7 @@ async def test_giving_up_is_a_refusal():
     whole.fail(Ending.TIMEOUT, "too long")
     whole.fail(Ending.UPSTREAM_LOST, "gone")
 
-    assert (whole.open, whole.refusal.detail, whole.refusal.status) == (False, "too long", 504)
+    assert (whole.open, whole.refusal.detail, whole.refusal.reason) == (False, "too long", Reason.TIMEOUT)
     assert await whole.ended(whole.part(None), fine(chat_answer([4]))) is False
 
 

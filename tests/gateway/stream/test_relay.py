@@ -363,6 +363,52 @@ async def test_every_server_lost_after_tokens_is_an_error_in_the_stream():
     assert not play.seen.done
 
 
+@pytest.mark.parametrize(
+    ("events", "says"), [(1, Reason.FIRST_TOKEN), (5, Ending.SILENT)], ids=["first token", "between tokens"]
+)
+async def test_a_last_server_that_is_silent_for_too_long_says_which_limit_that_was(events, says):
+    """The first token's is a status, the one between tokens an error event; what was delivered is paid for."""
+    play = Play(call_for(), Engine([SAID]), terms=terms_for(call_for(), legs_max=1))
+    (ask,) = await play.relay.asks()
+    part, _, raws, _ = play._leg(ask)
+    part.events(raws[:events])
+
+    await play.relay.ended(part, LegEnd(Cause.SILENT, "no token arrived within 1 s", late=True))
+    await play.relay.finish()
+
+    play.check()
+    assert (play.relay.refusal.reason if play.relay.refusal else play.relay.ending) is says
+    assert "within 1 s" in play.relay.detail
+
+
+@pytest.mark.parametrize("cut", [0, 1])
+async def test_a_client_that_was_only_kept_waiting_has_nothing_yet(cut):
+    """After a comment a lost leg is still asked for all of it anew, whatever the request uses; the role comes once."""
+    call = call_for(logprobs=True, return_token_ids=True)
+    sink = FakeSink()
+    sink.started = True  # as by a comment
+    play = Play(call, Engine([SAID]), cuts=[cut], sink=sink)
+
+    await play.run()
+
+    assert ["messages" in one for one in play.engine.asked] == [True, True]
+    assert (play.relay.failovers, play.seen.ids[0], play.seen.roles) == (0, SAID, {0: 1})
+
+
+async def test_a_refusal_stays_one_although_a_comment_was_sent():
+    """It is told to the edge, which has the words for it; nothing is charged."""
+    sink = FakeSink()
+    sink.started = True  # as by a comment
+    play = Play(call_for(), Engine([SAID]), sink=sink)
+    (ask,) = await play.relay.asks()
+    part, _, raws, _ = play._leg(ask)
+    part.events(raws[:1])
+
+    play.relay.fail(Ending.TIMEOUT, "too long")
+
+    assert (play.relay.refusal.reason, play.lease.counted, sink.writes) == (Reason.TIMEOUT, 0, 0)
+
+
 @pytest.mark.parametrize("delivered", [0, 5])
 async def test_giving_up_is_a_status_before_the_first_byte_and_an_error_after_it(delivered):
     """A time limit ends a stream visibly, whether anything was delivered or not."""
