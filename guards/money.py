@@ -40,8 +40,13 @@ class Price(NamedTuple):
         into, out, cached, reasoning = tokens
         assert 0 <= cached <= into
         assert 0 <= reasoning <= out
-        of_input, of_output, of_cached, of_reasoning = self
-        exact = (into - cached) * of_input + cached * of_cached + (out - reasoning) * of_output + reasoning * of_reasoning
+        for_input, for_output, for_cached, for_reasoning = self
+        exact = (
+            (into - cached) * for_input
+            + cached * for_cached
+            + (out - reasoning) * for_output
+            + reasoning * for_reasoning
+        )
         return -(-exact // MILLION)
 
     def most(self, input_tokens: int, output_tokens: int) -> int:

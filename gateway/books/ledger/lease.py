@@ -138,7 +138,7 @@ class Lease:
 
     @property
     def valid(self) -> bool:
-        """Whether rights may be spent now: not while there is a fault, which also ends the time in which they may be."""
+        """Whether rights may be spent now. A fault also ends the time in which they may be."""
         return self._clock() < self.valid_until
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from gateway.books.ledger.contract import NOTHING, About, Cell, Charged, Correction, Grant, Lines, More, Place, place
-from guards.budget import UNLIMITED, Account, Limit, Line, Unit
+from guards.budget import UNLIMITED, Account, Limit, Line
 from guards.claim import MONEY, Cover, Load, Part, charges, hoped_for, lacking, lease, shares, worded
 from guards.money import Price, Tokens
 from guards.refusal import Reason, Refused

@@ -86,7 +86,7 @@ class Writer:
         return answer
 
     def held(self, request_id: str) -> Held | None:
-        """What a request holds, as the last step left it: perhaps of a batch that is not on disk yet. From any thread."""
+        """What a request holds as the last step left it, which may not be on disk yet. From any thread."""
         return self._overlay.hold(request_id)
 
     async def close(self) -> None:
