@@ -34,6 +34,7 @@ HOLDFAST = Path(sys.executable).with_name("holdfast")
 START_S_MAX = 20.0
 STOP_S_MAX = 20.0
 CALL_S_MAX = 5.0
+TRUSTING = {"breaker_calls": 100_000}  # `health` where one request after the other is broken at one server, on purpose
 _SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 
 

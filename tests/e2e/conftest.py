@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from loadtests.cutting_proxy import Cut, CuttingProxy
 from tests.conftest import Server
-from tests.processes import Gateway
+from tests.processes import TRUSTING, Gateway
 
 Plan = Callable[[int, bytes], Cut | None]
 
@@ -75,7 +75,7 @@ def gateway(
     """The gateway in front of [proxy → engine 1 (active), engine 2 (standby)], with the model's tokenizer."""
     folder = tmp_path_factory.mktemp("gateway")
     tokenizer = engine_model / "tokenizer.json"
-    with Gateway(folder, [proxy.url, engines[1].url], model="tiny", tokenizer=tokenizer) as gateway:
+    with Gateway(folder, [proxy.url, engines[1].url], model="tiny", tokenizer=tokenizer, health=TRUSTING) as gateway:
         yield gateway
         assert gateway.faults() == []
 
@@ -92,6 +92,6 @@ def discovering(
 ) -> Iterator[Gateway]:
     """A gateway that was told nothing but the servers' addresses: text after a loss comes from /detokenize."""
     folder = tmp_path_factory.mktemp("discovering")
-    with Gateway(folder, [proxy.url, engines[1].url], discovery=True) as gateway:
+    with Gateway(folder, [proxy.url, engines[1].url], discovery=True, health=TRUSTING) as gateway:
         yield gateway
         assert gateway.faults() == []

@@ -8,7 +8,7 @@ from gateway.local.engine import Engine, start_fleet, stop_fleet, tiny_model
 from loadtests.cutting_proxy import CuttingProxy
 from tests.e2e.cuts import AT_ONCE, Tally, run_cuts, seeded_plan
 from tests.e2e.requests import chat
-from tests.processes import Gateway
+from tests.processes import TRUSTING, Gateway
 from tests.prove.state import SEED, STATE, keep, provenance, results, say
 
 DTYPES = ("float32", "bfloat16")
@@ -41,7 +41,8 @@ async def run_one_dtype(fleet: list[Engine], dtype: str) -> dict[str, Any]:
     host, _, port = fleet[0].address.rpartition(":")
     url = f"http://127.0.0.1:{await proxy.start(host, int(port))}"
     tokenizer = tiny_model(dtype) / "tokenizer.json"
-    starting = asyncio.to_thread(Gateway, folder, [url, fleet[1].url], model="tiny", tokenizer=tokenizer)
+    said = {"model": "tiny", "tokenizer": tokenizer, "health": TRUSTING}
+    starting = asyncio.to_thread(Gateway, folder, [url, fleet[1].url], **said)
     with await starting as gateway:
         key = await asyncio.to_thread(gateway.keys_create, "prove", "100M")
         say(f"{dtype}: {CUT_STREAMS} streams uncut, as the control")

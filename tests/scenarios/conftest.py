@@ -8,7 +8,7 @@ import pytest
 
 from loadtests import stub_tokenizer
 from loadtests.processes import StubProcess, start_stub
-from tests.processes import Gateway
+from tests.processes import TRUSTING, Gateway
 from tests.scenarios.asking import House
 
 # Short enough for tests that wait them out, long enough for two busy cores.
@@ -34,7 +34,7 @@ def house(stubs, tokenizer, tmp_path_factory) -> Iterator[House]:
     """A gateway that decodes by itself."""
     active, standby = stubs
     folder = tmp_path_factory.mktemp("house")
-    with Gateway(folder, [active.url, standby.url], tokenizer=tokenizer, timeouts=TIMEOUTS) as gateway:
+    with Gateway(folder, [active.url, standby.url], tokenizer=tokenizer, timeouts=TIMEOUTS, health=TRUSTING) as gateway:
         yield House(gateway, active, standby, gateway.keys_create("somebody"))
         assert gateway.stop() == 0
         assert gateway.faults() == []
@@ -45,7 +45,7 @@ def discovering_house(stubs, tmp_path_factory) -> Iterator[House]:
     """A gateway that was told URLs only: models are asked for, text comes from /detokenize."""
     active, standby = stubs
     folder = tmp_path_factory.mktemp("discovering")
-    with Gateway(folder, [active.url, standby.url], discovery=True, timeouts=TIMEOUTS) as gateway:
+    with Gateway(folder, [active.url, standby.url], discovery=True, timeouts=TIMEOUTS, health=TRUSTING) as gateway:
         yield House(gateway, active, standby, gateway.keys_create("somebody"))
         assert gateway.stop() == 0
         assert gateway.faults() == []

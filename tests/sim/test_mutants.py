@@ -90,7 +90,7 @@ MUTANTS = [
         "gateway.books.ledger.steps:Settle.apply",
         "charges(self.used, price)",
         "charges(Tokens(self.used.output, self.used.input), price)",
-        "spent|a step of the ledger failed",
+        "spent|a step of the ledger failed|settlement_failed",
     ),
     Mutant(
         "the outbox is emptied before the journal is flushed",
@@ -222,6 +222,13 @@ MUTANTS = [
     Mutant("tokens stay after a leg", "gateway.legs:Legs.take", "one.likely", "0", "tokens"),
     Mutant("legs outlive their request", "gateway.legs:Legs.__exit__", "one.leg.close()", "pass", "streams silent"),
     Mutant("a silence is never over", "gateway.stream.leg:Leg._release", "self._watch.over()", "pass", "streams"),
+    Mutant(
+        "a probe outlives its request",
+        "gateway.visits:Visits.close",
+        "self._end(visit, Outcome.NEUTRAL)",
+        "pass",
+        "waits for a probe that nobody runs",
+    ),
     # -- the fleet
     Mutant(
         "the last replica may be ejected",

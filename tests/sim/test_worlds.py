@@ -24,7 +24,7 @@ EXPECTED = (
     "ending finished", "ending budget_exceeded", "ending books_unavailable", "ending client_left", "ending stopped",
     "ending upstream_lost", "ending uncontinuable", "ending timeout", "ending refused", "failover", "hedge.opened",
     "hedge.won", "hedged in vain", "ejected", "charged after a crash", "leg broken", "leg silent", "leg unreached",
-    "leg failed", "leg refused", "leg abandoned", "ending between_tokens_timeout",
+    "leg failed", "leg refused", "leg abandoned", "ending between_tokens_timeout", "replica.breaker",
 )  # fmt: skip
 
 
