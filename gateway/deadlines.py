@@ -24,6 +24,7 @@ LATE = {
 }
 LOOK_EVERY_S = 0.02  # at the soonest, whatever ends when
 NO_TIMES: Mapping[str, Times] = {}
+NOTHING_SAID = (UNSAID, UNSAID)
 
 
 class Expired(Exception):
@@ -56,12 +57,12 @@ class Deadlines:
     def of(self, call: Call, tenant: Tenant) -> "Deadline":
         """As `one`, by what its key, its model and its session say. Raises Refused (SESSION) where that is over."""
         now_s = asyncio.get_running_loop().time()
-        said = tightest((tenant.times, self._models.get(call.model, UNSAID)))
-        turn_s, session_s = (mine if mine is not None else usual for mine, usual in zip(said, self._usual, strict=True))
+        said = tenant.times, self._models.get(call.model, UNSAID)
+        times = self._usual if said == NOTHING_SAID else tightest(said).over(self._usual)
         since_s = None
-        if session_s is not None and call.session is not None:
+        if times.session_s is not None and call.session is not None:
             since_s = self._sessions.since(tenant.key_id, call.session, now_s)
-        due = first_due(Times(turn_s, session_s), now_s, since_s)
+        due = first_due(times, now_s, since_s)
         if due is not None and due.at_s <= now_s:
             raise given_up(*_late(due))
         return self.one(tenant.key_id, tenant.lines, due=due)

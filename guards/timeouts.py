@@ -15,6 +15,10 @@ class Times(NamedTuple):
     turn_s: float | None = None
     session_s: float | None = None
 
+    def over(self, usual: "Times") -> "Times":
+        """These, and the usual ones where these say nothing."""
+        return Times(*(usual if mine is None else mine for mine, usual in zip(self, usual, strict=True)))
+
 
 UNSAID = Times()
 
