@@ -1,15 +1,15 @@
 """A quantile that is as often exceeded as it should be, whatever the values do. Pure.
 
-Adaptive conformal inference (Gibbs and Candès, «Adaptive Conformal Inference Under Distribution Shift», 2021): the share
-of recent values that the quantile is read at is itself moved, up after each miss and down after each hit. So the share
-of misses comes to what was asked for also where values drift, or are noted late. Nothing is assumed of them.
+Adaptive conformal inference (Gibbs and Candès, «Adaptive Conformal Inference Under Distribution Shift», 2021): the
+share of recent values that the quantile is read at is itself moved, up after each miss and down after each hit. So the
+share of misses comes to what was asked for also where values drift, or are noted late. Nothing is assumed of them.
 """
 
 from array import array
 from bisect import bisect_left, insort
 
 MISSES = 0.1  # the share of values that may be above: the quantile is a p90
-WINDOW = 512  # values that are remembered
+WINDOW = 1024  # values that are remembered
 ENOUGH = 32  # of them make a quantile
 _LEAST, _MOST = -0.05, 0.5  # between which the share is moved: one that winds up needs as long to come back
 

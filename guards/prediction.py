@@ -1,15 +1,16 @@
-"""How long a request will wait on a replica for its first token, and between tokens: what nine of ten stay within. Pure.
+"""How long a request will wait for its first token on a replica, and between tokens: a p90 of each. Pure.
 
-Two models are asked, and the one that was better lately is believed (by its pinball loss: what a quantile is measured by):
+Two models are asked, and the one that was better lately is believed, by its pinball loss, which is what a quantile is
+measured by:
 
 - *Usual*: the p90 of such prompts, by powers of two of their tokens.
-- *As it stands*: that, and what is known of the replica, in a line: tokens to compute, tokens ahead, streams that run and
-  wait, KV cache in use. It is a quantile regression, by least squares that are reweighted with each observation (a miss
-  counts nine times as much, an error as the inverse of its size), so that the line is a p90 and not a mean.
+- *As it stands*: that, and what is known of the replica, in a line: tokens to compute, tokens ahead, streams that run
+  and wait, KV cache in use. It is a quantile regression, by least squares that are reweighted with each observation (a
+  miss counts nine times as much, an error as the inverse of its size), so that the line is a p90 and not a mean.
 
-Each is then corrected by adaptive conformal inference, apart for each size of prompt (guards/conformal.py; the line as in
-Romano, Patterson and Candès, «Conformalized Quantile Regression», 2019). Outcomes come late, and out of order: a guess
-has in it what is needed to learn from it, and is judged as it was given.
+Each is then corrected by adaptive conformal inference, apart for each size of prompt (guards/conformal.py; the line as
+in Romano, Patterson and Candès, «Conformalized Quantile Regression», 2019). Outcomes come late, and out of order: a
+guess has in it what is needed to learn from it, and is judged as it was given.
 
 Who is told nothing for long stays where it was; nothing here grows with time.
 """
@@ -26,7 +27,7 @@ TOKENS_MOST, STREAMS_MOST = 10_000_000, 100_000
 OUTCOME_S_MOST = 3600.0
 LATELY = 0.002  # how much one outcome counts of the losses by which a model is chosen
 SLOW = 0.01  # how much it counts of what is usual at all
-LEAST_ERROR = 0.1  # of what is usual: smaller errors count as this one, or a single lucky guess would count without bound
+LEAST_ERROR = 0.1  # of what is usual; smaller ones count as this, or one lucky guess would count without bound
 OUTLIER = 10.0  # times the usual error; what is beyond counts as this
 
 
@@ -50,7 +51,8 @@ class Situation(NamedTuple):
 class Target(NamedTuple):
     """What is predicted. guess_s, guess_token_s: while nothing is known; at all, and per token that is to compute.
 
-    step: how fast the correction adapts (guards/conformal.py). Slower where outcomes come in long after they were asked for.
+    step: how fast the correction adapts (guards/conformal.py). Slower where outcomes come in long after they were
+        asked for.
     bounded: whether nothing is longer than what was seen lately; there is no such bound for a queue.
     """
 
@@ -61,7 +63,7 @@ class Target(NamedTuple):
 
 
 FIRST_TOKEN = Target(guess_s=0.5, guess_token_s=2e-4, step=0.01, bounded=False)
-BETWEEN_TOKENS = Target(guess_s=0.05, guess_token_s=0.0, step=0.003, bounded=True)
+BETWEEN_TOKENS = Target(guess_s=0.05, guess_token_s=0.0, step=0.004, bounded=True)
 
 
 class Guess(NamedTuple):
@@ -136,9 +138,10 @@ class Quantile:
         self._learn(guess.x, y, line)
 
     def gave_up(self, guess: Guess, waited_s: float) -> None:
-        """Learn from one that was not waited for to the end: a guess that it had outlived was too low, else nothing is known.
+        """Learn from one that was not waited for to the end.
 
-        Else those who wait longest would be left out of what is known, since they are the ones who leave.
+        A guess that it had outlived was too low; else nothing is known. Without this, those who wait longest would be
+        left out of what is learnt, since they are the ones who leave.
         """
         if guess.own:
             for one, said_s in zip(self._of(guess.bucket), (guess.usual_s, guess.standing_s), strict=True):

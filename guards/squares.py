@@ -1,8 +1,9 @@
 """Least squares that forget: a linear model that learns from one observation after the other. Pure.
 
-It is recursive least squares with exponential forgetting (Haykin, «Adaptive Filter Theory»), kept as the normal equations
-and not as their inverse. The inverse winds up: while nothing new is seen it grows with each step, without bound, and the
-next surprise throws the model anywhere. The equations only fade, to the ridge that pulls the model to where it began.
+It is recursive least squares with exponential forgetting (Haykin, «Adaptive Filter Theory»), kept as the normal
+equations and not as their inverse. The inverse winds up: while nothing new is seen it grows with each step, without
+bound, and the next surprise throws the model anywhere. The equations only fade, to the ridge that pulls the model to
+where it began.
 """
 
 from collections.abc import Sequence
@@ -28,16 +29,20 @@ class Squares:
         lower = [(line, column) for line in range(len(start)) for column in range(line + 1)]
         self._lines = itemgetter(*(line for line, _ in lower))
         self._columns = itemgetter(*(column for _, column in lower))
+        self._squares: list[float]  # the lower triangle, line by line
+        self._sums: list[float]
+        self._until_solved: int
+        self.model: tuple[float, ...]
         self._forget()
 
     def value(self, x: Sequence[float]) -> float:
         """What the model says of x."""
-        return sum(map(mul, self.model, x))
+        return float(sum(map(mul, self.model, x)))
 
     def note(self, x: Sequence[float], y: float, weight: float) -> None:
         """Learn that x came with y. weight: how much it counts; the inverse of its variance."""
         off = weight * (y - sum(map(mul, self.start, x)))
-        pairs = zip(self._squares, self._lines(x), self._columns(x))  # noqa: B905 - as long as each other; it is paid for
+        pairs = zip(self._squares, self._lines(x), self._columns(x))  # noqa: B905 - checking costs
         self._squares = [KEEP * old + weight * one * other for old, one, other in pairs]
         self._sums = [KEEP * old + off * one for old, one in zip(self._sums, x)]  # noqa: B905
         self._until_solved -= 1
@@ -47,7 +52,7 @@ class Squares:
 
     def _forget(self) -> None:
         size = len(self.start)
-        self._squares = [0.0] * (size * (size + 1) // 2)  # the lower triangle, line by line
+        self._squares = [0.0] * (size * (size + 1) // 2)
         self._sums = [0.0] * size
         self._until_solved = SOLVED_EVERY
         self.model = self.start

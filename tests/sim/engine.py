@@ -1,11 +1,12 @@
 """One vLLM engine as a discrete event simulation: continuous batching with chunked prefill, step by step. Pure.
 
-It follows the scheduler of vLLM V1 where that decides who waits: running streams first, in the order they came; prefill in
-chunks, of what is left of a step's tokens; when the KV cache is full the youngest is preempted, and computes anew; nobody new is let
-in before there is room. What a step lasts is a sum, `Costs`, and noise. Simplified: blocks of a shared prefix are counted for each
-stream that has it, and what was preempted keeps its cached prefix.
+It follows the scheduler of vLLM V1 where that decides who waits: running streams first, in the order they came;
+prefill in chunks, of what is left of a step's tokens; when the KV cache is full the youngest is preempted, and
+computes anew; nobody new is let in before there is room. What a step lasts is a sum, `Costs`, and noise. Simplified:
+blocks of a shared prefix are counted for each stream that has it, and what was preempted keeps its cached prefix.
 
-Nobody waits here: `advance` lives until a given time, and says what happened. `next_s` is when there is something to say.
+Nobody waits here: `advance` lives until a given time, and says what happened. `next_s` is when there is something to
+    say.
 """
 
 from collections import deque
@@ -23,7 +24,8 @@ class Costs:
 
     step_s: whatever is in it. prefill_token_s: per token of prefill; decode_s: per stream that decodes.
     kv_token_s: per token in the KV cache of those that are computed.
-    noise: sigma of the logarithm. stall_share, stall_s: so many steps last so much longer: a garbage collection, a neighbour.
+    noise: sigma of the logarithm. stall_share, stall_s: so many steps last so much longer: a garbage collection, a
+        neighbour.
     """
 
     step_s: float = 0.006
@@ -58,12 +60,12 @@ class Stream:
     """
 
     __slots__ = (
-        "arrived_s", "blocks", "cached", "cancelled", "computed", "emitted", "first_s", "gap_s_max", "input_tokens", "last_s",
-        "name", "output_tokens", "preempted",
+        "arrived_s", "blocks", "cached", "cancelled", "computed", "emitted", "first_s", "gap_s_max", "input_tokens",
+        "last_s", "name", "output_tokens", "preempted",
     )  # fmt: skip
 
     def __init__(self, name: str, input_tokens: int, output_tokens: int, cached: int = 0) -> None:
-        assert input_tokens > 0 and output_tokens > 0, "a request has a prompt and an answer"
+        assert min(input_tokens, output_tokens) > 0, "a request has a prompt and an answer"
         self.name, self.input_tokens, self.output_tokens = name, input_tokens, output_tokens
         self.cached = max(0, min(cached, input_tokens - 1))
         self.computed = self.emitted = self.blocks = self.preempted = 0
@@ -148,7 +150,7 @@ class Engine:
     def arrive(self, stream: Stream, now_s: float) -> None:
         """One more. It waits for the end of the step in progress. Raises ValueError where it could never run."""
         if self.shape.blocks(stream.input_tokens + stream.output_tokens) > self.shape.kv_blocks:
-            raise ValueError(f"{stream.name}: {stream.input_tokens} + {stream.output_tokens} tokens never fit the KV cache")
+            raise ValueError(f"{stream.name}: its prompt and answer never fit the KV cache")
         self._live_until(now_s)
         stream.arrived_s = now_s
         self.waiting.append(stream)

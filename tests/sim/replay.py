@@ -1,4 +1,4 @@
-"""A trace, replayed against a fleet of simulated engines: what was known of each request when it came, and what became of it."""
+"""A trace, replayed against simulated engines: what was known of each request, and what became of it."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -7,6 +7,7 @@ from math import ceil
 from random import Random
 from typing import NamedTuple
 
+from guards.prediction import Situation
 from tests.sim.engine import Costs, Engine, Event, Shape, Stream, What
 from tests.sim.traces import HASHED_TOKENS, Arrival
 
@@ -14,15 +15,10 @@ BATCH = 16  # streams that share a step, when it is reckoned what a request cost
 
 
 class Known(NamedTuple):
-    """What a gateway knows of a request, and of the replica that it gives it to, at that moment."""
+    """What a gateway knows of a request when it gives it to a replica. number: in the trace."""
 
     number: int
-    input_tokens: int
-    uncached_tokens: int
-    tokens_ahead: int
-    running: int
-    waiting: int
-    kv_use: float
+    situation: Situation
 
 
 class When(Enum):
@@ -74,15 +70,16 @@ class Replica:
         cached = HASHED_TOKENS * self.cache.hit(arrival.prefix)
         stream = Stream(str(number), asked, arrival.output_tokens, cached)
         ahead, running, waiting = engine.tokens_ahead, len(engine.running), len(engine.waiting)
-        known = Known(number, asked, stream.to_prefill, ahead, running, waiting, engine.kv_use)
+        situation = Situation(asked, stream.to_prefill, ahead, running, waiting, engine.kv_use)
         engine.arrive(stream, arrival.at_s)
-        return known
+        return Known(number, situation)
 
 
-def replayed(arrivals: Sequence[Arrival], seed: int, *, busy: float = 0.6) -> list[Moment]:
+def replayed(arrivals: Sequence[Arrival], seed: int, *, busy: float = 0.5) -> list[Moment]:
     """All moments of a trace's requests, in the order in which a gateway learns of them.
 
-    There are as many engines as keep about so `busy`, and time is stretched for the rest. Each request goes where fewest are.
+    There are as many engines as are about so `busy` with it, and time is stretched for the rest. Each request goes
+    where fewest are.
     """
     shape, costs = Shape(), Costs()
     work_s, span_s = sum(_work_s(one, costs) for one in arrivals), arrivals[-1].at_s
