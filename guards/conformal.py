@@ -7,10 +7,12 @@ share of misses comes to what was asked for also where values drift, or are note
 
 from array import array
 from bisect import bisect_left, insort
+from math import sqrt
 
 MISSES = 0.1  # the share of values that may be above: the quantile is a p90
 WINDOW = 1024  # values that are remembered
 ENOUGH = 32  # of them make a quantile
+STEP_MOST = 0.05  # however early
 _LEAST, _MOST = -0.05, 0.5  # between which the share is moved: one that winds up needs as long to come back
 
 
@@ -18,12 +20,15 @@ class Conformal:
     """Values of one kind, and the quantile of them that the next will exceed as often as is right.
 
     step: how fast it adapts. Its misses of so many values are off by 1 / (step * values) at most.
+    early: how much faster to begin with, over the square root of the values so far; 0 for not at all. (Angelopoulos,
+        Barber and Bates, «Online conformal prediction with decaying step sizes», 2024; ours decays to `step` alone.)
     """
 
-    __slots__ = ("_at", "_order", "_ranked", "_share", "_step")
+    __slots__ = ("_adapted", "_at", "_early", "_order", "_ranked", "_share", "_step")
 
-    def __init__(self, step: float) -> None:
-        self._step, self._share = step, MISSES
+    def __init__(self, step: float, early: float = 0.0) -> None:
+        self._step, self._early, self._share = step, early, MISSES
+        self._adapted = 0
         self._order, self._ranked = array("d"), array("d")
         self._at = 0  # of the oldest in the order, once it is full
 
@@ -60,4 +65,6 @@ class Conformal:
 
     def adapt(self, missed: bool) -> None:
         """Learn whether a value was above the threshold, as that was when it was asked for."""
-        self._share = max(_LEAST, min(_MOST, self._share + self._step * (MISSES - missed)))
+        self._adapted += 1
+        step = max(self._step, min(STEP_MOST, self._early / sqrt(self._adapted)))
+        self._share = max(_LEAST, min(_MOST, self._share + step * (MISSES - missed)))

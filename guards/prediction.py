@@ -51,19 +51,20 @@ class Situation(NamedTuple):
 class Target(NamedTuple):
     """What is predicted. guess_s, guess_token_s: while nothing is known; at all, and per token that is to compute.
 
-    step: how fast the correction adapts (guards/conformal.py). Slower where outcomes come in long after they were
-        asked for.
+    step, early: how fast the correction adapts (guards/conformal.py). Slower where outcomes come in long after they
+        were asked for.
     bounded: whether nothing is longer than what was seen lately; there is no such bound for a queue.
     """
 
     guess_s: float
     guess_token_s: float
     step: float
+    early: float
     bounded: bool
 
 
-FIRST_TOKEN = Target(guess_s=0.5, guess_token_s=2e-4, step=0.01, bounded=False)
-BETWEEN_TOKENS = Target(guess_s=0.05, guess_token_s=0.0, step=0.004, bounded=True)
+FIRST_TOKEN = Target(guess_s=0.5, guess_token_s=2e-4, step=0.01, early=0.2, bounded=False)
+BETWEEN_TOKENS = Target(guess_s=0.05, guess_token_s=0.0, step=0.003, early=0.0, bounded=True)
 
 
 class Guess(NamedTuple):
@@ -161,7 +162,8 @@ class Quantile:
 
     def _of(self, bucket: int) -> tuple[Conformal, Conformal]:
         if bucket not in self._usual:
-            self._usual[bucket], self._standing[bucket] = Conformal(self._target.step), Conformal(self._target.step)
+            step, early = self._target.step, self._target.early
+            self._usual[bucket], self._standing[bucket] = Conformal(step, early), Conformal(step, early)
         return self._usual[bucket], self._standing[bucket]
 
     def _asked(self, bucket: int) -> int | None:

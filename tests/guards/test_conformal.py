@@ -80,6 +80,22 @@ def test_a_long_run_of_misses_does_not_wind_up():
     assert long.threshold == 99.0
 
 
+def test_it_adapts_faster_to_begin_with():
+    """Of a kind of which little was seen; after many values as slowly as it was told."""
+    eager, steady = Conformal(0.001, early=0.2), Conformal(0.001)
+    for _ in range(20):
+        eager.adapt(True)
+        steady.adapt(True)
+    shares = (eager._share, steady._share)
+    for one in (eager, steady):
+        one._adapted = 100_000
+        one._share = 0.1
+        one.adapt(True)
+
+    assert shares[0] < 0.0 < shares[1]
+    assert eager._share == steady._share
+
+
 def test_enough_is_stated():
     """It says when it has seen enough to be asked."""
     one = Conformal(0.01)

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guards.conformal import ENOUGH, WINDOW
-from guards.prediction import BETWEEN_TOKENS, BUCKETS, FIRST_TOKEN, Guess, Predictor, Quantile, Situation
+from guards.prediction import (
+    BETWEEN_TOKENS,
+    BUCKETS,
+    FIRST_TOKEN,
+    OUTCOME_S_MOST,
+    Guess,
+    Predictor,
+    Quantile,
+    Situation,
+)
 
 COUNT = st.integers(0, 10**12)
 SITUATIONS = st.builds(Situation, COUNT, COUNT, COUNT, COUNT, COUNT, st.floats(allow_nan=True, allow_infinity=True))
@@ -166,6 +175,15 @@ def test_what_is_kept_is_bounded():
 
     assert len(one._usual) == len(one._standing) <= BUCKETS
     assert all(len(kept._ranked) <= WINDOW for kept in (*one._usual.values(), *one._standing.values()))
+
+
+def test_an_outcome_beyond_all_measure_counts_as_the_most():
+    """A clock that was suspended for a week is no reason to think that a prompt takes one."""
+    one = Quantile(FIRST_TOKEN)
+    for _ in range(2 * ENOUGH):
+        one.note(one.guess(IDLE), 7 * 86_400.0)
+
+    assert one.guess(IDLE).p90_s == pytest.approx(OUTCOME_S_MOST, rel=0.1)
 
 
 def test_both_predictions_are_apart():

@@ -37,6 +37,15 @@ def test_it_begins_where_it_was_told():
     assert one.model == pytest.approx((2.0, 5.0), abs=0.01)
 
 
+def test_what_cannot_be_told_apart_shares_alike():
+    """Of two that always come together, neither is given all: the ridge holds both to the start."""
+    one = Squares((0.0, 0.0))
+    for _ in range(20 * SOLVED_EVERY):
+        one.note((1.0, 1.0), 3.0, 1.0)
+
+    assert one.model == pytest.approx((1.5, 1.5), abs=0.02)
+
+
 def test_what_was_true_once_is_forgotten():
     """After several times as many observations as are remembered the model is of the new truth."""
     changed = taught((-1.0, 4.0), int(7 / (1 - KEEP)), model=taught((3.0, 2.0), 1000), seed=2)

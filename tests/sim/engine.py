@@ -238,11 +238,8 @@ class Engine:
             self.blocks_free += victim.blocks
             victim.blocks = victim.computed = 0
             victim.preempted += 1
+            self.waiting.appendleft(victim)
             self._told.append(Event(now_s, What.PREEMPTED, victim))
-            if victim.cancelled:
-                self._leave(victim, now_s)
-            else:
-                self.waiting.appendleft(victim)
             if victim is stream:
                 return False
         self.blocks_free -= more

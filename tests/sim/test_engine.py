@@ -97,6 +97,19 @@ def test_a_full_cache_preempts_the_youngest_which_still_ends():
     assert (one.kv_use, one.idle) == (0.0, True)
 
 
+def test_one_that_was_preempted_goes_before_those_that_wait():
+    """It came before them."""
+    one = engine(kv_blocks=10)
+    streams = [Stream(name, 60, 60) for name in ("old", "young", "last")]
+    for stream in streams:
+        one.arrive(stream, 0.0)
+    while not streams[1].preempted and one.next_s is not None:
+        one.advance(one.next_s)
+
+    assert [stream.name for stream in one.waiting] == ["young", "last"]
+
+
+
 def test_nobody_is_let_in_without_room():
     """One that would not fit yet waits, and is not preempted at once."""
     one = engine(kv_blocks=8)
