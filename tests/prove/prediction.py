@@ -1,12 +1,14 @@
 """Predictions on public traces, replayed against simulated engines: how often they hold, and how sharp they are.
 
-    python -m tests.prove.prediction --traces DIR [--busy 0.5] [--report]
+    python -m tests.prove.prediction --traces DIR [--busy 0.5 …] [--report]
 
 DIR has Azure's traces of 2023 (*.csv) and Mooncake's (*.jsonl). --report writes docs/evidence/prediction.{md,json}.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from tests.sim.replay import When, replayed
 from tests.sim.traces import Arrival, drawn, traces
 
 NAME = "prediction"
-BUSY = 0.5
+BUSY = (0.5, 0.3, 0.6)  # of the first, each size is told
 DRAWN = 6000  # requests of our own making, that need no trace
 
 
@@ -35,11 +37,12 @@ def measured(arrivals: list[Arrival], busy: float) -> dict[str, Any]:
     return found
 
 
-def run(folder: Path, busy: float = BUSY) -> None:
-    """All traces of a folder, and one that is drawn."""
-    done: dict[str, Any] = {"on": provenance(), "busy": busy, "traces": {}}
+def run(folder: Path, loads: Sequence[float] = BUSY) -> None:
+    """All traces of a folder, and one that is drawn, with each load."""
+    done: dict[str, Any] = {"on": provenance(), "loads": {f"{busy:.0%}": {} for busy in loads}}
     for name, arrivals in (*traces(folder), ("drawn", drawn(SEED, DRAWN))):
-        done["traces"][name] = measured(arrivals, busy)
+        for busy in loads:
+            done["loads"][f"{busy:.0%}"][name] = measured(arrivals, busy)
         say(f"{name}: {len(arrivals)} requests replayed")
     STATE.mkdir(parents=True, exist_ok=True)
     keep(NAME, done)
@@ -50,8 +53,8 @@ def verdicts(done: dict[str, Any]) -> dict[str, bool]:
     if NAME not in done:
         return {}
     found = {}
-    for target in TARGETS:
-        measures = {name: one[target] for name, one in done[NAME]["traces"].items()}
+    for load, target in product(done[NAME]["loads"], TARGETS):
+        measures = {name: one[target] for name, one in done[NAME]["loads"][load].items()}
         off = [
             f"{name} at {_size(bucket)}: {Score(*said).coverage:.1%}"
             for name, one in measures.items()
@@ -60,10 +63,11 @@ def verdicts(done: dict[str, Any]) -> dict[str, bool]:
         ]
         blunt = [f"{name}: {_ratio(Score(*one['all'])):.3f}" for name, one in measures.items()
                  if not Score(*one["all"]).sharper]  # fmt: skip
-        found[f"{target}: 90 % \u00b1 {100 * OFF_MAX:g} % are within, for each size of prompt seen {ENOUGH} times"
-              + (f" ({', '.join(off)})" if off else "")] = not off  # fmt: skip
-        found[f"{target}: the pinball loss is below the table's, on each trace"
-              + (f" (of the table's: {', '.join(blunt)})" if blunt else "")] = not blunt  # fmt: skip
+        claim = f"{load} busy, {target}: "
+        within = f"90 % ± {100 * OFF_MAX:g} % are within, for each size of prompt seen {ENOUGH} times"
+        below = "the pinball loss is below the table's, on each trace"
+        found[claim + within + (f" ({', '.join(off)})" if off else "")] = not off
+        found[claim + below + (f" (of the table's: {', '.join(blunt)})" if blunt else "")] = not blunt
     return found
 
 
@@ -72,27 +76,32 @@ def lines(done: dict[str, Any]) -> list[str]:
     if NAME not in done:
         return []
     found = [
-        f"Each trace is replayed against as many simulated engines as are {done[NAME]['busy']:.0%} busy with it "
+        "By `python -m tests.prove.prediction --traces DIR`. "
+        "Each trace is replayed against as many simulated engines as are so busy with it "
         "(tests/sim/engine.py). The table has a p90 for each power of two of input tokens, and is fitted on the first "
         f"{FITTED:.0%} of a trace; the rest is judged. «Refitted» is a table that learns from each outcome. "
         f"A size is off where its coverage is neither within {100 * OFF_MAX:g} % of 90 % nor to be taken for it, by "
         "Wilson's interval. Losses in milliseconds.",
         "",
     ]
-    for name, one in done[NAME]["traces"].items():
-        for target in TARGETS:
-            found += [
-                f"## {name}: {target}",
-                "",
-                f"{one['requests']} requests; half of them have their first token within {one['first_p50_s']:.2f} s.",
-                "",
-                "| input tokens | judged | within | pinball, ours | table | refitted |",
-                "| --- | --- | --- | --- | --- | --- |",
-                *(_row(_size(bucket), Score(*said)) for bucket, said in one[target]["sizes"].items()),
-                _row("all", Score(*one[target]["all"])),
-                "",
-            ]
+    loads = done[NAME]["loads"]
+    for target in TARGETS:
+        rows = [
+            _row(f"{name}, {load} busy, {one['first_p50_s']:.2f} s", Score(*one[target]["all"]))
+            for load, many in loads.items()
+            for name, one in many.items()
+        ]
+        found += [f"## {target}", "", *_head("trace, load, median wait for the first token"), *rows, ""]
+    load, many = next(iter(loads.items()))
+    for name, target in product(many, TARGETS):
+        sizes = many[name][target]["sizes"]
+        rows = [_row(_size(bucket), Score(*said)) for bucket, said in sizes.items()]
+        found += [f"## {target}: {name}, {load} busy, by size", "", *_head("input tokens"), *rows, ""]
     return found
+
+
+def _head(what: str) -> list[str]:
+    return [f"| {what} | judged | within | pinball, ours | table | refitted |", "| --- | --- | --- | --- | --- | --- |"]
 
 
 def _row(size: str, one: Score) -> str:
@@ -113,10 +122,10 @@ def main() -> None:
     """Replay, and print what was measured."""
     parser = argparse.ArgumentParser(prog="python -m tests.prove.prediction", description=__doc__)
     parser.add_argument("--traces", type=Path, required=True, help="the folder that has them")
-    parser.add_argument("--busy", type=float, default=BUSY, help="how busy the engines are, from 0 to 1")
+    parser.add_argument("--busy", type=float, nargs="+", default=BUSY, help="how busy engines are, from 0 to 1")
     parser.add_argument("--report", action="store_true", help="write docs/evidence/prediction.{md,json}")
     given = parser.parse_args()
-    if not 0.0 < given.busy < 1.0:
+    if not all(0.0 < busy < 1.0 for busy in given.busy):
         parser.error("--busy is between 0 and 1")
     if not given.traces.is_dir():
         parser.error(f"--traces: {given.traces} is no folder")

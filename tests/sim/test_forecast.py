@@ -99,13 +99,14 @@ def test_a_folder_without_traces_is_refused(tmp_path):
 def test_the_report_says_what_was_measured():
     """A row for each size, and a verdict for each claim; the worst is named where one does not hold."""
     one = json.loads(json.dumps(measured(drawn(1, 600), 0.5)))
-    done = {"prediction": {"busy": 0.5, "traces": {"mine": one}}}
+    done = {"prediction": {"loads": {"50%": {"mine": one}}}}
     rows = [line for line in lines(done) if line.startswith("| ")]
     blunt = json.loads(json.dumps(done))
-    blunt["prediction"]["traces"]["mine"]["first token"]["all"] = [100, 90, 3.0, 2.0, 2.0]
+    blunt["prediction"]["loads"]["50%"]["mine"]["first token"]["all"] = [100, 90, 3.0, 2.0, 2.0]
 
-    assert sum(line.startswith("| all") for line in rows) == len(TARGETS)
+    assert sum(line.startswith("| mine, 50% busy") for line in rows) == len(TARGETS)
+    assert sum(" to " in line for line in rows) == sum(len(one[target]["sizes"]) for target in TARGETS)
     assert len(verdicts(done)) == 2 * len(TARGETS)
     assert [claim for claim, good in verdicts(blunt).items() if not good] == [
-        "first token: the pinball loss is below the table's, on each trace (of the table's: mine: 1.500)"
+        "50% busy, first token: the pinball loss is below the table's, on each trace (of the table's: mine: 1.500)"
     ]
