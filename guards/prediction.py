@@ -1,0 +1,198 @@
+"""How long a request will wait for its first token on a replica, and between tokens: a p90 of each. Pure.
+
+Two models are asked, and the one that was better lately is believed, by its pinball loss, which is what a quantile is
+measured by:
+
+- *Usual*: the p90 of such prompts, by powers of two of their tokens.
+- *As it stands*: that, and what is known of the replica, in a line: tokens to compute, tokens ahead, streams that run
+  and wait, KV cache in use. It is a quantile regression, by least squares that are reweighted with each observation (a
+  miss counts nine times as much, an error as the inverse of its size), so that the line is a p90 and not a mean.
+
+Each is then corrected by adaptive conformal inference, apart for each size of prompt (guards/conformal.py; the line as
+in Romano, Patterson and Candès, «Conformalized Quantile Regression», 2019). Outcomes come late, and out of order: a
+guess has in it what is needed to learn from it, and is judged as it was given.
+
+Who is told nothing for long stays where it was; nothing here grows with time.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from guards.conformal import MISSES, Conformal
+from guards.squares import Squares
+
+BUCKETS = 20  # sizes of prompts, by powers of two; half a million tokens and more are one
+THOUSAND, TEN = 1e-3, 1e-1  # what tokens, and streams, are counted in: all that the line adds up is of size 1 or so
+TOKENS_MOST, STREAMS_MOST = 10_000_000, 100_000
+OUTCOME_S_MOST = 3600.0
+LATELY = 0.002  # how much one outcome counts of the losses by which a model is chosen
+SLOW = 0.01  # how much it counts of what is usual at all
+LEAST_ERROR = 0.1  # of what is usual; smaller ones count as this, or one lucky guess would count without bound
+OUTLIER = 10.0  # times the usual error; what is beyond counts as this
+
+
+class Situation(NamedTuple):
+    """What is known when it is asked, of a request and the replica that it would go to.
+
+    input_tokens: of the prompt; uncached_tokens: of those, what the replica has to compute.
+    tokens_ahead: prompt tokens that it has to compute before, of requests it was given already.
+    running, waiting: its streams. kv_use: the share of its KV cache that is in use, from 0 to 1; what is no such number
+    counts as 0, since servers say it.
+    """
+
+    input_tokens: int
+    uncached_tokens: int
+    tokens_ahead: int
+    running: int
+    waiting: int
+    kv_use: float
+
+
+class Target(NamedTuple):
+    """What is predicted. guess_s, guess_token_s: while nothing is known; at all, and per token that is to compute.
+
+    step, early: how fast the correction adapts (guards/conformal.py). Slower where outcomes come in long after they
+        were asked for.
+    bounded: whether nothing is longer than what was seen lately; there is no such bound for a queue.
+    """
+
+    guess_s: float
+    guess_token_s: float
+    step: float
+    early: float
+    bounded: bool
+
+
+FIRST_TOKEN = Target(guess_s=0.5, guess_token_s=2e-4, step=0.01, early=0.2, bounded=False)
+BETWEEN_TOKENS = Target(guess_s=0.05, guess_token_s=0.0, step=0.003, early=0.0, bounded=True)
+
+
+class Guess(NamedTuple):
+    """What was predicted, in seconds, and what is needed to learn from how it came out.
+
+    p90_s: what nine of ten stay within. usual_s, standing_s: as each of the two models had it.
+    own: whether the bucket was asked itself, or a neighbour, since too little is known of it.
+    """
+
+    p90_s: float
+    usual_s: float
+    standing_s: float
+    bucket: int
+    own: bool
+    x: tuple[float, ...]
+
+
+class Quantile:
+    """The p90 of one thing on one replica."""
+
+    __slots__ = ("_error", "_line", "_losses", "_standing", "_target", "_typical", "_usual")
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._usual: dict[int, Conformal] = {}
+        self._standing: dict[int, Conformal] = {}
+        per_thousand = target.guess_token_s / THOUSAND / target.guess_s
+        self._line = Squares((1.0, 0.0, per_thousand, per_thousand, 0.0, 0.0, 0.0))  # to begin with, what is guessed
+        self._typical = self._error = 1.0  # outcome and error, in units of `guess_s`, as all that is kept
+        self._losses = (0.0, 0.0)
+
+    def guess(self, now: Situation) -> Guess:
+        """Predict. It is never below 0, and always a number."""
+        target, bucket = self._target, _bucket(now.input_tokens)
+        uncached, ahead = min(now.uncached_tokens, TOKENS_MOST), min(now.tokens_ahead, TOKENS_MOST)
+        asked = self._asked(bucket)
+        guessed = 1.0 + target.guess_token_s * (uncached + ahead) / target.guess_s
+        if asked is None:
+            usual = usual_at = standing = guessed
+        else:
+            known, corrections = self._usual[asked], self._standing[asked]
+            usual, usual_at = known.threshold, known.plain
+            most = known.most if target.bounded else float("inf")
+        x = (
+            1.0, usual_at, THOUSAND * uncached, THOUSAND * ahead, TEN * min(now.running, STREAMS_MOST),
+            TEN * min(now.waiting, STREAMS_MOST), now.kv_use if 0.0 <= now.kv_use <= 1.0 else float(now.kv_use > 1.0),
+        )  # fmt: skip
+        if asked is not None:
+            line = max(0.0, self._line.value(x))
+            standing = max(0.0, min(most, line + corrections.threshold * self._error))
+        believed = standing if self._losses[1] <= self._losses[0] else usual
+        unit_s = target.guess_s
+        return Guess(believed * unit_s, usual * unit_s, standing * unit_s, bucket, asked == bucket, x)
+
+    def note(self, guess: Guess, actual_s: float) -> None:
+        """Learn how a guess came out. actual_s: from the moment of the guess on; never below 0."""
+        assert actual_s >= 0.0, "time does not go back"
+        unit_s = self._target.guess_s
+        y = min(actual_s, OUTCOME_S_MOST) / unit_s
+        usual, standing = self._of(guess.bucket)
+        if guess.own:
+            usual.adapt(guess.usual_s < actual_s)
+            standing.adapt(guess.standing_s < actual_s)
+        line = max(0.0, self._line.value(guess.x))  # as it is now: the one that was asked may have known nothing yet
+        usual.note(y)
+        standing.note((y - line) / self._error)
+        before = self._losses
+        self._losses = (
+            before[0] + LATELY * (_pinball(y, guess.usual_s / unit_s) - before[0]),
+            before[1] + LATELY * (_pinball(y, guess.standing_s / unit_s) - before[1]),
+        )
+        self._learn(guess.x, y, line)
+
+    def gave_up(self, guess: Guess, waited_s: float) -> None:
+        """Learn from one that was not waited for to the end.
+
+        A guess that it had outlived was too low; else nothing is known. Without this, those who wait longest would be
+        left out of what is learnt, since they are the ones who leave.
+        """
+        if guess.own:
+            for one, said_s in zip(self._of(guess.bucket), (guess.usual_s, guess.standing_s), strict=True):
+                if waited_s > said_s:
+                    one.adapt(True)
+
+    def _learn(self, x: tuple[float, ...], y: float, line: float) -> None:
+        size = self._typical + line  # errors are taken relative to what is usual and what was expected
+        error = y - line
+        side = 1.0 - MISSES if error > 0.0 else MISSES
+        weight = side / max(abs(error) / size, LEAST_ERROR) / (size * size)
+        self._line.note(x, y, weight)
+        self._error += SLOW * (min(abs(error), OUTLIER * self._error) - self._error)
+        self._error = max(self._error, 1e-6)
+        self._typical += SLOW * (min(y, OUTLIER * self._typical) - self._typical)
+        self._typical = max(self._typical, 1e-6)
+
+    def _of(self, bucket: int) -> tuple[Conformal, Conformal]:
+        if bucket not in self._usual:
+            step, early = self._target.step, self._target.early
+            self._usual[bucket], self._standing[bucket] = Conformal(step, early), Conformal(step, early)
+        return self._usual[bucket], self._standing[bucket]
+
+    def _asked(self, bucket: int) -> int | None:
+        """The bucket itself if enough is known of it, else the nearest such; None while there is none."""
+        for near in _nearest(bucket):
+            if (one := self._usual.get(near)) is not None and one.enough:
+                return near
+        return None
+
+
+class Predictor:
+    """Both predictions for one replica, or for several that are alike."""
+
+    def __init__(self) -> None:
+        self.first_token = Quantile(FIRST_TOKEN)
+        self.between_tokens = Quantile(BETWEEN_TOKENS)
+
+
+def _nearest(bucket: int) -> Iterator[int]:
+    yield bucket
+    for away in range(1, BUCKETS):
+        yield bucket - away
+        yield bucket + away
+
+
+def _bucket(tokens: int) -> int:
+    return min(BUCKETS - 1, max(0, tokens).bit_length())
+
+
+def _pinball(actual: float, predicted: float) -> float:
+    off = actual - predicted
+    return (1.0 - MISSES) * off if off > 0.0 else -MISSES * off
