@@ -218,7 +218,7 @@ async def test_the_probe_is_taken_when_its_server_is_picked():
 
 def legs(world: World) -> Legs:
     nothing: Any = None
-    return Legs(world.fleet, nothing, {}, (), "m")
+    return Legs(world.fleet, nothing, {}, (), "m", lambda: None)
 
 
 def test_who_picks_a_server_half_open_has_its_probe_before_anything_is_sent():
