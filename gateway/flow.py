@@ -39,15 +39,11 @@ class Flow:
     clock: Callable[[], float]
 
     async def serve(self, call: Call, tenant: Tenant, sink: Sink, headers: Headers = ()) -> bytes | None:
-        """Answer one request: a stream through `sink`, else it is returned. Raises Refused while nothing was delivered.
-
-        However it ends, the hold is settled once, at what was delivered.
-        """
+        """Answer one request: a stream through `sink`, else it is returned. Raises Refused while nothing was sent."""
         with self.records.open(call, tenant, sink) as record, self.rates.enter(call, tenant.rates) as passage:
             deadline = self.deadlines.of(call, tenant)
             quote = await self.quotes.hold(call, tenant)
-            with quote.hold as hold, quote.watch as watch:
-                turn = self.turns.one(call, tenant, sink.received_at)
+            with quote.hold as hold, quote.watch as watch, self.turns.one(call, tenant, sink.received_at) as turn:
                 sink.told = passage.headers + quote.headers + turn.headers
                 record.held(hold, turn, quote.about)
                 kind = Relay if call.stream else Plain
@@ -62,7 +58,6 @@ class Flow:
                     await answer.finish()  # also then: a budget may have ended it, and its last words are owed
                 finally:
                     answer.close()
-                    turn.end()
                     passage.used = answer.prompt_tokens + answer.completion_tokens
         if answer.refusal is not None:
             raise answer.refusal
@@ -71,13 +66,12 @@ class Flow:
     async def _legs(self, answer: Relay | Plain, sink: Sink, record: Record, headers: Headers, turn: Turn) -> None:
         """Ask one server after the other until the answer has ended; bounded by its legs_max and hedges_max."""
         failed: Names = frozenset()
-        with Legs(self.fleet, self.upstream, self.targets, headers, answer.call.model, turn.first) as legs:
+        with Legs(self.fleet, self.upstream, self.targets, headers, turn) as legs:
             while answer.open:
                 if answer.needs_leg:
-                    name = legs.pick(failed, answer.call.near, turn.take())
+                    name = legs.pick(failed)
                     if name is None:
                         return answer.fail(Ending.UPSTREAM_LOST, "No server of this model can be reached now.")
-                    turn.sent(name)
                     sink.from_replica(name, record.leg_opened(name))
                     legs.begin(name, await answer.asks(), answer.part)
                 elif legs.silent:

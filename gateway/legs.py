@@ -11,12 +11,11 @@ from gateway.stream.leg import Leg, Target
 from gateway.stream.leg_end import LegEnd
 from gateway.stream.seams import Ask
 from gateway.stream.upstream import Upstream
+from gateway.turns import Turn
 from gateway.visits import Visit, Visits
-from guards.breaker import Entry
 
 Headers = tuple[tuple[str, str], ...]
 Names = frozenset[str]
-Given = tuple[str, Entry]
 SILENT_AGAIN_S = 0.25  # how soon a silent leg for which nothing could be done is thought of again
 
 
@@ -35,29 +34,18 @@ class Running(NamedTuple):
 
 
 class Legs:
-    """A block in which legs may be opened for a request for a model; leaving it closes them.
-
-    on_first: called when one of them has brought its first tokens.
-    """
+    """A block in which legs may be opened for a request whose turn it is; leaving it closes them."""
 
     __slots__ = (
-        "_fleet", "_headers", "_model", "_news", "_next", "_on_first", "_running", "_targets", "_upstream", "_visits",
-        "_waiter",
+        "_fleet", "_headers", "_news", "_next", "_running", "_targets", "_turn", "_upstream", "_visits", "_waiter",
     )  # fmt: skip
 
     def __init__(
-        self,
-        fleet: Fleet,
-        upstream: Upstream,
-        targets: dict[str, Target],
-        headers: Headers,
-        model: str,
-        on_first: Callable[[], None],
+        self, fleet: Fleet, upstream: Upstream, targets: dict[str, Target], headers: Headers, turn: Turn
     ) -> None:
         self._fleet, self._upstream, self._targets, self._headers = fleet, upstream, targets, headers
-        self._model, self._visits = model, Visits(fleet, model)
+        self._turn, self._visits = turn, Visits(fleet, turn.call.model)
         self._next: Visit | None = None
-        self._on_first = on_first
         self._running: list[Running] = []
         self._news = False
         self._waiter: asyncio.Future[None] | None = None
@@ -72,19 +60,23 @@ class Legs:
         """Where there is one."""
         return frozenset(one.replica for one in self._running)
 
-    def pick(self, avoid: Names, near: int | None = None, given: Given | None = None) -> str | None:
-        """Name the replica for the next legs; None when there is none left to try. near: see `guards.routing`.
+    def pick(self, avoid: Names) -> str | None:
+        """Name the replica for the next legs, first the one whose turn it is; None when there is none left to try.
 
         Its breaker counts the request as sent from now on: before it is, others come, and there is one probe.
-        given: a replica that was chosen for it already, and its breaker's entry.
         """
+        given = self._turn.take()
         if given is not None:
             name, entry = given
             self._next = self._visits.begin(name, entry)
-            return name
-        picked = self._fleet.pick(self._model, avoid, near)
-        self._next = None if picked is None else self._visits.begin(picked)
-        return picked
+        else:
+            call = self._turn.call
+            picked = self._fleet.pick(call.model, avoid, call.near)
+            if picked is None:
+                return None
+            name, self._next = picked, self._visits.begin(picked)
+        self._turn.sent(name)
+        return name
 
     def begin(self, replica: str, asks: Iterable[Ask], part: Callable[[Ask], Any]) -> None:
         """Begin legs on one replica. part: makes what takes in what a leg brings."""
@@ -153,7 +145,7 @@ class Legs:
     def _first(self) -> None:
         """A leg has brought its first tokens."""
         self._visits.progressed()
-        self._on_first()
+        self._turn.first()
 
     def _wake(self) -> None:
         self._news = True

@@ -6,7 +6,8 @@ refused rather than broken, and what became of all others is counted (guards/att
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 from gateway.books.ledger.contract import Lines
 from gateway.books.tenants import Tenant
@@ -182,7 +183,7 @@ class Turns:
 
 
 class Turn:
-    """One request: what it was promised, its place, and where it runs.
+    """A block around one request: what it was promised, its place, and where it runs.
 
     tokens: of its prompt, and of its answers, about. promise: None where it was promised nothing.
     arrived_s: by the clock of all turns; waited_s: for its turn.
@@ -231,7 +232,7 @@ class Turn:
         return None if name is None or entry is None else (name, entry)
 
     async def begin(self, answer: Answer) -> None:
-        """Wait for its turn; `end` must follow. Raises Refused."""
+        """Wait for its turn. Raises Refused."""
         self._answer, turns = answer, self._turns
         if turns.waiting is not None:
             self._place = await turns.waiting.begin(turns.ask(self))
@@ -261,7 +262,10 @@ class Turn:
         if self._place is not None and self._answer is not None and self._turns.waiting is not None:
             self._turns.waiting.count(self._place, self._answer.prompt_tokens, self._answer.completion_tokens)
 
-    def end(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """It runs no more, however that came."""
         self.choose(None)
         self._turns.over(self)

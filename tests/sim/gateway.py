@@ -11,6 +11,7 @@ from gateway.asides import Asides
 from gateway.books.tenants import Tenant
 from gateway.config import Config, Limits, Model, Replica, Timeouts
 from gateway.config_health import HealthConfig
+from gateway.config_service import AdmissionConfig
 from gateway.deadlines import Deadlines
 from gateway.flow import Flow
 from gateway.quote import Quotes
@@ -20,6 +21,7 @@ from gateway.stream.call import Call
 from gateway.stream.seams import Sink
 from gateway.stream.text import Decoder, LocalDecoder, RemoteDecoder
 from gateway.stream.upstream import Upstream
+from gateway.verdicts import Verdicts
 from gateway.watch.metrics import Metrics
 from tests.gateway.stream.vllm_text import tokenizer
 from tests.sim.books import Facts, SimLedger
