@@ -39,6 +39,9 @@ _RATE_HINT = (
     'Write a rate such as "60 requests/minute", "100k tokens/minute", "10 requests/second burst 20" or '
     '"50 tokens/second per stream".'
 )
+_REST = re.compile(r"([0-9]{1,5})\s*([hd])")
+_REST_HINT = 'Write hours or days, such as "36h" or "7d"; "never" where an operator sees to it.'
+REST_S_MIN, REST_S_MAX = 3600, 365 * 86_400
 _PERIODS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
 RATE_MAX = 10**9  # so that an interval is a nanosecond at least
 _UNITS = {
@@ -114,6 +117,23 @@ def parse_rate(text: str) -> tuple[Counted, Rate]:
     if of_stream and counted != "tokens":
         raise wrong("a stream is one request", _RATE_HINT)
     return Counted.OF_STREAM if of_stream else Counted(counted), Rate(units, _PERIODS[period], most)
+
+
+def parse_rest(text: str) -> float | None:
+    """Read for how long a gateway may be away, such as "7d" or "36h", in seconds; None for "never".
+
+    Raises PydanticCustomError (a ValueError), see `parse_limit`.
+    """
+    text = text.strip()[:64].lower()
+    if text in ("never", "0"):
+        return None
+    match = _REST.fullmatch(text)
+    if match is None:
+        raise wrong("not a time", _REST_HINT)
+    rest_s = float(int(match[1]) * {"h": 3600, "d": 86_400}[match[2]])
+    if not REST_S_MIN <= rest_s <= REST_S_MAX:
+        raise wrong("from an hour to a year", _REST_HINT)
+    return rest_s
 
 
 def is_loopback(host: str) -> bool:
@@ -208,6 +228,11 @@ Label = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!-~]+$")]
 Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\s\x00-\x1f\x7f]+$")]
 Budget = Annotated[Limit, BeforeValidator(lambda v: parse_limit(str(v)) if isinstance(v, str | int) else v)]
 PaceOf = Annotated[tuple[Counted, Rate], BeforeValidator(lambda v: parse_rate(v) if isinstance(v, str) else v)]
+Rest = Annotated[
+    float | None,
+    Field(ge=REST_S_MIN, le=REST_S_MAX),
+    BeforeValidator(lambda v: parse_rest(str(v)) if isinstance(v, str | int) else v),
+]
 Dollars = Annotated[int, BeforeValidator(lambda v: _dollars(str(v)))]  # for a million tokens, in micro-dollars
 
 
@@ -376,12 +401,16 @@ class LedgerConfig(Part):
     replicas: how many must have a grant before it counts. when_down: what happens to requests while the server cannot
     be reached: they are refused, or spend what their gateway has leased until that is gone. leased_scopes: those that
     go on so where others are refused.
+    write_off_after: a gateway that nobody has heard of for so many seconds is written off; None: never. one_off: this
+    data directory will not be started again, so that the gateway writes itself off at its end.
     """
 
     url: Annotated[SecretStr, AfterValidator(_vault_url)] | None = None
     replicas: int = Field(default=0, ge=0, le=16)
     when_down: Literal["refuse", "leased"] = "refuse"
     leased_scopes: tuple[Annotated[str, AfterValidator(_scope)], ...] = Field(default=(), max_length=10_000)
+    write_off_after: Rest = 7 * 86_400.0
+    one_off: bool = False
 
     @property
     def server(self) -> VaultUrl | None:

@@ -26,6 +26,7 @@ from gateway.books.keys_file import (
     locked,
     opened,
     order_kept,
+    order_named,
     top_up_kept,
     top_up_named,
     transaction,
@@ -285,6 +286,10 @@ class Keys:
         if full(self._db, "orders", ORDERS_MAX):
             raise ValueError(f"{ORDERS_MAX} corrections wait for a gateway already")
         return self._write(*order_kept(name, said, self._clock()))
+
+    def ordered(self, name: str) -> str | None:
+        """What the order of a name says that waits for the gateway; None where none does."""
+        return order_named(self._db, name)
 
     def order_done(self, name: str) -> None:
         """Forget an order that was carried out: the ledger knows its name."""
