@@ -118,6 +118,11 @@ class Permits:
             self.wake(gate)
         return gate
 
+    def lacks(self, kind: str, name: str, depth: int, limit: int) -> bool:
+        """Whether the gate of a thing has no permit left; makes none where there is none."""
+        gate = self._gates.get((kind, name, depth))
+        return gate is not None and gate.taken >= limit
+
     def server(self, name: str) -> Server:
         """A server by its name. There are as many as are configured."""
         server = self._servers.get(name)
