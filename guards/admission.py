@@ -210,9 +210,13 @@ class Admission:
         return tuple([gate(*one) for one in self._needs(ask)])
 
     def _needs(self, ask: Ask) -> list[tuple[str, str, int, int]]:
-        """The same by name: kind, name, depth, and how many permits there are."""
-        depth, tenant = ask.depth, ask.share.tenant
-        needs = [("model", ask.model, depth, self._bounds.model), ("tenant", tenant, depth, ask.share.permits)]
+        """The same by name: kind, name, depth, and how many permits there are.
+
+        Keys of one tenant may be of tiers that have different permits. Those have gates of their own: one whose limit
+        went up and down with whoever looked at it would wake those that wait there for ever.
+        """
+        depth, (tenant, _, permits, _) = ask.depth, ask.share
+        needs = [("model", ask.model, depth, self._bounds.model), (f"tenant {permits}", tenant, depth, permits)]
         if ask.agent is not None:
             needs.append(("agent", f"{tenant}/{ask.agent}", depth, self._bounds.agent))
         return needs

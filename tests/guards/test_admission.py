@@ -577,6 +577,21 @@ def test_an_idle_gateway_decides_in_microseconds():
     assert median(took_s) < 50e-6
 
 
+def test_keys_of_one_tenant_may_have_different_permits():
+    """As where turns are shared by org, and its keys are of two tiers: each has its own, and nobody waits for ever."""
+    gateway = Gateway(room=4)
+    strict, free = Share("acme", permits=1), Share("acme", permits=3)
+    asked = [free, free, strict, strict, free, strict, free]
+    places = [gateway.ask(share=share) for share in asked]
+
+    running = [place.ask.share for place in places if place.server is not None]
+    gateway.drain()
+
+    assert (running.count(strict), running.count(free)) == (1, 3)
+    assert all(place.server is not None for place in places)
+    gateway.at_rest()
+
+
 def known(admission: Admission) -> object:
     """All that there is to remember of what came."""
     permits = admission._permits
@@ -589,7 +604,7 @@ def known(admission: Admission) -> object:
 
 
 MAYBE_S = st.one_of(st.none(), st.floats(0.4, 6.0))
-COMES = st.tuples(st.sampled_from("abc"), MAYBE_S, st.integers(0, BANDS - 1), st.integers(1, 40))
+COMES = st.tuples(st.sampled_from("abc"), MAYBE_S, st.integers(0, BANDS - 1), st.integers(1, 2), st.integers(1, 40))
 
 
 @given(st.lists(st.tuples(COMES, st.floats(0.0, 1.5), st.booleans()), min_size=1, max_size=60))
@@ -597,12 +612,12 @@ def test_what_is_foreseen_is_what_comes(steps):
     """Whoever is foreseen to be refused is, in the same words, and nobody else; and to ask changes nothing."""
     gateway = Gateway("ab", room=2, waiting=5, wait_s=4.0, model=6)
     admission = gateway.admission
-    for (tenant, within_s, band, output), after_s, leaves in steps:
+    for (tenant, within_s, band, permits, output), after_s, leaves in steps:
         gateway.turn(after_s)
         if leaves and (running := [one for one in gateway.started if one.permit is not None]):
             gateway.leave(running[0])
         due_s = None if within_s is None else gateway.now_s + within_s
-        ask = Ask(Share(tenant, permits=1 + (tenant == "a")), "m", 10, output, band, deadline_s=due_s)
+        ask = Ask(Share(tenant, permits=permits), "m", 10, output, band, deadline_s=due_s)
         before = known(admission)
 
         foreseen = admission.foresee(ask, gateway.now_s)
