@@ -35,6 +35,7 @@ def cross_faults(raw: Any) -> list[Fault]:
         *_price_faults(raw),
         *_cheaper_faults(raw),
         *_tier_faults(raw),
+        *_degrade_faults(raw),
     ]
 
 
@@ -247,3 +248,14 @@ def _tier_faults(raw: Any) -> Iterator[Fault]:
             if named is not None and named not in names:
                 known = ", ".join(str(name) for name in names) or "none yet"
                 yield Fault((room, at, "tier"), "there is no such tier", f"Name one of tiers: {known}.")
+
+
+def _degrade_faults(raw: Any) -> Iterator[Fault]:
+    """Find steps that could never be taken."""
+    steps = _items(_get(raw, "degrade"), "steps")
+    if "cheaper" in steps and not any(_get(model, "cheaper") for model in _items(raw, "models")):
+        hint = "Add cheaper: to one of models, or remove this step."
+        yield Fault(("degrade", "steps"), "no model has a cheaper one", hint)
+    if steps and _get(_get(raw, "admission"), "on") is False:
+        hint = "Remove them, or let requests wait in the gateway: admission: {on: true}."
+        yield Fault(("degrade", "steps"), "nobody foresees a refusal while admission is off", hint)

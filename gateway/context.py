@@ -62,7 +62,7 @@ class Contexts:
 
         What was counted is the call's bound from then on. Raises Refused (CONTEXT).
         """
-        limit = self._limit(call.model)
+        limit = self.limit(call.model)
         if limit is None or call.has_media or not self._doubtful(call, tenant, limit):
             return FITS
         tokens = await self._count(call)
@@ -75,7 +75,8 @@ class Contexts:
             raise _too_long(call, tokens, limit)
         return Context(tokens, limit, dropped)
 
-    def _limit(self, model: str) -> int | None:
+    def limit(self, model: str) -> int | None:
+        """How long a prompt of a model may be, in tokens; None where nobody knows."""
         said = [one for one in (self._fleet.window(model), self._limits.get(model)) if one is not None]
         return min(said, default=None)
 

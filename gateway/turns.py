@@ -6,6 +6,7 @@ refused rather than broken, and what became of all others is counted (guards/att
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -13,6 +14,7 @@ from gateway.books.ledger.contract import Lines
 from gateway.books.tenants import Tenant
 from gateway.fleet.replicas import Fleet
 from gateway.forecasts import Forecast, Forecasts
+from gateway.ladder import AS_ASKED, Eased, Ladder
 from gateway.rates import BYTES_PER_TOKEN
 from gateway.sla_table import shown
 from gateway.slices import in_turns
@@ -22,7 +24,7 @@ from guards.attainment import Attainment, Verdict
 from guards.breaker import Entry, Outcome
 from guards.estimate import AnswerLengths
 from guards.place import Ask, Place, Rank, Share
-from guards.refusal import Ending, Reason, Refused
+from guards.refusal import CUTS, Ending, Reason, Refused
 from guards.sla import Promise, Tier
 
 COUNT_S = 0.25  # how often it is counted what running requests have had: for fairness, and for room at servers
@@ -32,7 +34,7 @@ NOTHING: Mapping[str, Any] = {}
 
 # Ends that say nothing of the promise: whoever asked, or an operator, ended it.
 THEIRS = (Ending.REVOKED, Ending.SESSION)
-WHOLE = (Ending.FINISHED, Ending.BUDGET, Ending.BREAKER)
+WHOLE = (Ending.FINISHED, *CUTS)
 OURS = (Reason.OVERLOADED, Reason.LATE, Reason.NO_REPLICA, Reason.FIRST_TOKEN, Reason.TIMEOUT, Reason.UPSTREAM)
 
 
@@ -51,7 +53,8 @@ class Turns:
     """Lets requests wait for their turn, and keeps what they were promised in mind.
 
     ranks: of tiers, by name; usual: of keys for which none is said.
-    waiting: None where requests are sent as they come. forecasts: None where no tier promises anything.
+    waiting: None where requests are sent as they come. ladder: None where nobody's answer is made worse.
+    forecasts: None where no tier promises anything.
     fair_by: between whom turns are shared: key, user, team or org. scheduled: models whose servers go by priority.
     judged: told of each promise that was made, and what became of it. waited: of each that waited, for
         which model and how long. Times in seconds, by `clock`, monotonic.
@@ -76,26 +79,46 @@ class Turns:
         self.forecasts, self._fair_by, self._scheduled, self._refuse_late = forecasts, fair_by, scheduled, refuse_late
         self._judged, self._waited = judged, waited
         self.waiting: Waiting | None = None
+        self.ladder: Ladder | None = None
         self.attainment = Attainment()
         self._shares: dict[tuple[str, str | None], Share] = {}
         self._running: dict[Turn, None] = {}
 
-    def one(self, call: Call, tenant: Tenant, arrived_s: float) -> "Turn":
-        """One request that comes, and what it is promised."""
+    def ease(self, call: Call, tenant: Tenant, arrived_s: float) -> Eased:
+        """Say what is taken from a request that would be refused as it is, before anything is held for it."""
+        if self.ladder is None or self.waiting is None:
+            return AS_ASKED
+        return self.ladder.ease(call, partial(self._foresee, call, tenant, arrived_s))
+
+    def one(self, call: Call, tenant: Tenant, arrived_s: float, most: int | None = None) -> "Turn":
+        """One request that comes, and what it is promised: for what it asks. most: tokens that its answers may have."""
+        turn = self._made(Turn, call, tenant, arrived_s, call.model, most)
+        if call.model in self._scheduled:
+            call.body["priority"] = turn.rank.priority
+        return turn
+
+    def _foresee(self, call: Call, tenant: Tenant, arrived_s: float, model: str, most: int) -> Refused | None:
+        """Why a request would be refused now, were it for this model and its answers no longer than that."""
+        assert self.waiting is not None
+        turn = self._made(Maybe, call, tenant, arrived_s, model, most)
+        return self.waiting.foresee(self.ask(turn)._replace(model=model))
+
+    def _made(
+        self, kind: "type[Turn]", call: Call, tenant: Tenant, arrived_s: float, model: str, most: int | None
+    ) -> "Turn":
         rank = self._usual if tenant.tier is None else self._ranks.get(tenant.tier, self._usual)
         tokens = call.body_bytes // BYTES_PER_TOKEN + 1
-        likely = self._lengths.q90(call.model, call.prompt_bound)
+        likely = self._lengths.q90(model, call.prompt_bound)
         if call.max_tokens is not None and call.max_tokens < likely:
             likely = call.max_tokens
-        promise = None if rank.promises is None else self._promise(rank.promises, call, tokens, likely)
-        if call.model in self._scheduled:
-            call.body["priority"] = rank.priority
-        return Turn(self, call, tenant, rank, (tokens, likely * call.choices), promise, arrived_s)
+        promise = None if rank.promises is None else self._promise(rank.promises, call, model, tokens, likely)
+        answer = likely if most is None or most > likely else most
+        return kind(self, call, tenant, rank, (tokens, answer * call.choices), promise, arrived_s)
 
-    def _promise(self, tier: Tier, call: Call, tokens: int, likely: int) -> Promise | None:
+    def _promise(self, tier: Tier, call: Call, model: str, tokens: int, likely: int) -> Promise | None:
         uncached = tokens
         if self.forecasts is not None:
-            uncached = self.forecasts.uncached(call.model, tokens, call.near)
+            uncached = self.forecasts.uncached(model, tokens, call.near)
         promise = tier.promise(tokens, uncached, likely, call.asked_s)
         if promise is not None and not call.stream:  # nobody sees its first token
             return promise._replace(first_s=None, between_s=None)
@@ -309,3 +332,12 @@ class Turn:
         tokens = answer.completion_tokens
         between_s = (took_s - first_s) / (tokens - 1) if first_s is not None and tokens > 1 else None
         return promise.judge(first_s or 0.0, between_s, took_s)
+
+
+class Maybe(Turn):
+    """A request that is only thought of: no server's breaker counts it."""
+
+    __slots__ = ()
+
+    def choose(self, name: str | None) -> None:
+        """It goes nowhere."""

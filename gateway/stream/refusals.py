@@ -20,6 +20,18 @@ def refusal(end: LegEnd) -> Refused:
     return Refused(Reason.UPSTREAM, message, param=error.param, status=end.status)
 
 
+def unanswered(why: str, *, late: bool = False, legs_left: int = 0) -> Refused:
+    """The refusal for a request that no server answered. why: what the last one did. late: it was a time limit.
+
+    legs_left: it could have been asked again, but all requests together are asked again too often.
+    """
+    detail = f"No server could answer this request: {why}."
+    if legs_left > 0:
+        detail = f"{detail[:-1]}; as many requests as may are being asked again elsewhere already."
+    reason = Reason.FIRST_TOKEN if late else Reason.UPSTREAM
+    return Refused(reason, detail, retry_after_s=RETRY_AFTER_S if legs_left > 0 else None)
+
+
 def given_up(ending: Ending, detail: str) -> Refused:
     """The refusal for a request that ended by us while nothing was delivered, so that it still has a status."""
     if ending is Ending.BOOKS:

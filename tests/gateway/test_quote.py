@@ -20,6 +20,9 @@ class Fleet:
     def window(self, model):
         return 100_000
 
+    def may_retry(self):
+        return True
+
 
 class Asides:
     async def count(self, call):
