@@ -77,7 +77,8 @@ class Flow:
                     legs.begin(name, await answer.asks(), answer.part)
                 elif legs.silent:
                     await self._hedge(answer, sink, record, legs, failed)
-                await legs.news()
+                if answer.open:  # it may have ended for want of anything to ask for
+                    await legs.news()
                 while (ended := legs.take()) is not None:
                     running, end = ended
                     lost = await answer.ended(running.part, end)

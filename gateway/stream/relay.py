@@ -16,7 +16,7 @@ from gateway.stream.outbox import Outbox
 from gateway.stream.pace import Pace
 from gateway.stream.part import Part
 from gateway.stream.races import Races
-from gateway.stream.refusals import given_up, refusal, unanswered
+from gateway.stream.refusals import given_up, refusal, refused, unanswered
 from gateway.stream.seams import Ask, Lease, Sink, Terms
 from gateway.stream.sse import DONE, END
 from gateway.stream.telling import Telling
@@ -377,7 +377,7 @@ class Relay:
     def _upstream_error(self, part: Part, error: UpstreamError) -> None:
         """An error event: the request's fault while nothing was delivered, else the server's."""
         if error.status in REQUEST_AT_FAULT and not self.delivered:
-            self._refuse(Refused(Reason.UPSTREAM, error.message, param=error.param, status=error.status))
+            self._refuse(refused(error, error.status))
         else:
             part.lose("the server answered an error in its stream")
 
