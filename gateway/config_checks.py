@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from gateway.config import Bounded, DeclaredBudget, DeclaredKey, LedgerConfig, Limits, Listen, Replica, is_loopback
 from gateway.config_part import Part
+from gateway.config_service import AdmissionConfig
 from gateway.yaml_tree import Fault, Loc
 from guards.budget import Limit
 
@@ -256,6 +257,7 @@ def _degrade_faults(raw: Any) -> Iterator[Fault]:
     if "cheaper" in steps and not any(_get(model, "cheaper") for model in _items(raw, "models")):
         hint = "Add cheaper: to one of models, or remove this step."
         yield Fault(("degrade", "steps"), "no model has a cheaper one", hint)
-    if steps and _get(_get(raw, "admission"), "on") is False:
+    admission = _tried(AdmissionConfig, _get(raw, "admission") or {})
+    if steps and admission and not admission.on:
         hint = "Remove them, or let requests wait in the gateway: admission: {on: true}."
         yield Fault(("degrade", "steps"), "nobody foresees a refusal while admission is off", hint)

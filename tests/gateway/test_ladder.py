@@ -1,0 +1,103 @@
+"""What is taken from requests that servers are too busy for."""
+
+import pytest
+
+from gateway.ladder import AS_ASKED, DEGRADED_HEADER, Eased, Ladder
+from guards.budget import UNLIMITED
+from guards.ladder import Step
+from guards.refusal import Reason, Refused
+from tests.gateway.stream.fakes import call_for
+
+SHORTER, CHEAPER = Step.SHORTER, Step.CHEAPER
+LATE = Refused(Reason.LATE, "late")
+CAP = 100
+
+
+class Fleet:
+    def __init__(self, down=()):
+        self.down = down
+
+    def up(self, model):
+        return [] if model in self.down else [model]
+
+
+def ladder(*steps, down=(), windows=(), likely=400):
+    cheaper = {"big": "mid", "mid": "small"}
+    return Ladder(Fleet(down), steps, CAP, cheaper, dict(windows).get, lambda model, prompt: likely)
+
+
+def asked(**said):
+    return call_for(model="big", max_tokens=None, **said)
+
+
+def ease(one, call, *let_in):
+    """Ease a request where these would be let in."""
+    return one.ease(call, lambda model, most: None if (model, most) in let_in else LATE)
+
+
+@pytest.mark.parametrize(
+    ("way", "steps", "model", "header"),
+    [
+        (("big", CAP), (SHORTER,), "big", "max_tokens=100"),
+        (("mid", UNLIMITED), (CHEAPER,), "mid", "model=mid"),
+        (("small", UNLIMITED), (CHEAPER,), "small", "model=small"),
+        (("mid", CAP), (SHORTER, CHEAPER), "mid", "max_tokens=100, model=mid"),
+    ],
+)
+def test_the_first_step_that_lets_a_request_in_is_taken(way, steps, model, header):
+    """The call names the model that answers; client and journal are told what was taken, and why."""
+    call = asked()
+
+    eased = ease(ladder(SHORTER, CHEAPER), call, way)
+
+    assert eased == Eased(steps, "big", Reason.LATE, way[1])
+    assert (call.model, call.body["model"]) == (model, model)
+    assert eased.headers(UNLIMITED, call.model) == ((DEGRADED_HEADER, header),)
+    about = eased.about({}, call.model)
+    assert (about["degraded"], about["degraded_by"]) == ([*steps], "deadline_unreachable")
+    assert about.get("asked_model") == ("big" if model != "big" else None)
+
+
+@pytest.mark.parametrize("let_in", [[("big", UNLIMITED), ("big", CAP)], []])
+def test_who_is_let_in_as_it_is_or_not_at_all_keeps_what_it_asked_for(let_in):
+    """Its model too."""
+    call = asked()
+
+    assert ease(ladder(SHORTER, CHEAPER), call, *let_in) is AS_ASKED
+    assert call.model == "big"
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"down": ("mid",)}, "nobody serves it now"),
+        ({"windows": {"mid": 10}}, "the prompt may not fit it"),
+    ],
+)
+def test_a_model_that_could_not_answer_is_passed_over(said, why):
+    """The next one may."""
+    call = asked()
+
+    ease(ladder(CHEAPER, **said), call, ("mid", UNLIMITED), ("small", UNLIMITED))
+
+    assert call.model == "small", why
+
+
+@pytest.mark.parametrize("said", [{"max_tokens": CAP}, {}])
+def test_an_answer_that_is_short_anyway_is_not_shortened(said):
+    """By its client's word, or as such answers are."""
+    call = call_for(**{"model": "big", "max_tokens": None} | said)
+
+    assert ease(ladder(SHORTER, likely=400 if said else CAP), call, ("big", CAP)) is AS_ASKED
+
+
+def test_what_a_breaker_takes_beside_is_told_once():
+    """The shorter of both, each step once, the model that was asked for at first."""
+    eased = Eased((SHORTER,), "big", Reason.LATE, CAP)
+
+    about = eased.about({"degraded": [SHORTER, CHEAPER], "asked_model": "mid", "model": "small"}, "small")
+
+    assert eased.headers(7, "small") == ((DEGRADED_HEADER, "max_tokens=7, model=small"),)
+    assert about == {
+        "degraded": [SHORTER, CHEAPER], "degraded_by": "deadline_unreachable", "asked_model": "big", "model": "small"
+    }  # fmt: skip
