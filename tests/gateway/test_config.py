@@ -135,7 +135,8 @@ ONE_ERROR = {
     ),
     "a step twice": (
         BASE + "degrade: {steps: [shorter, shorter]}\n",
-        "holdfast.yaml:7:18: degrade.steps: the same step twice. Write each once, in the order in which they are tried.",
+        "holdfast.yaml:7:18: degrade.steps: the same step twice. Write each once, in the order in which they are "
+        "tried.",
     ),
     "an unknown cheaper model": (
         BASE.replace("name: tiny", "name: tiny\n    cheaper: tinier"),
