@@ -360,7 +360,7 @@ def _fleet(
     timeouts, limits = config.timeouts, config.limits
     replicas = [
         Replica(
-            one.name, one.role == "standby", models.get(one.name), pulse=Pulse(timeouts.suspect_s), weight=one.weight
+            one.name, one.role == "standby", models.get(one.name), pulse=Pulse(timeouts.suspect_s), share=one.weight
         )
         for one in config.replicas
     ]

@@ -277,6 +277,9 @@ class Turn:
     def judged(self, ending: Ending, refused: Refused | None) -> Mapping[str, Any]:
         """Say what became of what it was promised, once it has ended; for the journal."""
         answer, forecast = self._answer, self._forecast
+        if forecast is None and self.promise is None and not self.waited_s:
+            self._answer = None
+            return NOTHING
         facts: dict[str, Any] = {}
         if self.waited_s:
             facts["waited_s"] = round(self.waited_s, 4)

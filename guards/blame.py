@@ -48,6 +48,8 @@ class Blame(Generic[T]):
         return ([], calls) if own else (calls, [])
 
     def _settled(self) -> list[T]:
+        if not self._pending:  # as it mostly is
+            return []
         calls = [call for one in self._pending.values() for call in one]
         self._pending.clear()
         return calls
