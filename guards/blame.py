@@ -30,6 +30,11 @@ class Blame(Generic[T]):
     def __init__(self) -> None:
         self._pending: dict[str, list[T]] = {}
 
+    @property
+    def pending(self) -> bool:
+        """Whether anything failed that nobody was found at fault for."""
+        return bool(self._pending)
+
     def failed(self, server: str, call: T) -> None:
         """A server failed it."""
         self._pending.setdefault(server, []).append(call)

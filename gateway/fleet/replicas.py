@@ -136,8 +136,12 @@ class Fleet:
 
         Where none is up it goes to one that is not, as a leg would: the verdict may be stale.
         """
-        good = [one for one in self._good(model) if fits(one.name)]
+        good = self._good(model)
         if good:
+            chosen = routing.choose(good, near, self._slack).name
+            if fits(chosen):
+                return chosen
+        if good := [one for one in good if fits(one.name)]:
             return routing.choose(good, near, self._slack).name
         known = self._candidates(self._for(model), model)
         up = [one for one in known if one.up]
