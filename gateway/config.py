@@ -193,6 +193,9 @@ Label = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!-~]+$")]
 Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\s\x00-\x1f\x7f]+$")]
 Budget = Annotated[Limit, BeforeValidator(lambda v: parse_limit(str(v)) if isinstance(v, str | int) else v)]
 PaceOf = Annotated[tuple[Counted, Rate], BeforeValidator(lambda v: parse_rate(v) if isinstance(v, str) else v)]
+Dollars = Annotated[int, BeforeValidator(lambda v: _dollars(str(v)))]  # for a million tokens, in micro-dollars
+
+
 class Listen(Part):
     """Where the gateway listens. Port 0 is any free port. The admin port is for operators, so: loopback."""
 

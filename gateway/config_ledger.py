@@ -51,7 +51,6 @@ Rest = Annotated[
     Field(ge=REST_S_MIN, le=REST_S_MAX),
     BeforeValidator(lambda v: parse_rest(str(v)) if isinstance(v, str | int) else v),
 ]
-Dollars = Annotated[int, BeforeValidator(lambda v: _dollars(str(v)))]  # for a million tokens, in micro-dollars
 
 
 class LedgerConfig(Part):
