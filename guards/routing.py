@@ -13,6 +13,7 @@ from math import log
 from typing import NamedTuple, Protocol, TypeVar
 
 TTFT_STEP_S = 0.05  # predictions that differ by less are no reason to choose
+USUAL = 512  # tokens that one more request takes, about
 SLOTS = 1024  # into which requests fall by what they are near to
 LINES_MAX = 4 * SLOTS  # of replicas, one for each slot and set of them, that are remembered
 SPAN = float(1 << 64)
@@ -122,7 +123,7 @@ def _best_kind(known: list[Candidate], avoid: frozenset[str]) -> list[Candidate]
 
 def _busy(one: Server) -> tuple[int, float, float]:
     soon = 0 if one.ttft_s is None else round(one.ttft_s / TTFT_STEP_S)
-    return soon, (one.tokens + 1) / one.weight, (one.load + 1) / one.weight  # idle, weights decide
+    return soon, (one.tokens + USUAL) / one.weight, (one.load + 1) / one.weight  # with this one
 
 
 def _nearest(equals: Sequence[S], near: int, slack: Slack) -> S:
