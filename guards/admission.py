@@ -114,8 +114,8 @@ class Admission:
             backlog = self._backlogs[ask.model] = Backlog()
         band = backlog.bands[ask.band]
         place = Place(ask, band.tenant(ask.share.tenant, ask.share.weight), now_s)
+        gates = self._gates(ask, comes=True)
         if not (self._until and (backlog.ready or self._permits.freed)):
-            gates = self._gates(ask)
             if (not gates or lacking(gates) is None) and (server := self._route(place)) is not None:
                 self._in_time(place, server, now_s)
                 place.tenant.held += 1
@@ -183,18 +183,18 @@ class Admission:
 
     # ---------------------------------------------------------------- starting
 
-    def _gates(self, ask: Ask) -> tuple[Gate, ...]:
-        """What a request needs a permit of; its model first, if that is limited."""
+    def _gates(self, ask: Ask, *, comes: bool = False) -> tuple[Gate, ...]:
+        """What a request needs a permit of; its model first, if that is limited. comes: it does now."""
         share, bounds = ask.share, self._bounds
         if bounds.model >= MANY and share.permits >= MANY and (ask.agent is None or bounds.agent >= MANY):
             return ()  # as mostly nothing is limited
         gate, depth, gates = self._permits.gate, ask.depth, []
         if bounds.model < MANY:
-            gates.append(gate("model", ask.model, depth, bounds.model))
+            gates.append(gate("model", ask.model, depth, bounds.model, comes=comes))
         if share.permits < MANY:
-            gates.append(gate("tenant", share.tenant, depth, share.permits))
+            gates.append(gate("tenant", share.tenant, depth, share.permits, comes=comes))
         if ask.agent is not None and bounds.agent < MANY:
-            gates.append(gate("agent", f"{share.tenant}/{ask.agent}", depth, bounds.agent))
+            gates.append(gate("agent", f"{share.tenant}/{ask.agent}", depth, bounds.agent, comes=comes))
         return tuple(gates)
 
     def _start(self, place: Place, gates: tuple[Gate, ...], server: str) -> None:
