@@ -115,12 +115,13 @@ class Admission:
         band = backlog.bands[ask.band]
         place = Place(ask, band.tenant(ask.share.tenant, ask.share.weight), now_s)
         gates = self._gates(ask, comes=True)
-        if not (self._until and (backlog.ready or self._permits.freed)):
-            if (not gates or lacking(gates) is None) and (server := self._route(place)) is not None:
-                self._in_time(place, server, now_s)
-                place.tenant.held += 1
-                self._start(place, gates, server)
-                return place
+        others_first = self._until and (backlog.ready or self._permits.freed)
+        free = not (others_first or (gates and lacking(gates) is not None))
+        if free and (server := self._route(place)) is not None:
+            self._in_time(place, server, now_s)
+            place.tenant.held += 1
+            self._start(place, gates, server)
+            return place
         self._queue(place, backlog, now_s)
         return place
 
