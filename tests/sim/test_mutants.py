@@ -46,8 +46,8 @@ MUTANTS = [
     Mutant(
         "settled at what was leased",
         "gateway.books.ledger.steps:Settle.apply",
-        "settle(amount, owed)",
-        "settle(amount, amount)",
+        "spent + owed",
+        "spent + amount",
         "spent",
     ),
     Mutant(
@@ -81,8 +81,8 @@ MUTANTS = [
     Mutant(
         "the widest limit decides",
         "gateway.books.ledger.steps:Open._taken",
-        "if needs[unit] > most - spent - held",
-        "if cell is cells[0] and needs[unit] > most - spent - held",
+        "if used + needs[unit] > most",
+        "if cell is cells[0] and used + needs[unit] > most",
         "AssertionError",
     ),
     Mutant(
