@@ -49,6 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, each in its own order."""
     tests = Path(__file__).parent
     rank = {tests / name: number for number, name in enumerate(LONG)}
+    assert all(path.exists() for path in rank), "LONG names a file that is not there any more"
     items.sort(key=lambda item: rank.get(item.path, len(LONG)))
 
 

@@ -31,7 +31,7 @@ DEATHS: dict[str, Callable[[Engine], None]] = {
 async def test_streams_outlive_their_server_whatever_of_it_is_killed(
     fresh_engines: FreshEngines, engines: tuple[Server, Server], engine_model: Path, tmp_path: Path
 ) -> None:
-    """Three servers die at once, each in its own way, behind a gateway each; all eight streams of each go on exactly."""
+    """Three servers die at once, each in its own way and behind its own gateway; all streams of each go on exactly."""
     lasting = {"max_tokens": TOKENS, "ignore_eos": True, "repetition_penalty": 1.3}
     bodies = [chat(f"Tell me {n} things.", **lasting) for n in range(STREAMS)]
     doomed = await asyncio.to_thread(fresh_engines, len(DEATHS))

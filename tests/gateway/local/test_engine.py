@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
-from gateway.local.engine import MODEL_S_MAX, MODEL_SCRIPT, Engine, EngineFailed, start_fleet, stop_fleet, vllm_python
+from gateway.local.engine import (
+    MODEL_S_MAX,
+    MODEL_SCRIPT,
+    Engine,
+    EngineFailed,
+    start_fleet,
+    stop_fleet,
+    vllm_environment,
+    vllm_python,
+)
 from gateway.local.leashed import group
 from tests.conftest import SERVED_NAME, Server
 
@@ -157,6 +166,14 @@ def test_missing_vllm_environment_names_the_remedy(tmp_path: Path, monkeypatch: 
 
     with pytest.raises(EngineFailed, match="make install"):
         vllm_python()
+
+
+def test_an_engine_keeps_what_it_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever our own Python was told, one start of vLLM is not as slow as the first."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("HOLDFAST_TEST", "1")
+
+    assert vllm_environment().keys() & {"PYTHONDONTWRITEBYTECODE", "HOLDFAST_TEST"} == {"HOLDFAST_TEST"}
 
 
 @pytest.mark.vllm
