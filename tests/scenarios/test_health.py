@@ -118,7 +118,7 @@ async def test_what_servers_say_of_themselves_is_seen_everywhere(twos):
         said = {"num_requests_waiting": 40, "kv_cache_usage_perc": 0.97, "num_preemptions_total": 12}
         await asyncio.to_thread(two.left.gauges, **said)
         await two.until(two.left, lambda told: told["waiting"] == 40 and told["worse"])
-        answers = await two.asked(chat(order(tokens=2)), chat(order(tokens=2)))
+        answers = [*await two.asked(chat(order(tokens=2))), *await two.asked(chat(order(tokens=2)))]
         told = await two.told(two.left)
         run = [HOLDFAST, "replicas", "--config", two.gateway.config_file]
         table = await asyncio.to_thread(subprocess.run, run, cwd=ROOT, capture_output=True, text=True, check=True)
