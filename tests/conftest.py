@@ -18,12 +18,13 @@ from gateway.local.engine import Engine, EngineFailed, start_fleet, stop_fleet, 
 # The files that take longest, in this order: of a few workers that take one file after the other, none is left with a
 # long one at the end. Those that compute and those that wait take turns.
 LONG = (
-    "sim/test_worlds.py", "scenarios/test_hangs.py", "scenarios/test_own_death.py", "loadtests/test_bench.py",
-    "sim/test_mutants.py", "scenarios/test_gateways.py", "scenarios/test_soak.py", "scenarios/test_full_disk.py",
-    "sim/test_overload.py", "scenarios/test_breakers.py", "scenarios/test_rude_clients.py",
+    "sim/test_worlds.py", "scenarios/test_hangs.py", "scenarios/test_own_death.py", "scenarios/test_gateways.py",
+    "loadtests/test_bench.py", "scenarios/test_soak.py", "scenarios/test_full_disk.py", "sim/test_overload.py",
+    "scenarios/test_breakers.py", "scenarios/test_rude_clients.py", "sim/test_mutants.py",
     "scenarios/test_workers.py", "scenarios/test_money.py", "scenarios/test_shutdown.py",
-    "scenarios/test_timeouts.py", "scenarios/test_health.py", "gateway/books/test_replay.py",
-    "scenarios/test_budgets.py", "scenarios/test_admin.py", "scenarios/test_faults.py", "scenarios/test_bad_input.py",
+    "scenarios/test_timeouts.py", "scenarios/test_admin.py", "scenarios/test_health.py",
+    "scenarios/test_budgets.py", "scenarios/test_bad_input.py", "scenarios/test_faults.py",
+    "gateway/books/test_replay.py", "contracts/test_vault.py", "contracts/test_ledger.py",
 )  # fmt: skip
 RUNNING = "HOLDFAST_TEST_ENGINES"
 SERVED_NAME = "tiny"
