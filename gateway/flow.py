@@ -42,9 +42,9 @@ class Flow:
         """Answer one request: a stream through `sink`, else it is returned. Raises Refused while nothing was sent."""
         with self.records.open(call, tenant, sink) as record, self.rates.enter(call, tenant.rates) as passage:
             deadline = self.deadlines.of(call, tenant)
-            at = sink.received_at
-            quote = await self.quotes.hold(call, tenant, self.turns.ease(call, tenant, at))
-            with quote.hold as hold, quote.watch as watch, self.turns.one(call, tenant, at, quote.most) as turn:
+            eased = self.turns.ease(call, tenant, sink)
+            quote = await self.quotes.hold(call, tenant, eased)
+            with quote.hold as hold, quote.watch as watch, self.turns.one(call, tenant, sink, quote) as turn:
                 sink.told = passage.headers + quote.headers + turn.headers
                 record.held(hold, turn, quote.about)
                 kind = Relay if call.stream else Plain

@@ -14,19 +14,20 @@ DEGRADED_HEADER = "x-holdfast-degraded"
 NOTHING: Mapping[str, Any] = {}
 
 Headers = tuple[tuple[str, str], ...]
-Foresee = Callable[[str, int], Refused | None]
+Foresee = Callable[[str, int, int], Refused | None]
 
 
 class Eased(NamedTuple):
     """What is taken from a request. asked: the model that the client asked for. why: it would have been refused.
 
-    answer_tokens: what each of its choices may have.
+    answer_tokens: what each of its choices may have. likely: that it would have had, about.
     """
 
     steps: tuple[Step, ...] = ()
     asked: str = ""
     why: Reason = Reason.OVERLOADED
     answer_tokens: int = UNLIMITED
+    likely: int = 0
 
     def headers(self, answer_tokens: int, model: str) -> Headers:
         """What the client is told. answer_tokens, model: as they are at last: a breaker may take more."""
@@ -76,27 +77,33 @@ class Ladder:
     def ease(self, call: Call, foresee: Foresee) -> Eased:
         """Say what is taken from a request; where another model is to answer, the call names that one from now on.
 
-        foresee: why admission would refuse it, were it of this model and its answers no longer than this.
+        foresee: why admission would refuse it, were it of this model: tokens that its answers have, as asked and given.
         """
         asked = call.model
-        why = foresee(asked, UNLIMITED)
+        likely = self._long(call, asked)
+        why = foresee(asked, likely, likely)
         if why is None:
             return AS_ASKED
-        ways = rungs(self._steps, asked, self._instead(call), long=self._long(call))
-        way = eased(ways, why, lambda one: foresee(one.model, self._most(one)))
+
+        def look(way: Rung) -> Refused | None:
+            long = self._long(call, way.model)
+            return foresee(way.model, long, min(long, self._most(way)))
+
+        ways = rungs(self._steps, asked, self._instead(call), long=likely > self._answer_tokens)
+        way = eased(ways, why, look)
         if way is None:
             return AS_ASKED
         if way.model != asked:
             call.model = call.body["model"] = way.model
-        return Eased(way.steps, asked, why.reason, self._most(way))
+        return Eased(way.steps, asked, why.reason, self._most(way), self._long(call, way.model))
 
     def _most(self, way: Rung) -> int:
         return self._answer_tokens if Step.SHORTER in way.steps else UNLIMITED
 
-    def _long(self, call: Call) -> bool:
-        """Whether its answers are likely longer than short ones are."""
-        likely = self._likely(call.model, call.prompt_bound)
-        return min(likely, call.max_tokens or likely) > self._answer_tokens
+    def _long(self, call: Call, model: str) -> int:
+        """How long each answer of a model is likely, as it was asked for, in tokens."""
+        likely = self._likely(model, call.prompt_bound)
+        return min(likely, call.max_tokens or likely)
 
     def _instead(self, call: Call) -> list[str]:
         """The models that could answer it: up, and not too small for its prompt."""

@@ -23,7 +23,7 @@ from gateway.rates import BYTES_PER_TOKEN
 from gateway.stream.call import Call
 from gateway.stream.seams import Terms
 from gateway.stream.text import Decoder
-from guards.budget import Account
+from guards.budget import UNLIMITED, Account
 from guards.claim import Load, Part, lease, worded
 from guards.estimate import AnswerLengths
 from guards.money import Price
@@ -47,11 +47,6 @@ class Quote(NamedTuple):
     context: Context = FITS
     eased: Eased = AS_ASKED
     model: str = ""
-
-    @property
-    def most(self) -> int | None:
-        """Tokens that each of its answers may have; None where the model decides."""
-        return self.terms.max_tokens
 
     @property
     def headers(self) -> Headers:
@@ -100,7 +95,7 @@ class Quotes:
 
     def limit(self, model: str) -> int | None:
         """How long a prompt of a model may be; None where nobody knows."""
-        return self._contexts.limit(model)
+        return self._contexts.longest(model)
 
     async def hold(self, call: Call, tenant: Tenant, eased: Eased = AS_ASKED) -> Quote:
         """Hold budget for a request. Where a cheaper model is to answer, the call names that one from now on.
@@ -111,6 +106,8 @@ class Quotes:
         """
         watch = FREE if self._breakers is None else self._breakers.enter(call, tenant)
         try:
+            if eased is AS_ASKED and self._contexts.limit(call, tenant) is None:  # as is mostly so
+                return await self._hold(call, tenant, watch)
             context = await self._contexts.fit(call, tenant)
             quote = await self._hold(call, tenant, watch, eased.answer_tokens)
             terms = quote.terms
@@ -121,7 +118,7 @@ class Quotes:
             watch.give_back()
             raise
 
-    async def _hold(self, call: Call, tenant: Tenant, watch: Watch, most: int) -> Quote:
+    async def _hold(self, call: Call, tenant: Tenant, watch: Watch, most: int = UNLIMITED) -> Quote:
         window = self._fleet.window(call.model) or WINDOW_DEFAULT
         wanted = min(call.max_tokens or window, window)
         asked = min(wanted, watch.answer_tokens, most)

@@ -15,14 +15,15 @@ from gateway.books.tenants import Tenant
 from gateway.fleet.replicas import Fleet
 from gateway.forecasts import Forecast, Forecasts
 from gateway.ladder import AS_ASKED, Eased, Ladder
+from gateway.quote import Quote
 from gateway.rates import BYTES_PER_TOKEN
 from gateway.sla_table import shown
 from gateway.slices import in_turns
 from gateway.stream.call import Call
+from gateway.stream.seams import Sink
 from gateway.waiting import Waiting
 from guards.attainment import Attainment, Verdict
 from guards.breaker import Entry, Outcome
-from guards.estimate import AnswerLengths
 from guards.place import Ask, Place, Rank, Share
 from guards.refusal import CUTS, Ending, Reason, Refused
 from guards.sla import Promise, Tier
@@ -63,7 +64,6 @@ class Turns:
     def __init__(
         self,
         fleet: Fleet,
-        lengths: AnswerLengths,
         ranks: Mapping[str, Rank],
         usual: Rank,
         clock: Callable[[], float],
@@ -75,7 +75,7 @@ class Turns:
         judged: Callable[[str, Verdict], None] = lambda name, verdict: None,
         waited: Callable[[str, float], None] = lambda model, seconds: None,
     ) -> None:
-        self._fleet, self._lengths, self._ranks, self._usual, self.clock = fleet, lengths, ranks, usual, clock
+        self._fleet, self._ranks, self._usual, self.clock = fleet, ranks, usual, clock
         self.forecasts, self._fair_by, self._scheduled, self._refuse_late = forecasts, fair_by, scheduled, refuse_late
         self._judged, self._waited = judged, waited
         self.waiting: Waiting | None = None
@@ -84,36 +84,35 @@ class Turns:
         self._shares: dict[tuple[str, str | None], Share] = {}
         self._running: dict[Turn, None] = {}
 
-    def ease(self, call: Call, tenant: Tenant, arrived_s: float) -> Eased:
+    def ease(self, call: Call, tenant: Tenant, sink: Sink) -> Eased:
         """Say what is taken from a request that would be refused as it is, before anything is held for it."""
         if self.ladder is None or self.waiting is None:
             return AS_ASKED
-        return self.ladder.ease(call, partial(self._foresee, call, tenant, arrived_s))
+        return self.ladder.ease(call, partial(self._foresee, call, tenant, sink.received_at))
 
-    def one(self, call: Call, tenant: Tenant, arrived_s: float, most: int | None = None) -> "Turn":
-        """One request that comes, and what it is promised: for what it asks. most: tokens that its answers may have."""
-        turn = self._made(Turn, call, tenant, arrived_s, call.model, most)
+    def one(self, call: Call, tenant: Tenant, sink: Sink, quote: Quote) -> "Turn":
+        """One request that has come, and what it is promised: by what it asked for, not by what it gets."""
+        rank = self._usual if tenant.tier is None else self._ranks.get(tenant.tier, self._usual)
+        tokens, likely = quote.terms.prompt_likely, quote.terms.answer_likely
+        asked = quote.eased.likely or likely
+        promise = None if rank.promises is None else self._promise(rank.promises, call, call.model, tokens, asked)
         if call.model in self._scheduled:
-            call.body["priority"] = turn.rank.priority
-        return turn
+            call.body["priority"] = rank.priority
+        return Turn(self, call, tenant, rank, (tokens, likely * call.choices), promise, sink.received_at)
 
-    def _foresee(self, call: Call, tenant: Tenant, arrived_s: float, model: str, most: int) -> Refused | None:
-        """Why a request would be refused now, were it for this model and its answers no longer than that."""
+    def _foresee(
+        self, call: Call, tenant: Tenant, arrived_s: float, model: str, likely: int, size: int
+    ) -> Refused | None:
+        """Why a request would be refused now, were it for this model.
+
+        likely, size: tokens of each answer, as it was asked for and as it would be.
+        """
         assert self.waiting is not None
-        turn = self._made(Maybe, call, tenant, arrived_s, model, most)
-        return self.waiting.foresee(self.ask(turn)._replace(model=model))
-
-    def _made(
-        self, kind: "type[Turn]", call: Call, tenant: Tenant, arrived_s: float, model: str, most: int | None
-    ) -> "Turn":
         rank = self._usual if tenant.tier is None else self._ranks.get(tenant.tier, self._usual)
         tokens = call.body_bytes // BYTES_PER_TOKEN + 1
-        likely = self._lengths.q90(model, call.prompt_bound)
-        if call.max_tokens is not None and call.max_tokens < likely:
-            likely = call.max_tokens
         promise = None if rank.promises is None else self._promise(rank.promises, call, model, tokens, likely)
-        answer = likely if most is None or most > likely else most
-        return kind(self, call, tenant, rank, (tokens, answer * call.choices), promise, arrived_s)
+        turn = Maybe(self, call, tenant, rank, (tokens, size * call.choices), promise, arrived_s)
+        return self.waiting.foresee(self.ask(turn)._replace(model=model))
 
     def _promise(self, tier: Tier, call: Call, model: str, tokens: int, likely: int) -> Promise | None:
         uncached = tokens
@@ -300,6 +299,9 @@ class Turn:
     def judged(self, ending: Ending, refused: Refused | None) -> Mapping[str, Any]:
         """Say what became of what it was promised, once it has ended; for the journal."""
         answer, forecast = self._answer, self._forecast
+        if forecast is None and self.promise is None and not self.waited_s:
+            self._answer = None
+            return NOTHING
         facts: dict[str, Any] = {}
         if self.waited_s:
             facts["waited_s"] = round(self.waited_s, 4)

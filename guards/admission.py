@@ -34,7 +34,7 @@ from guards.backlog import Backlog
 from guards.concurrency import Aimd
 from guards.fairness import INPUT, OUTPUT
 from guards.permits import DEPTHS_MAX, Gate, Permits, lacking
-from guards.place import BANDS, Ask, Place
+from guards.place import BANDS, MANY, Ask, Place
 from guards.ranking import Ranking
 from guards.refusal import Reason, Refused
 
@@ -51,14 +51,14 @@ class Bounds:
 
     waiting: in all; one tenant has at most as many as there is room for others still. wait_s: the longest wait.
     rise_s: after so long a request rises a band.
-    model, agent: permits of each, for requests of each depth. server: requests at one server.
+    model, agent: permits of each, for requests of each depth; MANY for any number. server: requests at one server.
     """
 
     waiting: int = 4096
     wait_s: float = 60.0
     rise_s: float = 10.0
-    model: int = 65_536
-    agent: int = 65_536
+    model: int = MANY
+    agent: int = MANY
     server: int = 1024
     aimd: Aimd = field(default_factory=Aimd)
 
@@ -115,13 +115,14 @@ class Admission:
             backlog = self._backlogs[ask.model] = Backlog()
         band = backlog.bands[ask.band]
         place = Place(ask, band.tenant(ask.share.tenant, ask.share.weight), now_s)
-        if not self._stands_back(backlog):
-            gates = self._gates(ask)
-            if lacking(gates) is None and (server := self._route(place)) is not None:
-                self._in_time(place, server, now_s)
-                place.tenant.held += 1
-                self._start(place, gates, server)
-                return place
+        gates = self._gates(ask, comes=True)
+        others_first = self._until and (backlog.ready or self._permits.freed)
+        free = not (others_first or (gates and lacking(gates) is not None))
+        if free and (server := self._route(place)) is not None:
+            self._in_time(place, server, now_s)
+            place.tenant.held += 1
+            self._start(place, gates, server)
+            return place
         self._queue(place, backlog, now_s)
         return place
 
@@ -131,7 +132,9 @@ class Admission:
         tenant = backlog.bands[ask.band].tenants.look(ask.share.tenant, ask.share.weight)
         place = Place(ask, tenant, now_s)
         try:
-            if not self._stands_back(backlog) and not any(self._permits.lacks(*one) for one in self._needs(ask)):
+            lacks, wakes = self._permits.foresee(self._needs(ask))
+            others_first = self._until and (backlog.ready or self._permits.freed or wakes)
+            if not (others_first or lacks):
                 server = self._route(place)
                 if server is not None:
                     self._in_time(place, server, now_s)
@@ -200,26 +203,21 @@ class Admission:
 
     # ---------------------------------------------------------------- starting
 
-    def _stands_back(self, backlog: Backlog) -> bool:
-        """Whether a request that comes now lets others go first, whatever room there is."""
-        return bool(self._until and (backlog.ready or self._permits.freed))
-
-    def _gates(self, ask: Ask) -> tuple[Gate, ...]:
-        """What a request needs a permit of; its model first."""
+    def _gates(self, ask: Ask, *, comes: bool = False) -> tuple[Gate, ...]:
+        """What a request needs a permit of; its model first, if that is limited. comes: it does now."""
+        share, bounds = ask.share, self._bounds
+        if bounds.model >= MANY and share.permits >= MANY and (ask.agent is None or bounds.agent >= MANY):
+            return ()  # as mostly nothing is limited
         gate = self._permits.gate
-        return tuple([gate(*one) for one in self._needs(ask)])
+        return tuple([gate(*one, comes=comes) for one in self._needs(ask)])
 
     def _needs(self, ask: Ask) -> list[tuple[str, str, int, int]]:
-        """The same by name: kind, name, depth, and how many permits there are.
-
-        Keys of one tenant may be of tiers that have different permits. Those have gates of their own: one whose limit
-        went up and down with whoever looked at it would wake those that wait there for ever.
-        """
-        depth, (tenant, _, permits, _) = ask.depth, ask.share
-        needs = [("model", ask.model, depth, self._bounds.model), (f"tenant {permits}", tenant, depth, permits)]
+        """The same by name: kind, name, depth, and how many permits there are."""
+        share, bounds, depth = ask.share, self._bounds, ask.depth
+        needs = [("model", ask.model, depth, bounds.model), ("tenant", share.tenant, depth, share.permits)]
         if ask.agent is not None:
-            needs.append(("agent", f"{tenant}/{ask.agent}", depth, self._bounds.agent))
-        return needs
+            needs.append(("agent", f"{share.tenant}/{ask.agent}", depth, bounds.agent))
+        return [one for one in needs if one[3] < MANY]
 
     def _start(self, place: Place, gates: tuple[Gate, ...], server: str) -> None:
         permits, ask = self._permits, place.ask
@@ -236,9 +234,10 @@ class Admission:
         blocked: set[int] = set()
         while (place := backlog.first(blocked)) is not None:
             depth, gates = place.ask.depth, self._gates(place.ask)
-            if gates[0].taken >= gates[0].limit:
+            gate = lacking(gates)
+            if gate is not None and gate is gates[0] and self._bounds.model < MANY:
                 blocked.add(depth)
-            elif (gate := lacking(gates[1:])) is not None:
+            elif gate is not None:
                 self._park(place, gate, backlog, now_s)
             elif (server := self._route(place)) is None:
                 blocked.add(depth)

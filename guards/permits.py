@@ -102,9 +102,11 @@ class Permits:
         self._sweep_at = GATES_KEPT
         self.freed: dict[Gate, None] = {}
 
-    def gate(self, kind: str, name: str, depth: int, limit: int) -> Gate:
-        """The gate of a thing, for requests of one depth. limit: how many permits it has, as of now.
+    def gate(self, kind: str, name: str, depth: int, limit: int, *, comes: bool = False) -> Gate:
+        """The gate of a thing, for requests of one depth. limit: how many permits it has.
 
+        comes: a request that comes now says so, and the latest word holds. Those that wait already have been heard:
+            where two say different things of one gate, each would wake the other for ever.
         It is this one for as long as somebody holds a permit or is parked, and may be another one later.
         """
         gate = self._gates.get((kind, name, depth))
@@ -113,15 +115,24 @@ class Permits:
                 self._gates = {key: one for key, one in self._gates.items() if not one.idle}
                 self._sweep_at = max(GATES_KEPT, 2 * len(self._gates))
             gate = self._gates[kind, name, depth] = Gate(limit)
-        elif gate.limit != limit:
+        elif comes and gate.limit != limit:
             gate.limit = limit
             self.wake(gate)
         return gate
 
-    def lacks(self, kind: str, name: str, depth: int, limit: int) -> bool:
-        """Whether the gate of a thing has no permit left; makes none where there is none."""
-        gate = self._gates.get((kind, name, depth))
-        return gate is not None and gate.taken >= limit
+    def foresee(self, needs: Iterable[tuple[str, str, int, int]]) -> tuple[bool, bool]:
+        """Say of a request that needs such gates whether it would lack one, and whether it would wake others.
+
+        needs: what `gate` takes. Changes nothing.
+        """
+        lacks = wakes = False
+        for kind, name, depth, limit in needs:
+            gate = self._gates.get((kind, name, depth))
+            if gate is not None and gate.taken >= limit:
+                lacks = True
+            elif gate is not None and gate.limit != limit and gate.parked:
+                wakes = True
+        return lacks, wakes
 
     def server(self, name: str) -> Server:
         """A server by its name. There are as many as are configured."""

@@ -10,7 +10,7 @@ from tests.gateway.stream.fakes import call_for
 
 SHORTER, CHEAPER = Step.SHORTER, Step.CHEAPER
 LATE = Refused(Reason.LATE, "late")
-CAP = 100
+CAP, LIKELY = 100, 400
 
 
 class Fleet:
@@ -21,7 +21,7 @@ class Fleet:
         return [] if model in self.down else [model]
 
 
-def ladder(*steps, down=(), windows=(), likely=400):
+def ladder(*steps, down=(), windows=(), likely=LIKELY):
     cheaper = {"big": "mid", "mid": "small"}
     return Ladder(Fleet(down), steps, CAP, cheaper, dict(windows).get, lambda model, prompt: likely)
 
@@ -31,16 +31,16 @@ def asked(**said):
 
 
 def ease(one, call, *let_in):
-    """Ease a request where these would be let in."""
-    return one.ease(call, lambda model, most: None if (model, most) in let_in else LATE)
+    """Ease a request where these would be let in, by model and size of the answer."""
+    return one.ease(call, lambda model, likely, size: None if (model, size) in let_in else LATE)
 
 
 @pytest.mark.parametrize(
     ("way", "steps", "model", "header"),
     [
         (("big", CAP), (SHORTER,), "big", "max_tokens=100"),
-        (("mid", UNLIMITED), (CHEAPER,), "mid", "model=mid"),
-        (("small", UNLIMITED), (CHEAPER,), "small", "model=small"),
+        (("mid", LIKELY), (CHEAPER,), "mid", "model=mid"),
+        (("small", LIKELY), (CHEAPER,), "small", "model=small"),
         (("mid", CAP), (SHORTER, CHEAPER), "mid", "max_tokens=100, model=mid"),
     ],
 )
@@ -50,7 +50,7 @@ def test_the_first_step_that_lets_a_request_in_is_taken(way, steps, model, heade
 
     eased = ease(ladder(SHORTER, CHEAPER), call, way)
 
-    assert eased == Eased(steps, "big", Reason.LATE, way[1])
+    assert eased == Eased(steps, "big", Reason.LATE, UNLIMITED if way[1] == LIKELY else CAP, LIKELY)
     assert (call.model, call.body["model"]) == (model, model)
     assert eased.headers(UNLIMITED, call.model) == ((DEGRADED_HEADER, header),)
     about = eased.about({}, call.model)
@@ -58,7 +58,7 @@ def test_the_first_step_that_lets_a_request_in_is_taken(way, steps, model, heade
     assert about.get("asked_model") == ("big" if model != "big" else None)
 
 
-@pytest.mark.parametrize("let_in", [[("big", UNLIMITED), ("big", CAP)], []])
+@pytest.mark.parametrize("let_in", [[("big", LIKELY), ("big", CAP)], []])
 def test_who_is_let_in_as_it_is_or_not_at_all_keeps_what_it_asked_for(let_in):
     """Its model too."""
     call = asked()
@@ -78,7 +78,7 @@ def test_a_model_that_could_not_answer_is_passed_over(said, why):
     """The next one may."""
     call = asked()
 
-    ease(ladder(CHEAPER, **said), call, ("mid", UNLIMITED), ("small", UNLIMITED))
+    ease(ladder(CHEAPER, **said), call, ("mid", LIKELY), ("small", LIKELY))
 
     assert call.model == "small", why
 
@@ -88,7 +88,7 @@ def test_an_answer_that_is_short_anyway_is_not_shortened(said):
     """By its client's word, or as such answers are."""
     call = call_for(**{"model": "big", "max_tokens": None} | said)
 
-    assert ease(ladder(SHORTER, likely=400 if said else CAP), call, ("big", CAP)) is AS_ASKED
+    assert ease(ladder(SHORTER, likely=LIKELY if said else CAP), call, ("big", CAP)) is AS_ASKED
 
 
 def test_what_a_breaker_takes_beside_is_told_once():

@@ -125,7 +125,7 @@ async def test_an_answer_that_is_shortened_says_why_it_ends(quotes, own, capped,
     """Not its budget did it."""
     quote = await quotes.hold(asked(max_tokens=own), OPEN, Eased((Step.SHORTER,), "big", Reason.LATE, 100))
 
-    assert (quote.terms.capped, quote.terms.cap, quote.most) == (capped, cap, own or 100)
+    assert (quote.terms.capped, quote.terms.cap, quote.terms.max_tokens) == (capped, cap, own or 100)
     assert quote.headers == (("x-holdfast-degraded", "max_tokens=100"),)
     assert quote.about["degraded"] == ["shorter"]
 
@@ -137,5 +137,5 @@ async def test_a_breakers_shorter_cap_is_the_breakers(house, quotes):
 
     quote = await quotes.hold(asked(), who, Eased((Step.SHORTER,), "big", Reason.LATE, 2_000))
 
-    assert (quote.most, quote.terms.cap) == (1024, Ending.BUDGET)
+    assert (quote.terms.max_tokens, quote.terms.cap) == (1024, Ending.BUDGET)
     assert quote.headers == (("x-holdfast-degraded", "max_tokens=1024"),)
