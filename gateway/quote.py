@@ -113,6 +113,7 @@ class Quotes:
             terms = quote.terms
             if terms.capped and terms.max_tokens == eased.answer_tokens < watch.answer_tokens:
                 terms = terms._replace(cap=Ending.SHORTENED)
+            terms = terms._replace(asked_likely=eased.likely)
             return quote._replace(terms=terms, context=context, eased=eased, model=call.model)
         except BaseException:
             watch.give_back()

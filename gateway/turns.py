@@ -94,7 +94,7 @@ class Turns:
         """One request that has come, and what it is promised: by what it asked for, not by what it gets."""
         rank = self._usual if tenant.tier is None else self._ranks.get(tenant.tier, self._usual)
         tokens, likely = quote.terms.prompt_likely, quote.terms.answer_likely
-        asked = quote.eased.likely or likely
+        asked = quote.terms.asked_likely or likely
         promise = None if rank.promises is None else self._promise(rank.promises, call, call.model, tokens, asked)
         if call.model in self._scheduled:
             call.body["priority"] = rank.priority

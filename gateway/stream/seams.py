@@ -93,6 +93,7 @@ class Terms(NamedTuple):
     window: tells the model's length limit in tokens, prompt and answer together; None while no server told it.
     retry: takes one of the tries that all requests together have where servers answer with errors, if one is left.
     prompt_likely, answer_likely: tokens that all prompts and each choice will take, about.
+    asked_likely: that each would have taken as it was asked for; 0 where that is the same.
     """
 
     legs_max: int
@@ -104,5 +105,6 @@ class Terms(NamedTuple):
     hedges_max: int = 8
     prompt_likely: int = 0
     answer_likely: int = 0
+    asked_likely: int = 0
     cap: Ending = Ending.BUDGET
     retry: Callable[[], bool] = lambda: True

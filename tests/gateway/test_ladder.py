@@ -1,11 +1,24 @@
 """What is taken from requests that servers are too busy for."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from gateway.books.tenants import OPEN
+from gateway.fleet.pulse import Pulse
+from gateway.fleet.replica import Replica
+from gateway.fleet.replicas import Care, Listener
+from gateway.fleet.replicas import Fleet as RealFleet
 from gateway.ladder import AS_ASKED, DEGRADED_HEADER, Eased, Ladder
+from gateway.turns import Turns
+from gateway.waiting import Waiting
+from guards.admission import Admission, Bounds
 from guards.budget import UNLIMITED
 from guards.ladder import Step
+from guards.place import Rank
 from guards.refusal import Reason, Refused
+from guards.sla import Objective, ServiceClass, Slope, Tier
+from tests.gateway.stage import UP
 from tests.gateway.stream.fakes import call_for
 
 SHORTER, CHEAPER = Step.SHORTER, Step.CHEAPER
@@ -101,3 +114,30 @@ def test_what_a_breaker_takes_beside_is_told_once():
     assert about == {
         "degraded": [SHORTER, CHEAPER], "degraded_by": "deadline_unreachable", "asked_model": "big", "model": "small"
     }  # fmt: skip
+
+
+async def test_a_request_is_foreseen_without_a_trace():
+    """By the promise for what it asks, at the size that it would have; no server's breaker counts it."""
+    servers = [Replica(model, model=model, health=UP, pulse=Pulse()) for model in ("big", "mid")]
+    fleet = RealFleet(servers, None, Listener(), Care(60.0, 1.0), lambda: 100.0)
+    large = ServiceClass("large", Objective(Slope(9.0)))
+    classes = (ServiceClass("small", Objective(Slope(1.0)), output_max=CAP), large)
+    rank = Rank("default", promises=Tier("default", classes))
+    turns = Turns(fleet, {}, rank, lambda: 100.0)
+    slow_s = {"big": 9.5, "mid": 8.5}
+    asked_of = []
+
+    def first_s(place, server):
+        asked_of.append((place.ask.model, server, place.ask.output_tokens, place.ask.deadline_s))
+        return slow_s[server]
+
+    turns.waiting = Waiting(Admission(Bounds(), turns.route, first_s), lambda: 100.0)
+    turns.ladder = Ladder(fleet, (SHORTER, CHEAPER), CAP, {"big": "mid"}, lambda model: None, lambda *of: LIKELY)
+    call = asked()
+
+    eased = turns.ease(call, OPEN, SimpleNamespace(received_at=100.0))
+
+    assert eased.steps == (CHEAPER,)
+    assert asked_of == [("big", "big", LIKELY, 109.0), ("big", "big", CAP, 109.0), ("mid", "mid", LIKELY, 109.0)]
+    assert len(turns.waiting) == 0
+    assert not any(one.breakers for one in fleet.all())
