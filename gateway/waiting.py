@@ -73,6 +73,7 @@ class Waiting:
                 raise
             finally:
                 self._futures.pop(place, None)
+                del future  # with a refusal in it, whose traceback has this frame
         return place
 
     def leave(self, place: Place) -> None:

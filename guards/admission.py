@@ -117,7 +117,9 @@ class Admission:
         if not (self._until and (backlog.ready or self._permits.freed)):
             gates = self._gates(ask)
             if lacking(gates) is None and (server := self._route(place)) is not None:
-                self._in_time(place, server, now_s)
+                first_s = self._late_s(place, server, now_s)
+                if first_s is not None:
+                    raise _late(place, 0.0, first_s, now_s)
                 place.tenant.held += 1
                 self._start(place, gates, server)
                 return place
@@ -214,23 +216,21 @@ class Admission:
             elif (server := self._route(place)) is None:
                 blocked.add(depth)
             else:
-                try:
-                    self._in_time(place, server, now_s)
-                except Refused as late:
-                    self._refuse(place, late, now_s, refused)
+                first_s = self._late_s(place, server, now_s)
+                if first_s is not None:  # not raised: a traceback would hold on to all that is refused together with it
+                    self._refuse(place, _late(place, 0.0, first_s, now_s), now_s, refused)
                     continue
                 self._unqueue(place, now_s, started=True)
                 place.waited_s = now_s - place.arrived_s
                 self._start(place, gates, server)
                 started.append(place)
 
-    def _in_time(self, place: Place, server: str, now_s: float) -> None:
-        """Raise Refused where a request would come too late if it were sent to this server now."""
+    def _late_s(self, place: Place, server: str, now_s: float) -> float | None:
+        """When its first token would come from this server, where that is too late; None where it is in time."""
         due_s = place.ask.deadline_s
-        if due_s is not None:
-            first_s = self._ttft_s(place, server)
-            if now_s + first_s > due_s:
-                raise _late(place, 0.0, first_s, now_s)
+        if due_s is None or now_s + (first_s := self._ttft_s(place, server)) <= due_s:
+            return None
+        return first_s
 
     # ---------------------------------------------------------------- waiting
 

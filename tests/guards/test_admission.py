@@ -575,3 +575,28 @@ def test_an_idle_gateway_decides_in_microseconds():
         took_s.append((time.perf_counter() - began_s) / 200)
 
     assert median(took_s) < 50e-6
+
+
+def test_one_tenant_with_two_numbers_of_permits_has_both():
+    """As when an org's keys are of two tiers: each number holds for its own requests, and looking comes to an end."""
+    gateway = Gateway(room=9)
+    few, more = Share("acme", permits=1), Share("acme", permits=2)
+    first = gateway.ask("acme", share=few)
+    places = [gateway.ask("acme", share=share) for _ in range(2) for share in (few, more)]
+    assert [place.server for place in places] == [None, "a", None, "a"]
+
+    full = gateway.ask("acme", share=more)
+    gateway.leave(first)
+
+    assert [place.server for place in (*places, full)] == ["a", "a", None, "a", None]
+
+
+def test_looking_ends_where_one_tenant_has_two_numbers_of_permits():
+    """Though who lacks one of the few is looked at before one who has all he needs but a server."""
+    gateway = Gateway(room=1)
+    first = gateway.ask("acme", share=Share("acme", permits=1))
+
+    waiting = [gateway.ask(within_s=60.0 * n, share=Share("acme", permits=n)) for n in (1, 2)]
+    gateway.leave(first)
+
+    assert [place.server for place in waiting] == ["a", None]
