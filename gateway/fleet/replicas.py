@@ -129,12 +129,13 @@ class Fleet:
     def with_room(self, model: str, near: int | None, fits: Callable[[str], bool]) -> str | None:
         """Name the replica for a request that waits; None while all that it could go to are full.
 
-        Where none is up it goes to one that is not, as a leg would: the verdict may be stale.
+        Where none is up it goes to one that is not, as a leg would: the verdict may be stale. But to no more than have
+        room, for it may also be that it is only too busy to answer its probes.
         """
         known = self._candidates(self._for(model), model)
         up = [one for one in known if one.up]
         if not up:
-            return routing.pick(known, NOBODY, near, self._slack)
+            return routing.pick([one for one in known if fits(one.name)], NOBODY, near, self._slack)
         return routing.pick(routing.roomy(up, fits), NOBODY, near, self._slack)
 
     def named(self, name: str) -> Replica:
