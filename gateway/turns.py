@@ -203,7 +203,7 @@ class Turn:
     """
 
     __slots__ = (
-        "_answer", "_chosen", "_entry", "_expected", "_forecast", "_place", "_turns", "arrived_s", "call", "promise",
+        "_answer", "_before", "_chosen", "_entry", "_expected", "_forecast", "_place", "_turns", "arrived_s", "call", "promise",
         "rank", "tenant", "tokens", "waited_s",
     )  # fmt: skip
 
@@ -219,6 +219,7 @@ class Turn:
         self._expected: str | None = None
         self._entry: Entry | None = None
         self._forecast: Forecast | None = None
+        self._before = 0  # tokens that it had when it was sent where it is
         self.waited_s = 0.0
 
     @property
@@ -277,6 +278,7 @@ class Turn:
         if self._forecast is not None:  # what was lost says nothing of how long it would have taken
             self._forecast.over(tokens=0, whole=False, left=False)
         if turns.forecasts is not None:
+            self._before = 0 if self._answer is None else self._answer.completion_tokens
             shared = tokens if self.call.session is not None else min(tokens, PREFIX_TOKENS)
             self._forecast = turns.forecasts.sent(name, tokens, self.call.near, shared, streams=self.call.stream)
 
@@ -309,9 +311,9 @@ class Turn:
         if self.waited_s:
             facts["waited_s"] = round(self.waited_s, 4)
         if forecast is not None:
-            tokens = answer.completion_tokens if answer is not None else 0
+            tokens = 0 if answer is None else (answer.completion_tokens - self._before) // self.call.choices
             forecast.over(tokens=tokens, whole=ending is Ending.FINISHED, left=ending is Ending.CLIENT_LEFT)
-            if forecast.predicted_s is not None:
+            if forecast.predicted_s is not None and not self._before:  # else its first token came from elsewhere
                 facts["predicted_first_s"] = round(forecast.predicted_s, 4)
         if self.promise is not None and (verdict := self._verdict(ending, refused)) is not None:
             self._turns.judge(self, verdict)

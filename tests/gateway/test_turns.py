@@ -561,3 +561,31 @@ def test_a_request_leaves_nothing_to_the_collector(how):
     assert left == []
     if how.startswith("is "):
         assert list(world.refused.values())[-1] is (Reason.OVERLOADED if how == "is refused" else Reason.LATE)
+
+
+@pytest.mark.parametrize(("choices", "moved"), [(1, False), (1, True), (2, False)])
+def test_what_is_learnt_between_tokens_is_one_answers_at_one_server(choices, moved):
+    """Tokens that another server brought before, or that other choices had, took no time of this one's."""
+
+    async def scene(world: World) -> None:
+        with world.turn(of("gold"), n=choices) as turn:
+            answer = Answer(prompt_tokens=5)
+            await turn.begin(answer)
+            if moved:
+                turn.sent("b")
+                turn.first()
+                answer.completion_tokens = 100
+            turn.sent("a")
+            await asyncio.sleep(0.5)
+            turn.first()
+            await asyncio.sleep(1.0)
+            answer.completion_tokens += 11 * choices
+        facts = turn.judged(Ending.FINISHED, None)
+        assert ("predicted_first_s" in facts) is not moved
+
+    learnt: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("guards.prediction.Quantile.note", lambda self, guess, actual_s: learnt.append(actual_s))
+        played(scene, "ab", ranks=(promising(100.0, 100.0, 100.0),), predicts=True)
+
+    assert learnt[-2:] == pytest.approx([0.5, 0.1], abs=1e-3)
