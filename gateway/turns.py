@@ -203,8 +203,8 @@ class Turn:
     """
 
     __slots__ = (
-        "_answer", "_before", "_chosen", "_entry", "_expected", "_forecast", "_place", "_turns", "arrived_s", "call", "promise",
-        "rank", "tenant", "tokens", "waited_s",
+        "_answer", "_before", "_chosen", "_entry", "_expected", "_forecast", "_place", "_turns", "arrived_s", "call",
+        "promise", "rank", "tenant", "tokens", "waited_s",
     )  # fmt: skip
 
     def __init__(

@@ -105,8 +105,8 @@ class Permits:
     def gate(self, kind: str, name: str, depth: int, limit: int) -> Gate:
         """The gate of a thing, for requests of one depth. limit: how many permits it has.
 
-        It is this one for as long as somebody holds a permit or is parked, and may be another one later. Two limits under
-        one name are two gates: of one whose limit moved, each look could wake somebody, and looking would never end.
+        It is this one for as long as somebody holds a permit or is parked, and may be another one later. Two limits
+        under one name are two gates: if a gate's limit moved, each look could wake somebody, and looking never end.
         """
         gate = self._gates.get((kind, name, depth, limit))
         if gate is None:

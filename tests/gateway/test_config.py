@@ -186,7 +186,7 @@ ONE_ERROR = {
     "a budget without limits": (
         BASE + "budgets:\n  - {org: a}\n",
         'holdfast.yaml:8:5: budgets[0]: no limits. Add "limits: [50.00 USD/month]", or each_session, each_agent, '
-        "each_turn, rates, breaker, timeouts, over_context.",
+        "each_turn, rates, breaker, timeouts, over_context, tier.",
     ),
     "a budget of what nobody counts": (
         BASE + "budgets:\n  - {org: a, limits: [5 beans/day]}\n",

