@@ -17,14 +17,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from gateway.config_alarms import Alerts, Breaker
 from gateway.config_health import HealthConfig
+from gateway.config_ledger import LedgerConfig
 from gateway.config_part import Part, wrong
 from gateway.config_service import AdmissionConfig, TierConfig, TierName
 from gateway.config_times import ModelTimes, Timeouts, TurnTimes
-from gateway.vault_url import NoVaultUrl, VaultUrl, parse_vault_url
 from guards.budget import UNLIMITED, Limit, Unit, Window
 from guards.money import Price, dollars
 from guards.rate import Counted, Rate
-from guards.scope import AGENT, SESSION, TURN, parsed, scope
+from guards.scope import AGENT, SESSION, TURN, scope
 
 _LIMIT = re.compile(r"(\$?)([0-9][0-9_]*(?:\.[0-9]+)?)([kKmM]?)(?:\s*([a-zA-Z ]+))?(?:\s*/\s*(\w+))?")
 _LIMIT_HINT = (
@@ -39,9 +39,6 @@ _RATE_HINT = (
     'Write a rate such as "60 requests/minute", "100k tokens/minute", "10 requests/second burst 20" or '
     '"50 tokens/second per stream".'
 )
-_REST = re.compile(r"([0-9]{1,5})\s*([hd])")
-_REST_HINT = 'Write hours or days, such as "36h" or "7d"; "never" where an operator sees to it.'
-REST_S_MIN, REST_S_MAX = 3600, 365 * 86_400
 _PERIODS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
 RATE_MAX = 10**9  # so that an interval is a nanosecond at least
 _UNITS = {
@@ -119,23 +116,6 @@ def parse_rate(text: str) -> tuple[Counted, Rate]:
     return Counted.OF_STREAM if of_stream else Counted(counted), Rate(units, _PERIODS[period], most)
 
 
-def parse_rest(text: str) -> float | None:
-    """Read for how long a gateway may be away, such as "7d" or "36h", in seconds; None for "never".
-
-    Raises PydanticCustomError (a ValueError), see `parse_limit`.
-    """
-    text = text.strip()[:64].lower()
-    if text in ("never", "0"):
-        return None
-    match = _REST.fullmatch(text)
-    if match is None:
-        raise wrong("not a time", _REST_HINT)
-    rest_s = float(int(match[1]) * {"h": 3600, "d": 86_400}[match[2]])
-    if not REST_S_MIN <= rest_s <= REST_S_MAX:
-        raise wrong("from an hour to a year", _REST_HINT)
-    return rest_s
-
-
 def is_loopback(host: str) -> bool:
     """Say whether an address can be reached from this machine only. Names other than localhost: no."""
     try:
@@ -205,21 +185,6 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _vault_url(url: SecretStr) -> SecretStr:
-    try:
-        parse_vault_url(url.get_secret_value())
-    except NoVaultUrl as error:
-        raise wrong(error.message, error.hint) from None
-    return url
-
-
-def _scope(text: str) -> str:
-    try:
-        return parsed(text)
-    except ValueError:
-        raise wrong("not a scope", "Write org:NAME, team:ORG/NAME, user:ORG/NAME, user:NAME or key:ID.") from None
-
-
 Port = Annotated[int, Field(ge=0, le=65535)]
 Sha256 = Annotated[str, AfterValidator(_sha256)]
 Host = Annotated[str, AfterValidator(_host)]
@@ -228,11 +193,6 @@ Label = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!-~]+$")]
 Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\s\x00-\x1f\x7f]+$")]
 Budget = Annotated[Limit, BeforeValidator(lambda v: parse_limit(str(v)) if isinstance(v, str | int) else v)]
 PaceOf = Annotated[tuple[Counted, Rate], BeforeValidator(lambda v: parse_rate(v) if isinstance(v, str) else v)]
-Rest = Annotated[
-    float | None,
-    Field(ge=REST_S_MIN, le=REST_S_MAX),
-    BeforeValidator(lambda v: parse_rest(str(v)) if isinstance(v, str | int) else v),
-]
 Dollars = Annotated[int, BeforeValidator(lambda v: _dollars(str(v)))]  # for a million tokens, in micro-dollars
 
 
@@ -393,29 +353,6 @@ class Limits(Part):
     lease_tokens: int = Field(default=256, ge=1, le=2**20)  # per ledger commit; lost to a crash at most
     lease_low_tokens: int = Field(default=64, ge=0, le=2**20)  # asked for early: a commit takes a while
     idle_connections: int = Field(default=64, ge=0, le=10_000)  # kept open per replica
-
-
-class LedgerConfig(Part):
-    """Where budgets are kept. url: of the Redis or Valkey that many gateways share; else SQLite, for one machine.
-
-    replicas: how many must have a grant before it counts. when_down: what happens to requests while the server cannot
-    be reached: they are refused, or spend what their gateway has leased until that is gone. leased_scopes: those that
-    go on so where others are refused.
-    write_off_after: a gateway that nobody has heard of for so many seconds is written off; None: never. one_off: this
-    data directory will not be started again, so that the gateway writes itself off at its end.
-    """
-
-    url: Annotated[SecretStr, AfterValidator(_vault_url)] | None = None
-    replicas: int = Field(default=0, ge=0, le=16)
-    when_down: Literal["refuse", "leased"] = "refuse"
-    leased_scopes: tuple[Annotated[str, AfterValidator(_scope)], ...] = Field(default=(), max_length=10_000)
-    write_off_after: Rest = 7 * 86_400.0
-    one_off: bool = False
-
-    @property
-    def server(self) -> VaultUrl | None:
-        """What the URL says."""
-        return None if self.url is None else parse_vault_url(self.url.get_secret_value())
 
 
 class Config(Part):

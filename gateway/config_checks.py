@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from gateway.config import Bounded, DeclaredBudget, DeclaredKey, LedgerConfig, Limits, Listen, Replica, is_loopback
+from gateway.config import Bounded, DeclaredBudget, DeclaredKey, Limits, Listen, Replica, is_loopback
+from gateway.config_ledger import LedgerConfig
 from gateway.config_part import Part
 from gateway.yaml_tree import Fault, Loc
 from guards.budget import Limit

@@ -22,7 +22,7 @@ from gateway.books.ledger.sqlite import SqliteLedger
 from gateway.books.outbox import Outbox
 from gateway.books.replay import facts
 from gateway.books.vault.contract import Vault
-from gateway.config import LedgerConfig
+from gateway.config_ledger import LedgerConfig
 
 log = structlog.get_logger()
 

@@ -8,7 +8,7 @@ from gateway.books.keys import Keys
 from gateway.books.ledger.gone import PRESENT
 from gateway.books.ledger.register import Register
 from gateway.books.vault.memory import MemoryVault
-from gateway.config import LedgerConfig
+from gateway.config_ledger import LedgerConfig
 from gateway.ledgers import gone_of, open_books
 from guards.budget import Limit
 from tests.ledgers import settle, take

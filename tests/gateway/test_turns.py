@@ -20,7 +20,6 @@ from gateway.waiting import Waiting
 from guards.admission import Admission, Bounds
 from guards.attainment import Verdict
 from guards.breaker import Outcome, Plan, State
-from guards.estimate import AnswerLengths
 from guards.health import Health
 from guards.place import Rank
 from guards.refusal import Ending, Reason, Refused
@@ -33,6 +32,7 @@ MUTE = Health(up=False, why="does not answer")
 CALLS = 4  # that open a breaker, if half of them failed
 OPEN_S = 5.0  # that it is open
 WAIT_S = 30.0
+PROMPT, LIKELY = 20, 100  # tokens of each request, about
 KEY = tenant("k1", "alice", "acme", "search", {})
 
 
@@ -72,7 +72,7 @@ class World:
         self.fleet = Fleet(replicas, _nobody, Listener(), care, loop.time)
         forecasts = Forecasts(self.fleet, loop.time) if predicts else None
         self.turns = Turns(
-            self.fleet, AnswerLengths(), {one.name: one for one in ranks}, Rank("default"), loop.time,
+            self.fleet, {one.name: one for one in ranks}, Rank("default"), loop.time,
             forecasts=forecasts, judged=lambda name, verdict: self.verdicts.append((name, verdict)),
             waited=lambda model, seconds: self.waits.append((model, round(seconds, 2))), **how,
         )  # fmt: skip
@@ -82,7 +82,10 @@ class World:
 
     def turn(self, who: Tenant = OPEN, **said: Any) -> Turn:
         """A request that comes now."""
-        return self.turns.one(call_for(**said), who, self.loop.time())
+        call: Any = call_for(**said)
+        sink: Any = SimpleNamespace(received_at=self.loop.time())
+        quote: Any = SimpleNamespace(terms=SimpleNamespace(prompt_likely=PROMPT, answer_likely=LIKELY))
+        return self.turns.one(call, who, sink, quote)
 
     async def serve(self, name: str, seconds: float = 1.0, who: Tenant = OPEN, **said: Any) -> None:
         """One request, which takes so long where it goes."""

@@ -83,8 +83,8 @@ def test_who_waits_hears_of_ups_losses_and_gauges():
     for health in (Health(up=True, why="answers"), Health(up=False, why="slow"), Health.ejected(["x", "y"])):
         one.health = health
         ear.verdicts.changed(one)
-    untold, told, half = Gauges(None, 0.5, 9.0, 5.0), Gauges(3.0, 0.5, 9.0, 5.0, running=2.0), Gauges(0.0, 0.5, None, 5.0)
-    for one.gauges in (None, untold, told, half):
+    told, half = Gauges(3.0, 0.5, 9.0, 5.0, running=2.0), Gauges(0.0, 0.5, None, 5.0)
+    for one.gauges in (None, Gauges(None, 0.5, 9.0, 5.0), told, half):
         ear.verdicts.gauged(one)
 
     assert waits.heard == [("again",), ("again",), ("lost", "a"), ("look", "a", 2, 3, 9), ("look", "a", 7, 0, 0)]
