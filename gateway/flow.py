@@ -76,7 +76,8 @@ class Flow:
                     legs.begin(name, await answer.asks(), answer.part)
                 elif legs.silent:
                     await self._hedge(answer, sink, record, legs, failed)
-                await legs.news()
+                if answer.open:  # else there was nothing left to ask for, or no way to ask for it
+                    await legs.news()
                 while (ended := legs.take()) is not None:
                     running, end = ended
                     lost = await answer.ended(running.part, end)

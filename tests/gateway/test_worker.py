@@ -9,6 +9,7 @@ import pytest
 from gateway.config import Config
 from gateway.config_file import ConfigErrors, from_upstreams, load, overridden
 from gateway.worker import Worker
+from guards.place import MANY, Rank
 from guards.rate import Counted
 
 YAML = """
@@ -83,6 +84,16 @@ def test_what_may_wait_and_run_is_divided(tmp_path):
 
     assert part.admission.bounds == replace(whole.admission.bounds, waiting=25, model=10, agent=1, server=2)
     assert part.tiers[0].rank == whole.tiers[0].rank._replace(permits=2)
+
+
+def test_what_is_not_limited_is_not_by_workers_either(tmp_path):
+    """Who has any number of permits has no gate, which is cheaper than one that never closes."""
+    whole = loaded(tmp_path, f"{YAML}\ntiers: [{{name: gold}}]")
+
+    part = Worker(3, 4, whole).config
+
+    assert (part.admission.per_model, part.admission.per_agent) == (MANY, MANY)
+    assert part.tiers[0].rank == whole.tiers[0].rank == Rank("gold")
 
 
 def test_a_declared_keys_rates_are_divided_too(tmp_path):

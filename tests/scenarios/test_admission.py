@@ -1,4 +1,4 @@
-"""Requests that wait in the gateway, met by real processes: who is next, who is refused early, and that all waits end."""
+"""Requests that wait in the gateway, met by real processes: who is next, who is refused early; and every wait ends."""
 
 import asyncio
 import json
@@ -79,11 +79,10 @@ async def test_who_waits_is_served_by_tier_and_by_deadline(start_gateway, stub):
 
     async with full(gateway, stub):
         tasks = []
-        for number, (name, key, headers) in enumerate([
-            ("bronze", BRONZE, {}), ("late", GOLD, {"x_slo_ttft_ms": "29000"}), ("soon", GOLD, {"x_slo_ttft_ms": "20000"}),
-        ]):  # fmt: skip
+        for name, key, ms in (("bronze", BRONZE, None), ("late", GOLD, 29_000), ("soon", GOLD, 20_000)):
+            headers = {} if ms is None else {"x_slo_ttft_ms": str(ms)}
             tasks.append(asyncio.create_task(queued(name, key, **headers)))
-            await waiting(gateway, number + 1)
+            await waiting(gateway, len(tasks))
         asked = stub.stats()["requests"]
     seen = await asyncio.gather(*tasks)
     facts = [await settled(gateway, one) for one in seen]
@@ -172,7 +171,7 @@ async def test_a_stream_that_waits_is_pinged_and_may_still_be_refused(start_gate
         stream, whole = await asyncio.gather(ask(gateway, None, SHORT), ask(gateway, None, plain("hi")))
 
     assert (stream.status, error(stream)["code"], stream.done) == (200, "overloaded", False)
-    assert stream.body.count(b": ping\n\n") >= 2
+    assert stream.body.count(b": ping\n") >= 2
     assert "as long as it may" in error(stream)["message"]
     assert (whole.status, error(whole)["code"], header(whole, "retry-after")) == (503, "overloaded", "2")
 
@@ -223,7 +222,7 @@ async def test_who_waits_at_the_gateways_end_is_served_or_told(start_gateway, st
 
 
 async def test_a_dead_servers_permits_come_back(start_gateway):
-    """Its stream goes on at the other one, beyond what has room there; who waits is served, and all room is free after."""
+    """Its stream goes on at the other one, beyond what has room there; who waits is served, and then all room is free."""
     with start_stub() as left, start_stub() as right:
         gateway = start_gateway([left.url, right.url], standby=False, admission=ONE)
         slow = chat(order(tokens=100, tokens_per_s=50))
