@@ -222,7 +222,7 @@ async def test_who_waits_at_the_gateways_end_is_served_or_told(start_gateway, st
 
 
 async def test_a_dead_servers_permits_come_back(start_gateway):
-    """Its stream goes on at the other one, beyond what has room there; who waits is served, and then all room is free."""
+    """Its stream goes on at the other one, beyond what has room there; who waits is served, then all room is free."""
     with start_stub() as left, start_stub() as right:
         gateway = start_gateway([left.url, right.url], standby=False, admission=ONE)
         slow = chat(order(tokens=100, tokens_per_s=50))
