@@ -591,12 +591,25 @@ def test_one_tenant_with_two_numbers_of_permits_has_both():
     assert [place.server for place in (*places, full)] == ["a", "a", None, "a", None]
 
 
-def test_looking_ends_where_one_tenant_has_two_numbers_of_permits():
-    """Though who lacks one of the few is looked at before one who has all he needs but a server."""
+def test_two_keys_that_say_different_permits_of_one_tenant_do_not_wake_each_other_for_ever():
+    """Two tiers of one org: each number is a gate of its own, and deciding has an end."""
     gateway = Gateway(room=1)
-    first = gateway.ask("acme", share=Share("acme", permits=1))
+    shares = [Share("acme", permits=permits) for permits in (2, 1, 2, 1)]
+    looks = 0
 
-    waiting = [gateway.ask(within_s=60.0 * n, share=Share("acme", permits=n)) for n in (1, 2)]
-    gateway.leave(first)
+    def counted(place: Place) -> str | None:
+        nonlocal looks
+        looks += 1
+        assert looks < 1000
+        return gateway.route(place)
 
-    assert [place.server for place in waiting] == ["a", None]
+    gateway.admission._route = counted
+    places = []
+    for share in shares:
+        gateway.turn(0.1)
+        places.append(gateway.ask(share=share))
+
+    gateway.drain()
+
+    assert set(gateway.started) == set(places)
+    gateway.at_rest()
