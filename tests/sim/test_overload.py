@@ -17,8 +17,8 @@ SMALL = 8_192  # tokens that a server holds, where bounds are to be tight: the l
 @pytest.fixture(scope="module")
 def table() -> dict[tuple[str, float], Row]:
     """Who refuses, and who sends all at once, by load."""
-    found = [*rows(3, LOADS, ("holdfast", "sent at once")), *rows(3, LOADS[-1:], (WORSE, "queued, refused when late"))]
-    return {(one.policy, one.load): one for one in found}
+    asked = {"holdfast": LOADS, "sent at once": LOADS[:2], WORSE: LOADS[-1:], "queued, refused when late": LOADS[-1:]}
+    return {(one.policy, one.load): one for one in rows(3, asked)}
 
 
 @pytest.mark.slow
