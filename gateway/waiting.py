@@ -65,8 +65,8 @@ class Waiting:
         place = self._admission.enter(ask, self._clock())
         if place.server is None:
             future = self._futures[place] = asyncio.get_running_loop().create_future()
-            self._turn()
             try:
+                self._turn()
                 await future
             except BaseException:  # refused; or cancelled, which may be when it was let start but has not heard of it
                 self.leave(place)

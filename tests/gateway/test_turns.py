@@ -134,10 +134,10 @@ class World:
 
     def at_rest(self) -> bool:
         """Whether nothing is left behind."""
-        loads = [one.load or one.tokens for one in self.fleet.all()]
-        return not any((*loads, len(self.waiting), self.admission.waiting, self.admission._permits.taken)) and not (
-            self.turns._running
-        )
+        left = [one.load or one.tokens for one in self.fleet.all()]
+        permits = self.admission._permits
+        left += [server.requests + server.room.tokens for server in permits._servers.values()]
+        return not any((*left, len(self.waiting), self.admission.waiting, permits.taken, len(self.turns._running)))
 
 
 def played(act: Callable[[World], Awaitable[None]], *stage: Any, **more: Any) -> World:
