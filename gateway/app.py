@@ -224,6 +224,7 @@ def _turns(
         judged=metrics.promised,
         waited=metrics.waited,
     )
+    listener.forecasts = turns.forecasts
     if said.on:
         admission = Admission(said.bounds, turns.route, turns.first_token_s)
         turns.waiting = Waiting(admission, clock)

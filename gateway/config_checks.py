@@ -206,6 +206,24 @@ def _cheaper_faults(raw: Any) -> Iterator[Fault]:
             yield Fault(loc, "the cheaper model has no price", "Add it to prices.")
 
 
+def _tier_faults(raw: Any) -> Iterator[Fault]:
+    """Find tiers that are named and are not there, and two of one name."""
+    names: dict[str, int] = {}
+    for at, tier in enumerate(_items(raw, "tiers")):
+        name = _get(tier, "name")
+        if isinstance(name, str):
+            if name in names:
+                hint = f"tiers[{names[name]}] has it. Give each a name of its own."
+                yield Fault(("tiers", at, "name"), "two tiers have one name", hint)
+            names.setdefault(name, at)
+    for part in ("keys", "budgets"):
+        for at, item in enumerate(_items(raw, part)):
+            named = _get(item, "tier")
+            if isinstance(named, str) and named not in names:
+                known = ", ".join(names) or "none yet"
+                yield Fault((part, at, "tier"), "there is no such tier", f"Name one of tiers: {known}.")
+
+
 def text(loc: Iterable[str | int]) -> str:
     """Write a place as people do: models[0].replicas[1].url."""
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc).removeprefix(".")
@@ -233,23 +251,6 @@ def _get(raw: Any, name: str) -> Any:
 def _items(raw: Any, name: str) -> list[Any]:
     items = _get(raw, name)
     return list(items) if isinstance(items, list | tuple) else []
-
-
-def _tier_faults(raw: Any) -> Iterator[Fault]:
-    """Find tiers that are named and are not there, and two of one name."""
-    names: dict[str, int] = {}
-    for at, tier in enumerate(_items(raw, "tiers")):
-        name = _get(tier, "name")
-        if name in names:
-            hint = f"tiers[{names[name]}] has it. Give each a name of its own."
-            yield Fault(("tiers", at, "name"), "two tiers have one name", hint)
-        names.setdefault(name, at)
-    for room in ("keys", "budgets"):
-        for at, item in enumerate(_items(raw, room)):
-            named = _get(item, "tier")
-            if named is not None and named not in names:
-                known = ", ".join(str(name) for name in names) or "none yet"
-                yield Fault((room, at, "tier"), "there is no such tier", f"Name one of tiers: {known}.")
 
 
 def _degrade_faults(raw: Any) -> Iterator[Fault]:

@@ -112,7 +112,16 @@ def _distinct(classes: tuple[ClassConfig, ...]) -> tuple[ClassConfig, ...]:
     names = [one.name for one in classes]
     if len(set(names)) < len(names):
         raise wrong("two classes have one name", "Give each a name of its own: they label what was kept.")
+    for at, one in enumerate(classes):
+        if (before := next((other for other in classes[:at] if _takes_all_of(other, one)), None)) is not None:
+            hint = f"Write it before {before.name}, which takes all that it would."
+            raise wrong(f"no request is of class {one.name}", hint)
     return classes
+
+
+def _takes_all_of(one: ClassConfig, other: ClassConfig) -> bool:
+    bounds = (one.input_max, other.input_max), (one.output_max, other.output_max)
+    return all(mine is None or (its is not None and its <= mine) for mine, its in bounds)
 
 
 class TierConfig(Part):
@@ -124,11 +133,17 @@ class TierConfig(Part):
     """
 
     name: TierName
-    priority: int = Field(default=1, ge=0, lt=BANDS)
+    priority: int = Field(default=1, ge=0, le=BANDS - 1)
     weight: float = Field(default=1.0, ge=0.01, le=1000)
     permits: int = Field(default=MANY, ge=1, le=MANY)
     asked: AskedConfig | None = None
     classes: Annotated[tuple[ClassConfig, ...], Field(max_length=64), AfterValidator(_distinct)] = ()
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> "TierConfig":
+        if self.asked is not None and not self.classes:
+            raise wrong("asked means nothing without classes", "Add classes: what they may ask for is of one.")
+        return self
 
     @property
     def rank(self) -> Rank:

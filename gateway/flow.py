@@ -77,7 +77,7 @@ class Flow:
                     legs.begin(name, await answer.asks(), answer.part)
                 elif legs.silent:
                     await self._hedge(answer, sink, record, legs, failed)
-                if answer.open:  # it may have ended for want of anything to ask for
+                if answer.open:  # else there was nothing left to ask for, or no way to ask for it
                     await legs.news()
                 while (ended := legs.take()) is not None:
                     running, end = ended

@@ -104,9 +104,13 @@ class Record:
         self._books.metrics.inter_token(self._call.model, gaps)
 
     def leg_opened(self, replica: str) -> float:
-        """A server is being asked; answers the gateway's own time before the first one was, in seconds."""
+        """A server is being asked; answers the gateway's own time before the first one was, in seconds.
+
+        Without the wait for its turn: that is the servers' time, and told by a metric and a fact of its own.
+        """
         if self.replica is None:
-            self._overhead_s = self._books.clock() - self._sink.received_at
+            waited_s = 0.0 if self._turn is None else self._turn.waited_s
+            self._overhead_s = self._books.clock() - self._sink.received_at - waited_s
             self._books.metrics.added_latency(self._overhead_s)
         elif not self._delivered():
             self._retries += 1

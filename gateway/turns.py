@@ -120,7 +120,7 @@ class Turns:
             uncached = self.forecasts.uncached(model, tokens, call.near)
         promise = tier.promise(tokens, uncached, likely, call.asked_s)
         if promise is not None and not call.stream:  # nobody sees its first token
-            return promise._replace(first_s=None, between_s=None)
+            return None if promise.total_s is None else promise._replace(first_s=None, between_s=None)
         return promise
 
     def ask(self, turn: "Turn") -> Ask:
@@ -159,7 +159,7 @@ class Turns:
         assert self.waiting is not None
         fits = self.waiting.fits
         name = self._fleet.with_room(place.ask.model, turn.call.near, lambda one: fits(one, place))
-        turn.choose(name)
+        turn.choose(name, waits=place.waits)
         return name
 
     def first_token_s(self, place: Place, server: str | None) -> float:
@@ -174,6 +174,14 @@ class Turns:
         """Have a server's breaker count a request that will go there."""
         return self._fleet.admit(name, model)
 
+    def expect(self, name: str, tokens: int) -> None:
+        """Have routing count a request that will go there."""
+        self._fleet.enter(name, tokens)
+
+    def arrived(self, name: str, tokens: int) -> None:
+        """It goes there now, and is counted as one that does; or it does not after all."""
+        self._fleet.leave(name, tokens)
+
     # ---------------------------------------------------------------- while they run
 
     def begun(self, turn: "Turn") -> None:
@@ -183,11 +191,16 @@ class Turns:
         self._running.pop(turn, None)
 
     async def run(self) -> None:
-        """Count what running requests have had, again and again."""
+        """Count what running requests have had, again and again, and look who may start by that.
+
+        Also by what nobody tells of: that a breaker has been open for long enough, or a server is no longer doubtful.
+        """
         while True:
             await asyncio.sleep(COUNT_S)
             async for turn in in_turns(list(self._running)):
                 turn.count()
+            if self.waiting:
+                self.waiting.again()
 
     def waited(self, turn: "Turn") -> None:
         self._waited(turn.call.model, turn.waited_s)
@@ -212,8 +225,8 @@ class Turn:
     """
 
     __slots__ = (
-        "_answer", "_chosen", "_entry", "_forecast", "_place", "_turns", "arrived_s", "call", "promise", "rank",
-        "tenant", "tokens", "waited_s",
+        "_answer", "_before", "_chosen", "_entry", "_expected", "_forecast", "_place", "_turns", "arrived_s", "call",
+        "promise", "rank", "tenant", "tokens", "waited_s",
     )  # fmt: skip
 
     def __init__(
@@ -225,8 +238,10 @@ class Turn:
         self._answer: Answer | None = None
         self._place: Place | None = None
         self._chosen: str | None = None
+        self._expected: str | None = None
         self._entry: Entry | None = None
         self._forecast: Forecast | None = None
+        self._before = 0  # tokens that it had when it was sent where it is
         self.waited_s = 0.0
 
     @property
@@ -239,19 +254,33 @@ class Turn:
         """What the journal says of it."""
         return NOTHING if self.promise is None else {"class": self.promise.service_class}
 
-    def choose(self, name: str | None) -> None:
-        """It is to go to this server, or not to that one after all. The breaker there counts it from now on."""
+    def choose(self, name: str | None, *, waits: bool = False) -> None:
+        """It is to go to this server, or not to that one after all. The breaker there counts it from now on.
+
+        waits: it is not sent at once, and others are placed before it is: routing counts it from now on, too.
+        """
         if self._entry is not None:
             self._entry.end(Outcome.NEUTRAL)
+        if self._expected is not None:
+            self._arrived(self._expected)
         self._chosen, self._entry = name, None
         if name is not None:
             self._entry = self._turns.admit(name, self.call.model)
+            if waits:
+                self._expected = name
+                self._turns.expect(name, sum(self.tokens))
 
     def take(self) -> tuple[str, Entry] | None:
         """Where its first leg goes, once; None where that is for routing to say."""
         name, entry = self._chosen, self._entry
         self._chosen = self._entry = None
+        if self._expected is not None:
+            self._arrived(self._expected)
         return None if name is None or entry is None else (name, entry)
+
+    def _arrived(self, name: str) -> None:
+        self._expected = None
+        self._turns.arrived(name, sum(self.tokens))
 
     async def begin(self, answer: Answer) -> None:
         """Wait for its turn. Raises Refused."""
@@ -271,6 +300,7 @@ class Turn:
         if self._forecast is not None:  # what was lost says nothing of how long it would have taken
             self._forecast.over(tokens=0, whole=False, left=False)
         if turns.forecasts is not None:
+            self._before = 0 if self._answer is None else self._answer.completion_tokens
             shared = tokens if self.call.session is not None else min(tokens, PREFIX_TOKENS)
             self._forecast = turns.forecasts.sent(name, tokens, self.call.near, shared, streams=self.call.stream)
 
@@ -306,9 +336,9 @@ class Turn:
         if self.waited_s:
             facts["waited_s"] = round(self.waited_s, 4)
         if forecast is not None:
-            tokens = answer.completion_tokens if answer is not None else 0
+            tokens = 0 if answer is None else (answer.completion_tokens - self._before) // self.call.choices
             forecast.over(tokens=tokens, whole=ending is Ending.FINISHED, left=ending is Ending.CLIENT_LEFT)
-            if forecast.predicted_s is not None:
+            if forecast.predicted_s is not None and not self._before:  # else its first token came from elsewhere
                 facts["predicted_first_s"] = round(forecast.predicted_s, 4)
         if self.promise is not None and (verdict := self._verdict(ending, refused)) is not None:
             self._turns.judge(self, verdict)
@@ -331,7 +361,7 @@ class Turn:
             return promise.judge_left(took_s, first_s)
         if ending not in WHOLE or answer is None:
             return Verdict.LOST
-        tokens = answer.completion_tokens
+        tokens = answer.completion_tokens // self.call.choices  # of one answer, in the mean
         between_s = (took_s - first_s) / (tokens - 1) if first_s is not None and tokens > 1 else None
         return promise.judge(first_s or 0.0, between_s, took_s)
 
@@ -341,5 +371,5 @@ class Maybe(Turn):
 
     __slots__ = ()
 
-    def choose(self, name: str | None) -> None:
+    def choose(self, name: str | None, *, waits: bool = False) -> None:
         """It goes nowhere."""

@@ -70,14 +70,15 @@ class Waiting:
         place = self._admission.enter(ask, self._clock())
         if place.server is None:
             future = self._futures[place] = asyncio.get_running_loop().create_future()
-            self._turn()
             try:
+                self._turn()
                 await future
             except BaseException:  # refused; or cancelled, which may be when it was let start but has not heard of it
                 self.leave(place)
                 raise
             finally:
                 self._futures.pop(place, None)
+                del future  # with a refusal in it, whose traceback has this frame
         return place
 
     def leave(self, place: Place) -> None:

@@ -115,14 +115,15 @@ class Admission:
             backlog = self._backlogs[ask.model] = Backlog()
         band = backlog.bands[ask.band]
         place = Place(ask, band.tenant(ask.share.tenant, ask.share.weight), now_s)
-        gates = self._gates(ask, comes=True)
-        others_first = self._until and (backlog.ready or self._permits.freed)
-        free = not (others_first or (gates and lacking(gates) is not None))
-        if free and (server := self._route(place)) is not None:
-            self._in_time(place, server, now_s)
-            place.tenant.held += 1
-            self._start(place, gates, server)
-            return place
+        if not (self._until and (backlog.ready or self._permits.freed)):
+            gates = self._gates(ask)
+            if (not gates or lacking(gates) is None) and (server := self._route(place)) is not None:
+                first_s = self._late_s(place, server, now_s)
+                if first_s is not None:
+                    raise _late(place, 0.0, first_s, now_s)
+                place.tenant.held += 1
+                self._start(place, gates, server)
+                return place
         self._queue(place, backlog, now_s)
         return place
 
@@ -131,14 +132,12 @@ class Admission:
         backlog = self._backlogs.get(ask.model) or Backlog()
         tenant = backlog.bands[ask.band].tenants.look(ask.share.tenant, ask.share.weight)
         place = Place(ask, tenant, now_s)
+        if not (self._until and (backlog.ready or self._permits.freed)) and not self._permits.lack(self._needs(ask)):
+            server = self._route(place)
+            if server is not None:
+                first_s = self._late_s(place, server, now_s)
+                return None if first_s is None else _late(place, 0.0, first_s, now_s)
         try:
-            lacks, wakes = self._permits.foresee(self._needs(ask))
-            others_first = self._until and (backlog.ready or self._permits.freed or wakes)
-            if not (others_first or lacks):
-                server = self._route(place)
-                if server is not None:
-                    self._in_time(place, server, now_s)
-                    return None
             self._may_wait(place, backlog, now_s)
         except Refused as refused:
             return refused
@@ -203,13 +202,13 @@ class Admission:
 
     # ---------------------------------------------------------------- starting
 
-    def _gates(self, ask: Ask, *, comes: bool = False) -> tuple[Gate, ...]:
-        """What a request needs a permit of; its model first, if that is limited. comes: it does now."""
+    def _gates(self, ask: Ask) -> tuple[Gate, ...]:
+        """What a request needs a permit of; its model first, if that is limited."""
         share, bounds = ask.share, self._bounds
         if bounds.model >= MANY and share.permits >= MANY and (ask.agent is None or bounds.agent >= MANY):
             return ()  # as mostly nothing is limited
         gate = self._permits.gate
-        return tuple([gate(*one, comes=comes) for one in self._needs(ask)])
+        return tuple([gate(*one) for one in self._needs(ask)])
 
     def _needs(self, ask: Ask) -> list[tuple[str, str, int, int]]:
         """The same by name: kind, name, depth, and how many permits there are."""
@@ -242,23 +241,21 @@ class Admission:
             elif (server := self._route(place)) is None:
                 blocked.add(depth)
             else:
-                try:
-                    self._in_time(place, server, now_s)
-                except Refused as late:
-                    self._refuse(place, late, now_s, refused)
+                first_s = self._late_s(place, server, now_s)
+                if first_s is not None:  # not raised: a traceback would hold on to all that is refused together with it
+                    self._refuse(place, _late(place, 0.0, first_s, now_s), now_s, refused)
                     continue
                 self._unqueue(place, now_s, started=True)
                 place.waited_s = now_s - place.arrived_s
                 self._start(place, gates, server)
                 started.append(place)
 
-    def _in_time(self, place: Place, server: str, now_s: float) -> None:
-        """Raise Refused where a request would come too late if it were sent to this server now."""
+    def _late_s(self, place: Place, server: str, now_s: float) -> float | None:
+        """When its first token would come from this server, where that is too late; None where it is in time."""
         due_s = place.ask.deadline_s
-        if due_s is not None:
-            first_s = self._ttft_s(place, server)
-            if now_s + first_s > due_s:
-                raise _late(place, 0.0, first_s, now_s)
+        if due_s is None or now_s + (first_s := self._ttft_s(place, server)) <= due_s:
+            return None
+        return first_s
 
     # ---------------------------------------------------------------- waiting
 

@@ -139,7 +139,8 @@ class Fleet:
     def with_room(self, model: str, near: int | None, fits: Callable[[str], bool]) -> str | None:
         """Name the replica for a request that waits; None while all that it could go to are full.
 
-        Where none is up it goes to one that is not, as a leg would: the verdict may be stale.
+        Where none is up it goes to one that is not, as a leg would: the verdict may be stale. But to no more than have
+        room, for it may also be that it is only too busy to answer its probes.
         """
         good = self._good(model)
         if good:
@@ -150,8 +151,7 @@ class Fleet:
             return routing.choose(good, near, self._slack).name
         known = self._candidates(self._for(model), model)
         up = [one for one in known if one.up]
-        if up:
-            known = routing.roomy(up, fits)
+        known = routing.roomy(up, fits) if up else [one for one in known if fits(one.name)]
         return routing.pick(known, NOBODY, near, self._slack)
 
     def named(self, name: str) -> Replica:

@@ -53,11 +53,11 @@ def test_example_is_valid():
     assert config.keys[0].tokens == Limit(100_000, Window.DAY)
     assert config.replicas[2].key is not None
     assert config.replicas[2].key.get_secret_value() == "sesame"
-    assert (config.timeouts, config.health, config.limits, config.listen) == tuple(
-        Config.model_fields[name].default for name in ("timeouts", "health", "limits", "listen")
+    assert (config.timeouts, config.health, config.limits, config.listen, config.admission) == tuple(
+        Config.model_fields[name].default for name in ("timeouts", "health", "limits", "listen", "admission")
     )
     named = set(EXAMPLE.read_text().replace("#", " ").replace(":", " ").split())
-    for part in (config.timeouts, config.health, config.limits):
+    for part in (config.timeouts, config.health, config.limits, config.admission, *config.tiers[0].classes):
         assert set(type(part).model_fields) <= named
 
 
