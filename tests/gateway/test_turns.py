@@ -415,6 +415,7 @@ ENDINGS = [
     (Ending.FINISHED, None, Verdict.KEPT),
     (Ending.BUDGET, None, Verdict.KEPT),
     (Ending.BREAKER, None, Verdict.KEPT),
+    (Ending.SHORTENED, None, Verdict.KEPT),
     (Ending.BOOKS, None, Verdict.LOST),
     (Ending.CLIENT_LEFT, None, None),
     (Ending.STOPPED, None, Verdict.LOST),
