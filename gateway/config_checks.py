@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from gateway.config import Bounded, DeclaredBudget, DeclaredKey, Limits, Listen, Replica, is_loopback
 from gateway.config_ledger import LedgerConfig
 from gateway.config_part import Part
+from gateway.config_service import AdmissionConfig
 from gateway.yaml_tree import Fault, Loc
 from guards.budget import Limit
 
@@ -36,6 +37,7 @@ def cross_faults(raw: Any) -> list[Fault]:
         *_price_faults(raw),
         *_cheaper_faults(raw),
         *_tier_faults(raw),
+        *_degrade_faults(raw),
     ]
 
 
@@ -249,3 +251,15 @@ def _get(raw: Any, name: str) -> Any:
 def _items(raw: Any, name: str) -> list[Any]:
     items = _get(raw, name)
     return list(items) if isinstance(items, list | tuple) else []
+
+
+def _degrade_faults(raw: Any) -> Iterator[Fault]:
+    """Find steps that could never be taken."""
+    steps = _items(_get(raw, "degrade"), "steps")
+    if "cheaper" in steps and not any(_get(model, "cheaper") for model in _items(raw, "models")):
+        hint = "Add cheaper: to one of models, or remove this step."
+        yield Fault(("degrade", "steps"), "no model has a cheaper one", hint)
+    admission = _tried(AdmissionConfig, _get(raw, "admission") or {})
+    if steps and admission and not admission.on:
+        hint = "Remove them, or let requests wait in the gateway: admission: {on: true}."
+        yield Fault(("degrade", "steps"), "nobody foresees a refusal while admission is off", hint)

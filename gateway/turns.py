@@ -6,6 +6,7 @@ refused rather than broken, and what became of all others is counted (guards/att
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -13,7 +14,9 @@ from gateway.books.ledger.contract import Lines
 from gateway.books.tenants import Tenant
 from gateway.fleet.replicas import Fleet
 from gateway.forecasts import Forecast, Forecasts
+from gateway.ladder import AS_ASKED, Eased, Ladder
 from gateway.quote import Quote
+from gateway.rates import BYTES_PER_TOKEN
 from gateway.sla_table import shown
 from gateway.slices import in_turns
 from gateway.stream.call import Call
@@ -22,7 +25,7 @@ from gateway.waiting import Waiting
 from guards.attainment import Attainment, Verdict
 from guards.breaker import Entry, Outcome
 from guards.place import Ask, Place, Rank, Share
-from guards.refusal import Ending, Reason, Refused
+from guards.refusal import CUTS, Ending, Reason, Refused
 from guards.sla import Promise, Tier
 
 COUNT_S = 0.25  # how often it is counted what running requests have had: for fairness, and for room at servers
@@ -32,7 +35,7 @@ NOTHING: Mapping[str, Any] = {}
 
 # Ends that say nothing of the promise: whoever asked, or an operator, ended it.
 THEIRS = (Ending.REVOKED, Ending.SESSION)
-WHOLE = (Ending.FINISHED, Ending.BUDGET, Ending.BREAKER)
+WHOLE = (Ending.FINISHED, *CUTS)
 OURS = (Reason.OVERLOADED, Reason.LATE, Reason.NO_REPLICA, Reason.FIRST_TOKEN, Reason.TIMEOUT, Reason.UPSTREAM)
 
 
@@ -51,7 +54,8 @@ class Turns:
     """Lets requests wait for their turn, and keeps what they were promised in mind.
 
     ranks: of tiers, by name; usual: of keys for which none is said.
-    waiting: None where requests are sent as they come. forecasts: None where no tier promises anything.
+    waiting: None where requests are sent as they come. ladder: None where nobody's answer is made worse.
+    forecasts: None where no tier promises anything.
     fair_by: between whom turns are shared: key, user, team or org. scheduled: models whose servers go by priority.
     judged: told of each promise that was made, and what became of it. waited: of each that waited, for
         which model and how long. Times in seconds, by `clock`, monotonic.
@@ -75,23 +79,45 @@ class Turns:
         self.forecasts, self._fair_by, self._scheduled, self._refuse_late = forecasts, fair_by, scheduled, refuse_late
         self._judged, self._waited = judged, waited
         self.waiting: Waiting | None = None
+        self.ladder: Ladder | None = None
         self.attainment = Attainment()
         self._shares: dict[tuple[str, str | None], Share] = {}
         self._running: dict[Turn, None] = {}
 
+    def ease(self, call: Call, tenant: Tenant, sink: Sink) -> Eased:
+        """Say what is taken from a request that would be refused as it is, before anything is held for it."""
+        if self.ladder is None or self.waiting is None:
+            return AS_ASKED
+        return self.ladder.ease(call, partial(self._foresee, call, tenant, sink.received_at))
+
     def one(self, call: Call, tenant: Tenant, sink: Sink, quote: Quote) -> "Turn":
-        """One request that has come, and what it is promised."""
+        """One request that has come, and what it is promised: by what it asked for, not by what it gets."""
         rank = self._usual if tenant.tier is None else self._ranks.get(tenant.tier, self._usual)
         tokens, likely = quote.terms.prompt_likely, quote.terms.answer_likely
-        promise = None if rank.promises is None else self._promise(rank.promises, call, tokens, likely)
+        asked = quote.terms.asked_likely or likely
+        promise = None if rank.promises is None else self._promise(rank.promises, call, call.model, tokens, asked)
         if call.model in self._scheduled:
             call.body["priority"] = rank.priority
         return Turn(self, call, tenant, rank, (tokens, likely * call.choices), promise, sink.received_at)
 
-    def _promise(self, tier: Tier, call: Call, tokens: int, likely: int) -> Promise | None:
+    def _foresee(
+        self, call: Call, tenant: Tenant, arrived_s: float, model: str, likely: int, size: int
+    ) -> Refused | None:
+        """Why a request would be refused now, were it for this model.
+
+        likely, size: tokens of each answer, as it was asked for and as it would be.
+        """
+        assert self.waiting is not None
+        rank = self._usual if tenant.tier is None else self._ranks.get(tenant.tier, self._usual)
+        tokens = call.body_bytes // BYTES_PER_TOKEN + 1
+        promise = None if rank.promises is None else self._promise(rank.promises, call, model, tokens, likely)
+        turn = Maybe(self, call, tenant, rank, (tokens, size * call.choices), promise, arrived_s)
+        return self.waiting.foresee(self.ask(turn)._replace(model=model))
+
+    def _promise(self, tier: Tier, call: Call, model: str, tokens: int, likely: int) -> Promise | None:
         uncached = tokens
         if self.forecasts is not None:
-            uncached = self.forecasts.uncached(call.model, tokens, call.near)
+            uncached = self.forecasts.uncached(model, tokens, call.near)
         promise = tier.promise(tokens, uncached, likely, call.asked_s)
         if promise is not None and not call.stream:  # nobody sees its first token
             return None if promise.total_s is None else promise._replace(first_s=None, between_s=None)
@@ -338,3 +364,12 @@ class Turn:
         tokens = answer.completion_tokens // self.call.choices  # of one answer, in the mean
         between_s = (took_s - first_s) / (tokens - 1) if first_s is not None and tokens > 1 else None
         return promise.judge(first_s or 0.0, between_s, took_s)
+
+
+class Maybe(Turn):
+    """A request that is only thought of: no server's breaker counts it."""
+
+    __slots__ = ()
+
+    def choose(self, name: str | None, *, waits: bool = False) -> None:
+        """It goes nowhere."""

@@ -116,6 +116,11 @@ class Permits:
             gate = self._gates[kind, name, depth, limit] = Gate(limit)
         return gate
 
+    def lacks(self, needs: Iterable[tuple[str, str, int, int]]) -> bool:
+        """Whether a request that needs such gates would lack one. needs: what `gate` takes. Changes nothing."""
+        gates = map(self._gates.get, needs)
+        return any(gate is not None and gate.taken >= gate.limit for gate in gates)
+
     def server(self, name: str) -> Server:
         """A server by its name. There are as many as are configured."""
         server = self._servers.get(name)

@@ -123,6 +123,21 @@ ONE_ERROR = {
         "holdfast.yaml:7:54: alerts.webhook.secret: must be whsec_ and base64."
         ' Write secret: "${NAME}" and set NAME to whsec_ and the base64 of 24 to 64 random bytes.',
     ),
+    "a step without a cheaper model": (
+        BASE + "degrade: {steps: [cheaper]}\n",
+        "holdfast.yaml:7:18: degrade.steps: no model has a cheaper one. Add cheaper: to one of models, or remove this "
+        "step.",
+    ),
+    "a step that nobody foresees": (
+        BASE + "admission: {on: false}\ndegrade: {steps: [shorter]}\n",
+        "holdfast.yaml:8:18: degrade.steps: nobody foresees a refusal while admission is off. Remove them, or let "
+        "requests wait in the gateway: admission: {on: true}.",
+    ),
+    "a step twice": (
+        BASE + "degrade: {steps: [shorter, shorter]}\n",
+        "holdfast.yaml:7:18: degrade.steps: the same step twice. Write each once, in the order in which they are "
+        "tried.",
+    ),
     "an unknown cheaper model": (
         BASE.replace("name: tiny", "name: tiny\n    cheaper: tinier"),
         "holdfast.yaml:3:14: models[0].cheaper: no such model. Name another one of models.",

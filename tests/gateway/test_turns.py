@@ -84,7 +84,7 @@ class World:
         """A request that comes now."""
         call: Any = call_for(**said)
         sink: Any = SimpleNamespace(received_at=self.loop.time())
-        quote: Any = SimpleNamespace(terms=SimpleNamespace(prompt_likely=PROMPT, answer_likely=LIKELY))
+        quote: Any = SimpleNamespace(terms=SimpleNamespace(prompt_likely=PROMPT, answer_likely=LIKELY, asked_likely=0))
         return self.turns.one(call, who, sink, quote)
 
     async def serve(self, name: str, seconds: float = 1.0, who: Tenant = OPEN, **said: Any) -> None:
@@ -414,6 +414,7 @@ ENDINGS = [
     (Ending.FINISHED, None, Verdict.KEPT),
     (Ending.BUDGET, None, Verdict.KEPT),
     (Ending.BREAKER, None, Verdict.KEPT),
+    (Ending.SHORTENED, None, Verdict.KEPT),
     (Ending.BOOKS, None, Verdict.LOST),
     (Ending.CLIENT_LEFT, None, None),
     (Ending.STOPPED, None, Verdict.LOST),

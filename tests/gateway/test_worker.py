@@ -36,6 +36,7 @@ def test_what_all_may_do_together_is_divided(tmp_path):
         limits = part.limits
         assert (limits.requests_in_flight, limits.client_connections) == (2, 1)
         assert (limits.hedges_per_s, limits.hedges_burst) == (2.5, 16)
+        assert (part.retries.per_s, part.retries.percent) == (whole.retries.per_s / 4, whole.retries.percent)
         assert part.budgets[0].limits == whole.budgets[0].limits
         requests, tokens = (rate for _, rate in part.budgets[0].rates)
         assert [counted for counted, _ in part.budgets[0].rates] == [Counted.REQUESTS, Counted.TOKENS]

@@ -613,3 +613,67 @@ def test_two_keys_that_say_different_permits_of_one_tenant_do_not_wake_each_othe
 
     assert set(gateway.started) == set(places)
     gateway.at_rest()
+
+
+def known(admission: Admission) -> object:
+    """All that there is to remember of what came."""
+    permits = admission._permits
+    tenants = {
+        (model, number): {name: (one.served, one.weight, one.held) for name, one in band.tenants._known.items()}
+        for model, backlog in admission._backlogs.items()
+        for number, band in enumerate(backlog.bands)
+    }
+    return tenants, admission.waiting, [(at, gate.limit, gate.taken) for at, gate in permits._gates.items()]
+
+
+def entered(admission: Admission, ask: Ask, now_s: float) -> tuple[Place | None, Refused | None]:
+    """Its place, or why it has none."""
+    try:
+        return admission.enter(ask, now_s), None
+    except Refused as refused:
+        return None, refused
+
+
+def foreseen_as(refused: Refused | None) -> object:
+    """What two refusals have in common where they are the same."""
+    return refused and (refused.reason, refused.detail, refused.retry_after_s)
+
+
+MAYBE_S = st.one_of(st.none(), st.floats(0.4, 6.0))
+COMES = st.tuples(st.sampled_from("abc"), MAYBE_S, st.integers(0, BANDS - 1), st.integers(1, 2), st.integers(1, 40))
+
+
+@given(st.lists(st.tuples(COMES, st.floats(0.0, 1.5), st.booleans()), min_size=1, max_size=60))
+def test_what_is_foreseen_is_what_comes(steps):
+    """Whoever is foreseen to be refused is, in the same words, and nobody else; and to ask changes nothing."""
+    gateway = Gateway("ab", room=2, waiting=5, wait_s=4.0, model=6)
+    admission = gateway.admission
+    for (tenant, within_s, band, permits, output), after_s, leaves in steps:
+        gateway.turn(after_s)
+        if leaves and (running := [one for one in gateway.started if one.permit is not None]):
+            gateway.leave(running[0])
+        due_s = None if within_s is None else gateway.now_s + within_s
+        ask = Ask(Share(tenant, permits=permits), "m", 10, output, band, deadline_s=due_s)
+        before = known(admission)
+
+        foreseen = admission.foresee(ask, gateway.now_s)
+
+        assert known(admission) == before
+        place, why = entered(admission, ask, gateway.now_s)
+        assert foreseen_as(foreseen) == foreseen_as(why)
+        gateway.started += [place] if place is not None and place.server is not None else []
+
+
+@pytest.mark.parametrize("reason", [Reason.LATE, Reason.OVERLOADED, Reason.RATE])
+def test_every_refusal_of_admission_can_be_foreseen(reason):
+    """A server that is too slow for a deadline, a queue that is full, one tenant's part of it."""
+    gateway = Gateway(waiting=2 if reason is Reason.RATE else 1)
+    gateway.ask()
+    if reason is not Reason.LATE:
+        gateway.ask("one")
+    ask = Ask(Share("one"), "m", 10, 10, deadline_s=gateway.now_s + FIRST_S / 2 if reason is Reason.LATE else None)
+
+    foreseen = gateway.admission.foresee(ask, gateway.now_s)
+
+    assert foreseen is not None
+    assert foreseen.reason is reason
