@@ -10,6 +10,7 @@ from gateway.fleet.replica import Replica
 from gateway.fleet.replicas import Care, Listener
 from gateway.fleet.replicas import Fleet as RealFleet
 from gateway.ladder import AS_ASKED, DEGRADED_HEADER, Eased, Ladder
+from gateway.stream.seams import Terms
 from gateway.turns import Turns
 from gateway.waiting import Waiting
 from guards.admission import Admission, Bounds
@@ -141,3 +142,18 @@ async def test_a_request_is_foreseen_without_a_trace():
     assert asked_of == [("big", "big", LIKELY, 109.0), ("big", "big", CAP, 109.0), ("mid", "mid", LIKELY, 109.0)]
     assert len(turns.waiting) == 0
     assert not any(one.breakers for one in fleet.all())
+
+
+def test_who_is_shortened_is_promised_what_it_asked_for():
+    """A shorter answer is no reason for a tighter deadline; but it takes less of a server."""
+    classes = (
+        ServiceClass("small", Objective(Slope(1.0)), output_max=CAP), ServiceClass("large", Objective(Slope(9.0)))
+    )  # fmt: skip
+    rank = Rank("default", promises=Tier("default", classes))
+    turns = Turns(RealFleet([], None, Listener(), Care(60.0, 1.0), lambda: 0.0), {}, rank, lambda: 0.0)
+    terms = Terms(4, prompt_likely=10, answer_likely=CAP, asked_likely=LIKELY)
+
+    turn = turns.one(asked(), OPEN, SimpleNamespace(received_at=0.0), SimpleNamespace(terms=terms))
+
+    assert turn.promise.service_class == "large"
+    assert turn.tokens == (10, CAP)

@@ -677,3 +677,17 @@ def test_every_refusal_of_admission_can_be_foreseen(reason):
 
     assert foreseen is not None
     assert foreseen.reason is reason
+
+
+@pytest.mark.parametrize("permits", [1, 3])
+def test_a_full_queue_is_foreseen_by_who_would_have_to_wait_in_it(permits):
+    """Though a server has room: for its tenant's permits are taken, or for it brings more, and another one is first."""
+    gateway = Gateway(room=9, waiting=1)
+    for _ in range(2):
+        gateway.ask(share=Share("acme", permits=1))
+    ask = Ask(Share("acme", permits=permits), "m", 10, 10)
+
+    foreseen = gateway.admission.foresee(ask, gateway.now_s)
+
+    assert foreseen is not None
+    assert foreseen_as(foreseen) == foreseen_as(entered(gateway.admission, ask, gateway.now_s)[1])
