@@ -14,7 +14,7 @@ from loadtests.stub_engine import Task
 # Small, so that two cores can offer two of them five times what they can do, with a gateway before them: about eleven
 # answers a second each, of prompts and answers of a few hundred tokens.
 SHAPE = Shape(batched_tokens_max=512, seqs_max=64, kv_blocks=2_500)
-COSTS = Costs(step_s=0.008, prefill_token_s=40e-6, decode_s=200e-6)
+COSTS = Costs(step_s=0.010, prefill_token_s=50e-6, decode_s=260e-6)
 
 Hear = Callable[[int], None]
 

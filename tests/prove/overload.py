@@ -1,0 +1,186 @@
+"""More requests than two servers can answer: what comes in time, with admission and without, and what refusals cost.
+
+Servers are stubs with the engine of a small vLLM (loadtests/stub_computer.py), so that what they can do is known; the
+gateway, its configuration, the sockets and the clients are real.
+"""
+
+import asyncio
+import os
+import shutil
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from guards.attainment import Kept, Verdict
+from loadtests.processes import StubProcess, start_stub
+from loadtests.stub_tokenizer import write_tokenizer
+from tests.open_loop import Sent, offer
+from tests.processes import Gateway
+from tests.prove.plots import svg
+from tests.prove.report import EVIDENCE
+from tests.prove.state import SEED, STATE, keep, provenance, quantile, results, say
+from tests.two_tenants import BATCH, ENGINE, INTERACTIVE, MODEST, SERVERS, capacity_per_s, parts, wishes
+
+NAME = "overload"
+LOADS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)  # times what the servers can do
+WARM_S, COUNTED_S = 10.0, 25.0
+PATIENCE_S = 30.0  # of clients, after the last one came
+IDLE_S_MAX = 30.0  # for servers to let go of clients that left
+WITHIN = 0.05  # of the peak, at the highest load
+REFUSED_P99_S_MAX = 0.010
+GROWN_MAX = 0.10  # of the gateway's memory, from the first load that is too much to the highest
+ON, OFF = "admission on", "admission off"
+IN_FLIGHT = 8_000  # requests: so that without admission nothing else refuses them
+
+
+def run() -> None:
+    """All loads, each with admission and without, in turn the one and the other first."""
+    if NAME in results():
+        return
+    folder = STATE / f"overload-{os.getpid()}"
+    folder.mkdir(parents=True)
+    found: dict[str, Any] = {"on": provenance(), "capacity_per_s": capacity_per_s(), "rows": []}
+    with ExitStack() as stack:
+        stubs = [stack.enter_context(start_stub(engine=ENGINE, seed=7)) for _ in range(SERVERS)]
+        gateways = {name: stack.enter_context(_gateway(folder, stubs, name)) for name in (ON, OFF)}
+        for number, load in enumerate(LOADS):
+            for name in (ON, OFF) if number % 2 == 0 else (OFF, ON):
+                row = uvloop.run(once(gateways[name], stubs, load, SEED + number))
+                found["rows"].append({"policy": name, "load": load, **row})
+                say(f"{name}, {load:g} times: {row['good_per_s']:.1f} of {row['asked_per_s']:.1f} a second in time")
+        for name, gateway in gateways.items():
+            found.setdefault("faults", {})[name] = gateway.faults()
+            gateway.stop()
+    keep(NAME, found)
+    shutil.rmtree(folder)
+
+
+def _gateway(folder: Path, stubs: list[StubProcess], name: str) -> Gateway:
+    folder /= name.replace(" ", "-")
+    folder.mkdir()
+    limits = {"requests_in_flight": IN_FLIGHT, "client_connections": 2 * IN_FLIGHT}
+    tokenizer = write_tokenizer(folder)
+    more = parts(on=name == ON)
+    return Gateway(folder, [stub.url for stub in stubs], tokenizer=tokenizer, standby=False, limits=limits, **more)
+
+
+async def once(gateway: Gateway, stubs: list[StubProcess], load: float, seed: int) -> dict[str, Any]:
+    """One load, and what came of it."""
+    before = gateway.rss_bytes()
+    sent = await offer(gateway.port, wishes(load, WARM_S + COUNTED_S, seed), PATIENCE_S)
+    await _idle(stubs)
+    counted = [one for one in sent if one.wish.at_s >= WARM_S]
+    return judged(counted, COUNTED_S) | {"rss_before": before, "rss_after": gateway.rss_bytes()}
+
+
+def judged(counted: list[Sent], span_s: float) -> dict[str, Any]:
+    """What clients got. kept: of how many, by tenant."""
+    good = [one for one in counted if one.verdict is Verdict.KEPT]
+    refusals = [one.last_s for one in counted if one.refused and one.last_s is not None]
+    kept, broken = dict[str, list[int]](), dict[str, Counter[str]]()
+    for who in (INTERACTIVE, BATCH):
+        kept[who] = [sum(one.wish.who == who for one in many) for many in (good, counted)]
+        broken[who] = Counter(one.verdict for one in counted if one.wish.who == who)
+    firsts = [one.first_s for one in counted if one.wish.who == INTERACTIVE and one.first_s is not None]
+    return {
+        "asked_per_s": len(counted) / span_s,
+        "good_per_s": len(good) / span_s,
+        "tokens_per_s": sum(one.tokens for one in good) / span_s,
+        "kept": kept,
+        "broken": broken,
+        "statuses": Counter(str(one.status) for one in counted),
+        "refused_p50_s": quantile(refusals, 0.5) if refusals else None,
+        "refused_p99_s": quantile(refusals, 0.99) if refusals else None,
+        "first_p99_s": quantile(firsts, 0.99) if firsts else None,
+        "lag_p99_s": quantile([one.lag_s for one in counted], 0.99),
+    }  # fmt: skip
+
+
+async def _idle(stubs: list[StubProcess]) -> None:
+    """Wait until the servers have let go of everything."""
+    async with asyncio.timeout(IDLE_S_MAX):
+        while any([(await asyncio.to_thread(stub.stats))["open_streams"] for stub in stubs]):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+
+def verdicts(done: dict[str, Any]) -> dict[str, bool]:
+    """Which claims hold, by what was measured."""
+    if NAME not in done:
+        return {}
+    rows = {one["load"]: one for one in done[NAME]["rows"] if one["policy"] == ON}
+    peak, least, most = max(one["good_per_s"] for one in rows.values()), rows[1.0], rows[max(rows)]
+    share = most["good_per_s"] / peak
+    kept, floor = (Kept(*one["kept"][INTERACTIVE]) for one in (most, least))
+    grown = most["rss_after"] / least["rss_after"] - 1
+    p99_s = most["refused_p99_s"] or 0.0
+    at = f"at {max(rows):g} times what servers can do"
+    found = {
+        f"{share:.1%} of the best load's answers are in time, at least {1 - WITHIN:.0%}": share >= 1 - WITHIN,
+        f"{_share(kept)} of the interactive tenant's promises are kept, not below the {floor.interval[0]:.1%} "
+        "that its interval at 1 begins with": _of(kept) >= floor.interval[0],
+        f"a refusal takes {_ms(p99_s)} ms (p99), less than {_ms(REFUSED_P99_S_MAX)}": p99_s < REFUSED_P99_S_MAX,
+        f"the gateway's memory is {grown:+.1%} beside that at 1, within {GROWN_MAX:.0%}": grown <= GROWN_MAX,
+    }
+    clean = {"nothing in the gateways' logs that should not be there": not any(done[NAME]["faults"].values())}
+    return {f"{at}, {claim}": good for claim, good in found.items()} | clean
+
+
+def lines(done: dict[str, Any]) -> list[str]:
+    """What was measured, in words; draws it as well."""
+    if NAME not in done:
+        return []
+    rows = done[NAME]["rows"]
+    _draw(rows)
+    return [
+        f"{done[NAME]['on']}. {SERVERS} servers that can answer {done[NAME]['capacity_per_s']:.1f} requests a second, "
+        "by the engine that they run. Clients come by chance (Poisson), whatever became of those before them. The "
+        f"interactive tenant, of priority 0, always asks for {MODEST:g} of what servers can do, the batch tenant for "
+        "the rest. In time: the promise was kept by the client's clock. Refusals are among the broken ones.",
+        "",
+        "![answers in time, by load](overload.svg)",
+        "",
+        "| load | | asked /s | in time /s | their tokens /s | interactive, kept | its p99 to the first token, s "
+        "| batch, kept | refusals p50, ms | p99 | memory before, MB | after |",
+        "|" + " --- |" * 12,
+        *(_line(one) for one in sorted(rows, key=lambda one: (one["load"], one["policy"] != ON))),
+        "",
+    ]
+
+
+def _line(one: dict[str, Any]) -> str:
+    kept = [_share(Kept(*one["kept"][who])) for who in (INTERACTIVE, BATCH)]
+    refused = [_ms(one[name]) for name in ("refused_p50_s", "refused_p99_s")]
+    memory = [f"{one[name] / 1e6:.0f}" for name in ("rss_before", "rss_after")]
+    first = "–" if one["first_p99_s"] is None else f"{one['first_p99_s']:.2f}"
+    cells = [
+        f"{one['load']:g}", one["policy"], f"{one['asked_per_s']:.1f}", f"{one['good_per_s']:.1f}",
+        f"{one['tokens_per_s']:,.0f}", kept[0], first, kept[1], *refused, *memory,
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def _draw(rows: list[dict[str, Any]]) -> None:
+    found: dict[str, list[tuple[float, float]]] = {}
+    for one in rows:
+        found.setdefault(f"{one['policy']}: in time /s", []).append((one["load"], one["good_per_s"]))
+    for one in rows:
+        share = 10 * _of(Kept(*one["kept"][INTERACTIVE]))
+        found.setdefault(f"{one['policy']}: interactive, kept of 10", []).append((one["load"], share))
+    EVIDENCE.mkdir(parents=True, exist_ok=True)
+    (EVIDENCE / "overload.svg").write_text(svg("Answers in time, by load", "times what servers can do", found))
+
+
+def _of(kept: Kept) -> float:
+    return kept.kept / kept.made if kept.made else 1.0
+
+
+def _share(kept: Kept) -> str:
+    low, high = kept.interval
+    return f"{_of(kept):.1%} ({low:.1%} to {high:.1%})"
+
+
+def _ms(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{1e3 * seconds:.1f}"
