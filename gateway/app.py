@@ -29,6 +29,7 @@ from gateway.breakers import Breakers
 from gateway.changes import Changes
 from gateway.config import Config, is_loopback
 from gateway.config import Replica as ReplicaConfig
+from gateway.config_service import DEFAULT
 from gateway.config_times import ModelTimes
 from gateway.deadlines import Deadlines
 from gateway.descriptors import clients_max
@@ -38,6 +39,7 @@ from gateway.fleet.pulse import Pulse
 from gateway.fleet.replica import Replica
 from gateway.fleet.replicas import Care, Fleet
 from gateway.flow import Flow
+from gateway.forecasts import Forecasts
 from gateway.http.admin import Admin
 from gateway.http.admin_books import AdminBooks
 from gateway.http.connection import ClientLimits
@@ -56,9 +58,13 @@ from gateway.stream.leg import Target, UpstreamLimits
 from gateway.stream.leg_end import LegEnd
 from gateway.stream.text import Decoder, LocalDecoder, RemoteDecoder, load_tokenizer
 from gateway.stream.upstream import Upstream
+from gateway.turns import Turns
+from gateway.waiting import Waiting
 from gateway.watch.alerts import Alerts
 from gateway.watch.metrics import Metrics
 from gateway.worker import Worker
+from guards.admission import Admission
+from guards.place import Rank
 from guards.routing import Slack
 
 log = structlog.get_logger()
@@ -107,29 +113,19 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         metrics = Metrics()
         targets, upstream = _targets(config), Upstream(_upstream_limits(config))
         stack.push_async_callback(upstream.close)
-        fleet = _fleet(config, targets, upstream, metrics, clock, journal.append)
+        listener = verdicts.Verdicts(journal.append, metrics, upstream.abandon)
+        fleet = _fleet(config, targets, upstream, metrics, clock, listener)
         stack.callback(fleet.close)
         asides = Asides(fleet, upstream, targets)
-        limits, deadlines = config.limits, _deadlines(config)
+        deadlines = _deadlines(config)
         alerts = _alerts(config, stack, journal, ledger, metrics)
         breakers = _breakers(config, ledger, deadlines, alerts, metrics)
-        quotes = Quotes(
-            ledger,
-            fleet,
-            asides,
-            _decoders(config, asides),
-            prices={one.model: one.price for one in config.prices},
-            lease_tokens=limits.lease_tokens,
-            low_tokens=limits.lease_low_tokens,
-            legs_max=limits.legs,
-            hedges_max=limits.hedges,
-            breakers=breakers,
-            contexts={one.name: one.context_tokens for one in config.models if one.context_tokens is not None},
-        )
+        quotes = _quotes(config, ledger, fleet, asides, breakers)
         charged = alerts.charged if config.alerts is not None else None
         records = Records(journal, metrics, clock, quotes.lengths.note, charged)
         rates = Rates(quotes.lengths, time.monotonic_ns)
-        flow = Flow(rates, quotes, fleet, upstream, targets, records, deadlines, clock)
+        turns = _turns(config, fleet, quotes, metrics, clock, listener)
+        flow = Flow(rates, quotes, turns, fleet, upstream, targets, records, deadlines, clock)
         drain = Drain(deadlines, config.timeouts.drain_s, hurry)
 
         def ready() -> list[str]:
@@ -141,14 +137,14 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         salts = None if config.share_prefix_cache else Salts(home)
         edge = _edge(config, flow, fleet, keys, salts, ready, metrics)
         changes = Changes(keys.news, ledger, deadlines, clock, corrections.carry_out)
-        works = [fleet.run(), changes.run(), breakers.run(), alerts.run()]
+        works = [fleet.run(), changes.run(), breakers.run(), alerts.run(), turns.run()]
         if isinstance(ledger, LeasedLedger):
             ledger.on_lapse = deadlines.lapse
             works.append(ledger.run())
         for work in works:
             stack.callback(asyncio.create_task(work).cancel)
         listen, clients = config.listen, _clients(config)
-        desk = _desk(config, home, corrections, records, keys, partial(_replicas, config, fleet, clock))
+        desk = _desk(config, home, corrections, records, keys, partial(_replicas, config, fleet, clock), turns)
         stack.callback(desk.close)
         admin = Admin(metrics, ready, config.admin_key_sha256, listen.admin_host, desk)
         side_door = await Door.open(admin.handle, listen.admin_host, listen.admin_port, clients)
@@ -180,10 +176,60 @@ def _desk(
     records: Records,
     keys: Keys,
     replicas: Callable[[], list[dict[str, Any]]],
+    turns: Turns,
 ) -> AdminBooks:
     open_keys = partial(Keys, home / "keys.db", config.keys, budgets=config.budgets)
     prices = {one.model: one.price for one in config.prices}
-    return AdminBooks(Desk(home, open_keys, corrections, records), prices, keys.look_again, replicas)
+    return AdminBooks(Desk(home, open_keys, corrections, records), prices, keys.look_again, replicas, turns.shown)
+
+
+def _quotes(config: Config, ledger: Ledger, fleet: Fleet, asides: Asides, breakers: Breakers) -> Quotes:
+    limits = config.limits
+    return Quotes(
+        ledger,
+        fleet,
+        asides,
+        _decoders(config, asides),
+        prices={one.model: one.price for one in config.prices},
+        lease_tokens=limits.lease_tokens,
+        low_tokens=limits.lease_low_tokens,
+        legs_max=limits.legs,
+        hedges_max=limits.hedges,
+        breakers=breakers,
+        contexts={one.name: one.context_tokens for one in config.models if one.context_tokens is not None},
+    )
+
+
+def _turns(
+    config: Config,
+    fleet: Fleet,
+    quotes: Quotes,
+    metrics: Metrics,
+    clock: Callable[[], float],
+    listener: verdicts.Verdicts,
+) -> Turns:
+    """Build who says whose turn it is. Predictions are made where something is promised."""
+    said, ranks = config.admission, {one.name: one.rank for one in config.tiers}
+    promising = any(one.promises is not None for one in ranks.values())
+    turns = Turns(
+        fleet,
+        quotes.lengths,
+        ranks,
+        ranks.get(DEFAULT, Rank(DEFAULT)),
+        clock,
+        forecasts=Forecasts(fleet, clock) if promising else None,
+        fair_by=said.fair_by,
+        scheduled=frozenset(one.name for one in config.models if one.scheduled),
+        refuse_late=said.refuse_late,
+        judged=metrics.promised,
+        waited=metrics.waited,
+    )
+    if said.on:
+        admission = Admission(said.bounds, turns.route, turns.first_token_s)
+        turns.waiting = Waiting(admission, clock)
+        metrics.waiting(partial(len, turns.waiting))
+        listener.waiting = turns.waiting
+    return turns
 
 
 def _breakers(config: Config, ledger: Ledger, deadlines: Deadlines, alerts: Alerts, metrics: Metrics) -> Breakers:
@@ -308,7 +354,7 @@ def _fleet(
     upstream: Upstream,
     metrics: Metrics,
     clock: Callable[[], float],
-    append: verdicts.Append,
+    listener: verdicts.Verdicts,
 ) -> Fleet:
     models = {replica.name: model.name for model in config.models for replica in model.replicas}
     timeouts, limits = config.timeouts, config.limits
@@ -340,7 +386,7 @@ def _fleet(
         flaps=config.health.flapping,
     )
     slack = Slack(config.routing.load_ratio, config.routing.load_tokens)
-    return Fleet(replicas, ask, verdicts.Verdicts(append, metrics, upstream.abandon), care, clock, slack)
+    return Fleet(replicas, ask, listener, care, clock, slack)
 
 
 def _decoders(config: Config, asides: Asides) -> Callable[[Call], tuple[Callable[[], Decoder], bool]]:

@@ -7,9 +7,9 @@ They are this process's own: what a restart forgets is learnt again in minutes, 
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import suppress
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import structlog
 
@@ -17,6 +17,7 @@ from gateway.books.ledger.contract import Ledger
 from gateway.books.tenants import Tenant
 from gateway.circuit import FREE, MINOR, TOO_LITTLE, Circuit, Name, Path, Spent, Watch, path
 from gateway.deadlines import Verdict
+from gateway.slices import in_turns
 from gateway.stream.call import Call
 from guards.budget import Unit, Window
 from guards.burn import State, Turn, Watched
@@ -24,22 +25,12 @@ from guards.money import Price
 from guards.refusal import Ending, Reason, Refused
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
 LOOK_S = 0.25  # so that a runaway's streams end well within a second of the trip
-SLICE = 256  # requests, or breakers, that are looked at in one turn of the event loop
 BREAKERS_MAX = 8192  # in use at once; beyond it a limit goes unwatched, and holds all the same
 PATHS_MAX = 4 * BREAKERS_MAX
 FORGET_S = 60.0  # between two looks for breakers that have nothing to remember
 LEVELS = ("key", "user", "team", "org")  # leaves first
-
-
-async def in_turns(items: Iterable[T]) -> AsyncIterator[T]:
-    """Give them one by one, and the event loop its turn in between."""
-    for number, item in enumerate(items):
-        if number % SLICE == SLICE - 1:
-            await asyncio.sleep(0)
-        yield item
 
 
 class Standing(NamedTuple):

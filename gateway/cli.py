@@ -1,4 +1,4 @@
-"""The command line: serve, keys, budgets, holds, replicas, spend, journal, ledger, check, demo, version.
+"""The command line: serve, keys, budgets, holds, replicas, sla, spend, journal, ledger, check, demo, version.
 
 Standard output holds only what was asked for, so that scripts can use it; everything else goes to
 standard error. Heavy modules are imported by the command that needs them.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway import cli_books, cli_budgets, cli_ledger, cli_replicas
+from gateway import cli_books, cli_budgets, cli_ledger, cli_replicas, cli_sla
 from gateway.cli_common import DATA, AsJson, ConfigFile, DataDir, books, explained, fail, keys_of, limit_of
 from gateway.config import Config
 from gateway.config_file import ConfigErrors, from_upstreams, load, overridden
@@ -37,6 +37,7 @@ app.add_typer(cli_ledger.ledger_app, name="ledger")
 app.command("spend")(cli_books.spend)
 app.command("holds")(cli_budgets.holds)
 app.command("replicas")(cli_replicas.replicas)
+app.command("sla")(cli_sla.sla)
 
 PortOption = typer.Option(min=0, max=65535)
 

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from gateway.config_alarms import Alerts, Breaker
 from gateway.config_health import HealthConfig
 from gateway.config_part import Part, wrong
+from gateway.config_service import AdmissionConfig, TierConfig, TierName
 from gateway.config_times import ModelTimes, Timeouts, TurnTimes
 from gateway.vault_url import NoVaultUrl, VaultUrl, parse_vault_url
 from guards.budget import UNLIMITED, Limit, Unit, Window
@@ -251,6 +252,7 @@ class Model(Part):
     """One served model and its replicas. tokenizer: the tokenizer.json itself, where there is one.
 
     cheaper: the model that answers in its stead while a breaker is degraded for long.
+    scheduled: its servers run with --scheduling-policy priority, and are told each request's.
     context_tokens: how long a prompt may be, where the model answers well only below its window.
     """
 
@@ -258,6 +260,7 @@ class Model(Part):
     tokenizer: Annotated[Path, AfterValidator(_tokenizer_file)] | None = None
     cheaper: Name | None = None
     context_tokens: int | None = Field(default=None, ge=1, le=2**31)
+    scheduled: bool = False
     timeouts: ModelTimes = ModelTimes()
     replicas: tuple[Replica, ...] = Field(min_length=1, max_length=256)
 
@@ -282,6 +285,7 @@ class Bounded(Part):
     """Whatever has limits: its own, and those of each session, agent and turn within it.
 
     over_context: what becomes of a prompt that is too long; unsaid, what a wider scope says, and at last refuse.
+    tier: one of `tiers`; unsaid, what a wider scope says, and at last the one named default, if there is one.
     """
 
     limits: tuple[Budget, ...] = Field(default=(), max_length=32)
@@ -292,6 +296,7 @@ class Bounded(Part):
     breaker: Breaker | None = None
     timeouts: TurnTimes | None = None
     over_context: Literal["refuse", "truncate"] | None = None
+    tier: TierName | None = None
 
     @property
     def each(self) -> dict[str, tuple[Limit, ...]]:
@@ -399,6 +404,8 @@ class Config(Part):
     breaker: Breaker | None = None  # of every scope that has none of its own, nor one above it
     alerts: Alerts | None = None
     routing: Routing = Routing()
+    admission: AdmissionConfig = AdmissionConfig()
+    tiers: tuple[TierConfig, ...] = Field(default=(), max_length=256)
     timeouts: Timeouts = Timeouts()
     health: HealthConfig = HealthConfig()
     limits: Limits = Limits()

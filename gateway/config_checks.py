@@ -34,6 +34,7 @@ def cross_faults(raw: Any) -> list[Fault]:
         *_ledger_faults(raw),
         *_price_faults(raw),
         *_cheaper_faults(raw),
+        *_tier_faults(raw),
     ]
 
 
@@ -127,6 +128,7 @@ def _ledger_faults(raw: Any) -> Iterator[Fault]:
 
 
 FIELDS = ("tokens", "limits", "each_session", "each_agent", "each_turn")
+BESIDES = ("rates", "breaker", "timeouts", "over_context", "tier")
 
 
 def _budget_faults(raw: Any) -> Iterator[Fault]:
@@ -139,9 +141,9 @@ def _budget_faults(raw: Any) -> Iterator[Fault]:
             yield Fault(("budgets", at), "names both a team and a user", "Write one entry for each.")
         elif budget.org is None and budget.team is None and budget.user is None:
             yield Fault(("budgets", at), "names nobody", 'Add "org: ...", "team: ..." or "user: ...".')
-        if not any(getattr(budget, field) for field in (*FIELDS[1:], "rates", "breaker", "timeouts", "over_context")):
+        if not any(getattr(budget, field) for field in (*FIELDS[1:], *BESIDES)):
             hint = 'Add "limits: [50.00 USD/month]", or each_session, each_agent, each_turn, rates, breaker, timeouts, '
-            hint += "over_context."
+            hint += "over_context, tier."
             yield Fault(("budgets", at), "no limits", hint)
         yield from _limits_twice(("budgets", at), budget, budget.scope, seen)
     hashes: dict[str, int] = {}
@@ -227,3 +229,20 @@ def _get(raw: Any, name: str) -> Any:
 def _items(raw: Any, name: str) -> list[Any]:
     items = _get(raw, name)
     return list(items) if isinstance(items, list | tuple) else []
+
+
+def _tier_faults(raw: Any) -> Iterator[Fault]:
+    """Find tiers that are named and are not there, and two of one name."""
+    names: dict[str, int] = {}
+    for at, tier in enumerate(_items(raw, "tiers")):
+        name = _get(tier, "name")
+        if name in names:
+            hint = f"tiers[{names[name]}] has it. Give each a name of its own."
+            yield Fault(("tiers", at, "name"), "two tiers have one name", hint)
+        names.setdefault(name, at)
+    for room in ("keys", "budgets"):
+        for at, item in enumerate(_items(raw, room)):
+            named = _get(item, "tier")
+            if named is not None and named not in names:
+                known = ", ".join(str(name) for name in names) or "none yet"
+                yield Fault((room, at, "tier"), "there is no such tier", f"Name one of tiers: {known}.")

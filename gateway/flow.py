@@ -1,8 +1,7 @@
 """THE FLOW of a request.
 
-estimate → hold budget → route → leg ─events→ relay ─bytes→ client
-                           ↑ leg lost: next leg ┘
-at the end, whatever the end: settle once → journal
+estimate → hold budget → wait for a turn → route → leg ─events→ relay ─bytes→ client
+at the end: settle once → journal                    ↑ leg lost: next leg ┘
 """
 
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from gateway.stream.plain import Plain
 from gateway.stream.relay import Relay
 from gateway.stream.seams import Sink
 from gateway.stream.upstream import Upstream
+from gateway.turns import Turn, Turns
 from guards.refusal import Ending
 
 
@@ -30,6 +30,7 @@ class Flow:
 
     rates: Rates
     quotes: Quotes
+    turns: Turns
     fleet: Fleet
     upstream: Upstream
     targets: dict[str, Target]
@@ -38,22 +39,20 @@ class Flow:
     clock: Callable[[], float]
 
     async def serve(self, call: Call, tenant: Tenant, sink: Sink, headers: Headers = ()) -> bytes | None:
-        """Answer one request: a stream through `sink`, else it is returned. Raises Refused while nothing was delivered.
-
-        However it ends, the hold is settled once, at what was delivered.
-        """
+        """Answer one request: a stream through `sink`, else it is returned. Raises Refused while nothing was sent."""
         with self.records.open(call, tenant, sink) as record, self.rates.enter(call, tenant.rates) as passage:
             deadline = self.deadlines.of(call, tenant)
             quote = await self.quotes.hold(call, tenant)
-            sink.told = passage.headers + quote.headers
-            with quote.hold as hold, quote.watch as watch:
-                record.held(hold, quote.about)
+            with quote.hold as hold, quote.watch as watch, self.turns.one(call, tenant, sink.received_at) as turn:
+                sink.told = passage.headers + quote.headers + turn.headers
+                record.held(hold, turn, quote.about)
                 kind = Relay if call.stream else Plain
                 answer = record.answer = kind(call, sink, hold, quote.terms, self.clock, record.gaps)
                 try:
                     try:
                         with deadline.over(watch):
-                            await self._legs(answer, sink, record, headers)
+                            await turn.begin(answer)
+                            await self._legs(answer, sink, record, headers, turn)
                     except Expired as expired:
                         answer.fail(*expired.verdict)
                     await answer.finish()  # also then: a budget may have ended it, and its last words are owed
@@ -64,13 +63,13 @@ class Flow:
             raise answer.refusal
         return answer.body
 
-    async def _legs(self, answer: Relay | Plain, sink: Sink, record: Record, headers: Headers) -> None:
+    async def _legs(self, answer: Relay | Plain, sink: Sink, record: Record, headers: Headers, turn: Turn) -> None:
         """Ask one server after the other until the answer has ended; bounded by its legs_max and hedges_max."""
         failed: Names = frozenset()
-        with Legs(self.fleet, self.upstream, self.targets, headers, answer.call.model) as legs:
+        with Legs(self.fleet, self.upstream, self.targets, headers, turn) as legs:
             while answer.open:
                 if answer.needs_leg:
-                    name = legs.pick(failed, answer.call.near)
+                    name = legs.pick(failed)
                     if name is None:
                         return answer.fail(Ending.UPSTREAM_LOST, "No server of this model can be reached now.")
                     sink.from_replica(name, record.leg_opened(name))

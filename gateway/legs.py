@@ -11,6 +11,7 @@ from gateway.stream.leg import Leg, Target
 from gateway.stream.leg_end import LegEnd
 from gateway.stream.seams import Ask
 from gateway.stream.upstream import Upstream
+from gateway.turns import Turn
 from gateway.visits import Visit, Visits
 
 Headers = tuple[tuple[str, str], ...]
@@ -33,17 +34,17 @@ class Running(NamedTuple):
 
 
 class Legs:
-    """A block in which legs may be opened for a request for a model; leaving it closes them."""
+    """A block in which legs may be opened for a request whose turn it is; leaving it closes them."""
 
     __slots__ = (
-        "_fleet", "_headers", "_model", "_news", "_next", "_running", "_targets", "_upstream", "_visits", "_waiter",
+        "_fleet", "_headers", "_news", "_next", "_running", "_targets", "_turn", "_upstream", "_visits", "_waiter",
     )  # fmt: skip
 
     def __init__(
-        self, fleet: Fleet, upstream: Upstream, targets: dict[str, Target], headers: Headers, model: str
+        self, fleet: Fleet, upstream: Upstream, targets: dict[str, Target], headers: Headers, turn: Turn
     ) -> None:
         self._fleet, self._upstream, self._targets, self._headers = fleet, upstream, targets, headers
-        self._model, self._visits = model, Visits(fleet, model)
+        self._turn, self._visits = turn, Visits(fleet, turn.call.model)
         self._next: Visit | None = None
         self._running: list[Running] = []
         self._news = False
@@ -59,13 +60,22 @@ class Legs:
         """Where there is one."""
         return frozenset(one.replica for one in self._running)
 
-    def pick(self, avoid: Names, near: int | None = None) -> str | None:
-        """Name the replica for the next legs; None when there is none left to try. near: see `guards.routing`.
+    def pick(self, avoid: Names) -> str | None:
+        """Name the replica for the next legs, first the one whose turn it is; None when there is none left to try.
 
         Its breaker counts the request as sent from now on: before it is, others come, and there is one probe.
         """
-        name = self._fleet.pick(self._model, avoid, near)
-        self._next = None if name is None else self._visits.begin(name)
+        given = self._turn.take()
+        if given is not None:
+            name, entry = given
+            self._next = self._visits.begin(name, entry)
+        else:
+            call = self._turn.call
+            picked = self._fleet.pick(call.model, avoid, call.near)
+            if picked is None:
+                return None
+            name, self._next = picked, self._visits.begin(picked)
+        self._turn.sent(name)
         return name
 
     def begin(self, replica: str, asks: Iterable[Ask], part: Callable[[Ask], Any]) -> None:
@@ -80,7 +90,7 @@ class Legs:
     def _open(self, visit: Visit, ask: Ask, part: Any) -> None:
         watch, replica = None, visit.name
         if part.receiver is not None:
-            watch = self._fleet.watch(replica, len(ask.body), self._wake, self._visits.progressed)
+            watch = self._fleet.watch(replica, len(ask.body), self._wake, self._first)
         target = self._targets[replica]
         part.leg = leg = self._upstream.open(target, ask.path, ask.body, part.receiver, self._headers, watch)
         self._fleet.enter(replica, ask.likely)
@@ -131,6 +141,11 @@ class Legs:
             one.leg.close()
             self._fleet.leave(one.replica, one.likely)
         self._visits.close(left=kind is not None)
+
+    def _first(self) -> None:
+        """A leg has brought its first tokens."""
+        self._visits.progressed()
+        self._turn.first()
 
     def _wake(self) -> None:
         self._news = True

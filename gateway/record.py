@@ -17,6 +17,7 @@ from gateway.stream.leg_end import Cause, LegEnd
 from gateway.stream.plain import Plain
 from gateway.stream.relay import Relay
 from gateway.stream.seams import Sink
+from gateway.turns import Turn
 from gateway.watch.metrics import Metrics
 from guards.budget import Line
 from guards.money import Tokens
@@ -51,12 +52,15 @@ class Records:
 class Record:
     """A block around one request; leaving it, by whatever way, writes its one Ending."""
 
-    __slots__ = ("_about", "_books", "_call", "_hold", "_lines", "_losses", "_overhead_s", "_sink", "answer", "replica")
+    __slots__ = (
+        "_about", "_books", "_call", "_hold", "_lines", "_losses", "_overhead_s", "_sink", "_turn", "answer", "replica",
+    )  # fmt: skip
 
     def __init__(self, books: Records, call: Call, tenant: Tenant, sink: Sink) -> None:
         self._books, self._call, self._sink, self._lines = books, call, sink, tenant.lines
         self.answer: Relay | Plain | None = None
         self.replica: str | None = None
+        self._turn: Turn | None = None
         self._overhead_s = 0.0
         self._losses: list[Cause] = []  # in mid-answer
         self._hold: Hold | None = None
@@ -66,10 +70,12 @@ class Record:
         if call.agent is not None:
             self._about["agent"] = call.agent
 
-    def held(self, hold: Hold, more: Mapping[str, Any] = NOTHING) -> None:
+    def held(self, hold: Hold, turn: Turn, more: Mapping[str, Any] = NOTHING) -> None:
         """Budget is held; from here on a settlement follows. more: what else is to be known of the request."""
-        self._hold = hold
+        self._hold, self._turn = hold, turn
         self._about |= more
+        if turn.promise is not None:
+            self._about |= turn.about
         hold.about = self._about
         self._books.running[self] = None
         self._books.metrics.hold_opened()
@@ -160,6 +166,8 @@ class Record:
                 "hedged_tokens": answer.hedged,
                 "gap_ms": round(max(pauses) * 1e3, 1) if pauses else 0.0,
             }
+        if self._turn is not None:
+            facts |= self._turn.judged(ending, refused)
         self._settle(facts)
         if ending is not Ending.FINISHED:  # what ends as it should is in the journal: a log line costs twice as much
             detail = (

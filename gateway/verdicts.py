@@ -7,6 +7,7 @@ import structlog
 
 from gateway.fleet.replica import Replica
 from gateway.fleet.replicas import Listener
+from gateway.waiting import Waiting
 from gateway.watch.metrics import Metrics
 from gateway.watch.replica_gauges import Measured
 from guards.breaker import Breaker, State
@@ -20,7 +21,10 @@ class Verdicts(Listener):
     """Tells each change once. Facts: `replica.judged`, `replica.breaker` and `replica.compared`, by the replica's name.
 
     append: of the journal. abandon: ends a replica's legs; streams: also those that wait for tokens.
+    waiting: where requests wait for replicas; None where they do not.
     """
+
+    waiting: Waiting | None = None
 
     def __init__(self, append: Append, metrics: Metrics, abandon: Callable[..., None]) -> None:
         self._append, self._metrics, self._abandon = append, metrics, abandon
@@ -34,6 +38,11 @@ class Verdicts(Listener):
         self._metrics.verdict(name, up=bool(health.up), hung=health.hung)
         if not health.up:
             self._abandon(name, streams=health.gone)
+        if self.waiting is not None:
+            if health.up or not health.gone:
+                self.waiting.again()
+            else:
+                self.waiting.lost(name)
 
     def turned(self, replica: Replica, model: str, breaker: Breaker) -> None:
         state = breaker.state
@@ -42,6 +51,12 @@ class Verdicts(Listener):
         facts = {"state": state, "why": breaker.why}
         self._append("replica.breaker", {"replica": replica.name, "model": model}, facts)
         self._metrics.replica_breaker_turned(replica.name, model, state)
+
+    def gauged(self, replica: Replica) -> None:
+        gauges = replica.gauges
+        if self.waiting is not None and gauges is not None and gauges.waiting is not None:
+            running = replica.load if gauges.running is None else gauges.running
+            self.waiting.look(replica.name, int(running), int(gauges.waiting), int(gauges.preemptions or 0))
 
     def compared(self, replica: Replica) -> None:
         beside = replica.beside

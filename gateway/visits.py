@@ -28,9 +28,9 @@ class Visits:
         self._blame: Blame[Entry] = Blame()
         self._open: dict[Visit, None] = {}
 
-    def begin(self, name: str) -> Visit:
-        """Send the request to a replica."""
-        visit = Visit(name, self._fleet.admit(name, self._model))
+    def begin(self, name: str, entry: Entry | None = None) -> Visit:
+        """Send the request to a replica. entry: of its breaker, where that counts it already."""
+        visit = Visit(name, self._fleet.admit(name, self._model) if entry is None else entry)
         self._open[visit] = None
         return visit
 

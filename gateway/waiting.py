@@ -5,6 +5,7 @@
 """
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 
 from guards.admission import Admission
@@ -15,15 +16,26 @@ class Waiting:
     """Has requests wait until admission lets them start. Everything that could let one start goes through here.
 
     There is a future for a request that waits, and none for one that does not; and one timer for all.
+
+    clock: monotonic, seconds; that of deadlines.
     """
 
-    def __init__(self, admission: Admission, loop: asyncio.AbstractEventLoop) -> None:
-        self._admission, self._loop = admission, loop
+    def __init__(self, admission: Admission, clock: Callable[[], float]) -> None:
+        self._admission, self._clock = admission, clock
         self._futures: dict[Place, asyncio.Future[None]] = {}  # admission bounds how many
         self._timer: asyncio.TimerHandle | None = None
+        self._rings_s = 0.0
 
     def __len__(self) -> int:
         return len(self._futures)
+
+    def fits(self, server: str, place: Place) -> bool:
+        """Whether a server has room for a request."""
+        return self._admission.fits(server, place)
+
+    def again(self) -> None:
+        """Look anew who may start: a server has come up."""
+        self._turn()
 
     def place(self, ask: Ask) -> "Stay":
         """A block around a request that may run; waits for its turn first. Raises Refused."""
@@ -44,15 +56,15 @@ class Waiting:
         self._turn()
 
     def look(self, server: str, running: int, waiting: int, preemptions: int) -> None:
-        """A server told how it is; also to be called when one has come up, with what it says then."""
-        self._admission.look(server, running, waiting, preemptions, self._loop.time())
+        """A server told how it is."""
+        self._admission.look(server, running, waiting, preemptions, self._clock())
         self._turn()
 
     async def begin(self, ask: Ask) -> Place:
         """Wait until a request may run; it has to `leave`. Raises Refused."""
-        place = self._admission.enter(ask, self._loop.time())
+        place = self._admission.enter(ask, self._clock())
         if place.server is None:
-            future = self._futures[place] = self._loop.create_future()
+            future = self._futures[place] = asyncio.get_running_loop().create_future()
             self._turn()
             try:
                 await future
@@ -65,22 +77,23 @@ class Waiting:
 
     def leave(self, place: Place) -> None:
         """A request is over, whatever it was at."""
-        self._admission.leave(place, self._loop.time())
+        self._admission.leave(place, self._clock())
         self._turn()
 
     def _turn(self) -> None:
         """Start and refuse whom admission says, and come again when it says so."""
-        moves = self._admission.next(self._loop.time())
+        moves = self._admission.next(self._clock())
         for place in moves.started:
             if not (future := self._futures.pop(place)).done():
                 future.set_result(None)
         for place, refused in moves.refused:
             if not (future := self._futures.pop(place)).done():
                 future.set_exception(refused)
-        if moves.again_s is not None and (self._timer is None or moves.again_s < self._timer.when()):
+        if moves.again_s is not None and (self._timer is None or moves.again_s < self._rings_s):
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = self._loop.call_at(moves.again_s, self._ring)
+            self._rings_s = moves.again_s
+            self._timer = asyncio.get_running_loop().call_later(moves.again_s - self._clock(), self._ring)
 
     def _ring(self) -> None:
         self._timer = None

@@ -30,12 +30,19 @@ class Worker:
             "hedges_per_s": limits.hedges_per_s / self.count,
             "hedges_burst": self._part(limits.hedges_burst),
         }
+        admission = {
+            name: self._part(getattr(whole.admission, name))
+            for name in ("waiting", "per_model", "per_agent", "per_replica")
+        }
+        tiers = (one.model_copy(update={"permits": self._part(one.permits)}) for one in whole.tiers)
         admin_port = listen.admin_port + self.number if listen.admin_port else 0
         return whole.model_copy(
             update={
                 "data": directory(whole.data, self.number),
                 "listen": listen.model_copy(update={"admin_port": admin_port}),
                 "limits": limits.model_copy(update=parts),
+                "admission": whole.admission.model_copy(update=admission),
+                "tiers": tuple(tiers),
                 "keys": tuple(self._slower(key) for key in whole.keys),
                 "budgets": tuple(self._slower(budget) for budget in whole.budgets),
             }

@@ -220,6 +220,7 @@ class Admission:
                     self._refuse(place, late, now_s, refused)
                     continue
                 self._unqueue(place, now_s, started=True)
+                place.waited_s = now_s - place.arrived_s
                 self._start(place, gates, server)
                 started.append(place)
 

@@ -5,8 +5,22 @@ from typing import NamedTuple
 
 from guards.fairness import Tenant
 from guards.permits import Gate, Permit
+from guards.sla import Tier
 
 BANDS = 4  # of priority; 0 goes first
+
+
+class Rank(NamedTuple):
+    """What a tier of keys comes to.
+
+    priority: the band of its requests. weight, permits: see `Share`. promises: None where it makes none.
+    """
+
+    name: str
+    priority: int = 1
+    weight: float = 1.0
+    permits: int = 65_536
+    promises: Tier | None = None
 
 
 class Share(NamedTuple):
@@ -47,6 +61,7 @@ class Place:
 
     server: where it runs; None while it waits. permit: what it holds there.
     band: it rises while it waits. due_s: who of one tenant is first. until_s: when it is refused, if it still waits.
+    waited_s: for its turn, once that has come.
     size: tokens that it will take of a server. woken: the gate whose permit it was woken for.
     tenant: its tenant's counter, in its band. charged: weighted tokens that it was charged; owed: what it should be.
     parked: the gate that it waits at, if one of its own is what it lacks.
@@ -54,13 +69,13 @@ class Place:
 
     __slots__ = (
         "arrived_s", "ask", "band", "charged", "due_s", "owed", "parked", "permit", "server", "size", "tenant",
-        "until_s", "waits", "woken",
+        "until_s", "waited_s", "waits", "woken",
     )  # fmt: skip
 
     def __init__(self, ask: Ask, tenant: Tenant, now_s: float) -> None:
         self.ask, self.tenant, self.arrived_s, self.band = ask, tenant, now_s, ask.band
         self.size = max(1, ask.input_tokens + ask.output_tokens)
-        self.due_s = self.until_s = 0.0
+        self.due_s = self.until_s = self.waited_s = 0.0
         self.charged = self.owed = 0
         self.permit: Permit | None = None
         self.server: str | None = None

@@ -6,7 +6,7 @@ Score: who is near to the request, so that what it has computed before is still 
 Pick: the first in line that has not much more than its share.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from hashlib import blake2b
 from math import log
@@ -79,6 +79,16 @@ def pick(
     if near is not None:
         return _nearest(equals, near, slack).name
     return min(equals, key=_busy).name
+
+
+def roomy(up: list[Candidate], fits: Callable[[str], bool]) -> list[Candidate]:
+    """Of replicas that are up, those that have room; not one that is worse than others but for being a standby.
+
+    Who would have to wait for a good server waits for it: one that fails what it is sent is no quicker.
+    """
+    kinds = [(one.refused, one.doubtful) for one in up]
+    best = min(kinds, default=(False, False))
+    return [one for one, kind in zip(up, kinds, strict=True) if kind == best and fits(one.name)]
 
 
 def _best_kind(known: list[Candidate], avoid: frozenset[str]) -> list[Candidate]:

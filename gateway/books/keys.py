@@ -132,6 +132,7 @@ class Keys:
         self._plans: dict[str, Plan] = {} if plan is None else {"": plan}
         self._times: dict[str, Times] = {}
         self._truncates: dict[str, bool] = {}
+        self._tiers: dict[str, str] = {}
         self._extras: dict[str, dict[tuple[Unit, Window], dict[str, int]]] = {}  # top-ups, by scope and window's name
         self._keys_as_of = self._limits_as_of = self._orders_as_of = -1  # the last change of each that was read
         self._limits_at = 0.0  # unix seconds of the last change of a limit
@@ -317,7 +318,7 @@ class Keys:
             limits = {at: tuple(known.values()) for at, known in self._limits_of(entry)}
             who = tenant(
                 entry.key_id, entry.user, entry.org, entry.team, limits, entry.source, self._rates, self._plans,
-                each_as_of=self._limits_at, times=self._times, truncates=self._truncates,
+                each_as_of=self._limits_at, times=self._times, truncates=self._truncates, tiers=self._tiers,
             )  # fmt: skip
             entry.row, entry.as_of = KeyRow(who, entry.created_at, entry.revoked_at), self._limits_as_of
         return entry.row
@@ -416,6 +417,8 @@ class Keys:
             self._plans[at] = said.breaker.plan
         if said.over_context is not None:
             self._truncates[at] = said.over_context == "truncate"
+        if said.tier is not None:
+            self._tiers[at] = said.tier
         if said.timeouts is not None:
             self._times[at] = tightest((self._times.get(at, UNSAID), said.timeouts.times))
         for where, found in ((at, limits), *((each_of(level, at), of_each) for level, of_each in said.each.items())):

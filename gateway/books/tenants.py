@@ -19,6 +19,7 @@ Rates = Mapping[str, tuple[tuple[Counted, Rate], ...]]  # by scope
 
 TimesOf = Mapping[str, Times]  # by scope
 Truncates = Mapping[str, bool]  # by scope
+Tiers = Mapping[str, str]  # the same: which tier
 
 Plans = Mapping[str, Plan]  # by scope; of «» where no scope says more
 
@@ -26,6 +27,7 @@ NO_RATES: Rates = {}
 NO_PLANS: Plans = {}
 NO_TIMES: TimesOf = {}
 NO_WORD: Truncates = {}
+NO_TIERS: Tiers = {}
 NAME_CHARS_MAX = 256
 RECORD = Limit(UNLIMITED)  # what a key without limits is under: it refuses nothing, and its tokens are counted
 WITHIN_MAX = 256  # sessions and agents of a key that are remembered
@@ -41,6 +43,7 @@ class Tenant:
         output of one may be delivered; of several the slowest.
     breakers: which of its limits are watched, the widest scope first.
     times: how long its turns and sessions may take, as far as its scopes say.
+    tier: which it is of, when its turn is; None where nobody says.
     truncates: whether the oldest turns of a conversation that is too long may be dropped.
     limited: whether any limit can refuse it; pays: whether any is in money, so that models need a price.
     source: «open» while no key was ever made. about: their names, for the journal.
@@ -59,6 +62,7 @@ class Tenant:
     breakers: tuple[Watched, ...] = ()
     times: Times = UNSAID
     truncates: bool = False
+    tier: str | None = None
     about: Mapping[str, str] = field(init=False)
     _within: dict[tuple[str | None, tuple[str, ...]], "Tenant"] = field(init=False, compare=False, repr=False)
     limited: bool = field(init=False)
@@ -127,6 +131,7 @@ def tenant(
     each_as_of: float = 0.0,
     times: TimesOf = NO_TIMES,
     truncates: Truncates = NO_WORD,
+    tiers: Tiers = NO_TIERS,
 ) -> Tenant:
     """Say who a key stands for, under all limits of its scopes.
 
@@ -145,6 +150,7 @@ def tenant(
         breakers=_watched(known, limits, plans) if plans else (),
         times=tightest(times[at] for at in known if at in times),
         truncates=next((truncates[at] for at in reversed(known) if at in truncates), False),
+        tier=next((tiers[at] for at in reversed(known) if at in tiers), None),
     )  # fmt: skip
 
 

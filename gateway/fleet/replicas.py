@@ -29,6 +29,7 @@ EXAMINATIONS_MAX = 5  # of one silence; a later one is examined anew
 BREAKERS, FLAPPING = breaker.Plan(), flapping.Plan()  # unless they are configured otherwise
 FRESH_S = 10.0  # gauges that are older, and three rounds of probes, say nothing of now
 PEERS_MAX = 32  # that one is compared with
+NOBODY: frozenset[str] = frozenset()
 BESIDE_S = 30.0  # a server that was worse, and of which nothing was heard since, is tried again
 
 
@@ -68,6 +69,9 @@ class Listener:
 
     def turned(self, replica: Replica, model: str, breaker: Breaker) -> None:
         """A breaker came into another state."""
+
+    def gauged(self, replica: Replica) -> None:
+        """It said how it is."""
 
     def compared(self, replica: Replica) -> None:
         """It is worse than the others of its model in other ways than before."""
@@ -121,6 +125,25 @@ class Fleet:
     def pick(self, model: str, avoid: frozenset[str], near: int | None = None) -> str | None:
         """Name the replica for the next leg; None when there is none left to try. near: see `guards.routing`."""
         return routing.pick(self._candidates(self._for(model), model), avoid, near, self._slack)
+
+    def with_room(self, model: str, near: int | None, fits: Callable[[str], bool]) -> str | None:
+        """Name the replica for a request that waits; None while all that it could go to are full.
+
+        Where none is up it goes to one that is not, as a leg would: the verdict may be stale.
+        """
+        known = self._candidates(self._for(model), model)
+        up = [one for one in known if one.up]
+        if not up:
+            return routing.pick(known, NOBODY, near, self._slack)
+        return routing.pick(routing.roomy(up, fits), NOBODY, near, self._slack)
+
+    def named(self, name: str) -> Replica:
+        """The replica of a name."""
+        return self._replicas[name]
+
+    def up(self, model: str) -> list[Replica]:
+        """The replicas that requests for it can go to now."""
+        return [one for one in self._for(model) if one.health.up]
 
     def second(self, model: str, avoid: frozenset[str]) -> str | None:
         """Name the replica for a leg that races a silent one; None when there is no good one.
@@ -283,6 +306,7 @@ class Fleet:
         answer = await self._ask(replica.name, "/metrics", None, self._care.probe_s)
         if answer.status == 200 and (gauges := read(answer.body, self._clock())) is not None:
             replica.gauges = gauges
+            self._listener.gauged(replica)
 
     def _compare(self) -> None:
         """Compare those of each model that are up, once a round."""

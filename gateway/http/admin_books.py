@@ -78,7 +78,7 @@ class AdminBooks:
     """Answers what is asked below /admin/. Files are read and written by threads of its own.
 
     prices: of the models that have one. changed: told when keys or limits were, before that is answered.
-    replicas: what is thought of each replica now.
+    replicas: what is thought of each replica now. promises: what was promised, and kept.
     """
 
     def __init__(
@@ -87,8 +87,10 @@ class AdminBooks:
         prices: Mapping[str, Price],
         changed: Callable[[], None],
         replicas: Callable[[], Shown] = list,
+        promises: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self._desk, self._priced, self._changed, self._fleet = desk, prices, changed, replicas
+        self._promises = promises
         self._threads = ThreadPoolExecutor(THREADS, "holdfast-admin")
         self._places = threading.BoundedSemaphore(WAITING_MAX)
 
@@ -111,7 +113,7 @@ class AdminBooks:
         room, _, rest = path.partition("/")
         if not rest and room == "keys":
             return {"GET": self._keys, "POST": self._make_key}
-        if not rest and room in ("budgets", "holds", "spend", "prices", "replicas"):
+        if not rest and room in ("budgets", "holds", "spend", "prices", "replicas", "sla"):
             return {"GET": getattr(self, f"_{room}")}
         if room == "keys":
             return {"DELETE": lambda request: self._revoke(request, unquote(rest))}
@@ -199,6 +201,10 @@ class AdminBooks:
     async def _replicas(self, request: web.BaseRequest) -> object:
         _query(request)
         return {"replicas": self._fleet()}
+
+    async def _sla(self, request: web.BaseRequest) -> object:
+        _query(request)
+        return self._promises()
 
     async def _prices(self, request: web.BaseRequest) -> object:
         _query(request)

@@ -26,6 +26,7 @@ from gateway.legs import Headers
 from gateway.stream.call import Bounds, Call, Endpoint
 from guards.refusal import Reason, Refused
 from guards.scope import lineage
+from guards.sla import ASKED_HEADER, asked_s
 
 log = structlog.get_logger()
 
@@ -148,6 +149,8 @@ class Edge:
                 call.body["cache_salt"] = salt
             call.session, call.agent = _named(request.headers)
             call.near = self._near(call, tenant, salt)
+            if (asked := request.headers.get(ASKED_HEADER)) is not None:
+                call.asked_s = asked_s(asked)
             if call.session is not None or call.agent is not None or tenant.each:
                 tenant = self._within(tenant, call)
             sink = ClientSink(request, request_id, received_at, self._client_buffer_bytes)

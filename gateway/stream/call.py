@@ -89,11 +89,12 @@ class Call:
     prompts: one entry per prompt; for chat a single None, since the template makes the prompt.
     max_tokens: per choice, as the client asked; None where it left that to the model.
     session, agent: the client's own names, which it says in headers.
+    asked_s: until its first token, as the client would have it, in seconds; None where it does not say.
     near: what it has in common with other requests, as a number for routing; None where it has nothing.
     """
 
     __slots__ = (
-        "agent", "body", "body_bytes", "choices", "continuous_usage", "endpoint", "has_media",
+        "agent", "asked_s", "body", "body_bytes", "choices", "continuous_usage", "endpoint", "has_media",
         "hides_reasoning", "include_stop", "include_usage", "max_tokens", "messages", "min_tokens", "model",
         "n", "near", "prompt_bound", "prompts", "request_id", "session", "skip_special", "stop", "stream", "wants_ids",
     )  # fmt: skip
@@ -104,6 +105,7 @@ class Call:
         self.session: str | None = None
         self.agent: str | None = None
         self.near: int | None = None
+        self.asked_s: float | None = None
         self.body = _json_object(raw)
         if not STEERING.isdisjoint(self.body):
             _disarm(self.body)

@@ -18,7 +18,7 @@ LOGIT_BIAS_MAX = 100.0  # vLLM clamps a bias to this, either way
 CARRIED = (
     "model", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "logit_bias",
     "stop_token_ids", "ignore_eos", "allowed_token_ids", "skip_special_tokens", "spaces_between_special_tokens",
-    "user", "cache_salt",
+    "user", "cache_salt", "priority",
 )  # fmt: skip
 
 # Fields that only made the prompt, whose ids are known by now, or that shape the answer's envelope.

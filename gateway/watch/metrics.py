@@ -127,6 +127,19 @@ class Metrics:
         """Tell what is known of each replica, by asking whenever the metrics are read."""
         self._registry.register(ReplicaGauges(look))
 
+    def promised(self, service_class: str, verdict: str) -> None:
+        """Count a promise, once it is known what became of it. verdict: from a closed set."""
+        self._promises.add(service_class, verdict)
+
+    def waited(self, model: str, seconds: float) -> None:
+        """Note how long a request waited for its turn."""
+        self._waited.observe(model, (seconds,))
+
+    def waiting(self, look: Callable[[], int]) -> None:
+        """Tell how many requests wait for their turn, by asking whenever the metrics are read."""
+        gauge = Gauge("holdfast_waiting", "Requests that wait for a server now.", registry=self._registry)
+        gauge.set_function(look)
+
     def alerted(self, kind: str) -> None:
         """Count an alert. kind: from a closed set."""
         self._alerts.add(kind)
@@ -158,6 +171,7 @@ class Metrics:
         self._replica_turns = tally(
             "replica_breaker_turns", "Failure breakers that came into a state.", "replica", "model", "state"
         )
+        self._promises = tally("promises", "Promises, by what became of them.", "class", "verdict")
         self._alerts = tally("alerts", "Alerts that were told, by kind.", "kind")
         self._webhooks = tally("webhooks", "Alerts on their way to the receiver, by outcome.", "outcome")
         self._up = Gauge("holdfast_replica_up", "Whether it gets requests.", ["replica"], registry=registry)
@@ -177,6 +191,11 @@ class Metrics:
         self._failover_gap = Histogram(
             "holdfast_failover_gap_seconds", "Pause that a failover cost.", buckets=FAILOVER_GAP_S, registry=registry
         )
+        self._waited = BatchHistogram(
+            "holdfast_turn_wait_seconds", "Time that requests waited for a server; of those that did.",
+            "model", FIRST_TOKEN_S,
+        )  # fmt: skip
+        registry.register(self._waited)
         self._first_token = BatchHistogram(
             "holdfast_time_to_first_token_seconds", "From arrival to the first token.", "model", FIRST_TOKEN_S
         )

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gateway.books.tenants import OPEN
 from gateway.fleet.pulse import Pulse, Watch
 from gateway.fleet.replica import Replica
 from gateway.fleet.replicas import Care, Fleet, Listener
@@ -12,7 +13,10 @@ from gateway.stream.call import Call
 from gateway.stream.leg_end import Cause, LegEnd
 from gateway.stream.relay import Relay
 from gateway.stream.seams import Ask, Terms
+from gateway.turns import Turns
+from guards.estimate import AnswerLengths
 from guards.health import Health
+from guards.place import Rank
 from tests.gateway.stream.fakes import Engine, FakeLease, FakeSink, Seen, terms_for
 
 UP = Health(up=True, why="answers")
@@ -131,9 +135,10 @@ class Stage:
         self.relay = Relay(call, self.sink, self.lease, terms or terms_for(call), lambda: self.now_s)
         nothing: Any = None
         upstream: Any = self
-        self.flow = Flow(nothing, nothing, self.fleet, upstream, targets, nothing, 60.0, nothing)
+        self.flow = Flow(nothing, nothing, nothing, self.fleet, upstream, targets, nothing, 60.0, nothing)
         record: Any = self.record
-        self._serving = asyncio.ensure_future(self.flow._legs(self.relay, self.sink, record, ()))
+        turn = Turns(self.fleet, AnswerLengths(), {}, Rank("default"), lambda: self.now_s).one(call, OPEN, self.now_s)
+        self._serving = asyncio.ensure_future(self.flow._legs(self.relay, self.sink, record, (), turn))
 
     @property
     def seen(self) -> Seen:

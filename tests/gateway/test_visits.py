@@ -4,13 +4,17 @@ from typing import Any
 
 import pytest
 
+from gateway.books.tenants import OPEN
 from gateway.fleet.replica import Replica
 from gateway.fleet.replicas import Care, Fleet, Listener
 from gateway.legs import Legs
 from gateway.stream.leg_end import Cause, LegEnd
+from gateway.turns import Turns
 from gateway.visits import Visit, Visits
 from guards.breaker import Outcome, Plan, State
+from guards.estimate import AnswerLengths
 from guards.health import Health
+from guards.place import Rank
 from tests.gateway.stage import Stage
 from tests.gateway.stream.fakes import Engine, call_for, ids_of
 
@@ -218,7 +222,8 @@ async def test_the_probe_is_taken_when_its_server_is_picked():
 
 def legs(world: World) -> Legs:
     nothing: Any = None
-    return Legs(world.fleet, nothing, {}, (), "m")
+    turns = Turns(world.fleet, AnswerLengths(), {}, Rank("default"), lambda: world.now_s)
+    return Legs(world.fleet, nothing, {}, (), turns.one(call_for(model="m"), OPEN, world.now_s))
 
 
 def test_who_picks_a_server_half_open_has_its_probe_before_anything_is_sent():

@@ -20,7 +20,7 @@ class Stage:
     def __init__(self, loop: SimLoop) -> None:
         self.loop, self.log = loop, list[tuple[float, str]]()
         self.admission = Admission(Bounds(server=1, wait_s=30.0), self._route, lambda place, server: 0.5)
-        self.waiting = Waiting(self.admission, loop)
+        self.waiting = Waiting(self.admission, loop.time)
 
     def _route(self, place: Place) -> str | None:
         return "a" if self.admission.fits("a", place) else None

@@ -11,6 +11,7 @@ from gateway.asides import Asides
 from gateway.books.tenants import Tenant
 from gateway.config import Config, Limits, Model, Replica, Timeouts
 from gateway.config_health import HealthConfig
+from gateway.config_service import AdmissionConfig
 from gateway.deadlines import Deadlines
 from gateway.flow import Flow
 from gateway.quote import Quotes
@@ -20,6 +21,7 @@ from gateway.stream.call import Call
 from gateway.stream.seams import Sink
 from gateway.stream.text import Decoder, LocalDecoder, RemoteDecoder
 from gateway.stream.upstream import Upstream
+from gateway.verdicts import Verdicts
 from gateway.watch.metrics import Metrics
 from tests.gateway.stream.vllm_text import tokenizer
 from tests.sim.books import Facts, SimLedger
@@ -72,7 +74,8 @@ class Gateway:
         with patch("gateway.stream.upstream.ssl", NO_TLS):
             self.upstream = Upstream(app._upstream_limits(config))
         journal: Any = facts
-        self.fleet = app._fleet(config, targets, self.upstream, metrics, loop.time, journal.append)
+        listener = Verdicts(journal.append, metrics, self.upstream.abandon)
+        self.fleet = app._fleet(config, targets, self.upstream, metrics, loop.time, listener)
         asides = Asides(self.fleet, self.upstream, targets)
         limits = config.limits
         quotes = Quotes(
@@ -89,7 +92,10 @@ class Gateway:
         self.records = SimRecords(journal, metrics, loop.time, quotes.lengths.note)
         self.deadlines = Deadlines(config.timeouts.total_s)
         rates = Rates(quotes.lengths, lambda: int(loop.time() * 1e9))
-        self.flow = Flow(rates, quotes, self.fleet, self.upstream, targets, self.records, self.deadlines, loop.time)
+        self.turns = app._turns(config, self.fleet, quotes, metrics, loop.time, listener)
+        self.flow = Flow(
+            rates, quotes, self.turns, self.fleet, self.upstream, targets, self.records, self.deadlines, loop.time
+        )  # fmt: skip
         _teach(plan, quotes, self.fleet.all())
 
     def replicas(self) -> list[Any]:
@@ -135,7 +141,11 @@ def _config(plan: Plan) -> Config:
         lease_low_tokens=plan.low_tokens,
     )
     health = HealthConfig(breaker_calls=plan.breaker_calls, breaker_open_s=0.5, flap_wait_s=1.0)
-    return Config(models=(Model(name="tiny", replicas=replicas),), timeouts=timeouts, health=health, limits=limits)
+    admission = AdmissionConfig()
+    if plan.at_once is not None:
+        admission = AdmissionConfig(per_replica=plan.at_once, wait_s=plan.total_s / 2)
+    models = (Model(name="tiny", replicas=replicas),)
+    return Config(models=models, timeouts=timeouts, health=health, limits=limits, admission=admission)
 
 
 def _decoders(plan: Plan, asides: Asides, call: Call) -> tuple[Callable[[], Decoder], bool]:

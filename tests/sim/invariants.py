@@ -185,6 +185,12 @@ def at_rest(world: "World") -> Iterable[str]:
                 yield f"{one.name}: the breaker of {model} waits for a probe that nobody runs"
         if one.tokens:
             yield f"{one.name} keeps {one.tokens} tokens in flight"
+    waiting = gateway.turns.waiting
+    if len(waiting):
+        yield f"{len(waiting)} requests wait for a turn that never comes"
+    for name, server in waiting._admission._permits._servers.items():
+        if server.requests or server.room.tokens:
+            yield f"{name} keeps permits of {server.requests} requests, {server.room.tokens} tokens"
     if gateway.legs():
         yield f"{gateway.legs()} legs are left"
     if len(network.links) != gateway.pooled():

@@ -106,6 +106,7 @@ class Plan:
     total_s: float = 20.0
     probe_every_s: float = 2.0
     breaker_calls: int = 20
+    at_once: int | None = None  # requests at one server; others wait for it
 
 
 def drawn(seed: int) -> Plan:
@@ -141,6 +142,7 @@ def drawn(seed: int) -> Plan:
         total_s=rng.choice((3.0, 15.0, 15.0)),
         probe_every_s=rng.choice((0.5, 2.0, 2.0)),
         breaker_calls=rng.choice((1, 2, 20)),
+        at_once=rng.choice((None, None, 1, 3)),
     )
 
 

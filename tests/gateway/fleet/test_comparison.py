@@ -77,7 +77,7 @@ async def test_a_slow_engine_is_noted_told_once_and_routed_around():
     assert [name for name, _ in one.compares] == ["a"]
     assert one.fleet.pick("m", NONE) == "b"
     for _ in range(10):
-        one.fleet.enter("b")
+        one.fleet.enter("b", 1)
     assert one.fleet.pick("m", NONE) == "a"
 
 

@@ -32,7 +32,7 @@ def test_engines_are_added_up_but_for_the_fullest_cache():
     assert read((PAGE.format(cache="kv") + second).encode(), 7.0) == Gauges(6.0, 0.75, 200.0, 7.0)
 
 
-@pytest.mark.parametrize("page", [b"", b"vllm:num_requests_running 1\n", b"vllm:num_requests_waiting 1.2.3\n", b"\xff"])
+@pytest.mark.parametrize("page", [b"", b"vllm:num_requests_swapped 1\n", b"vllm:num_requests_waiting 1.2.3\n", b"\xff"])
 def test_a_page_without_them_is_none(page):
     """Metrics may be switched off, or be somebody else's."""
     assert read(page, 7.0) is None

@@ -1,0 +1,116 @@
+"""The parts of `holdfast.yaml` that say whose turn it is, and what requests are promised."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from gateway.config_part import Part, wrong
+from guards.admission import Bounds
+from guards.place import BANDS, Rank
+from guards.sla import Objective, ServiceClass, Slope, Tier
+
+DEFAULT = "default"  # the tier of keys for which nobody says another
+_BOUNDS = Bounds()
+TOKENS_MAX = 10_000_000
+MS_MAX = 3_600_000
+
+TierName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
+Tokens = Annotated[int, Field(ge=1, le=TOKENS_MAX)]
+Ms = Annotated[float, Field(gt=0, le=MS_MAX)]
+MsPer1k = Annotated[float, Field(ge=0, le=MS_MAX)]
+
+
+class AdmissionConfig(Part):
+    """Where requests wait for a server, and for how long. Of several workers each has its part of all numbers."""
+
+    on: bool = True  # else requests are sent as they come, and wait at the servers
+    waiting: int = Field(default=_BOUNDS.waiting, ge=1, le=1_000_000)  # in all; one tenant has at most half of the rest
+    wait_s: float = Field(default=_BOUNDS.wait_s, gt=0, le=3600)
+    rise_s: float = Field(default=_BOUNDS.rise_s, gt=0, le=3600)  # waited so long in a band, a request rises one
+    refuse_late: bool = True  # what is predicted to miss its time to the first token
+    fair_by: Literal["key", "user", "team", "org"] = "key"  # between whom turns are shared
+    per_model: int = Field(default=_BOUNDS.model, ge=1, le=1_000_000)  # requests at once, of each depth of agents
+    per_agent: int = Field(default=_BOUNDS.agent, ge=1, le=1_000_000)
+    per_replica: int = Field(default=_BOUNDS.server, ge=1, le=1_000_000)
+
+    @property
+    def bounds(self) -> Bounds:
+        """The same, as admission takes it."""
+        return Bounds(self.waiting, self.wait_s, self.rise_s, self.per_model, self.per_agent, self.per_replica)
+
+
+class ClassConfig(Part):
+    """What requests up to some size are promised; milliseconds. A base, and more for each thousand tokens.
+
+    first: until the first token, by tokens of the prompt that have to be computed. between: the mean time between two.
+    total: until the last one, by tokens of the answer. input_max, output_max: the largest; unsaid, any.
+    """
+
+    name: TierName
+    input_max: Tokens | None = None
+    output_max: Tokens | None = None
+    first_ms: Ms | None = None
+    first_ms_per_1k_tokens: MsPer1k = 0
+    between_ms: Ms | None = None
+    total_ms: Ms | None = None
+    total_ms_per_1k_tokens: MsPer1k = 0
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "ClassConfig":
+        for name in ("first_ms", "total_ms"):
+            if getattr(self, name) is None and getattr(self, f"{name}_per_1k_tokens"):
+                raise wrong(f"{name}_per_1k_tokens means nothing without {name}", f"Add {name}: it is the base.")
+        return self
+
+    @property
+    def service_class(self) -> ServiceClass:
+        """The same, as promises take it."""
+        objective = Objective(
+            _slope(self.first_ms, self.first_ms_per_1k_tokens),
+            None if self.between_ms is None else self.between_ms / 1e3,
+            _slope(self.total_ms, self.total_ms_per_1k_tokens),
+        )
+        return ServiceClass(self.name, objective, self.input_max, self.output_max)
+
+
+class AskedConfig(Part):
+    """The shortest time to the first token that a client may ask for with `x-slo-ttft-ms`; milliseconds."""
+
+    ms: Ms
+    ms_per_1k_tokens: MsPer1k = 0
+
+
+def _distinct(classes: tuple[ClassConfig, ...]) -> tuple[ClassConfig, ...]:
+    names = [one.name for one in classes]
+    if len(set(names)) < len(names):
+        raise wrong("two classes have one name", "Give each a name of its own: they label what was kept.")
+    return classes
+
+
+class TierConfig(Part):
+    """A kind of keys: when their turn is, and what they are promised.
+
+    priority: 0 goes first, 3 last; where servers schedule by priority they are told the same.
+    weight: its share beside other tenants of its priority. permits: requests of one tenant at once.
+    classes: those with the tightest bounds first; a request is of the first that takes it.
+    """
+
+    name: TierName
+    priority: int = Field(default=1, ge=0, lt=BANDS)
+    weight: float = Field(default=1.0, ge=0.01, le=1000)
+    permits: int = Field(default=65_536, ge=1, le=1_000_000)
+    asked: AskedConfig | None = None
+    classes: Annotated[tuple[ClassConfig, ...], Field(max_length=64), AfterValidator(_distinct)] = ()
+
+    @property
+    def rank(self) -> Rank:
+        """The same, as turns take it."""
+        asked = None if self.asked is None else _slope(self.asked.ms, self.asked.ms_per_1k_tokens)
+        promises = None
+        if self.classes:
+            promises = Tier(self.name, tuple(one.service_class for one in self.classes), asked)
+        return Rank(self.name, self.priority, self.weight, self.permits, promises)
+
+
+def _slope(base_ms: float | None, per_1k_ms: float) -> Slope | None:
+    return None if base_ms is None else Slope(base_ms / 1e3, per_1k_ms / 1e6)

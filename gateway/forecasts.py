@@ -1,0 +1,150 @@
+"""When a request's first token will come: what is known of each replica, and what was learnt of it."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+from gateway.fleet.replica import Replica
+from gateway.fleet.replicas import Fleet
+from guards.prediction import Guess, Predictor, Situation
+
+LEARNT_PER_S = 20  # outcomes of one replica that are learnt from: each costs as much as three guesses
+NEAR_MAX = 16_384  # of one replica: sessions and beginnings that it has computed lately
+
+
+class Prompts:
+    """What one replica has to compute before anything that is sent now, and what it has computed lately.
+
+    ahead: tokens of prompts that have no answer yet, as far as they have to be computed.
+    """
+
+    __slots__ = ("_known", "ahead")
+
+    def __init__(self) -> None:
+        self.ahead = 0
+        self._known: OrderedDict[Hashable, int] = OrderedDict()
+
+    def cached(self, near: Hashable, tokens: int) -> int:
+        """How many of a prompt's tokens are likely in its cache: those of the last one that was near to it."""
+        return 0 if near is None else min(tokens, self._known.get(near, 0))
+
+    def note(self, near: Hashable, tokens: int) -> None:
+        """It has computed so many tokens that requests near to this one share."""
+        if near is None:
+            return
+        self._known[near] = tokens
+        self._known.move_to_end(near)
+        if len(self._known) > NEAR_MAX:
+            self._known.popitem(last=False)
+
+
+class Seen:
+    """One replica, as predictions see it. Some of what happens there is learnt from: every so many-th request."""
+
+    __slots__ = ("_count", "_every", "_second", "predictor", "prompts")
+
+    def __init__(self) -> None:
+        self.predictor, self.prompts = Predictor(), Prompts()
+        self._second, self._count, self._every = 0, 0, 1
+
+    def takes_note(self, now_s: float) -> bool:
+        """Whether this request is one of those that are learnt from."""
+        second = int(now_s)
+        if second != self._second:
+            self._every = max(1, self._count // LEARNT_PER_S) if second == self._second + 1 else 1
+            self._second, self._count = second, 0
+        self._count += 1
+        return self._count % self._every == 0
+
+
+class Forecast:
+    """One request at one replica, from the moment it is sent there until that is over.
+
+    first: its first token has come; ends what it adds to the prompts that are ahead of others.
+    """
+
+    __slots__ = ("_ahead", "_clock", "_first_s", "_guesses", "_near", "_seen", "_sent_s", "_shared", "predicted_s")
+
+    def __init__(
+        self, seen: Seen, clock: Callable[[], float], guesses: tuple[Guess, Guess] | None, ahead: int, near: Hashable,
+        shared: int,
+    ) -> None:  # fmt: skip
+        self._seen, self._clock, self._guesses, self._ahead = seen, clock, guesses, ahead
+        self._near, self._shared = near, shared
+        self._sent_s, self._first_s = clock(), 0.0
+        self.predicted_s = None if guesses is None else guesses[0].p90_s
+        seen.prompts.ahead += ahead
+
+    def first(self) -> None:
+        """Its first token has come."""
+        if self._first_s:
+            return
+        self._first_s = self._clock()
+        self._computed()
+        self._seen.prompts.note(self._near, self._shared)
+        if self._guesses is not None:
+            self._seen.predictor.first_token.note(self._guesses[0], max(0.0, self._first_s - self._sent_s))
+
+    def over(self, *, tokens: int, whole: bool, left: bool) -> None:
+        """It is over there. tokens: of its answer; whole: it is all of it. left: its client did not wait for more."""
+        self._computed()
+        guesses, self._guesses = self._guesses, None
+        if guesses is None:
+            return
+        now_s = self._clock()
+        if not self._first_s:
+            if left:
+                self._seen.predictor.first_token.gave_up(guesses[0], max(0.0, now_s - self._sent_s))
+        elif whole and tokens > 1:
+            self._seen.predictor.between_tokens.note(guesses[1], max(0.0, now_s - self._first_s) / (tokens - 1))
+
+    def _computed(self) -> None:
+        self._seen.prompts.ahead -= self._ahead
+        self._ahead = 0
+
+
+class Forecasts:
+    """Predicts for all replicas of a fleet. clock: monotonic, seconds."""
+
+    def __init__(self, fleet: Fleet, clock: Callable[[], float]) -> None:
+        self._fleet, self._clock = fleet, clock
+        self._seen: dict[str, Seen] = {}
+
+    def of(self, name: str) -> Seen:
+        """What is known of a replica; there are as many as are configured."""
+        return self._seen.get(name) or self._seen.setdefault(name, Seen())
+
+    def first_token_s(self, name: str | None, model: str, tokens: int, near: Hashable) -> float:
+        """How long the first token of a prompt will take at a replica, nine times out of ten; None: at the best one."""
+        if name is not None:
+            return self._guess(self._fleet.named(name), tokens, near).p90_s
+        return min((self._guess(one, tokens, near).p90_s for one in self._fleet.up(model)), default=0.0)
+
+    def uncached(self, model: str, tokens: int, near: Hashable) -> int:
+        """How many tokens of a prompt will have to be computed, where most of it is cached."""
+        return min((tokens - self.of(one.name).prompts.cached(near, tokens) for one in self._fleet.up(model)),
+                   default=tokens)  # fmt: skip
+
+    def sent(self, name: str, tokens: int, near: Hashable, shared: int, *, streams: bool) -> Forecast:
+        """A request goes to a replica now. shared: tokens that others near to it will have in common with it.
+
+        An answer that is not streamed says nothing of its first token, nor when its prompt was computed.
+        """
+        seen, guesses = self.of(name), None
+        situation = self._situation(self._fleet.named(name), tokens, near)
+        if streams and seen.takes_note(self._clock()):
+            predictor = seen.predictor
+            guesses = predictor.first_token.guess(situation), predictor.between_tokens.guess(situation)
+        return Forecast(seen, self._clock, guesses, situation.uncached_tokens if streams else 0, near, shared)
+
+    def _guess(self, replica: Replica, tokens: int, near: Hashable) -> Guess:
+        return self.of(replica.name).predictor.first_token.guess(self._situation(replica, tokens, near))
+
+    def _situation(self, replica: Replica, tokens: int, near: Hashable) -> Situation:
+        prompts, gauges = self.of(replica.name).prompts, replica.gauges
+        waiting = kv_use = 0.0
+        running = float(replica.load)
+        if gauges is not None:
+            waiting, kv_use = gauges.waiting or 0.0, gauges.kv_used or 0.0
+            running = max(running, gauges.running or 0.0)  # other gateways send it some too
+        uncached = tokens - prompts.cached(near, tokens)
+        return Situation(tokens, uncached, prompts.ahead, int(running), int(waiting), kv_use)

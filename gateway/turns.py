@@ -1,0 +1,311 @@
+"""Whose turn it is, and what requests are promised: each waits here for a server that has room, and is judged after.
+
+A request's tier says both. What it is promised follows from its own size; a promise that cannot be kept any more is
+refused rather than broken, and what became of all others is counted (guards/attainment.py).
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from gateway.books.ledger.contract import Lines
+from gateway.books.tenants import Tenant
+from gateway.fleet.replicas import Fleet
+from gateway.forecasts import Forecast, Forecasts
+from gateway.rates import BYTES_PER_TOKEN
+from gateway.sla_table import shown
+from gateway.slices import in_turns
+from gateway.stream.call import Call
+from gateway.waiting import Waiting
+from guards.attainment import Attainment, Verdict
+from guards.breaker import Entry, Outcome
+from guards.estimate import AnswerLengths
+from guards.place import Ask, Place, Rank, Share
+from guards.refusal import Ending, Reason, Refused
+from guards.sla import Promise, Tier
+
+COUNT_S = 0.25  # how often it is counted what running requests have had: for fairness, and for room at servers
+SHARES_MAX = 65_536
+PREFIX_TOKENS = 512  # that others which begin alike are taken to share
+NOTHING: Mapping[str, Any] = {}
+
+# Ends that say nothing of the promise: whoever asked, or an operator, ended it.
+THEIRS = (Ending.REVOKED, Ending.SESSION)
+WHOLE = (Ending.FINISHED, Ending.BUDGET, Ending.BREAKER)
+OURS = (Reason.OVERLOADED, Reason.LATE, Reason.NO_REPLICA, Reason.FIRST_TOKEN, Reason.TIMEOUT, Reason.UPSTREAM)
+
+
+class Answer(Protocol):
+    """What is being answered. Tokens: as far as they were delivered."""
+
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def completion_tokens(self) -> int: ...
+    @property
+    def pace(self) -> Any: ...
+
+
+class Turns:
+    """Lets requests wait for their turn, and keeps what they were promised in mind.
+
+    ranks: of tiers, by name; usual: of keys for which none is said.
+    waiting: None where requests are sent as they come. forecasts: None where no tier promises anything.
+    fair_by: between whom turns are shared: key, user, team or org. scheduled: models whose servers go by priority.
+    judged: told of each promise that was made, and what became of it. waited: of each that waited, for
+        which model and how long. Times in seconds, by `clock`, monotonic.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        lengths: AnswerLengths,
+        ranks: Mapping[str, Rank],
+        usual: Rank,
+        clock: Callable[[], float],
+        *,
+        forecasts: Forecasts | None = None,
+        fair_by: str = "key",
+        scheduled: frozenset[str] = frozenset(),
+        refuse_late: bool = True,
+        judged: Callable[[str, Verdict], None] = lambda name, verdict: None,
+        waited: Callable[[str, float], None] = lambda model, seconds: None,
+    ) -> None:
+        self._fleet, self._lengths, self._ranks, self._usual, self.clock = fleet, lengths, ranks, usual, clock
+        self.forecasts, self._fair_by, self._scheduled, self._refuse_late = forecasts, fair_by, scheduled, refuse_late
+        self._judged, self._waited = judged, waited
+        self.waiting: Waiting | None = None
+        self.attainment = Attainment()
+        self._shares: dict[tuple[str, str | None], Share] = {}
+        self._running: dict[Turn, None] = {}
+
+    def one(self, call: Call, tenant: Tenant, arrived_s: float) -> "Turn":
+        """One request that comes, and what it is promised."""
+        rank = self._usual if tenant.tier is None else self._ranks.get(tenant.tier, self._usual)
+        tokens = call.body_bytes // BYTES_PER_TOKEN + 1
+        likely = self._lengths.q90(call.model, call.prompt_bound)
+        if call.max_tokens is not None and call.max_tokens < likely:
+            likely = call.max_tokens
+        promise = None if rank.promises is None else self._promise(rank.promises, call, tokens, likely)
+        if call.model in self._scheduled:
+            call.body["priority"] = rank.priority
+        return Turn(self, call, tenant, rank, (tokens, likely * call.choices), promise, arrived_s)
+
+    def _promise(self, tier: Tier, call: Call, tokens: int, likely: int) -> Promise | None:
+        uncached = tokens
+        if self.forecasts is not None:
+            uncached = self.forecasts.uncached(call.model, tokens, call.near)
+        promise = tier.promise(tokens, uncached, likely, call.asked_s)
+        if promise is not None and not call.stream:  # nobody sees its first token
+            return promise._replace(first_s=None, between_s=None)
+        return promise
+
+    def ask(self, turn: "Turn") -> Ask:
+        """What it asks of admission."""
+        call, tenant, rank = turn.call, turn.tenant, turn.rank
+        agent, depth = None, 1
+        if call.agent is not None:
+            agent, depth = f"{tenant.key_id}/{call.agent}", call.agent.count("/") + 1
+        due_s, promise = None, turn.promise
+        if promise is not None and promise.first_s is not None and self._refuse_late:
+            due_s = turn.arrived_s + promise.first_s
+        return Ask(self._share(tenant, rank), call.model, *turn.tokens, rank.priority, depth, agent, due_s, turn)
+
+    def _share(self, tenant: Tenant, rank: Rank) -> Share:
+        at = tenant.key_id, tenant.tier
+        known = self._shares.get(at)
+        if known is None:
+            if len(self._shares) >= SHARES_MAX:
+                self._shares.clear()
+            known = self._shares[at] = Share(self._whose(tenant), rank.weight, rank.permits)
+        return known
+
+    def _whose(self, tenant: Tenant) -> str:
+        """Whose turn it is: the nearest scope that is as wide as is asked for."""
+        found = {one.partition(":")[0]: one for one in Lines.of(tenant.lines).scopes}
+        levels = ("key", "user", "team", "org")
+        return next((found[one] for one in reversed(levels[: levels.index(self._fair_by) + 1]) if one in found),
+                    tenant.key_id)  # fmt: skip
+
+    # ---------------------------------------------------------------- what admission asks
+
+    def route(self, place: Place) -> str | None:
+        """Which server a request goes to now; None while those that it could go to are full."""
+        turn = place.ask.about
+        assert isinstance(turn, Turn)
+        assert self.waiting is not None
+        fits = self.waiting.fits
+        name = self._fleet.with_room(place.ask.model, turn.call.near, lambda one: fits(one, place))
+        turn.choose(name)
+        return name
+
+    def first_token_s(self, place: Place, server: str | None) -> float:
+        """How long its first token will take there."""
+        turn = place.ask.about
+        assert isinstance(turn, Turn)
+        if self.forecasts is None:
+            return 0.0
+        return self.forecasts.first_token_s(server, place.ask.model, place.ask.input_tokens, turn.call.near)
+
+    def admit(self, name: str, model: str) -> Entry:
+        """Have a server's breaker count a request that will go there."""
+        return self._fleet.admit(name, model)
+
+    # ---------------------------------------------------------------- while they run
+
+    def begun(self, turn: "Turn") -> None:
+        self._running[turn] = None
+
+    def over(self, turn: "Turn") -> None:
+        self._running.pop(turn, None)
+
+    async def run(self) -> None:
+        """Count what running requests have had, again and again."""
+        while True:
+            await asyncio.sleep(COUNT_S)
+            async for turn in in_turns(list(self._running)):
+                turn.count()
+
+    def waited(self, turn: "Turn") -> None:
+        self._waited(turn.call.model, turn.waited_s)
+
+    def shown(self) -> dict[str, Any]:
+        """What was promised and kept, for operators."""
+        return shown(self.attainment, 0 if self.waiting is None else len(self.waiting))
+
+    def judge(self, turn: "Turn", verdict: Verdict) -> None:
+        """Note what became of a promise."""
+        promise = turn.promise
+        assert promise is not None
+        self.attainment.note(promise.service_class, promise.size, verdict)
+        self._judged(promise.service_class, verdict)
+
+
+class Turn:
+    """A block around one request: what it was promised, its place, and where it runs.
+
+    tokens: of its prompt, and of its answers, about. promise: None where it was promised nothing.
+    arrived_s: by the clock of all turns; waited_s: for its turn.
+    """
+
+    __slots__ = (
+        "_answer", "_chosen", "_entry", "_forecast", "_place", "_turns", "arrived_s", "call", "promise", "rank",
+        "tenant", "tokens", "waited_s",
+    )  # fmt: skip
+
+    def __init__(
+        self, turns: Turns, call: Call, tenant: Tenant, rank: Rank, tokens: tuple[int, int], promise: Promise | None,
+        arrived_s: float,
+    ) -> None:  # fmt: skip
+        self._turns, self.call, self.tenant, self.rank, self.tokens = turns, call, tenant, rank, tokens
+        self.promise, self.arrived_s = promise, arrived_s
+        self._answer: Answer | None = None
+        self._place: Place | None = None
+        self._chosen: str | None = None
+        self._entry: Entry | None = None
+        self._forecast: Forecast | None = None
+        self.waited_s = 0.0
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """What the client is told."""
+        return () if self.promise is None else (("x-holdfast-class", self.promise.service_class),)
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What the journal says of it."""
+        return NOTHING if self.promise is None else {"class": self.promise.service_class}
+
+    def choose(self, name: str | None) -> None:
+        """It is to go to this server, or not to that one after all. The breaker there counts it from now on."""
+        if self._entry is not None:
+            self._entry.end(Outcome.NEUTRAL)
+        self._chosen, self._entry = name, None
+        if name is not None:
+            self._entry = self._turns.admit(name, self.call.model)
+
+    def take(self) -> tuple[str, Entry] | None:
+        """Where its first leg goes, once; None where that is for routing to say."""
+        name, entry = self._chosen, self._entry
+        self._chosen = self._entry = None
+        return None if name is None or entry is None else (name, entry)
+
+    async def begin(self, answer: Answer) -> None:
+        """Wait for its turn. Raises Refused."""
+        self._answer, turns = answer, self._turns
+        if turns.waiting is not None:
+            self._place = await turns.waiting.begin(turns.ask(self))
+            if self._place.waited_s:
+                self.waited_s = self._place.waited_s
+                turns.waited(self)
+        turns.begun(self)
+
+    def sent(self, name: str) -> None:
+        """It goes to a server: the one that it was given, or another one after a loss."""
+        place, turns, tokens = self._place, self._turns, self.tokens[0]
+        if place is not None and place.server != name and turns.waiting is not None:
+            turns.waiting.move(place, name)
+        if self._forecast is not None:  # what was lost says nothing of how long it would have taken
+            self._forecast.over(tokens=0, whole=False, left=False)
+        if turns.forecasts is not None:
+            shared = tokens if self.call.session is not None else min(tokens, PREFIX_TOKENS)
+            self._forecast = turns.forecasts.sent(name, tokens, self.call.near, shared, streams=self.call.stream)
+
+    def first(self) -> None:
+        """Its first token has come."""
+        if self._forecast is not None:
+            self._forecast.first()
+
+    def count(self) -> None:
+        """Note what it has had by now."""
+        if self._place is not None and self._answer is not None and self._turns.waiting is not None:
+            self._turns.waiting.count(self._place, self._answer.prompt_tokens, self._answer.completion_tokens)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """It runs no more, however that came."""
+        self.choose(None)
+        self._turns.over(self)
+        if self._place is not None and self._turns.waiting is not None:
+            self.count()
+            self._turns.waiting.leave(self._place)
+            self._place = None
+
+    def judged(self, ending: Ending, refused: Refused | None) -> Mapping[str, Any]:
+        """Say what became of what it was promised, once it has ended; for the journal."""
+        answer, forecast = self._answer, self._forecast
+        facts: dict[str, Any] = {}
+        if self.waited_s:
+            facts["waited_s"] = round(self.waited_s, 4)
+        if forecast is not None:
+            tokens = answer.completion_tokens if answer is not None else 0
+            forecast.over(tokens=tokens, whole=ending is Ending.FINISHED, left=ending is Ending.CLIENT_LEFT)
+            if forecast.predicted_s is not None:
+                facts["predicted_first_s"] = round(forecast.predicted_s, 4)
+        if self.promise is not None and (verdict := self._verdict(ending, refused)) is not None:
+            self._turns.judge(self, verdict)
+            facts["promise"] = verdict
+        self._answer = self._forecast = None  # what a stream leaves behind is freed at its end
+        return facts
+
+    def _verdict(self, ending: Ending, refused: Refused | None) -> Verdict | None:
+        promise, answer = self.promise, self._answer
+        assert promise is not None
+        if refused is not None or ending is Ending.REFUSED:
+            theirs = refused is None or refused.reason not in OURS or (refused.status or 500) < 500
+            return None if theirs else Verdict.REFUSED
+        if ending in THEIRS:
+            return None
+        took_s = self._turns.clock() - self.arrived_s
+        first_at = answer.pace.first_token_at if answer is not None else None
+        first_s = None if first_at is None else first_at - self.arrived_s
+        if ending is Ending.CLIENT_LEFT:
+            return promise.judge_left(took_s, first_s)
+        if ending not in WHOLE or answer is None:
+            return Verdict.LOST
+        tokens = answer.completion_tokens
+        between_s = (took_s - first_s) / (tokens - 1) if first_s is not None and tokens > 1 else None
+        return promise.judge(first_s or 0.0, between_s, took_s)
