@@ -17,7 +17,9 @@ from guards.sla import Promise
 PATH = "/v1/completions"  # its first event is its first token
 TAIL_BYTES = 1024  # of an answer, that have its usage and its end
 FIRST, DONE = b"data: {", b"data: [DONE]"
+REQUEST_ID = re.compile(rb"x-request-id: (\S+)", re.IGNORECASE)
 USAGE = re.compile(rb'"completion_tokens":(\d+)')
+WAITED = ("has waited", "of which 0.0 s are spent waiting")  # so the gateway refuses those that had to wait
 SENT_MAX = 100_000  # of one offer
 
 
@@ -38,12 +40,14 @@ class Wish:
 class Sent(asyncio.Protocol):
     """One wish, on a connection of its own, and what came of it. Times in seconds, after it was sent.
 
-    lag_s: by how much it was sent later than it should have been. over: done when the connection is closed.
+    request_id: as the gateway's journal knows it. lag_s: by how much it was sent later than it should have been.
+    said: the body of a refusal. over: done when the connection is closed.
     """
 
     def __init__(self, wish: Wish, lag_s: float) -> None:
         self.wish, self.lag_s = wish, lag_s
         self.status = self.tokens = 0
+        self.request_id = self.said = ""
         self.first_s: float | None = None
         self.last_s: float | None = None
         self.whole = self.left = False
@@ -66,6 +70,7 @@ class Sent(asyncio.Protocol):
         seen = self._tail + data
         if not self.status:
             self.status = int(seen[9:12])
+            self.request_id = found[1].decode() if (found := REQUEST_ID.search(seen)) is not None else ""
         if self.first_s is None and self.status == 200 and FIRST in seen:
             self.first_s = now_s
         self.last_s = now_s
@@ -83,6 +88,7 @@ class Sent(asyncio.Protocol):
             self.last_s = time.monotonic() - self._sent_s
         found = USAGE.findall(self._tail)
         self.tokens = int(found[-1]) if found else 0
+        self.said = self._tail.rpartition(b"\r\n")[2].decode() if self.refused else ""
         self._tail, self._transport = b"", None
         if not self.over.done():
             self.over.set_result(None)
@@ -97,6 +103,11 @@ class Sent(asyncio.Protocol):
     @property
     def refused(self) -> bool:
         return self.status >= 400
+
+    @property
+    def refused_at_once(self) -> bool:
+        """Whether it was refused when it came; else it had waited for its turn, or was refused at that."""
+        return self.refused and not any(said in self.said for said in WAITED)
 
     @property
     def verdict(self) -> Verdict:

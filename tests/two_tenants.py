@@ -28,8 +28,8 @@ PROMPT_TOKENS, ANSWER_TOKENS = (30, 2_000), (8, 400)  # the least and the most
 MAX_TOKENS = ANSWER_TOKENS[1]  # what all clients allow: they do not know either how long answers get
 
 TIERS = {
-    INTERACTIVE: Tier(INTERACTIVE, (ServiceClass("chat", Objective(Slope(1.0, 1e-3), 0.150)),)),
-    BATCH: Tier(BATCH, (ServiceClass("bulk", Objective(Slope(5.0, 1e-3), 0.150)),)),
+    INTERACTIVE: Tier(INTERACTIVE, (ServiceClass("chat", Objective(Slope(1.0, 1e-4), 0.150)),)),
+    BATCH: Tier(BATCH, (ServiceClass("bulk", Objective(Slope(5.0, 1e-4), 0.150)),)),
 }
 BAND_OF = {INTERACTIVE: 0, BATCH: BANDS - 2}
 SECRETS = {who: f"sk-{who}-of-two-tenants" for who in TIERS}
@@ -88,7 +88,7 @@ def prompt(asked: Size, rng: Random) -> str:
 def parts(*, on: bool, **admission: Any) -> dict[str, Any]:
     """Parts of holdfast.yaml: tiers and keys, with admission or without. admission: more of that part."""
     keys = [{"user": who, "sha256": sha256(SECRETS[who].encode()).hexdigest(), "tier": who} for who in TIERS]
-    return {"admission": {"on": on, **admission}, "tiers": [_tier(tier) for tier in TIERS.values()], "keys": keys}
+    return {"admission": {"on": on} | admission, "tiers": [_tier(tier) for tier in TIERS.values()], "keys": keys}
 
 
 def _tier(tier: Tier) -> dict[str, Any]:

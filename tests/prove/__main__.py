@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from tests.prove import cuts, gateway_kills, gateways, hangs, kills, runaway, soak
+from tests.prove import cuts, gateway_kills, gateways, hangs, kills, overload, promises, runaway, soak
 from tests.prove.report import Report, vllm_version
 from tests.prove.state import STATE, results
 
@@ -27,6 +27,8 @@ STEPS: dict[str, Callable[[], None]] = {
     "load": hangs.load,
     "gateway-kills": gateway_kills.run,
     "gateways": gateways.run,
+    "overload": overload.run,
+    "promises": promises.run,
     "runaway": runaway.run,
     "soak": soak.run,
 }
@@ -47,6 +49,8 @@ REPORTS = [
     Report("hangs", "Hangs: what was measured", vllm_version, (hangs,), ("stops", "stalls", "load")),
     Report("gateway-kills", "kill -9 of the gateway: what was measured", stub, (gateway_kills,), ("gateway-kills",)),
     Report("gateways", "Many gateways on one set of budgets: what was measured", stub, (gateways,), ("gateways",)),
+    Report("overload", "Overload: what was measured", stub, (overload,), ("overload",)),
+    Report("promises", "Promises under overload: what was measured", vllm_version, (promises,), ("promises",)),
     Report("runaway", "A runaway, and its neighbours: what was measured", stub, (runaway,), ("runaway",)),
     Report("soak", "A soak with random faults: what was measured", stub, (soak,), ("soak",)),
 ]
