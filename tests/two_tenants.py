@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from guards.place import BANDS
 from guards.sla import Objective, ServiceClass, Slope, Tier
-from loadtests.batching import Engine, Stream, What
+from loadtests.batching import Costs, Engine, Shape, Stream, What
 from loadtests.stub_computer import COSTS, SHAPE
 from loadtests.stub_tokenizer import PIECES_START, token_bytes
 from tests.open_loop import Wish
@@ -27,12 +27,10 @@ MODEST = 0.3  # of what the servers can do: what the interactive tenant asks for
 PROMPT_TOKENS, ANSWER_TOKENS = (30, 2_000), (8, 400)  # the least and the most
 MAX_TOKENS = ANSWER_TOKENS[1]  # what all clients allow: they do not know either how long answers get
 
-TIERS = {
-    INTERACTIVE: Tier(INTERACTIVE, (ServiceClass("chat", Objective(Slope(1.0, 1e-4), 0.150)),)),
-    BATCH: Tier(BATCH, (ServiceClass("bulk", Objective(Slope(5.0, 1e-4), 0.150)),)),
-}
+FIRST_S = {INTERACTIVE: Slope(1.0, 1e-4), BATCH: Slope(5.0, 1e-4)}  # about twice what a prompt's tokens take alone
+BETWEEN_S = 0.150
 BAND_OF = {INTERACTIVE: 0, BATCH: BANDS - 2}
-SECRETS = {who: f"sk-{who}-of-two-tenants" for who in TIERS}
+SECRETS = {who: f"sk-{who}-of-two-tenants" for who in FIRST_S}
 
 
 class Size(NamedTuple):
@@ -50,9 +48,9 @@ def size(rng: Random) -> Size:
 
 
 @cache
-def capacity_per_s(seconds: float = 60.0) -> float:
+def capacity_per_s(shape: Shape = SHAPE, costs: Costs = COSTS, seconds: float = 60.0) -> float:
     """How many such requests all servers together can answer in a second, whenever that is: they never lack any."""
-    rng, engine = Random(1), Engine(SHAPE, COSTS, Random(1))
+    rng, engine = Random(1), Engine(shape, costs, Random(1))
     for number in range(PLENTY):
         engine.arrive(Stream(str(number), *size(rng)), 0.0)
     done = sum(event.what is What.DONE for event in engine.advance(seconds))
@@ -60,20 +58,30 @@ def capacity_per_s(seconds: float = 60.0) -> float:
     return SERVERS * done / seconds
 
 
-def wishes(load: float, seconds: float, seed: int) -> list[Wish]:
-    """Requests of both tenants, so many times what the servers can do in all: Poisson processes, seeded."""
-    per_s = capacity_per_s()
+@cache
+def tier(who: str, times: float = 1.0) -> Tier:
+    """What a tenant is promised. times: so many times as long, for slower machines."""
+    first = Slope(*(times * part for part in FIRST_S[who]))
+    return Tier(who, (ServiceClass(f"{who}-requests", Objective(first, times * BETWEEN_S)),))
+
+
+def wishes(load: float, seconds: float, seed: int, per_s: float | None = None, times: float = 1.0) -> list[Wish]:
+    """Requests of both tenants, so many times what the servers can do in all: Poisson processes, seeded.
+
+    per_s: what the servers can do, where they are not the usual ones. times: see `tier`.
+    """
+    per_s = capacity_per_s() if per_s is None else per_s
     found = []
     for who, share in ((INTERACTIVE, MODEST), (BATCH, load - MODEST)):
         rng, at_s = Random(f"{seed} {who}"), 0.0
         while (at_s := at_s + rng.expovariate(share * per_s)) < seconds:
-            found.append(wish(at_s, who, size(rng), rng))
+            found.append(wish(at_s, who, size(rng), rng, times))
     return sorted(found, key=lambda one: one.at_s)
 
 
-def wish(at_s: float, who: str, asked: Size, rng: Random) -> Wish:
+def wish(at_s: float, who: str, asked: Size, rng: Random, times: float) -> Wish:
     """One request of a tenant, and what its class promises it."""
-    promise = TIERS[who].promise(asked.prompt, asked.prompt, asked.answer)
+    promise = tier(who, times).promise(asked.prompt, asked.prompt, asked.answer)
     assert promise is not None
     body = {"model": "stub", "prompt": prompt(asked, rng), "max_tokens": MAX_TOKENS, "stream": True}
     return Wish(at_s, who, SECRETS[who], body | {"stream_options": {"include_usage": True}}, promise)
@@ -85,15 +93,24 @@ def prompt(asked: Size, rng: Random) -> str:
     return "".join(rng.choices(_words(), k=max(1, asked.prompt - len(said)))) + said
 
 
-def parts(*, on: bool, **admission: Any) -> dict[str, Any]:
-    """Parts of holdfast.yaml: tiers and keys, with admission or without. admission: more of that part."""
-    keys = [{"user": who, "sha256": sha256(SECRETS[who].encode()).hexdigest(), "tier": who} for who in TIERS]
-    return {"admission": {"on": on} | admission, "tiers": [_tier(tier) for tier in TIERS.values()], "keys": keys}
+def parts(*, on: bool, times: float = 1.0, **admission: Any) -> dict[str, Any]:
+    """Parts of holdfast.yaml: tiers and keys, with admission or without.
+
+    times: see `tier`. admission: more of that part.
+    """
+    keys = [key(who, SECRETS[who], who) for who in SECRETS]
+    tiers = [in_configuration(tier(who, times), BAND_OF[who]) for who in SECRETS]
+    return {"admission": {"on": on} | admission, "tiers": tiers, "keys": keys}
 
 
-def _tier(tier: Tier) -> dict[str, Any]:
-    """The same as in the configuration."""
-    return {"name": tier.name, "priority": BAND_OF[tier.name], "classes": [_class(one) for one in tier.classes]}
+def key(user: str, secret: str, tier: str) -> dict[str, Any]:
+    """A key as holdfast.yaml has it."""
+    return {"user": user, "sha256": sha256(secret.encode()).hexdigest(), "tier": tier}
+
+
+def in_configuration(tier: Tier, band: int) -> dict[str, Any]:
+    """A tier as holdfast.yaml has it."""
+    return {"name": tier.name, "priority": band, "classes": [_class(one) for one in tier.classes]}
 
 
 def _class(one: ServiceClass) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from tests.prove import cuts, gateway_kills, gateways, hangs, kills, overload, promises, runaway, soak
 from tests.prove.report import Report, vllm_version
@@ -62,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.prove")
     parser.add_argument("steps", nargs="*", help=" ".join(STEPS))
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run of these steps has shown")
+    parser.add_argument("--trace", type=Path, help="of `promises`: a file of Azure's (*.csv) or Mooncake's (*.jsonl)")
     given = parser.parse_args()
     if unknown := set(given.steps) - set(STEPS):
         parser.error(f"no such step: {', '.join(unknown)}; there are {', '.join(STEPS)}")
@@ -70,7 +72,10 @@ def main() -> None:
         forget(steps)
     STATE.mkdir(parents=True, exist_ok=True)
     for name in steps:
-        STEPS[name]()
+        if name == "promises":
+            promises.run(given.trace)
+        else:
+            STEPS[name]()
         for report in REPORTS:
             if name in report.steps:
                 report.write(results())

@@ -1,7 +1,7 @@
 """Real vLLM servers on the CPU under a trace that is too much for them: whose promises are kept, and who is served.
 
-    python -m tests.prove promises                                a trace of our own: bursts and heavy tails, seeded
-    TRACE=FILE python -m tests.prove promises                     Azure's (*.csv) or Mooncake's (*.jsonl), scaled
+    python -m tests.prove promises                       a trace of our own: bursts and heavy tails, seeded
+    python -m tests.prove promises --trace FILE          Azure's (*.csv) or Mooncake's (*.jsonl), scaled to the machine
 
 Three tenants: an interactive one of priority 0; and below it a modest one and one that floods, who are to be served
 the same. The same requests come with admission and without, in turn.
@@ -10,10 +10,8 @@ the same. The same requests come with admission and without, in turn.
 import asyncio
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import cache
-from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -31,11 +29,13 @@ from tests.prove.plots import svg
 from tests.prove.report import EVIDENCE
 from tests.prove.state import SEED, STATE, keep, provenance, quantile, results, say
 from tests.sim.traces import Arrival, drawn, read, scaled
+from tests.two_tenants import in_configuration, key
 
 NAME = "promises"
 ON, OFF = "admission on", "admission off"
 ROUNDS = 3  # of each
 SECONDS, PATIENCE_S, IDLE_S_MAX = 60.0, 45.0, 60.0
+DRAWN = 4_000  # requests of our own trace
 LOAD = 2.0  # times what the servers can do
 SERVERS, SEATS = 2, 8  # vLLM's max_num_seqs: as many as a core of this machine computes at once without being slower
 INPUT_MEAN, OUTPUT_MEAN, TOKENS_MAX = 120, 40, 800
@@ -52,8 +52,8 @@ TIER_OF = {INTERACTIVE: "first", MODEST: "second", FLOOD: "second"}
 SECRETS = {who: f"sk-{who}-of-the-promises" for who in SHARES}
 
 
-def run() -> None:
-    """Start servers and both gateways; see what the servers can do; then replay."""
+def run(file: Path | None = None) -> None:
+    """Start servers and both gateways; see what the servers can do; then replay. file: a public trace."""
     if NAME in results():
         return
     folder = STATE / f"promises-{os.getpid()}"
@@ -64,7 +64,9 @@ def run() -> None:
     try:
         with ExitStack() as stack:
             gateways = {name: stack.enter_context(_gateway(folder, fleet, model, name)) for name in (ON, OFF)}
-            keep(NAME, replayed(gateways, fleet))
+            trace = drawn(SEED, DRAWN) if file is None else read(file)
+            name = f"drawn, seed {SEED}" if file is None else file.stem
+            keep(NAME, {"on": provenance(), "trace": name, **replayed(trace, gateways, fleet)})
             for gateway in gateways.values():
                 gateway.stop()
     finally:
@@ -72,14 +74,15 @@ def run() -> None:
     shutil.rmtree(folder)
 
 
-def replayed(gateways: dict[str, Gateway], fleet: list[Engine]) -> dict[str, Any]:
-    """All rounds."""
-    per_s = uvloop.run(capacity(gateways[OFF], fleet))
+def replayed(trace: Sequence[Arrival], gateways: dict[str, Gateway], fleet: list[Engine]) -> dict[str, Any]:
+    """All rounds, each of another part of the trace."""
+    per_s = uvloop.run(capacity(trace, gateways[OFF], fleet))
     say(f"the servers can answer {per_s:.1f} requests a second")
-    found: dict[str, Any] = {"on": provenance(), "trace": _trace_name(), "capacity_per_s": per_s, "rounds": []}
+    found: dict[str, Any] = {"capacity_per_s": per_s, "rounds": []}
     for number in range(ROUNDS):
+        asked = wishes(trace, number, LOAD * per_s)
         for name in (ON, OFF) if number % 2 == 0 else (OFF, ON):
-            one = uvloop.run(once(gateways[name], fleet, LOAD * per_s, number))
+            one = uvloop.run(once(gateways[name], fleet, asked))
             found["rounds"].append({"policy": name, **one})
             say(f"{name}: {one['kept']}")
     found["faults"] = [fault for gateway in gateways.values() for fault in gateway.faults()]
@@ -89,48 +92,22 @@ def replayed(gateways: dict[str, Gateway], fleet: list[Engine]) -> dict[str, Any
 def _gateway(folder: Path, fleet: list[Engine], model: Path, name: str) -> Gateway:
     folder /= name.replace(" ", "-")
     folder.mkdir()
-    tiers = [_tier(band, tier) for band, tier in TIERS.values()]
-    keys = [
-        {"user": who, "sha256": sha256(secret.encode()).hexdigest(), "tier": TIER_OF[who]}
-        for who, secret in SECRETS.items()
-    ]
+    tiers = [in_configuration(tier, band) for band, tier in TIERS.values()]
+    keys = [key(who, secret, TIER_OF[who]) for who, secret in SECRETS.items()]
     return Gateway(
         folder, [one.url for one in fleet], model="tiny", tokenizer=model / "tokenizer.json", standby=False,
         admission={"on": name == ON}, tiers=tiers, keys=keys, routing={"prefixes": False},
     )  # fmt: skip
 
 
-def _tier(band: int, tier: Tier) -> dict[str, Any]:
-    (one,) = tier.classes
-    first, between_s, _ = one.objective
-    assert first is not None
-    assert between_s is not None
-    promised = {"first_ms": first.base_s * 1e3, "first_ms_per_1k_tokens": first.token_s * 1e6}
-    return {
-        "name": tier.name, "priority": band,
-        "classes": [{"name": one.name, **promised, "between_ms": between_s * 1e3}],
-    }  # fmt: skip
-
-
 # ---------------------------------------------------------------- requests
 
 
-@cache
-def trace() -> list[Arrival]:
-    """The requests to be replayed, not scaled yet."""
-    path = os.environ.get("TRACE")
-    return read(Path(path)) if path else drawn(SEED, 4_000)
-
-
-def _trace_name() -> str:
-    return Path(os.environ["TRACE"]).stem if "TRACE" in os.environ else f"drawn, seed {SEED}"
-
-
-def part(number: int, per_s: float, seconds: float) -> list[Arrival]:
+def part(trace: Sequence[Arrival], number: int, per_s: float, seconds: float) -> list[Arrival]:
     """So many seconds of it, another part for each number, as fast and as large as the machine can bear."""
-    count = round(per_s * seconds)
-    start = number * count % max(1, len(trace()) - count)
-    found = list(islice(trace(), start, start + count))
+    count = min(len(trace), round(per_s * seconds))
+    start = number * count % max(1, len(trace) - count)
+    found = trace[start : start + count]
     begun_s = found[0].at_s
     return scaled([one._replace(at_s=one.at_s - begun_s) for one in found], per_s, INPUT_MEAN, OUTPUT_MEAN, TOKENS_MAX)
 
@@ -147,17 +124,17 @@ def wish(arrival: Arrival, who: str, rng: Random) -> Wish:
     return Wish(arrival.at_s, who, SECRETS[who], body, promise)
 
 
-def wishes(number: int, per_s: float) -> list[Wish]:
+def wishes(trace: Sequence[Arrival], number: int, per_s: float) -> list[Wish]:
     """What comes in one round; the same with admission and without."""
     rng = Random(f"{SEED} {number}")
     names, shares = list(SHARES), list(SHARES.values())
-    return [wish(one, rng.choices(names, shares)[0], rng) for one in part(number, per_s, SECONDS)]
+    return [wish(one, rng.choices(names, shares)[0], rng) for one in part(trace, number, per_s, SECONDS)]
 
 
-async def capacity(gateway: Gateway, fleet: list[Engine]) -> float:
+async def capacity(trace: Sequence[Arrival], gateway: Gateway, fleet: list[Engine]) -> float:
     """Requests a second that the servers can answer: never fewer than so many are there."""
     rng = Random(SEED)
-    sizes = part(0, 1.0, 1_000.0)
+    sizes = part(trace, 0, 1.0, 1_000.0)
     done = 0
     over_s = asyncio.get_running_loop().time() + CLOSED_S
 
@@ -172,10 +149,10 @@ async def capacity(gateway: Gateway, fleet: list[Engine]) -> float:
     return done / CLOSED_S
 
 
-async def once(gateway: Gateway, fleet: list[Engine], per_s: float, number: int) -> dict[str, Any]:
+async def once(gateway: Gateway, fleet: list[Engine], asked: list[Wish]) -> dict[str, Any]:
     """One round: what clients got, and what the journal says of it."""
     before = len(gateway.journal())
-    sent = await offer(gateway.port, wishes(number, per_s), PATIENCE_S)
+    sent = await offer(gateway.port, asked, PATIENCE_S)
     await _idle(fleet)
     await asyncio.sleep(1.0)  # for the journal's last lines
     facts = gateway.journal()[before:]

@@ -65,7 +65,7 @@ def drawn(seed: int, requests: int, *, per_s: float = 6.0) -> list[Arrival]:
     per_s: in calm; four times as many in a burst. A third of the prompts are short, as of a chat.
     """
     rng, now_s, turns_s, burst = Random(seed), 0.0, 0.0, True
-    found = []
+    found: list[Arrival] = []
     while len(found) < requests:
         if now_s >= turns_s:
             burst = not burst
