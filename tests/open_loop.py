@@ -13,10 +13,11 @@ from typing import Any
 
 from guards.attainment import Verdict
 from guards.sla import Promise
+from loadtests.http_messages import MessageReader, Part
 
 PATH = "/v1/completions"  # its first event is its first token
 TAIL_BYTES = 1024  # of an answer, that have its usage and its end
-FIRST, DONE = b"data: {", b"data: [DONE]"
+FIRST, DONE, STREAM_END = b"data: {", b"data: [DONE]", b"\r\n0\r\n\r\n"
 REQUEST_ID = re.compile(rb"x-request-id: (\S+)", re.IGNORECASE)
 USAGE = re.compile(rb'"completion_tokens":(\d+)')
 WAITED = ("has waited", "of which 0.0 s are spent waiting")  # so the gateway refuses those that had to wait
@@ -54,6 +55,7 @@ class Sent(asyncio.Protocol):
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # Not the loop's clock, which stands still within a round. Before it connects: who cannot waits as well.
         self._sent_s = time.monotonic()
+        self._messages = MessageReader(responses=True)
         self._tail = b""
         self._transport: Any = None
 
@@ -75,6 +77,12 @@ class Sent(asyncio.Protocol):
             self.first_s = now_s
         self.last_s = now_s
         self._tail = seen[-TAIL_BYTES:]
+        if self._tail.endswith(STREAM_END) if self.status == 200 else self._ended(data):
+            self._transport.close()
+
+    def _ended(self, data: bytes) -> bool:
+        """Whether an answer that is no stream is there."""
+        return any(part is Part.END for part, _ in self._messages.feed(data))
 
     def leave(self) -> None:
         """Hang up."""

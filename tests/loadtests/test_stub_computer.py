@@ -134,6 +134,7 @@ async def test_faults_strike_where_they_were_ordered_to(start, fault):
     whole = await ask(stub.port, CHAT, chat())
 
     assert len(hit.ids) == 5
+    assert (fault == "cut_event") == (not hit.body.endswith(b"\n\n"))  # inside of the next one
     assert (len(whole.ids), whole.done) == (40, True)
 
 

@@ -7,6 +7,7 @@ gateway, its configuration, the sockets and the clients are real.
 import asyncio
 import os
 import shutil
+import time
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,7 +33,8 @@ PATIENCE_S = 20.0  # of clients, after the last one came
 IDLE_S_MAX = 30.0  # for servers to let go of clients that left
 WITHIN = 0.05  # of the peak, at the highest load
 REFUSED_P99_S_MAX = 0.010
-GROWN_MAX = 0.10  # of the gateway's memory, from the first load that is too much to the highest
+GROWN_MAX = 0.05  # of the gateway's memory, by the highest load
+STARVED_MAX, TRIES = 0.05, 4  # of the time, that others on this machine kept the gateway from its core; then once more
 ON, OFF = "admission on", "admission off"
 LEARNT = "on, seats not told"  # `per_replica` is left as it is: what servers have room for is found by trying
 POLICIES = {LOADS[0]: (ON, OFF), 1.0: (ON, OFF, LEARNT), LOADS[-1]: (ON, OFF, LEARNT)}
@@ -61,7 +63,7 @@ def _run() -> None:
         for number, load in enumerate(LOADS):
             policies = POLICIES.get(load, (ON, OFF))
             for name in policies if number % 2 == 0 else policies[::-1]:
-                row = uvloop.run(once(gateways[name], stubs, load, SEED + number))
+                row = undisturbed(gateways[name], stubs, load, SEED + number)
                 found["rows"].append({"policy": name, "load": load, **row})
                 say(f"{name}, {load:g} times: {row['good_per_s']:.1f} of {row['asked_per_s']:.1f} a second in time")
         for name, gateway in gateways.items():
@@ -83,13 +85,31 @@ def _gateway(folder: Path, stubs: list[StubProcess], name: str) -> Gateway:
     return gateway
 
 
+def undisturbed(gateway: Gateway, stubs: list[StubProcess], load: float, seed: int) -> dict[str, Any]:
+    """One load, again where others on this machine were in the way; the one of these that was disturbed least."""
+    tried = []
+    for number in range(TRIES):
+        tried.append(uvloop.run(once(gateway, stubs, load, seed + 1_000 * number)))
+        if tried[-1]["starved"] <= STARVED_MAX:
+            break
+        say(f"{load:g} times: the gateway waited for its core for {tried[-1]['starved']:.0%} of the time")
+    return {"tries": len(tried), **min(tried, key=lambda one: float(one["starved"]))}
+
+
 async def once(gateway: Gateway, stubs: list[StubProcess], load: float, seed: int) -> dict[str, Any]:
     """One load, and what came of it."""
-    before = gateway.rss_bytes()
+    before, begun_s, starved_s = gateway.rss_bytes(), time.monotonic(), _starved_s(gateway)
     sent = await offer(gateway.port, wishes(load, WARM_S + COUNTED_S + TAIL_S, seed), PATIENCE_S)
+    starved = (_starved_s(gateway) - starved_s) / (time.monotonic() - begun_s)
     await _idle(stubs)
     counted = [one for one in sent if WARM_S <= one.wish.at_s < WARM_S + COUNTED_S]
-    return judged(counted, COUNTED_S) | {"rss_before": before, "rss_after": gateway.rss_bytes()}
+    memory = {"rss_before": before, "rss_after": gateway.rss_bytes()}
+    return {**judged(counted, COUNTED_S), **memory, "starved": starved}
+
+
+def _starved_s(gateway: Gateway) -> float:
+    """How long its loop's thread was ready to run and did not, ever."""
+    return int(Path(f"/proc/{gateway.process.pid}/schedstat").read_text().split()[1]) / 1e9
 
 
 def judged(counted: list[Sent], span_s: float) -> dict[str, Any]:
@@ -133,7 +153,7 @@ def verdicts(done: dict[str, Any]) -> dict[str, bool]:
     peak, least, most = max(one["good_per_s"] for one in rows.values()), rows[1.0], rows[max(rows)]
     share = most["good_per_s"] / peak
     kept, floor = (Kept(*one["kept"][INTERACTIVE]) for one in (most, least))
-    grown = most["rss_after"] / least["rss_after"] - 1
+    grown = most["rss_after"] / most["rss_before"] - 1
     p99_s, (at_once, waited) = most["at_once_p99_s"] or 0.0, most["refused"]
     at = f"at {max(rows):g} times what servers can do"
     found = {
@@ -142,7 +162,7 @@ def verdicts(done: dict[str, Any]) -> dict[str, bool]:
         "that its interval at 1 begins with": _of(kept) >= floor.interval[0],
         f"{at_once / (at_once + waited):.1%} of refusals are said at once, and take {_ms(p99_s)} ms (p99), less than "
         f"{_ms(REFUSED_P99_S_MAX)}": p99_s < REFUSED_P99_S_MAX,
-        f"the gateway's memory is {grown:+.1%} beside that at 1, within {GROWN_MAX:.0%}": grown <= GROWN_MAX,
+        f"the gateway's memory grows by {grown:.1%}, at most {GROWN_MAX:.0%}": grown <= GROWN_MAX,
     }
     clean = {"nothing in the gateways' logs that should not be there": not any(done[NAME]["faults"].values())}
     return {f"{at}, {claim}": good for claim, good in found.items()} | clean
@@ -159,14 +179,16 @@ def lines(done: dict[str, Any]) -> list[str]:
         "by the engine that they run. Clients come by chance (Poisson), whatever became of those before them. The "
         f"interactive tenant, of priority 0, always asks for {MODEST:g} of what servers can do, the batch tenant for "
         "the rest. «Seats not told»: `per_replica` is left as it is, so that admission has to find out what servers "
-        "have room for. In time: the promise was kept by the client's clock. Refusals are among the broken ones.",
+        "have room for. In time: the promise was kept by the client's clock. Refusals are among the broken ones. Starved: "
+        "the share of the time in which the gateway could have run, and something else had its core; a load is "
+        f"offered anew, up to {TRIES} times, where that is above {STARVED_MAX:.0%}.",
         "",
         "![answers in time, by load](overload.svg)",
         "",
         "| load | | asked /s | in time /s | their tokens /s | interactive, kept | its p99 to the first token, s "
         "| batch, kept | refused at once | p50, ms | p99 | refused after a wait | p99, ms | memory before, MB "
-        "| after |",
-        "|" + " --- |" * 15,
+        "| after | starved |",
+        "|" + " --- |" * 16,
         *(_line(one) for one in sorted(rows, key=lambda one: (one["load"], one["policy"]))),
         "",
     ]
@@ -181,6 +203,7 @@ def _line(one: dict[str, Any]) -> str:
     cells = [
         f"{one['load']:g}", one["policy"], f"{one['asked_per_s']:.1f}", f"{one['good_per_s']:.1f}",
         f"{one['tokens_per_s']:,.0f}", kept[0], first, kept[1], *refused, *memory,
+        f"{one['starved']:.1%}",
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
 
