@@ -4,7 +4,6 @@ A hint and no promise: routing passes over a replica that has too much already.
 """
 
 from array import array
-from collections.abc import Iterator
 from typing import Any
 from zlib import crc32
 
@@ -35,33 +34,30 @@ class Affinity:
         if not self._prefixes:
             return None
         near, left = crc32((salt or "").encode()), self._prefix_bytes
-        for piece in _beginning(call, left):
-            part = piece[:left]
-            near, left = crc32(part, near), left - len(part)
-            if not left:
-                break
-        return near
-
-
-def _beginning(call: Call, bytes_max: int) -> Iterator[bytes]:
-    """What a prompt begins with: of a chat up to its first user's message, which is there in all later turns too.
-
-    Of each piece little more than bytes_max.
-    """
-    if call.endpoint is Endpoint.COMPLETIONS:
+        if call.endpoint is Endpoint.CHAT:
+            return _chat(call.body["messages"], near, left)
         prompt = call.prompts[0]
         if isinstance(prompt, str):
-            yield _bytes(prompt, bytes_max)
-        else:
-            yield array("I", prompt[: bytes_max // BYTES_PER_ID + 1]).tobytes()
-        return
-    for message in call.body["messages"][:MESSAGES_MAX]:
+            return crc32(_bytes(prompt, left)[:left], near)
+        return crc32(array("I", prompt[: left // BYTES_PER_ID]).tobytes(), near)
+
+
+def _chat(messages: list[dict[str, Any]], near: int, left: int) -> int:
+    """The number of a chat's beginning: up to its first user's message, which is there in all later turns too.
+
+    left: so many bytes of it are looked at.
+    """
+    for message in messages[:MESSAGES_MAX]:
         role, content = message.get("role"), message.get("content")
-        yield b"\0" + _bytes(role, bytes_max)
-        for part in content if isinstance(content, list) else (content,):
-            yield _bytes(part.get("text") if isinstance(part, dict) else part, bytes_max)
-        if role == "user":
-            return
+        if isinstance(content, list):
+            words = b"".join(_bytes(part.get("text") if isinstance(part, dict) else part, left) for part in content)
+        else:
+            words = _bytes(content, left)
+        part = (b"\0" + _bytes(role, left) + words)[:left]
+        near, left = crc32(part, near), left - len(part)
+        if not left or role == "user":
+            break
+    return near
 
 
 def _bytes(text: Any, bytes_max: int) -> bytes:

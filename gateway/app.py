@@ -124,7 +124,7 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         charged = alerts.charged if config.alerts is not None else None
         records = Records(journal, metrics, clock, quotes.lengths.note, charged)
         rates = Rates(quotes.lengths, time.monotonic_ns)
-        turns = _turns(config, fleet, quotes, metrics, clock, listener)
+        turns = _turns(config, fleet, metrics, clock, listener)
         flow = Flow(rates, quotes, turns, fleet, upstream, targets, records, deadlines, clock)
         drain = Drain(deadlines, config.timeouts.drain_s, hurry)
 
@@ -203,7 +203,6 @@ def _quotes(config: Config, ledger: Ledger, fleet: Fleet, asides: Asides, breake
 def _turns(
     config: Config,
     fleet: Fleet,
-    quotes: Quotes,
     metrics: Metrics,
     clock: Callable[[], float],
     listener: verdicts.Verdicts,
@@ -213,7 +212,6 @@ def _turns(
     promising = any(one.promises is not None for one in ranks.values())
     turns = Turns(
         fleet,
-        quotes.lengths,
         ranks,
         ranks.get(DEFAULT, Rank(DEFAULT)),
         clock,
@@ -360,7 +358,7 @@ def _fleet(
     timeouts, limits = config.timeouts, config.limits
     replicas = [
         Replica(
-            one.name, one.role == "standby", models.get(one.name), pulse=Pulse(timeouts.suspect_s), weight=one.weight
+            one.name, one.role == "standby", models.get(one.name), pulse=Pulse(timeouts.suspect_s), share=one.weight
         )
         for one in config.replicas
     ]

@@ -86,7 +86,7 @@ def write_off(
             if one.ago_s <= LEASE_S and not (force or one.fenced):
                 fail(f"{gateway} was heard of {one.ago_s:.1f} s ago: stop it first, or write it off by --force")
             under.append(tag)
-        return bool(under), sum([await vault.write_off(tag, gateway) for tag in under])
+        return bool(under), sum([await vault.write_off(tag, gateway) or 0 for tag in under])
 
     known, number = _on(data, config, take)
     if not known:

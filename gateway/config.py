@@ -17,14 +17,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from gateway.config_alarms import Alerts, Breaker
 from gateway.config_health import HealthConfig
+from gateway.config_ledger import LedgerConfig
 from gateway.config_part import Part, wrong
 from gateway.config_service import AdmissionConfig, TierConfig, TierName
 from gateway.config_times import ModelTimes, Timeouts, TurnTimes
-from gateway.vault_url import NoVaultUrl, VaultUrl, parse_vault_url
 from guards.budget import UNLIMITED, Limit, Unit, Window
 from guards.money import Price, dollars
 from guards.rate import Counted, Rate
-from guards.scope import AGENT, SESSION, TURN, parsed, scope
+from guards.scope import AGENT, SESSION, TURN, scope
 
 _LIMIT = re.compile(r"(\$?)([0-9][0-9_]*(?:\.[0-9]+)?)([kKmM]?)(?:\s*([a-zA-Z ]+))?(?:\s*/\s*(\w+))?")
 _LIMIT_HINT = (
@@ -183,21 +183,6 @@ def _host_port(replica: dict[str, Any]) -> str:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def _vault_url(url: SecretStr) -> SecretStr:
-    try:
-        parse_vault_url(url.get_secret_value())
-    except NoVaultUrl as error:
-        raise wrong(error.message, error.hint) from None
-    return url
-
-
-def _scope(text: str) -> str:
-    try:
-        return parsed(text)
-    except ValueError:
-        raise wrong("not a scope", "Write org:NAME, team:ORG/NAME, user:ORG/NAME, user:NAME or key:ID.") from None
 
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -368,25 +353,6 @@ class Limits(Part):
     lease_tokens: int = Field(default=256, ge=1, le=2**20)  # per ledger commit; lost to a crash at most
     lease_low_tokens: int = Field(default=64, ge=0, le=2**20)  # asked for early: a commit takes a while
     idle_connections: int = Field(default=64, ge=0, le=10_000)  # kept open per replica
-
-
-class LedgerConfig(Part):
-    """Where budgets are kept. url: of the Redis or Valkey that many gateways share; else SQLite, for one machine.
-
-    replicas: how many must have a grant before it counts. when_down: what happens to requests while the server cannot
-    be reached: they are refused, or spend what their gateway has leased until that is gone. leased_scopes: those that
-    go on so where others are refused.
-    """
-
-    url: Annotated[SecretStr, AfterValidator(_vault_url)] | None = None
-    replicas: int = Field(default=0, ge=0, le=16)
-    when_down: Literal["refuse", "leased"] = "refuse"
-    leased_scopes: tuple[Annotated[str, AfterValidator(_scope)], ...] = Field(default=(), max_length=10_000)
-
-    @property
-    def server(self) -> VaultUrl | None:
-        """What the URL says."""
-        return None if self.url is None else parse_vault_url(self.url.get_secret_value())
 
 
 class Config(Part):

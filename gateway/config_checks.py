@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from gateway.config import Bounded, DeclaredBudget, DeclaredKey, Limits, Listen, Replica, is_loopback
+from gateway.config_ledger import LedgerConfig
 from gateway.config_part import Part
 from gateway.yaml_tree import Fault, Loc
 from guards.budget import Limit
@@ -118,7 +119,8 @@ def _lease_faults(raw: Any) -> Iterator[Fault]:
 def _ledger_faults(raw: Any) -> Iterator[Fault]:
     ledger = _get(raw, "ledger") or {}
     if not _get(ledger, "url"):
-        for name, default in (("replicas", 0), ("when_down", "refuse"), ("leased_scopes", ())):
+        for name in ("replicas", "when_down", "leased_scopes", "write_off_after", "one_off"):
+            default = LedgerConfig.model_fields[name].default
             if (_get(ledger, name) or default) != default:
                 hint = 'Add url: "redis://...", or remove it.'
                 yield Fault(("ledger", name), "means nothing without a server", hint)

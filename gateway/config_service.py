@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from gateway.config_part import Part, wrong
 from guards.admission import Bounds
-from guards.place import BANDS, Rank
+from guards.place import BANDS, MANY, Rank
 from guards.sla import Objective, ServiceClass, Slope, Tier
 
 DEFAULT = "default"  # the tier of keys for which nobody says another
@@ -29,8 +29,8 @@ class AdmissionConfig(Part):
     rise_s: float = Field(default=_BOUNDS.rise_s, gt=0, le=3600)  # waited so long in a band, a request rises one
     refuse_late: bool = True  # what is predicted to miss its time to the first token
     fair_by: Literal["key", "user", "team", "org"] = "key"  # between whom turns are shared
-    per_model: int = Field(default=_BOUNDS.model, ge=1, le=1_000_000)  # requests at once, of each depth of agents
-    per_agent: int = Field(default=_BOUNDS.agent, ge=1, le=1_000_000)
+    per_model: int = Field(default=_BOUNDS.model, ge=1, le=MANY)  # requests at once, of each depth of agents
+    per_agent: int = Field(default=_BOUNDS.agent, ge=1, le=MANY)
     per_replica: int = Field(default=_BOUNDS.server, ge=1, le=1_000_000)
 
     @property
@@ -98,7 +98,7 @@ class TierConfig(Part):
     name: TierName
     priority: int = Field(default=1, ge=0, lt=BANDS)
     weight: float = Field(default=1.0, ge=0.01, le=1000)
-    permits: int = Field(default=65_536, ge=1, le=1_000_000)
+    permits: int = Field(default=MANY, ge=1, le=MANY)
     asked: AskedConfig | None = None
     classes: Annotated[tuple[ClassConfig, ...], Field(max_length=64), AfterValidator(_distinct)] = ()
 

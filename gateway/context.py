@@ -62,8 +62,8 @@ class Contexts:
 
         What was counted is the call's bound from then on. Raises Refused (CONTEXT).
         """
-        limit = self._limit(call.model)
-        if limit is None or call.has_media or not self._doubtful(call, tenant, limit):
+        limit = self.limit(call, tenant)
+        if limit is None:
             return FITS
         tokens = await self._count(call)
         if tokens is None:
@@ -75,9 +75,15 @@ class Contexts:
             raise _too_long(call, tokens, limit)
         return Context(tokens, limit, dropped)
 
-    def _limit(self, model: str) -> int | None:
-        said = [one for one in (self._fleet.window(model), self._limits.get(model)) if one is not None]
-        return min(said, default=None)
+    def limit(self, call: Call, tenant: Tenant) -> int | None:
+        """How long its prompt may be, where it may be about as long; None where it surely fits, or nobody knows."""
+        limit = self._fleet.window(call.model)
+        if call.model in self._limits:
+            said = self._limits[call.model]
+            limit = said if limit is None else min(said, limit)
+        if limit is None or call.has_media or not self._doubtful(call, tenant, limit):
+            return None
+        return limit
 
     @staticmethod
     def _doubtful(call: Call, tenant: Tenant, limit: int) -> bool:

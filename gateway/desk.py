@@ -13,6 +13,7 @@ from gateway.books.directories import directories, journals
 from gateway.books.keys import Keys
 from gateway.books.keys_file import TopUp
 from gateway.books.ledger.contract import Place
+from gateway.books.ledger.orders import OtherOrder
 from gateway.books.ledger.tables import read_balances
 from gateway.books.replay import Damaged, Fact, facts
 from gateway.books.repricing import spans
@@ -90,13 +91,21 @@ class Desk:
     async def reset(self, name: str, at: str, unit: Unit, window: Window) -> tuple[Place, int | None]:
         """Begin an account anew, once for a name: which, and what was given back; None where that was before.
 
-        Raises ValueError for a bad name, Refused: BOOKS, or with 409 where some of it could not be reset.
+        Raises ValueError for a bad name, Refused: BOOKS, or with 409 where the name is another order's, or some of it
+        could not be reset.
         """
         place = Place(at, unit.value, window.id_at(time.time()))
+        try:
+            return place, await self._reset(nameable(name), place)
+        except OtherOrder as error:
+            raise Refused(Reason.INVALID, f"{error}.", param="id", status=409) from None
+
+    async def _reset(self, name: str, place: Place) -> int | None:
+        """What was given back."""
         if directories(self._data):
-            return place, await asyncio.to_thread(self._reset_all, nameable(name), place)
-        done = await self._corrections.make(nameable(name), reset(place))
-        return place, None if done is None else -sum(amount for one in done for _, amount in one.charges)
+            return await asyncio.to_thread(self._reset_all, name, place)
+        done = await self._corrections.make(name, reset(place))
+        return None if done is None else -sum(amount for one in done for _, amount in one.charges)
 
     def _reset_all(self, name: str, place: Place) -> int | None:
         """The same of all workers' accounts."""

@@ -43,7 +43,7 @@ class Flow:
         with self.records.open(call, tenant, sink) as record, self.rates.enter(call, tenant.rates) as passage:
             deadline = self.deadlines.of(call, tenant)
             quote = await self.quotes.hold(call, tenant)
-            with quote.hold as hold, quote.watch as watch, self.turns.one(call, tenant, sink.received_at) as turn:
+            with quote.hold as hold, quote.watch as watch, self.turns.one(call, tenant, sink, quote) as turn:
                 sink.told = passage.headers + quote.headers + turn.headers
                 record.held(hold, turn, quote.about)
                 kind = Relay if call.stream else Plain

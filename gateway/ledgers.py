@@ -1,5 +1,6 @@
 """Which ledger a configuration means: one for a gateway alone, or one on rights leased of a vault that many share."""
 
+import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,13 +14,15 @@ from gateway.books.directories import JOURNAL
 from gateway.books.journal import Journal
 from gateway.books.keys import Keys
 from gateway.books.ledger.contract import Lines
+from gateway.books.ledger.gone import Gone
 from gateway.books.ledger.leased import LeasedLedger
+from gateway.books.ledger.one_off import OneOff
 from gateway.books.ledger.register import Register
 from gateway.books.ledger.sqlite import SqliteLedger
 from gateway.books.outbox import Outbox
 from gateway.books.replay import facts
 from gateway.books.vault.contract import Vault
-from gateway.config import LedgerConfig
+from gateway.config_ledger import LedgerConfig
 
 log = structlog.get_logger()
 
@@ -54,7 +57,10 @@ async def open_books(data: Path, keys: Keys, kind: LedgerConfig, vault: Vault | 
         stack.push_async_callback(local.close)
         outbox = join(local, journal, data / JOURNAL)
         if vault is not None:
-            ledger = LeasedLedger(local, Register(data), vault, goes_on=going_on(kind))
+            register = Register(data)
+            gone = gone_of(kind, vault, register)
+            one_off = OneOff(vault, register.name, register.tags) if kind.one_off else None
+            ledger = LeasedLedger(local, register, vault, goes_on=going_on(kind), gone=gone, one_off=one_off)
             stack.push_async_callback(ledger.close)
             await ledger.begin(keys.tag_of)
         yield Books(journal, ledger, outbox)
@@ -71,6 +77,13 @@ def join(ledger: SqliteLedger, journal: Journal, path: Path) -> Outbox:
         log.warning("journal.caught_up", charges=told)
     ledger.on_batch(outbox.batch)
     return outbox
+
+
+def gone_of(kind: LedgerConfig, vault: Vault, register: Register) -> Gone | None:
+    """Who sees to gateways that are gone. In a file of one machine they are as many as its workers ever were."""
+    if kind.url is None or kind.write_off_after is None:
+        return None
+    return Gone(vault, register, kind.write_off_after, time.monotonic, random.Random())
 
 
 def going_on(kind: LedgerConfig) -> Callable[[Lines], bool]:

@@ -90,6 +90,8 @@ class Quotes:
         """
         watch = FREE if self._breakers is None else self._breakers.enter(call, tenant)
         try:
+            if self._contexts.limit(call, tenant) is None:  # as is mostly so
+                return await self._hold(call, tenant, watch)
             context = await self._contexts.fit(call, tenant)
             return (await self._hold(call, tenant, watch))._replace(context=context)
         except BaseException:

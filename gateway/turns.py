@@ -13,14 +13,14 @@ from gateway.books.ledger.contract import Lines
 from gateway.books.tenants import Tenant
 from gateway.fleet.replicas import Fleet
 from gateway.forecasts import Forecast, Forecasts
-from gateway.rates import BYTES_PER_TOKEN
+from gateway.quote import Quote
 from gateway.sla_table import shown
 from gateway.slices import in_turns
 from gateway.stream.call import Call
+from gateway.stream.seams import Sink
 from gateway.waiting import Waiting
 from guards.attainment import Attainment, Verdict
 from guards.breaker import Entry, Outcome
-from guards.estimate import AnswerLengths
 from guards.place import Ask, Place, Rank, Share
 from guards.refusal import Ending, Reason, Refused
 from guards.sla import Promise, Tier
@@ -60,7 +60,6 @@ class Turns:
     def __init__(
         self,
         fleet: Fleet,
-        lengths: AnswerLengths,
         ranks: Mapping[str, Rank],
         usual: Rank,
         clock: Callable[[], float],
@@ -72,7 +71,7 @@ class Turns:
         judged: Callable[[str, Verdict], None] = lambda name, verdict: None,
         waited: Callable[[str, float], None] = lambda model, seconds: None,
     ) -> None:
-        self._fleet, self._lengths, self._ranks, self._usual, self.clock = fleet, lengths, ranks, usual, clock
+        self._fleet, self._ranks, self._usual, self.clock = fleet, ranks, usual, clock
         self.forecasts, self._fair_by, self._scheduled, self._refuse_late = forecasts, fair_by, scheduled, refuse_late
         self._judged, self._waited = judged, waited
         self.waiting: Waiting | None = None
@@ -80,17 +79,14 @@ class Turns:
         self._shares: dict[tuple[str, str | None], Share] = {}
         self._running: dict[Turn, None] = {}
 
-    def one(self, call: Call, tenant: Tenant, arrived_s: float) -> "Turn":
-        """One request that comes, and what it is promised."""
+    def one(self, call: Call, tenant: Tenant, sink: Sink, quote: Quote) -> "Turn":
+        """One request that has come, and what it is promised."""
         rank = self._usual if tenant.tier is None else self._ranks.get(tenant.tier, self._usual)
-        tokens = call.body_bytes // BYTES_PER_TOKEN + 1
-        likely = self._lengths.q90(call.model, call.prompt_bound)
-        if call.max_tokens is not None and call.max_tokens < likely:
-            likely = call.max_tokens
+        tokens, likely = quote.terms.prompt_likely, quote.terms.answer_likely
         promise = None if rank.promises is None else self._promise(rank.promises, call, tokens, likely)
         if call.model in self._scheduled:
             call.body["priority"] = rank.priority
-        return Turn(self, call, tenant, rank, (tokens, likely * call.choices), promise, arrived_s)
+        return Turn(self, call, tenant, rank, (tokens, likely * call.choices), promise, sink.received_at)
 
     def _promise(self, tier: Tier, call: Call, tokens: int, likely: int) -> Promise | None:
         uncached = tokens
@@ -277,6 +273,9 @@ class Turn:
     def judged(self, ending: Ending, refused: Refused | None) -> Mapping[str, Any]:
         """Say what became of what it was promised, once it has ended; for the journal."""
         answer, forecast = self._answer, self._forecast
+        if forecast is None and self.promise is None and not self.waited_s:
+            self._answer = None
+            return NOTHING
         facts: dict[str, Any] = {}
         if self.waited_s:
             facts["waited_s"] = round(self.waited_s, 4)

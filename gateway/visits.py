@@ -63,13 +63,17 @@ class Visits:
 
     def close(self, *, left: bool) -> None:
         """The request is over. left: it did not come to an end of its own, as when its client hung up."""
+        if self._blame.pending:  # which is rare
+            self._judge(left)
+        for visit in list(self._open):
+            self._end(visit, Outcome.NEUTRAL)
+
+    def _judge(self, left: bool) -> None:
         failed, unknown = self._blame.over(unsure=left or self._fleet.alone(self._model))
         for entry in failed:
             entry.end(Outcome.FAILED)
         for entry in unknown:
             entry.end(Outcome.NEUTRAL)
-        for visit in list(self._open):
-            self._end(visit, Outcome.NEUTRAL)
 
     def _end(self, visit: Visit, outcome: Outcome) -> None:
         if self._open.pop(visit, visit) is None:

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from gateway.books.directories import directory
 from gateway.config import Bounded, Config
+from guards.place import MANY
 
 B = TypeVar("B", bound=Bounded)
 
@@ -30,11 +31,9 @@ class Worker:
             "hedges_per_s": limits.hedges_per_s / self.count,
             "hedges_burst": self._part(limits.hedges_burst),
         }
-        admission = {
-            name: self._part(getattr(whole.admission, name))
-            for name in ("waiting", "per_model", "per_agent", "per_replica")
-        }
-        tiers = (one.model_copy(update={"permits": self._part(one.permits)}) for one in whole.tiers)
+        names = ("waiting", "per_model", "per_agent", "per_replica")
+        admission = {name: self._permits(getattr(whole.admission, name)) for name in names}
+        tiers = (one.model_copy(update={"permits": self._permits(one.permits)}) for one in whole.tiers)
         admin_port = listen.admin_port + self.number if listen.admin_port else 0
         return whole.model_copy(
             update={
@@ -50,6 +49,9 @@ class Worker:
 
     def _part(self, amount: int) -> int:
         return max(1, amount // self.count)
+
+    def _permits(self, amount: int) -> int:
+        return amount if amount == MANY else self._part(amount)
 
     def _slower(self, one: B) -> B:
         rates = tuple((counted, rate.part(self.count)) for counted, rate in one.rates)

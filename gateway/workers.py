@@ -71,8 +71,9 @@ async def prepare(config: Config) -> None:
                 log.warning("workers.vault_found", data=str(config.data))
         mine = {directory(config.data, number) for number in range(config.workers)}
         gone = [path for path in directories(config.data) if path not in mine]
+        kind = config.ledger.model_copy(update={"one_off": False})  # there may be more workers again
         for path in ([config.data] if ledger_file(config.data).exists() else []) + gone:
-            async with open_books(path, keys, config.ledger, vault):
+            async with open_books(path, keys, kind, vault):
                 log.info("workers.told", data=str(path))
         for path in sorted(mine):
             path.mkdir(mode=0o700, exist_ok=True)

@@ -33,7 +33,7 @@ from guards.backlog import Backlog
 from guards.concurrency import Aimd
 from guards.fairness import INPUT, OUTPUT
 from guards.permits import DEPTHS_MAX, Gate, Permits, lacking
-from guards.place import BANDS, Ask, Place
+from guards.place import BANDS, MANY, Ask, Place
 from guards.ranking import Ranking
 from guards.refusal import Reason, Refused
 
@@ -50,14 +50,14 @@ class Bounds:
 
     waiting: in all; one tenant has at most as many as there is room for others still. wait_s: the longest wait.
     rise_s: after so long a request rises a band.
-    model, agent: permits of each, for requests of each depth. server: requests at one server.
+    model, agent: permits of each, for requests of each depth; MANY for any number. server: requests at one server.
     """
 
     waiting: int = 4096
     wait_s: float = 60.0
     rise_s: float = 10.0
-    model: int = 65_536
-    agent: int = 65_536
+    model: int = MANY
+    agent: int = MANY
     server: int = 1024
     aimd: Aimd = field(default_factory=Aimd)
 
@@ -114,13 +114,14 @@ class Admission:
             backlog = self._backlogs[ask.model] = Backlog()
         band = backlog.bands[ask.band]
         place = Place(ask, band.tenant(ask.share.tenant, ask.share.weight), now_s)
-        if not (self._until and (backlog.ready or self._permits.freed)):
-            gates = self._gates(ask)
-            if lacking(gates) is None and (server := self._route(place)) is not None:
-                self._in_time(place, server, now_s)
-                place.tenant.held += 1
-                self._start(place, gates, server)
-                return place
+        gates = self._gates(ask, comes=True)
+        others_first = self._until and (backlog.ready or self._permits.freed)
+        free = not (others_first or (gates and lacking(gates) is not None))
+        if free and (server := self._route(place)) is not None:
+            self._in_time(place, server, now_s)
+            place.tenant.held += 1
+            self._start(place, gates, server)
+            return place
         self._queue(place, backlog, now_s)
         return place
 
@@ -183,14 +184,19 @@ class Admission:
 
     # ---------------------------------------------------------------- starting
 
-    def _gates(self, ask: Ask) -> tuple[Gate, ...]:
-        """What a request needs a permit of; its model first."""
-        depth, gate, tenant = ask.depth, self._permits.gate, ask.share.tenant
-        model = gate("model", ask.model, depth, self._bounds.model)
-        whose = gate("tenant", tenant, depth, ask.share.permits)
-        if ask.agent is None:
-            return model, whose
-        return model, whose, gate("agent", f"{tenant}/{ask.agent}", depth, self._bounds.agent)
+    def _gates(self, ask: Ask, *, comes: bool = False) -> tuple[Gate, ...]:
+        """What a request needs a permit of; its model first, if that is limited. comes: it does now."""
+        share, bounds = ask.share, self._bounds
+        if bounds.model >= MANY and share.permits >= MANY and (ask.agent is None or bounds.agent >= MANY):
+            return ()  # as mostly nothing is limited
+        gate, depth, gates = self._permits.gate, ask.depth, []
+        if bounds.model < MANY:
+            gates.append(gate("model", ask.model, depth, bounds.model, comes=comes))
+        if share.permits < MANY:
+            gates.append(gate("tenant", share.tenant, depth, share.permits, comes=comes))
+        if ask.agent is not None and bounds.agent < MANY:
+            gates.append(gate("agent", f"{share.tenant}/{ask.agent}", depth, bounds.agent, comes=comes))
+        return tuple(gates)
 
     def _start(self, place: Place, gates: tuple[Gate, ...], server: str) -> None:
         permits, ask = self._permits, place.ask
@@ -207,9 +213,10 @@ class Admission:
         blocked: set[int] = set()
         while (place := backlog.first(blocked)) is not None:
             depth, gates = place.ask.depth, self._gates(place.ask)
-            if gates[0].taken >= gates[0].limit:
+            gate = lacking(gates)
+            if gate is not None and gate is gates[0] and self._bounds.model < MANY:
                 blocked.add(depth)
-            elif (gate := lacking(gates[1:])) is not None:
+            elif gate is not None:
                 self._park(place, gate, backlog, now_s)
             elif (server := self._route(place)) is None:
                 blocked.add(depth)

@@ -30,6 +30,11 @@ class Blame(Generic[T]):
     def __init__(self) -> None:
         self._pending: dict[str, list[T]] = {}
 
+    @property
+    def pending(self) -> bool:
+        """Whether anything failed that nobody was found at fault for."""
+        return bool(self._pending)
+
     def failed(self, server: str, call: T) -> None:
         """A server failed it."""
         self._pending.setdefault(server, []).append(call)
@@ -48,6 +53,8 @@ class Blame(Generic[T]):
         return ([], calls) if own else (calls, [])
 
     def _settled(self) -> list[T]:
+        if not self._pending:  # as it mostly is
+            return []
         calls = [call for one in self._pending.values() for call in one]
         self._pending.clear()
         return calls

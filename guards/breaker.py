@@ -73,6 +73,7 @@ class Breaker:
     """The breaker of one server and one model. Times in seconds, by `clock`, which must not go back.
 
     on_turn: told after each change of the state.
+    allowing: whether it is in that state: each request asks, of each server.
     generation: how many states there were before this one.
     why: it is in this state; since_s: when it came into it.
     """
@@ -86,6 +87,7 @@ class Breaker:
         self._probe: Entry | None = None
         self._probe_s = 0.0  # when it was sent
         self._open_s = plan.open_s
+        self.allowing = True
         self.generation = 0
         self.why = "no failures"
         self.since_s = clock()
@@ -100,9 +102,7 @@ class Breaker:
     @property
     def refuses(self) -> bool:
         """Whether no request should be sent now. Asking takes nothing."""
-        if self._holder.current_state == pybreaker.STATE_CLOSED:  # each request asks, of each server
-            return False
-        return self.state is State.REFUSING or self._probing
+        return not self.allowing and (self.state is State.REFUSING or self._probing)
 
     @property
     def calls(self) -> tuple[int, int]:
@@ -111,6 +111,8 @@ class Breaker:
 
     def enter(self) -> Entry:
         """Send a call. Half-open, the first one is the probe; one that is sent though it refuses shows nothing."""
+        if self.allowing:
+            return Entry(self, self.generation, False)
         probe = self.state is State.PROBING and not self._probing  # looking may begin a generation
         entry = Entry(self, self.generation, probe)
         if probe:
@@ -128,7 +130,7 @@ class Breaker:
             return
         if entry.probe:
             self._tried(entry, outcome)
-        elif self._holder.current_state == State.ALLOWING and outcome is not Outcome.NEUTRAL:
+        elif self.allowing and outcome is not Outcome.NEUTRAL:
             self._count(failed=outcome is Outcome.FAILED)
 
     def _tried(self, entry: Entry, outcome: Outcome) -> None:
@@ -161,6 +163,7 @@ class Breaker:
             holder.half_open()
         else:
             holder.close()
+        self.allowing = to is State.ALLOWING
         self.generation += 1
         self.why, self.since_s, self._probe = why, self._clock(), None
         self._recent.clear()

@@ -102,9 +102,11 @@ class Permits:
         self._sweep_at = GATES_KEPT
         self.freed: dict[Gate, None] = {}
 
-    def gate(self, kind: str, name: str, depth: int, limit: int) -> Gate:
-        """The gate of a thing, for requests of one depth. limit: how many permits it has, as of now.
+    def gate(self, kind: str, name: str, depth: int, limit: int, *, comes: bool = False) -> Gate:
+        """The gate of a thing, for requests of one depth. limit: how many permits it has.
 
+        comes: a request that comes now says so, and the latest word holds. Those that wait already have been heard:
+            where two say different things of one gate, each would wake the other for ever.
         It is this one for as long as somebody holds a permit or is parked, and may be another one later.
         """
         gate = self._gates.get((kind, name, depth))
@@ -113,7 +115,7 @@ class Permits:
                 self._gates = {key: one for key, one in self._gates.items() if not one.idle}
                 self._sweep_at = max(GATES_KEPT, 2 * len(self._gates))
             gate = self._gates[kind, name, depth] = Gate(limit)
-        elif gate.limit != limit:
+        elif comes and gate.limit != limit:
             gate.limit = limit
             self.wake(gate)
         return gate

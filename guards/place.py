@@ -8,6 +8,7 @@ from guards.permits import Gate, Permit
 from guards.sla import Tier
 
 BANDS = 4  # of priority; 0 goes first
+MANY = 65_536  # permits that are as good as any number
 
 
 class Rank(NamedTuple):
@@ -19,7 +20,7 @@ class Rank(NamedTuple):
     name: str
     priority: int = 1
     weight: float = 1.0
-    permits: int = 65_536
+    permits: int = MANY
     promises: Tier | None = None
 
 
@@ -27,13 +28,13 @@ class Share(NamedTuple):
     """What one tenant may have of the servers. Made once for each key.
 
     weight: it is served so many times as much as one of weight 1, where both wait.
-    permits: its requests that run at once, of each depth. waiting: those that wait at once.
+    permits: its requests that run at once, of each depth; MANY for any number. waiting: those that wait at once.
     """
 
     tenant: str
     weight: float = 1.0
-    permits: int = 65_536
-    waiting: int = 65_536
+    permits: int = MANY
+    waiting: int = MANY
 
 
 class Ask(NamedTuple):

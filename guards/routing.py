@@ -6,16 +6,35 @@ Score: who is near to the request, so that what it has computed before is still 
 Pick: the first in line that has not much more than its share.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from math import log
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 TTFT_STEP_S = 0.05  # predictions that differ by less are no reason to choose
+USUAL = 512  # tokens that one more request takes, about
 SLOTS = 1024  # into which requests fall by what they are near to
 LINES_MAX = 4 * SLOTS  # of replicas, one for each slot and set of them, that are remembered
 SPAN = float(1 << 64)
+
+
+class Server(Protocol):
+    """What is compared of equally good servers; see `Candidate`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def load(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def ttft_s(self) -> float | None: ...
+
+
+S = TypeVar("S", bound=Server)
 
 
 class Candidate(NamedTuple):
@@ -74,11 +93,16 @@ def pick(
     equals = [one for one in known if one.up and not (one.refused or one.doubtful or one.standby or one.name in avoid)]
     if not equals:  # which is rare: nobody is as good as can be
         equals = _best_kind(known, avoid)
+    return choose(equals, near, slack).name if equals else None
+
+
+def choose(equals: Sequence[S], near: int | None = None, slack: Slack = SLACK) -> S:
+    """Choose among servers of one kind, of which there is one at least: see `pick`."""
     if len(equals) < 2:
-        return equals[0].name if equals else None
+        return equals[0]
     if near is not None:
-        return _nearest(equals, near, slack).name
-    return min(equals, key=_busy).name
+        return _nearest(equals, near, slack)
+    return min(equals, key=_busy)
 
 
 def roomy(up: list[Candidate], fits: Callable[[str], bool]) -> list[Candidate]:
@@ -97,17 +121,21 @@ def _best_kind(known: list[Candidate], avoid: frozenset[str]) -> list[Candidate]
     return [one for one, kind in zip(usable, kinds, strict=True) if kind == min(kinds)]
 
 
-def _busy(one: Candidate) -> tuple[int, float, float]:
+def _busy(one: Server) -> tuple[int, float, float]:
     soon = 0 if one.ttft_s is None else round(one.ttft_s / TTFT_STEP_S)
-    return soon, (one.tokens + 1) / one.weight, (one.load + 1) / one.weight  # idle, weights decide
+    return soon, (one.tokens + USUAL) / one.weight, (one.load + 1) / one.weight  # with this one
 
 
-def _nearest(equals: list[Candidate], near: int, slack: Slack) -> Candidate:
+def _nearest(equals: Sequence[S], near: int, slack: Slack) -> S:
     """Take the first in line that has not much more than its share: there is one, for not all are above the mean."""
     weights = [one.weight for one in equals]
+    line = _line(near % SLOTS, tuple([one.name for one in equals]), tuple(weights))
+    first = equals[line[0]]
+    if first.tokens <= slack.tokens and first.ttft_s is None:  # whatever its share is
+        return first
     share = slack.ratio * sum([one.tokens for one in equals]) / sum(weights)
     in_time_s = min([one.ttft_s for one in equals if one.ttft_s is not None], default=0.0) + slack.late_s
-    for at in _line(near % SLOTS, tuple([one.name for one in equals]), tuple(weights)):
+    for at in line:
         one = equals[at]
         if one.tokens <= share * one.weight + slack.tokens and (one.ttft_s is None or one.ttft_s <= in_time_s):
             return one

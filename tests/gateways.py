@@ -5,9 +5,12 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 from gateway.books.ledger.contract import Lines
+from gateway.books.ledger.gone import Gone
 from gateway.books.ledger.leased import LOOK_S, LeasedLedger
+from gateway.books.ledger.one_off import OneOff
 from gateway.books.ledger.register import Register
 from gateway.books.ledger.sqlite import SqliteLedger
 from gateway.books.vault.memory import MemoryVault
@@ -31,13 +34,16 @@ class Clock:
 class Gateways:
     """So many of them, by number, each with its own directory and its own way to the vault.
 
+    gone_s: after which gateways that are gone are written off; one_off: whether they are.
     ended: whether each was told to end requests of LINES.
     """
 
-    def __init__(self, folder: Path, count: int, *, goes_on: bool = False) -> None:
+    def __init__(
+        self, folder: Path, count: int, *, goes_on: bool = False, gone_s: float | None = None, one_off: bool = False
+    ) -> None:
         self.clock = Clock()
         self.vault = MemoryVault(self.clock)
-        self._folder, self._goes_on = folder, goes_on
+        self._folder, self._goes_on, self._gone_s, self._one_off = folder, goes_on, gone_s, one_off
         self.ways = [LossyVault(self.vault) for _ in range(count)]
         self.ended = [False] * count
         self.ledgers: list[LeasedLedger] = []
@@ -60,9 +66,11 @@ class Gateways:
         register = Register(self.path(number))
         self.names[number:] = [register.name]
         way, clock = self.ways[number], self.clock
+        gone = None if self._gone_s is None else Gone(way, register, self._gone_s, clock, Random(number))
         ledger = LeasedLedger(
-            local, register, way, clock=clock, wall=clock, goes_on=lambda lines: self._goes_on, hope_s=0.0
-        )
+            local, register, way, clock=clock, wall=clock, goes_on=lambda lines: self._goes_on, hope_s=0.0, gone=gone,
+            one_off=OneOff(way, register.name, register.tags) if self._one_off else None,
+        )  # fmt: skip
 
         def lapsed(over: Callable[[Sequence[Line]], bool]) -> int:
             self.ended[number] |= over(LINES)
@@ -123,6 +131,8 @@ class Gateways:
 
 
 async def quiet(ledger: LeasedLedger) -> None:
-    """Wait until no exchange of a gateway is on its way."""
-    while any(lease.busy for lease in ledger.leases.values()):  # noqa: ASYNC110 - an event for tests would be one more
+    """Wait until no exchange of a gateway is on its way, nor a look at who is gone."""
+    gone = ledger._gone
+    # An event for tests would be one more.
+    while any(one.busy for one in (*ledger.leases.values(), *([gone] if gone else []))):  # noqa: ASYNC110
         await asyncio.sleep(0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gateway.books.vault.contract import Claim, Exchange, Gateway, Refusal, Standing, Vault, VaultDown
+from gateway.books.vault.contract import Claim, Exchange, Gateway, Heard, Refusal, Standing, Vault, VaultDown
 
 
 class LossyVault:
@@ -34,8 +34,15 @@ class LossyVault:
     async def standings(self, tag: str) -> list[Standing]:
         return await self.vault.standings(tag)
 
-    async def write_off(self, tag: str, name: str) -> int:
-        return await self.vault.write_off(tag, name)
+    async def heard(self, tag: str) -> list[Heard]:
+        if self.down:
+            raise VaultDown("unheard")
+        return await self.vault.heard(tag)
+
+    async def write_off(self, tag: str, name: str, unheard_s: float = 0.0) -> int | None:
+        if self.down:
+            raise VaultDown("unheard")
+        return await self.vault.write_off(tag, name, unheard_s)
 
     async def close(self) -> None:
         await self.vault.close()

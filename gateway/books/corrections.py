@@ -1,7 +1,8 @@
 """Corrections of the books by an operator: an account begun anew, charges at another price; each of them once.
 
 A correction has a name. The ledger remembers the names of those it made, in the transaction that makes them, so an
-order may be given as often as one likes: to the gateway that runs, to a new one, or to none.
+order may be given as often as one likes: to the gateway that runs, to a new one, or to none. With the name it remembers
+what was ordered, so that another order under it is refused.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from gateway.books.directories import JOURNAL, directories
 from gateway.books.journal import Journal
 from gateway.books.keys import Keys
 from gateway.books.ledger.contract import Charged, Correction, Ledger, Place
+from gateway.books.ledger.orders import OtherOrder, digest_of
 from gateway.books.ledger.register import FILE, Register, told_of
 from gateway.books.ledger.sqlite import SqliteLedger
 from gateway.books.ledger.tables import LedgerInUse, ledger_file, read_account, was_corrected
@@ -119,17 +121,22 @@ def made(
     """Have all ledgers in a data directory make a correction: by the gateways that run on them, or without one.
 
     open_keys: opens the key store, through which gateways hear of it. Whether any has made it now.
-    Raises ValueError for one that cannot be ordered, TimeoutError where a gateway has not done it in time: it will,
-    once. LeftOut where all that run have made it, and workers' parent keeps from it what was spent before there were
-    any. Refused (BOOKS).
+    Raises ValueError for one that cannot be ordered, OtherOrder where any of them knows another one by the name: then
+    none has made it. TimeoutError where a gateway has not done it in time: it will, once. LeftOut where all that run
+    have made it, and workers' parent keeps from it what was spent before there were any. Refused (BOOKS).
     """
     said, new, running, left_out = encoded(corrections), False, [], False
-    for path in ledgers(data):
+    found = ledgers(data)
+    with open_keys() as keys:
+        _be_same(name, corrections, keys.ordered(name))
+    for path in found:
+        was_corrected(path, name, corrections)
+    for path in found:
         try:
             with open_keys() as keys:
                 new |= asyncio.run(without_gateway(path, name, corrections, keys.tag_of)) is not None
         except LedgerInUse:
-            if was_corrected(path, name):
+            if was_corrected(path, name, corrections):
                 continue
             if path == data and directories(data):  # workers have not that one
                 left_out = any(read_account(path, at).spent for one in corrections for at, _ in one.charges)
@@ -137,8 +144,9 @@ def made(
                 running.append(path)
     if running:
         with open_keys() as keys:
-            keys.order(name, said)
-            _wait(running, name, within_s)
+            if not keys.order(name, said):
+                _be_same(name, corrections, keys.ordered(name))
+            _wait(running, name, corrections, within_s)
             keys.order_done(name)
     if left_out:
         raise LeftOut(data, name)
@@ -150,9 +158,15 @@ def ledgers(data: Path) -> list[Path]:
     return [path for path in (data, *directories(data)) if ledger_file(path).exists()]
 
 
-def _wait(paths: Sequence[Path], name: str, within_s: float) -> None:
+def _be_same(name: str, corrections: Sequence[Correction], waiting: str | None) -> None:
+    """Raises OtherOrder where another one waits for the gateway by that name."""
+    if waiting is not None and digest_of(_decode(waiting)) != digest_of(corrections):
+        raise OtherOrder(name)
+
+
+def _wait(paths: Sequence[Path], name: str, corrections: Sequence[Correction], within_s: float) -> None:
     ends_at = time.monotonic() + within_s
-    while not all(was_corrected(path, name) for path in paths):
+    while not all(was_corrected(path, name, corrections) for path in paths):
         if time.monotonic() > ends_at:
             raise TimeoutError(f"the gateway that runs here has not done it yet; it will, once, under the id {name}")
         time.sleep(LOOK_S)

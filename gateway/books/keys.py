@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from gateway.books.declared import Declared
 from gateway.books.keys_file import (
     BUSY_MS,
     ORDERS_MAX,
@@ -26,6 +27,7 @@ from gateway.books.keys_file import (
     locked,
     opened,
     order_kept,
+    order_named,
     top_up_kept,
     top_up_named,
     transaction,
@@ -35,10 +37,8 @@ from gateway.books.tenants import OPEN, Limits, Tenant, nameable, tenant
 from gateway.config import Bounded, DeclaredBudget, DeclaredKey
 from guards.budget import UNLIMITED, Limit, Line, Unit, Window
 from guards.burn import Plan
-from guards.rate import Counted, Rate
 from guards.refusal import Reason, Refused
 from guards.scope import LEVELS_EACH, each_of, scope, scopes, tag_of
-from guards.timeouts import UNSAID, Times, tightest
 
 SECRET_BYTES = 32
 LOOK_BUSY_MS = 5  # to look, which the event loop waits for
@@ -128,11 +128,7 @@ class Keys:
         self._clock, self._look_every_s = clock, look_every_s
         self._limits: dict[str, dict[tuple[Unit, Window], Limit]] = {}  # in force, by scope
         self._declared_limits: dict[str, dict[tuple[Unit, Window], Limit]] = {}
-        self._rates: dict[str, tuple[tuple[Counted, Rate], ...]] = {}
-        self._plans: dict[str, Plan] = {} if plan is None else {"": plan}
-        self._times: dict[str, Times] = {}
-        self._truncates: dict[str, bool] = {}
-        self._tiers: dict[str, str] = {}
+        self._declared = Declared(plan)
         self._extras: dict[str, dict[tuple[Unit, Window], dict[str, int]]] = {}  # top-ups, by scope and window's name
         self._keys_as_of = self._limits_as_of = self._orders_as_of = -1  # the last change of each that was read
         self._limits_at = 0.0  # unix seconds of the last change of a limit
@@ -286,6 +282,10 @@ class Keys:
             raise ValueError(f"{ORDERS_MAX} corrections wait for a gateway already")
         return self._write(*order_kept(name, said, self._clock()))
 
+    def ordered(self, name: str) -> str | None:
+        """What the order of a name says that waits for the gateway; None where none does."""
+        return order_named(self._db, name)
+
     def order_done(self, name: str) -> None:
         """Forget an order that was carried out: the ledger knows its name."""
         self._write(("DELETE FROM orders WHERE name = :name", {"name": name}))
@@ -316,9 +316,10 @@ class Keys:
         """Join a key with its limits, when it is first asked for after either changed."""
         if entry.row is None or entry.as_of != self._limits_as_of:
             limits = {at: tuple(known.values()) for at, known in self._limits_of(entry)}
+            said = self._declared
             who = tenant(
-                entry.key_id, entry.user, entry.org, entry.team, limits, entry.source, self._rates, self._plans,
-                each_as_of=self._limits_at, times=self._times, truncates=self._truncates, tiers=self._tiers,
+                entry.key_id, entry.user, entry.org, entry.team, limits, entry.source, said.rates, said.plans,
+                each_as_of=self._limits_at, times=said.times, truncates=said.truncates, tiers=said.tiers,
             )  # fmt: skip
             entry.row, entry.as_of = KeyRow(who, entry.created_at, entry.revoked_at), self._limits_as_of
         return entry.row
@@ -412,15 +413,7 @@ class Keys:
             self._changed[at, *which] = self._limits[at][which] = limit
 
     def _declare(self, at: str, limits: Iterable[Limit], said: Bounded) -> None:
-        self._rates[at] = (*self._rates.get(at, ()), *said.rates)
-        if said.breaker is not None:
-            self._plans[at] = said.breaker.plan
-        if said.over_context is not None:
-            self._truncates[at] = said.over_context == "truncate"
-        if said.tier is not None:
-            self._tiers[at] = said.tier
-        if said.timeouts is not None:
-            self._times[at] = tightest((self._times.get(at, UNSAID), said.timeouts.times))
+        self._declared.take(at, said)
         for where, found in ((at, limits), *((each_of(level, at), of_each) for level, of_each in said.each.items())):
             for limit in found:
                 which = limit.unit, limit.window

@@ -113,6 +113,12 @@ def order_kept(name: str, said: str, now_s: float) -> tuple[Statement, ...]:
     )
 
 
+def order_named(db: sqlite3.Connection, name: str) -> str | None:
+    """Read what an order says."""
+    row = db.execute("SELECT said FROM orders WHERE name = ?", (name,)).fetchone()
+    return row[0] if row else None
+
+
 def full(db: sqlite3.Connection, table: str, most: int) -> bool:
     """Whether a table has as many rows as it may."""
     return bool(db.execute(f"SELECT count(*) >= {most} FROM {table}").fetchone()[0])

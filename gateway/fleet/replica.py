@@ -21,7 +21,9 @@ class Replica:
 
     model: the model it is configured to serve; None where it is discovered.
     serves: each model it told of, with its length limit in tokens.
-    tokens: that the legs there likely take; weight: how much it takes beside the others, as configured.
+    tokens: that the legs there likely take.
+    weight: how much it takes beside the others: share, as it is configured, or less where it is much worse than they.
+    ttft_s: until the first token of the request that is being looked at; None where nobody predicts it.
     since_s: when it came to be up, or down.
     trust: what its ups and downs come to.
     breakers: of each model it was sent requests for, and serves.
@@ -35,6 +37,7 @@ class Replica:
     health: Health = field(default_factory=Health)
     load: int = 0
     tokens: int = 0
+    share: float = 1.0
     weight: float = 1.0
     pulse: Pulse = field(default_factory=Pulse)
     tokens_seen: int = 0  # at the last probe
@@ -44,6 +47,7 @@ class Replica:
     breakers: dict[str, Breaker] = field(default_factory=dict)
     gauges: Gauges | None = None
     course: Course = field(default_factory=Course)
+    ttft_s: float | None = None
     beside: Comparison = ALIKE
     beside_s: float = 0.0
 
@@ -52,12 +56,19 @@ class Replica:
         """A model to ask it for."""
         return self.model or next(iter(self.serves), None)
 
+    def good(self, model: str, now_s: float) -> bool:
+        """Whether nothing speaks against sending it a request for that model, as mostly nothing does."""
+        if self.standby or not self.health.up or self.trust.from_s > now_s or self.pulse.doubtful:
+            return False
+        breaker = self.breakers.get(model)
+        return breaker is None or breaker.allowing or not breaker.refuses
+
     def candidate(self, model: str, now_s: float) -> Candidate:
         """It, for a request for that model."""
         breaker = self.breakers.get(model)
         refused = (breaker is not None and breaker.refuses) or self.trust.waits(now_s)
-        up, doubtful, weight = bool(self.health.up), self.pulse.doubtful, self.weight * self.beside.weight
-        said = self.name, up, self.standby, self.load, doubtful, refused, self.tokens, weight, None
+        up, doubtful = bool(self.health.up), self.pulse.doubtful
+        said = self.name, up, self.standby, self.load, doubtful, refused, self.tokens, self.weight, self.ttft_s
         return _new(Candidate, said)
 
     def breaker(self, model: str, make: Callable[[], Breaker]) -> Breaker:

@@ -99,7 +99,7 @@ class Fleet:
         self._replicas = {replica.name: replica for replica in replicas}
         self._ask, self._listener, self._care, self._clock = ask, listener, care, clock
         for replica in replicas:
-            replica.since_s = clock()
+            replica.since_s, replica.weight = clock(), replica.share
         self._canary = Canary(ask, care.probe_s)
         self._hedges = Allowance(care.hedges_per_s, care.hedges_burst)
         self._serving: dict[str, list[Replica]] = {}  # those of each model
@@ -124,6 +124,11 @@ class Fleet:
 
     def pick(self, model: str, avoid: frozenset[str], near: int | None = None) -> str | None:
         """Name the replica for the next leg; None when there is none left to try. near: see `guards.routing`."""
+        good = self._good(model)
+        if avoid:
+            good = [one for one in good if one.name not in avoid]
+        if good:
+            return routing.choose(good, near, self._slack).name
         return routing.pick(self._candidates(self._for(model), model), avoid, near, self._slack)
 
     def with_room(self, model: str, near: int | None, fits: Callable[[str], bool]) -> str | None:
@@ -131,11 +136,18 @@ class Fleet:
 
         Where none is up it goes to one that is not, as a leg would: the verdict may be stale.
         """
+        good = self._good(model)
+        if good:
+            chosen = routing.choose(good, near, self._slack).name
+            if fits(chosen):
+                return chosen
+        if good := [one for one in good if fits(one.name)]:
+            return routing.choose(good, near, self._slack).name
         known = self._candidates(self._for(model), model)
         up = [one for one in known if one.up]
-        if not up:
-            return routing.pick(known, NOBODY, near, self._slack)
-        return routing.pick(routing.roomy(up, fits), NOBODY, near, self._slack)
+        if up:
+            known = routing.roomy(up, fits)
+        return routing.pick(known, NOBODY, near, self._slack)
 
     def named(self, name: str) -> Replica:
         """The replica of a name."""
@@ -327,12 +339,17 @@ class Fleet:
             elif now_s - replica.beside_s > BESIDE_S:
                 before = ALIKE
             replica.beside = compared(own, others, before)
+            replica.weight = replica.share * replica.beside.weight
             if replica.beside.vitals != told.vitals:
                 self._listener.compared(replica)
 
     def _breaker(self, replica: Replica, model: str) -> Breaker:
         plan, listener = self._care.breakers, self._listener
         return Breaker(plan, self._clock, lambda turned: listener.turned(replica, model, turned))
+
+    def _good(self, model: str) -> list[Replica]:
+        now_s = self._clock()
+        return [one for one in self._for(model) if one.good(model, now_s)]
 
     def _candidates(self, replicas: list[Replica], model: str) -> list[Candidate]:
         now_s = self._clock()

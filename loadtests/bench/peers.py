@@ -30,6 +30,11 @@ HOW_TO_INSTALL = (
 START_S_MAX = 120.0  # litellm's imports alone take many seconds
 BUDGET = "1000000000000/day"
 STREAMS_MAX = 20_000
+NOWHERE = {"sessions": False, "prefixes": False}  # what requests are near to
+PROMISING = {
+    "name": "default",
+    "classes": [{"name": "all", "first_ms": 60_000, "between_ms": 1000, "total_ms": 600_000}],
+}
 
 
 @dataclass(frozen=True)
@@ -257,6 +262,8 @@ RECIPES = (
     Recipe("holdfast, no limits", holdfast(key=()), holds=False, named=True),
     Recipe("holdfast, four levels", four_levels(), holds=False, named=True),
     Recipe("holdfast, four levels on Redis", four_levels(redis=True), holds=False, named=True),
+    Recipe("holdfast, policies off", holdfast(admission={"on": False}, routing=NOWHERE), holds=False, named=True),
+    Recipe("holdfast, promises", holdfast(tiers=[PROMISING]), holds=False, named=True),
     Recipe("vllm-router", vllm_router, needs="vllm-router"),
     Recipe("litellm", litellm, share=0.1, rounds=2, holds=False, needs="litellm"),
 )

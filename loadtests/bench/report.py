@@ -9,6 +9,8 @@ from loadtests.bench.rounds import Results
 
 UNLIMITED, LEVELS, LEVELS_MAX = "holdfast, no limits", "holdfast, four levels", 1.15
 LEVELS_REDIS, COMMANDS_MAX = "holdfast, four levels on Redis", 0.2  # for a request
+POLICIES, POLICIES_MAX = (("holdfast", ""), ("holdfast, promises", ", with promises")), 1.10
+POLICIES_OFF = "holdfast, policies off"
 PASSTHROUGH, HOLDFAST, DIRECT, ROUTER = "aiohttp pass-through", "holdfast", "direct", "vllm-router"
 BAREST = "aiohttp, barest"
 DELAY_MS_MAX = (0.3, 2.0)  # p50 and p99, above direct
@@ -42,6 +44,10 @@ def verdicts(results: Results) -> dict[str, bool]:
             if (ratio := _ratio(results, load, UNLIMITED, mine)) is not None:
                 said = f"must: CPU, {load}, under four levels of limits{where}: {ratio:.2f} of none"
                 found[f"{said}, at most {LEVELS_MAX:g}"] = ratio <= LEVELS_MAX
+        for mine, how in POLICIES:
+            if (ratio := _ratio(results, load, POLICIES_OFF, mine)) is not None:
+                said = f"must: CPU, {load}, who is next and where it goes{how}: {ratio:.2f} of as it comes"
+                found[f"{said}, at most {POLICIES_MAX:g}"] = ratio <= POLICIES_MAX
         if (commands := results.commands.get(LEVELS_REDIS, {}).get(load)) is not None:
             answers = sum(one.answers for one in results.seen[LEVELS_REDIS][load])
             each = commands / max(1, answers)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gateway.books.ledger.contract import Charged, Correction, Grant, More, Place
 from gateway.books.ledger.leased import LeasedLedger
 from gateway.books.ledger.memory import MemoryLedger
+from gateway.books.ledger.orders import OtherOrder
 from gateway.books.ledger.register import Register
 from gateway.books.ledger.sqlite import SqliteLedger
 from gateway.books.vault.memory import MemoryVault
@@ -24,6 +25,7 @@ from tests.ledgers import extend, settle, take, tokens
 
 NOON = 1_767_268_800.0  # 2026-01-01T12:00:00Z
 LIMIT = Limit(1_000, Window.DAY)
+PLACE = Place("alice", "tokens", "2026-01-01")
 PRICE = Price(2 * DOLLAR, 6 * DOLLAR, DOLLAR, 6 * DOLLAR)  # micro-dollars a token: 2 of input, 1 cached, 6 of output
 
 
@@ -241,24 +243,59 @@ async def test_a_top_up_is_a_limit_that_is_more_in_one_window(ledger, clock):
 
 
 async def test_a_correction_is_made_once_and_leaves_holds_as_they_are(ledger):
-    """All that is spent is given back, or so much charged; a name that is known changes nothing."""
-    place = Place("alice", "tokens", "2026-01-01")
+    """All that is spent is given back, or so much charged; a name that is known changes nothing, said by whomever."""
     await take(ledger, "r1", "alice", LIMIT, want=300)
     await settle(ledger, "r1", 300)
     await take(ledger, "r2", "alice", LIMIT, want=50)
 
-    first = await ledger.correct("x", [Correction([(place, None)], {"why": "reset"})])
-    again = await ledger.correct("x", [Correction([(place, 7)])])
-    more = await ledger.correct("y", [Correction([(place, 7), (place._replace(scope="nobody"), 7)]), Correction([])])
+    first = await ledger.correct("x", [Correction([(PLACE, None)], {"why": "reset"})])
+    again = await ledger.correct("x", [Correction([(PLACE, None)], {"why": "reset", "by": "bob"})])
+    more = await ledger.correct("y", [Correction([(PLACE, 7), (PLACE._replace(scope="nobody"), 7)]), Correction([])])
 
     assert [(one.request_id, one.charges, one.about) for one in first] == [
-        ("correction-x/0", [(place, -300)], {"why": "reset"})
+        ("correction-x/0", [(PLACE, -300)], {"why": "reset"})
     ]
     assert again is None
-    assert [one.charges for one in more] == [[(place, 7)], []]
+    assert [one.charges for one in more] == [[(PLACE, 7)], []]
     assert await ledger.balance("alice", LIMIT) == Account(1_000, spent=7, held=50)
     assert await settle(ledger, "r2", 50)
     assert await ledger.audit() == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        [Correction([(PLACE, 7)], {"why": "reset"})],
+        [Correction([(PLACE._replace(scope="bob"), None)], {"why": "reset"})],
+        [Correction([(PLACE._replace(unit="output"), None)], {"why": "reset"})],
+        [Correction([(PLACE._replace(window="2026-01"), None)], {"why": "reset"})],
+        [Correction([(PLACE, None)], {"why": "repriced"})],
+        [Correction([(PLACE, None)], {"why": "reset"})] * 2,
+        [],
+    ],
+)
+async def test_a_name_is_that_of_one_order(ledger, other):
+    """Another one under it is refused, and changes nothing; of a window that is over, a reset is the same one still."""
+    await take(ledger, "r1", "alice", LIMIT, want=300)
+    await settle(ledger, "r1", 300)
+    await ledger.correct("x", [Correction([(PLACE, None)], {"why": "reset"})])
+    await take(ledger, "r2", "alice", LIMIT, want=20)
+    await settle(ledger, "r2", 20)
+
+    with pytest.raises(OtherOrder, match="'x' was used for another order"):
+        await ledger.correct("x", other)
+
+    assert await ledger.balance("alice", LIMIT) == Account(1_000, spent=20)
+    later = PLACE._replace(window="2026-01-02")
+    assert await ledger.correct("x", [Correction([(later, None)], {"why": "reset"})]) is None
+
+
+async def test_a_charge_of_another_window_is_another_order(ledger):
+    """It says of which."""
+    await ledger.correct("x", [Correction([(PLACE, 7)])])
+
+    with pytest.raises(OtherOrder):
+        await ledger.correct("x", [Correction([(PLACE._replace(window="2026-01-02"), 7)])])
 
 
 async def test_accounts_do_not_share(ledger):

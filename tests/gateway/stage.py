@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from gateway.books.tenants import OPEN
@@ -14,7 +15,6 @@ from gateway.stream.leg_end import Cause, LegEnd
 from gateway.stream.relay import Relay
 from gateway.stream.seams import Ask, Terms
 from gateway.turns import Turns
-from guards.estimate import AnswerLengths
 from guards.health import Health
 from guards.place import Rank
 from tests.gateway.stream.fakes import Engine, FakeLease, FakeSink, Seen, terms_for
@@ -137,7 +137,8 @@ class Stage:
         upstream: Any = self
         self.flow = Flow(nothing, nothing, nothing, self.fleet, upstream, targets, nothing, 60.0, nothing)
         record: Any = self.record
-        turn = Turns(self.fleet, AnswerLengths(), {}, Rank("default"), lambda: self.now_s).one(call, OPEN, self.now_s)
+        quote: Any = SimpleNamespace(terms=self.relay.terms)
+        turn = Turns(self.fleet, {}, Rank("default"), lambda: self.now_s).one(call, OPEN, self.sink, quote)
         self._serving = asyncio.ensure_future(self.flow._legs(self.relay, self.sink, record, (), turn))
 
     @property

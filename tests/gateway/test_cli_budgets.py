@@ -129,10 +129,12 @@ def test_a_budget_is_reset_once_for_an_id(data: str):
     ledger(data, 5, 7, ("user:bob", "tokens", "total"))
     _, err = run("budgets", "reset", "user:bob", "tokens", "--id", "x", "--data", data)
     _, again = run("budgets", "reset", "user:bob", "tokens", "--id", "x", "--data", data)
+    _, other = run("budgets", "reset", "user:eve", "tokens", "--id", "x", "--data", data, code=1)
     facts = [json.loads(line) for line in (Path(data) / "journal.jsonl").read_text().splitlines()]
 
     assert "user:bob: tokens of total reset" in err
     assert "reset under the id x before" in again
+    assert "the id 'x' was used for another order" in other
     assert [(fact["kind"], fact["charges"][0][1]) for fact in facts] == [
         ("ledger.recovered", 7), ("ledger.corrected", -7), ("ledger.recovered", 7), ("ledger.corrected", -12),
     ]  # fmt: skip

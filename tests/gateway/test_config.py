@@ -186,7 +186,7 @@ ONE_ERROR = {
     "a budget without limits": (
         BASE + "budgets:\n  - {org: a}\n",
         'holdfast.yaml:8:5: budgets[0]: no limits. Add "limits: [50.00 USD/month]", or each_session, each_agent, '
-        "each_turn, rates, breaker, timeouts, over_context.",
+        "each_turn, rates, breaker, timeouts, over_context, tier.",
     ),
     "a budget of what nobody counts": (
         BASE + "budgets:\n  - {org: a, limits: [5 beans/day]}\n",
@@ -659,6 +659,19 @@ def test_the_url_of_a_vault_is_read(tmp_path: Path, url: str, means: VaultUrl):
 
 
 @pytest.mark.parametrize(
+    ("text", "after_s"),
+    [("", 604_800.0), (", write_off_after: 1h", 3600.0), (", write_off_after: 36 h", 129_600.0)]
+    + [(f", write_off_after: {text}", None) for text in ("never", "0", "Never")],
+)
+def test_how_long_a_gateway_may_be_away(tmp_path: Path, text: str, after_s: float | None):
+    """A week, where nothing is said."""
+    config = loaded(tmp_path, BASE + f"ledger: {{url: 'redis://a'{text}}}\n")
+
+    assert config.ledger.write_off_after == after_s
+    assert overridden(config, listen={"port": 0}).ledger == config.ledger
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("url: http://:sesame@a", "ledger.url: not the URL of a Redis server. Write"),
@@ -672,6 +685,14 @@ def test_the_url_of_a_vault_is_read(tmp_path: Path, url: str, means: VaultUrl):
         ("url: 'redis://a', when_down: lease", "ledger.when_down: must be refuse or leased. Did you mean"),
         ("url: 'redis://a', leased_scopes: [acme]", "ledger.leased_scopes[0]: not a scope. Write org:NAME"),
         ("url: 'redis://a', when_down: leased, leased_scopes: ['org:a']", "ledger.leased_scopes: when_down: leased is"),
+        ("url: 'redis://a', write_off_after: soon", "ledger.write_off_after: not a time. Write hours or days"),
+        ("url: 'redis://a', write_off_after: 59", "ledger.write_off_after: not a time. Write hours or days"),
+        ("url: 'redis://a', write_off_after: 7.5", "ledger.write_off_after: "),
+        ("url: 'redis://a', write_off_after: 0h", "ledger.write_off_after: from an hour to a year"),
+        ("url: 'redis://a', write_off_after: 366d", "ledger.write_off_after: from an hour to a year"),
+        ("url: 'redis://a', one_off: perhaps", "ledger.one_off: must be true or false"),
+        ("write_off_after: 7d", "ledger.write_off_after: means nothing without a server"),
+        ("one_off: true", "ledger.one_off: means nothing without a server"),
         ("replicas: 1", "ledger.replicas: means nothing without a server"),
         ("when_down: leased", "ledger.when_down: means nothing without a server"),
     ],

@@ -1,5 +1,6 @@
 """What the ends of a request's legs say of its servers."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +13,10 @@ from gateway.stream.leg_end import Cause, LegEnd
 from gateway.turns import Turns
 from gateway.visits import Visit, Visits
 from guards.breaker import Outcome, Plan, State
-from guards.estimate import AnswerLengths
 from guards.health import Health
 from guards.place import Rank
 from tests.gateway.stage import Stage
-from tests.gateway.stream.fakes import Engine, call_for, ids_of
+from tests.gateway.stream.fakes import Engine, FakeSink, call_for, ids_of, terms_for
 
 UP, DOWN = Health(up=True, why="answers"), Health(up=False, why="a test")
 FAILED = LegEnd(Cause.FAILED, "the server answered status 500", 500, b"")
@@ -222,8 +222,10 @@ async def test_the_probe_is_taken_when_its_server_is_picked():
 
 def legs(world: World) -> Legs:
     nothing: Any = None
-    turns = Turns(world.fleet, AnswerLengths(), {}, Rank("default"), lambda: world.now_s)
-    return Legs(world.fleet, nothing, {}, (), turns.one(call_for(model="m"), OPEN, world.now_s))
+    call = call_for(model="m")
+    quote: Any = SimpleNamespace(terms=terms_for(call))
+    turns = Turns(world.fleet, {}, Rank("default"), lambda: world.now_s)
+    return Legs(world.fleet, nothing, {}, (), turns.one(call, OPEN, FakeSink(), quote))
 
 
 def test_who_picks_a_server_half_open_has_its_probe_before_anything_is_sent():

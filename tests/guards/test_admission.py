@@ -575,3 +575,27 @@ def test_an_idle_gateway_decides_in_microseconds():
         took_s.append((time.perf_counter() - began_s) / 200)
 
     assert median(took_s) < 50e-6
+
+
+def test_two_keys_that_say_different_permits_of_one_tenant_do_not_wake_each_other_for_ever():
+    """Two tiers of one org: the gate is as whoever came last says, and deciding has an end."""
+    gateway = Gateway(room=1)
+    shares = [Share("acme", permits=permits) for permits in (2, 1, 2, 1)]
+    looks = 0
+
+    def counted(place: Place) -> str | None:
+        nonlocal looks
+        looks += 1
+        assert looks < 1000
+        return gateway.route(place)
+
+    gateway.admission._route = counted
+    places = []
+    for share in shares:
+        gateway.turn(0.1)
+        places.append(gateway.ask(share=share))
+
+    gateway.drain()
+
+    assert set(gateway.started) == set(places)
+    gateway.at_rest()

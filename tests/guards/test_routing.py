@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guards.routing import SLOTS, Candidate, Slack, pick
+from guards.routing import SLOTS, USUAL, Candidate, Slack, pick
 
 CANDIDATES = st.lists(
     st.builds(
@@ -22,7 +22,7 @@ AVOID = st.frozensets(st.sampled_from("abcdef"))
 
 def rank(one: Candidate, avoid: frozenset[str]) -> tuple[float, ...]:
     """What is better comes first."""
-    busy = (one.tokens + 1) / one.weight, (one.load + 1) / one.weight
+    busy = (one.tokens + USUAL) / one.weight, (one.load + 1) / one.weight
     return not one.up, one.name in avoid, one.refused, one.doubtful, one.standby, *busy
 
 
@@ -68,8 +68,8 @@ def test_a_server_of_less_weight_gets_less_and_not_nothing():
     """With an eighth of the weight it is next when each other one has eight times its tokens."""
     light = Candidate("a", True, False, 0, weight=0.125)
 
-    assert pick([light, up("b")._replace(tokens=6)]) == "b"
-    assert pick([light, up("b")._replace(tokens=8)]) == "a"
+    assert pick([light, up("b")._replace(tokens=6 * USUAL)]) == "b"
+    assert pick([light, up("b")._replace(tokens=8 * USUAL)]) == "a"
 
 
 def test_a_replica_held_for_down_is_tried_when_nothing_else_is_left():

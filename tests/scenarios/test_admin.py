@@ -115,6 +115,10 @@ async def test_a_reset_gives_running_streams_what_was_spent_before(gateway):
     spent = until(lambda: (one := stands(gateway, "org:reset"))["held"] == 0 and one)["spent"]
     done = admin(gateway, "POST", "/admin/budgets/org:reset/reset", {"kind": "tokens/day", "id": "r2"})
     again = admin(gateway, "POST", "/admin/budgets/org:reset/reset", {"kind": "tokens/day", "id": "r2"})
+    for path in ("org:reset", "org:other"):
+        other = {"kind": "tokens/day" if path == "org:other" else "USD/day", "id": "r2"}
+        refused = admin(gateway, "POST", f"/admin/budgets/{path}/reset", other, status=409)
+        assert (refused["param"], "used for another order" in refused["message"]) == ("id", True)
 
     assert (spent, done["given_back"], done["new"]) == (budget, budget, True)
     assert (again["given_back"], again["new"]) == (0, False)

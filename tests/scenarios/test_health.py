@@ -25,6 +25,7 @@ FOUND_S_MAX = 6.0  # a slow engine: five rounds of probes, 1.25 s here, 5 s by d
 OUT_S_MAX = 3.0  # a server that fails everything, under load
 OPEN_S = 1.5
 CALLS = 20  # of the default plan
+SPREAD = {"sessions": False, "prefixes": False}  # each request goes to the least busy server
 
 
 @dataclass
@@ -81,7 +82,7 @@ def twos(start_gateway, tokenizer) -> Twos:
     @asynccontextmanager
     async def make(**more: Any) -> AsyncIterator[Two]:
         with start_stub(tokens_per_s=RATE) as left, start_stub(tokens_per_s=RATE) as right:
-            options = {"tokenizer": tokenizer, "standby": False, "timeouts": HURRIED} | more
+            options = {"tokenizer": tokenizer, "standby": False, "timeouts": HURRIED, "routing": SPREAD} | more
             gateway = start_gateway([left.url, right.url], **options)
             yield Two(gateway, left, right, gateway.key("somebody"))
 

@@ -92,7 +92,7 @@ class Gateway:
         self.records = SimRecords(journal, metrics, loop.time, quotes.lengths.note)
         self.deadlines = Deadlines(config.timeouts.total_s)
         rates = Rates(quotes.lengths, lambda: int(loop.time() * 1e9))
-        self.turns = app._turns(config, self.fleet, quotes, metrics, loop.time, listener)
+        self.turns = app._turns(config, self.fleet, metrics, loop.time, listener)
         self.flow = Flow(
             rates, quotes, self.turns, self.fleet, self.upstream, targets, self.records, self.deadlines, loop.time
         )  # fmt: skip

@@ -212,6 +212,7 @@ class Ledger(Protocol):
 
         What is given back is at most what was spent; accounts that do not exist are passed over. What was done is the
         answer, and the journal has to be told of it. Holds stay as they are.
+        Raises OtherOrder where the name is that of another correction.
         """
 
     def balance(self, scope: str, limit: Limit) -> Awaitable[Account]:

@@ -11,7 +11,7 @@ from gateway.books.ledger.contract import Lines, Place
 from gateway.books.ledger.leased_steps import Elsewhere, GiveBack, Heard, Numbers, Saying, TakeIn
 from gateway.books.ledger.register import NOT_KNOWN, Entry, Register
 from gateway.books.ledger.steps import Step
-from gateway.books.vault.contract import LEASE_S, Claim, Closed, Fenced, Given, Refusal, Vault, VaultDown
+from gateway.books.vault.contract import LEASE_S, Claim, Closed, Crowded, Fenced, Given, Refusal, Vault, VaultDown
 from guards.budget import UNLIMITED, Account, Line
 from guards.escrow import AMOUNT_MAX
 from guards.leasing import Use, cushion, refill
@@ -95,6 +95,7 @@ class Lease:
     fault: why nothing may be spent, whatever the time; "" else.
     heard_s: when the vault was last heard; asked_s: and asked for more; began_s: when all accounts were told.
     valid_until: rights may be spent until then.
+    crowded: there is no place for this gateway until another one is written off.
     scarce: others may come to lack what this gateway has, so that it should hear of that soon.
     hoping: requests that wait for what others may give back.
     """
@@ -117,7 +118,7 @@ class Lease:
         self.fault = ""
         self.made_s = clock()
         self.valid_until = self.heard_s = self.asked_s = self.began_s = -math.inf
-        self.fenced = self.quiet = self.scarce = False
+        self.fenced = self.crowded = self.quiet = self.scarce = False
         self.hoping = 0
         self._room = ACCOUNTS_MAX
         self._ending = False
@@ -140,6 +141,11 @@ class Lease:
     def valid(self) -> bool:
         """Whether rights may be spent now. A fault also ends the time in which they may be."""
         return self._clock() < self.valid_until
+
+    @property
+    def given_back(self) -> bool:
+        """Whether the vault has all rights back, and knows of all accounts what was spent."""
+        return not self.fenced and all(self._told(one) for one in self.known.values())
 
     @property
     def limited(self) -> bool:
@@ -319,7 +325,7 @@ class Lease:
             log.warning("lease.goes_on", tag=self.tag)
         if not known:  # before any of the rights are used
             await self._register.know(self.tag)
-        self.fault, self.quiet, self.heard_s = "", answer.quiet, self._clock()
+        self.fault, self.crowded, self.quiet, self.heard_s = "", False, answer.quiet, self._clock()
         given = zip(claims, answer.given, strict=True)
         await self._books.step(TakeIn(tuple((one.place, to.rights) for one, to in given if one.limit is not None)))
         news: dict[Place, Elsewhere] = {}
@@ -376,7 +382,9 @@ class Lease:
         return Claim(at, limit, known.as_of, account.limit, account.spent, want + cushioned if want else 0, need)
 
     def _refused(self, answer: Refusal) -> None:
-        """What was stale is told again by the next exchange; the others stop all spending, until the vault goes on."""
+        """What was stale is told again by the next exchange, and who found no place asks again; the others stop all
+        spending, until the vault goes on."""
+        self.crowded = isinstance(answer, Crowded)
         if isinstance(answer, Fenced | Closed):
             if not self.fault:
                 log.error("lease.refused", tag=self.tag, why=answer.why, fenced=isinstance(answer, Fenced))

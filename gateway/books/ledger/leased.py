@@ -10,7 +10,8 @@ from typing import Any
 import structlog
 
 from gateway.books.ledger.contract import NOTHING, About, Charged, Correction, Grant, Lines, More, Place, place
-from gateway.books.ledger.lease import IDLE_S, Lease, Wish, learn, remember
+from gateway.books.ledger.gone import Gone
+from gateway.books.ledger.lease import IDLE_S, Lease, learn, remember
 from gateway.books.ledger.leased_steps import (
     NOTHING_HEARD,
     Disown,
@@ -22,13 +23,15 @@ from gateway.books.ledger.leased_steps import (
     Look,
     Short,
 )
+from gateway.books.ledger.one_off import OneOff
 from gateway.books.ledger.register import Entry, Register, told_of
+from gateway.books.ledger.shortage import AGAIN_S, unavailable, wishes
 from gateway.books.ledger.sqlite import Opening, SqliteLedger
 from gateway.books.ledger.steps import Extend, Open
 from gateway.books.ledger.tables import Told
 from gateway.books.vault.contract import RENEW_S, Vault
 from guards.budget import UNLIMITED, Account, Limit, Line
-from guards.claim import Load, Part, hoped_for, lacking, shares
+from guards.claim import Load, Part, hoped_for, lacking
 from guards.escrow import AMOUNT_MAX
 from guards.money import Price, Tokens
 from guards.refusal import Reason, Refused
@@ -46,7 +49,6 @@ RENEWALS_MAX = 64  # tags renewed at once; others wait for their turn
 END_S_MAX = 5.0  # for all rights to go back at the end
 TRIES_MAX = 8  # exchanges for one step: what the vault gives at once is a part of what is left, and others here take it
 LEASES_MAX = 65_536
-AGAIN_S = 1.0  # a client's next try
 
 
 class LeasedLedger:
@@ -61,6 +63,7 @@ class LeasedLedger:
 
     data of `local`: also has `rights.sqlite3`, with this gateway's name and what is to be told of its accounts.
     clock: monotonic, seconds; wall: unix seconds. goes_on: by a request's limits. hope_s: see HOPE_S.
+    gone: sees to gateways that are gone; one_off: to this one's end, where it is for good; None: nobody does.
     on_lapse: ends the requests of whose limits it is told that they must, again and again; returns how many those were.
     """
 
@@ -74,7 +77,10 @@ class LeasedLedger:
         wall: Callable[[], float] = time.time,
         goes_on: Callable[[Lines], bool] = lambda lines: False,
         hope_s: float = HOPE_S,
+        gone: Gone | None = None,
+        one_off: OneOff | None = None,
     ) -> None:
+        self._gone, self._one_off = gone, one_off
         self._hope_s = hope_s
         self.local, self.register, self.vault = local, register, vault
         self._clock, self._wall, self._goes_on = clock, wall, goes_on
@@ -177,7 +183,7 @@ class LeasedLedger:
                     raise self._refusal(lease, asked, short) from None
                 hoped = True
             remember(lease, short.places, asked.lines)
-            await lease.ask(_wishes(short, asked.want), MORE**tries)
+            await lease.ask(wishes(short, asked.want), MORE**tries)
             eager = self._goes_well(lease, asked.lines, tries)
             try:
                 return await self._attempt(lease, asked, eager=eager)
@@ -274,7 +280,7 @@ class LeasedLedger:
             if self._in_vain(lease, short, least, tries, eager=eager):
                 break
             remember(lease, short.places, lines)
-            await lease.ask(_wishes(short, asked.want), MORE**tries)
+            await lease.ask(wishes(short, asked.want), MORE**tries)
             eager = self._goes_well(lease, lines, tries)
             try:
                 return await self.local.step(LeasedExtend(asked, self._view(lease, lines), eager))
@@ -365,10 +371,13 @@ class LeasedLedger:
 
         if over and (ended := self.on_lapse(ends)):
             log.warning("leases.over", tags=len(over), requests_ended=ended)
+        if self._gone is not None:
+            self._gone.look(self.leases)
 
     def not_ready(self) -> list[str]:
         """What keeps this gateway from spending, for operators."""
         faults = {f"the vault refuses this gateway: {one.fault}" for one in self.leases.values() if one.fault}
+        faults |= self._gone.faults if self._gone is not None else set()
         down = self._down and any(one.limited and not one.valid for one in self.leases.values())
         return sorted(faults)[:1] + (["the vault cannot be reached"] if down else [])
 
@@ -376,9 +385,13 @@ class LeasedLedger:
         if self._closed:
             return
         self._closed = True
+        if self._gone is not None:
+            await self._gone.close()
         ends = [asyncio.ensure_future(one.end()) for one in self.leases.values() if one.known and not one.fenced]
         if ends:
             await asyncio.wait(ends, timeout=END_S_MAX)
+        if self._one_off is not None:
+            await self._one_off.leave(self.leases)
         for work in (*ends, *self._works):
             work.cancel()
         await self.local.close()
@@ -391,6 +404,8 @@ class LeasedLedger:
                 raise Refused(Reason.BOOKS, "too many budgets are in use at once", retry_after_s=AGAIN_S)
             args = self.local, self.vault, self.register, self._clock, self._on_vault
             lease = self.leases[tag] = Lease(tag, *args)
+            if self._one_off is not None:
+                self._one_off.note(tag)
         return lease
 
     def _view(self, lease: Lease | None, lines: Lines) -> Heard:
@@ -430,20 +445,3 @@ class LeasedOpening(Awaitable[Grant]):
             grant = yield from self._ledger.opened_at_last(self._lease, self._asked, short).__await__()
         self._ledger.holds(self._lease, self._asked.lines, grant)
         return grant
-
-
-def _wishes(short: Short, want: Load) -> dict[Place, Wish]:
-    """What is to be free of each limit for a step that was short."""
-    wishes = {}
-    needs, wants = shares(short.need, short.price), shares(want, short.price)
-    for at, (unit, account, held) in zip(short.places, short.mine, strict=True):
-        if account.limit != UNLIMITED:
-            need = max(0, needs[unit] - held)
-            wishes[at] = Wish(need, max(need, wants[unit] - held), need)
-    return wishes
-
-
-def unavailable(lease: Lease) -> Refused:
-    """For clients: not why."""
-    what = "this gateway may not spend it" if lease.fault else "it cannot be asked for"
-    return Refused(Reason.BOOKS, f"the budget is shared by many gateways, and {what} right now", retry_after_s=AGAIN_S)

@@ -75,7 +75,7 @@ class MemoryShelf:
     def __init__(self) -> None:
         self._cells: dict[Place, Cell] = {}
         self._holds: dict[str, Held] = {}
-        self._corrected: set[str] = set()
+        self._corrected: dict[str, str] = {}
 
     def cell(self, place: Place) -> Cell:
         return self._cells.get(place) or self._cells.setdefault(place, Cell(place, None))
@@ -99,11 +99,11 @@ class MemoryShelf:
     def tell(self, charged: Charged) -> None:
         """It has no disk to lose it from."""
 
-    def corrected(self, name: str) -> bool:
-        return name in self._corrected
+    def corrected(self, name: str) -> str | None:
+        return self._corrected.get(name)
 
-    def keep_corrected(self, name: str) -> None:
-        self._corrected.add(name)
+    def keep_corrected(self, name: str, digest: str) -> None:
+        self._corrected[name] = digest
 
     def corrections(self) -> int:
         return len(self._corrected)

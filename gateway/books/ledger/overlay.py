@@ -28,7 +28,7 @@ class Overlay:
         self._cells: WeakValueDictionary[Place, Cell] = WeakValueDictionary()
         self._recent: dict[Place, Cell] = {}
         self._told: list[Charged] = []
-        self._corrected: list[str] = []  # in this batch
+        self._corrected: dict[str, str] = {}  # digests by name, in this batch
         self._corrections = tables.corrections()  # before it
         # What was before, oldest first, of this batch; and where in it the present step began.
         self._accounts_before: list[tuple[tuple[Cell, ...], list[Account | None]]] = []
@@ -68,11 +68,11 @@ class Overlay:
     def tell(self, charged: Charged) -> None:
         self._told.append(charged)  # the last thing that a step does: it is never undone alone
 
-    def corrected(self, name: str) -> bool:
-        return name in self._corrected or self._tables.corrected(name)
+    def corrected(self, name: str) -> str | None:
+        return self._corrected.get(name) or self._tables.corrected(name)
 
-    def keep_corrected(self, name: str) -> None:
-        self._corrected.append(name)
+    def keep_corrected(self, name: str, digest: str) -> None:
+        self._corrected[name] = digest
 
     def corrections(self) -> int:
         return self._corrections + len(self._corrected)
@@ -115,7 +115,8 @@ class Overlay:
         if any(max(row[3:]) >= 1 << 63 for row in rows):
             raise OverflowError("an account is too large for 64 bits")
         accounts = msgspec.json.encode(rows).decode()
-        told, corrected = (msgspec.json.encode(one).decode() if one else None for one in (self._told, self._corrected))
+        orders = list(self._corrected.items())
+        told, corrected = (msgspec.json.encode(one).decode() if one else None for one in (self._told, orders))
         return accounts, told, corrected
 
     def _changed(self) -> Iterator[Cell]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from gateway.books.ledger.contract import NOTHING, About, Cell, Charged, Correction, Grant, Lines, More, Place, place
+from gateway.books.ledger.orders import digest_of, same
 from guards.budget import UNLIMITED, Account, Limit, Line
 from guards.claim import MONEY, Cover, Load, Part, charges, hoped_for, lacking, lease, shares, worded
 from guards.money import Price, Tokens
@@ -40,13 +41,13 @@ class Shelf(Protocol):
     def tell(self, charged: Charged) -> None:
         """Keep what a request was charged until the journal has it."""
 
-    def corrected(self, name: str) -> bool:
-        """Whether a correction was made before."""
+    def corrected(self, name: str) -> str | None:
+        """The digest of the order that was made under a name; "" where it is not known; None where there was none."""
 
     def corrections(self) -> int:
         """How many corrections were ever made."""
 
-    def keep_corrected(self, name: str) -> None: ...
+    def keep_corrected(self, name: str, digest: str) -> None: ...
     def accounts(self) -> Iterable[tuple[Place, Account]]: ...
     def holds(self) -> Iterable[tuple[str, Held]]: ...
 
@@ -210,13 +211,13 @@ class Correct(NamedTuple):
     corrections: Sequence[Correction]
 
     def apply(self, shelf: Shelf, now_s: float) -> list[Charged] | None:
-        if shelf.corrected(self.name):
+        if same(shelf.corrected(self.name), self.corrections, self.name):
             return None
         done = [
             Charged(f"{CORRECTION}{self.name}/{number}", self._charged(shelf, one), about=one.about)
             for number, one in enumerate(self.corrections)
         ]
-        shelf.keep_corrected(self.name)
+        shelf.keep_corrected(self.name, digest_of(self.corrections))
         for charged in done:
             shelf.tell(charged)
         return done

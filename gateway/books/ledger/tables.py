@@ -7,7 +7,7 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,8 @@ from typing import NamedTuple
 import msgspec
 
 from gateway.books.directories import directories
-from gateway.books.ledger.contract import Charged, Place
+from gateway.books.ledger.contract import Charged, Correction, Place
+from gateway.books.ledger.orders import same
 from guards.budget import UNLIMITED, Account
 from guards.refusal import Reason, Refused
 
@@ -38,14 +39,16 @@ CREATE TABLE IF NOT EXISTS accounts (
     touched REAL NOT NULL, PRIMARY KEY (scope, unit, window)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS corrected (name TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS orders (name TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS corrections (number INTEGER NOT NULL);
 INSERT INTO corrections SELECT count(*) FROM corrected WHERE NOT EXISTS (SELECT 1 FROM corrections);
 CREATE TABLE IF NOT EXISTS outbox (batch INTEGER PRIMARY KEY, at REAL NOT NULL, told TEXT NOT NULL);
 """
 # What a batch of steps came to, in one statement and so in one transaction: each run of a statement lets go of the
 # interpreter's lock, and waits to have it back. accounts: JSON, a list with the fields of `Place` and `Account`.
-# told: what was charged to whom, as the journal will tell it, kept until it has; corrected: names of corrections;
-# journaled: the last batch that the journal has.
+# told: what was charged to whom, as the journal will tell it, kept until it has; corrected: names of corrections and
+# digests of what was ordered; journaled: the last batch that the journal has. Digests have a table of their own: an
+# older Holdfast goes on with this file, and what it corrects has none.
 BATCH = """
 CREATE TEMP VIEW batch AS
     SELECT NULL AS number, NULL AS at, NULL AS accounts, NULL AS told, NULL AS corrected, NULL AS journaled;
@@ -57,7 +60,9 @@ CREATE TEMP TRIGGER batch_kept INSTEAD OF INSERT ON batch BEGIN
         ON CONFLICT (scope, unit, window) DO UPDATE
         SET "limit" = excluded."limit", spent = excluded.spent, held = excluded.held, touched = excluded.touched;
     INSERT INTO outbox SELECT NEW.number, NEW.at, NEW.told WHERE NEW.told IS NOT NULL;
-    INSERT INTO corrected SELECT value, NEW.at FROM json_each(NEW.corrected);
+    INSERT INTO corrected SELECT json_extract(value, '$[0]'), NEW.at FROM json_each(NEW.corrected);
+    INSERT OR REPLACE INTO orders
+        SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(NEW.corrected);
     UPDATE corrections SET number = number + json_array_length(NEW.corrected) WHERE NEW.corrected IS NOT NULL;
     DELETE FROM outbox WHERE batch <= NEW.journaled;
 END;
@@ -103,8 +108,14 @@ class Tables:
         row = self.db.execute(query, place).fetchone()
         return Account(*row) if row else None
 
-    def corrected(self, name: str) -> bool:
-        return self.db.execute("SELECT 1 FROM corrected WHERE name = ?", (name,)).fetchone() is not None
+    def corrected(self, name: str) -> str | None:
+        """See `Shelf.corrected`."""
+        if self.db.execute("SELECT 1 FROM corrected WHERE name = ?", (name,)).fetchone() is None:
+            return None
+        if self.db.execute("SELECT 1 FROM sqlite_master WHERE name = 'orders'").fetchone() is None:
+            return ""  # an older Holdfast has it open
+        row = self.db.execute("SELECT digest FROM orders WHERE name = ?", (name,)).fetchone()
+        return row[0] if row else ""
 
     def corrections(self) -> int:
         """How many were ever made, those that are forgotten among them."""
@@ -249,6 +260,7 @@ def prune(db: sqlite3.Connection, data: Path, now_s: float) -> int:
             db.execute(f"DELETE FROM accounts WHERE {old}", bounds)
             _tell(db, PRUNED, {Place(*at): -spent for *at, spent in rows if spent}, now_s)
         db.execute("DELETE FROM corrected WHERE at < ?", (now_s - CORRECTED_S_MAX,))
+        db.execute("DELETE FROM orders WHERE name NOT IN (SELECT name FROM corrected)")
         db.execute("COMMIT")
     return len(rows)
 
@@ -309,13 +321,13 @@ def read_account(data: Path, at: Place) -> Account:
         return Tables(db).account(at) or Account(0)
 
 
-def was_corrected(data: Path, name: str) -> bool:
-    """Whether the ledger in a data directory has made a correction; also while a gateway runs on it.
+def was_corrected(data: Path, name: str, corrections: Sequence[Correction]) -> bool:
+    """Whether the ledger in a data directory has made these corrections; also while a gateway runs on it.
 
-    Raises Refused (BOOKS).
+    Raises OtherOrder where it has made others by that name, Refused (BOOKS).
     """
     with _looking(data) as db:
-        return Tables(db).corrected(name)
+        return same(Tables(db).corrected(name), corrections, name)
 
 
 @contextmanager

@@ -11,14 +11,26 @@ from msgspec import Struct, field
 
 from gateway.books.ledger.contract import Place
 from gateway.books.ledger.tables import NAMED_S_MAX, WINDOW_S_MAX
-from gateway.books.vault.contract import LEASE_S, Claim, Closed, Fenced, Gateway, Given, Refusal, Stale, Standing
+from gateway.books.vault.contract import (
+    LEASE_S,
+    Claim,
+    Closed,
+    Crowded,
+    Fenced,
+    Gateway,
+    Given,
+    Refusal,
+    Stale,
+    Standing,
+)
 from guards.escrow import AMOUNT_MAX, given
 from guards.scope import made_up
 
 LEASE_MS = round(LEASE_S * 1000)
 WANTED_MS = 2000  # for so long others hear that a gateway could not be given what it needs; it asks again sooner
-GATEWAYS_MAX = 256  # that lease under one tag: each exchange looks at all of them
+GATEWAYS_MAX = 512  # that lease under one tag: each exchange looks at all of them, in 3 ms of a server
 CLAIMS_MAX = 1024  # in one exchange
+FENCED_MS = round(WINDOW_S_MAX * 1000)  # unheard for so long, one that was written off is forgotten
 
 
 class Speaker(Struct):
@@ -34,6 +46,10 @@ class Speaker(Struct):
         """Whether it was heard of within LEASE_S."""
         return now_ms - self.heard_ms <= LEASE_MS and not self.fenced
 
+    def gone(self, now_ms: int) -> bool:
+        """Whether it was written off so long ago that the fence is forgotten: see `Vault.write_off`."""
+        return self.fenced and now_ms - self.heard_ms > FENCED_MS
+
 
 class Tag(Struct):
     """What accounts under one tag have in common. run: which start of which server it has been kept by so far;
@@ -43,10 +59,10 @@ class Tag(Struct):
     quiet_ms: int = 0
     gateways: dict[str, Speaker] = field(default_factory=dict)
 
-    def refuses(self, gateway: Gateway) -> Refusal | None:
+    def refuses(self, gateway: Gateway, now_ms: int) -> Refusal | None:
         """Why a gateway may not speak."""
         known = self.gateways.get(gateway.name)
-        if known is not None:
+        if known is not None and not known.gone(now_ms):
             if known.fenced or gateway.epoch < known.epoch:
                 return fenced(gateway.name)
             if gateway.epoch == known.epoch and gateway.start != known.start:
@@ -58,9 +74,10 @@ class Tag(Struct):
         return None
 
     def hear(self, gateway: Gateway, run: str, now_ms: int) -> None:
-        """Take note of who speaks."""
+        """Take note of who speaks, and forget who was written off long ago."""
         if run != self.run:
             self.run, self.quiet_ms = run, max(self.quiet_ms, now_ms + LEASE_MS)
+        self.gateways = {name: one for name, one in self.gateways.items() if not one.gone(now_ms)}
         self.gateways[gateway.name] = Speaker(gateway.epoch, gateway.number, now_ms, start=gateway.start)
 
     def living(self, now_ms: int) -> set[str]:
@@ -197,8 +214,8 @@ def forgetful(name: str) -> Fenced:
     )
 
 
-def crowded() -> Refusal:
-    return Refusal(
+def crowded() -> Crowded:
+    return Crowded(
         f"more than {GATEWAYS_MAX} gateways: write off those that are gone, with `holdfast ledger write-off`"
     )
 

@@ -108,6 +108,10 @@ class Stale(Refusal):
     """A newer exchange of this gateway came first."""
 
 
+class Crowded(Refusal):
+    """So many gateways lease under this tag that no other one may: those that are gone have to be written off."""
+
+
 class Fenced(Refusal):
     """A newer start of this gateway has spoken, or it was written off, or its books are older than what the vault has
     heard of them: this one may spend nothing any more."""
@@ -157,10 +161,13 @@ class Vault(Protocol):
     async def heard(self, tag: str) -> list[Heard]:
         """The gateways that ever leased under a tag, by name. Raises VaultDown."""
 
-    async def write_off(self, tag: str, name: str) -> int:
+    async def write_off(self, tag: str, name: str, unheard_s: float = 0.0) -> int | None:
         """Charge all rights that a gateway has under a tag, and fence it; in how many accounts. Raises VaultDown.
 
-        For good: no later start by that name may speak under the tag.
+        None where it is not known there, or was heard of within `unheard_s`: then nothing has changed.
+        For good: no later start by that name may speak under the tag. Who was not heard of for 62 days is forgotten at
+        last, so that there is room; one that comes back after that has what it says it has once more, beside what was
+        charged for it. So too much may count as spent, and never too little.
         """
 
     async def close(self) -> None:

@@ -39,8 +39,8 @@ class MemoryVault:
     async def heard(self, tag: str) -> list[Heard]:
         return steps.heard(self._up(), tag, self._now_ms())
 
-    async def write_off(self, tag: str, name: str) -> int:
-        return steps.write_off(self._up(), tag, name, self._now_ms())
+    async def write_off(self, tag: str, name: str, unheard_s: float = 0.0) -> int | None:
+        return steps.write_off(self._up(), tag, name, round(unheard_s * 1000), self._now_ms())
 
     async def close(self) -> None:
         pass

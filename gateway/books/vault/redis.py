@@ -32,7 +32,7 @@ from redis.exceptions import AskError, MovedError, NoScriptError, ResponseError
 
 from gateway.books.ledger.contract import Place
 from gateway.books.vault import account, steps
-from gateway.books.vault.account import GATEWAYS_MAX, LEASE_MS, WANTED_MS, Account, Share, Speaker
+from gateway.books.vault.account import FENCED_MS, GATEWAYS_MAX, LEASE_MS, WANTED_MS, Account, Share, Speaker
 from gateway.books.vault.contract import (
     Claim,
     Closed,
@@ -143,15 +143,16 @@ class RedisVault:
         speakers, now_ms = await self._speakers(tag)
         return [Heard(name, max(0, now_ms - one.heard_ms) / 1000, one.fenced) for name, one in sorted(speakers.items())]
 
-    async def write_off(self, tag: str, name: str) -> int:
+    async def write_off(self, tag: str, name: str, unheard_s: float = 0.0) -> int | None:
         key, index = keys_of(tag)
+        arguments: list[str | int] = [quote_name(name), round(unheard_s * 1000)]
         # First the fence; what the gateway has does not change after it.
-        if (await self._run(self._write_off, [key], [quote_name(name)]))[0] == -1:
-            return 0
+        if (await self._run(self._write_off, [key], arguments))[0] == -1:
+            return None
         number = 0
         async for part in self._members(key, index):
             accounts = [account_key(tag, member) for member in part]
-            number += (await self._run(self._write_off, [key, *accounts], [quote_name(name)]))[0]
+            number += max(0, (await self._run(self._write_off, [key, *accounts], arguments))[0])
         return number
 
     async def close(self) -> None:
@@ -167,7 +168,7 @@ class RedisVault:
         arguments: list[str | int | float] = [
             quote_name(gateway.name), f"{gateway.epoch:020d}", f"{gateway.number:020d}",
             LEASE_MS, WANTED_MS, GATEWAYS_MAX, make, opening, quiet_ms,
-            quote_name(gateway.start),
+            quote_name(gateway.start), FENCED_MS,
         ]  # fmt: skip
         for one, member in zip(claims, members, strict=True):
             amounts = (account.bound(one.limit), one.as_of, one.rights, one.spent, one.want, one.need)

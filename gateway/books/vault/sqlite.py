@@ -80,8 +80,9 @@ class SqliteVault:
     async def heard(self, tag: str) -> list[Heard]:
         return await self._take(lambda shelf, now_ms: steps.heard(shelf, tag, now_ms))
 
-    async def write_off(self, tag: str, name: str) -> int:
-        return await self._take(lambda shelf, now_ms: steps.write_off(shelf, tag, name, now_ms))
+    async def write_off(self, tag: str, name: str, unheard_s: float = 0.0) -> int | None:
+        unheard_ms = round(unheard_s * 1000)
+        return await self._take(lambda shelf, now_ms: steps.write_off(shelf, tag, name, unheard_ms, now_ms))
 
     async def close(self) -> None:
         self._closed = True

@@ -77,7 +77,7 @@ def exchange(
         if known and not begun.again_ms:
             return lost(tag)
         kept = Tag(shelf.run, made_quiet_ms(begun.again_ms, known, now_ms))
-    refusal = kept.refuses(gateway)
+    refusal = kept.refuses(gateway, now_ms)
     if refusal is not None:
         return refusal
     accounts = [shelf.account(tag, said.place) or Account() for said in claims]
@@ -115,12 +115,13 @@ def heard(shelf: Shelf, tag: str, now_ms: int) -> list[Heard]:
     return [Heard(name, max(0, now_ms - one.heard_ms) / 1000, one.fenced) for name, one in found]
 
 
-def write_off(shelf: Shelf, tag: str, name: str, now_ms: int) -> int:
+def write_off(shelf: Shelf, tag: str, name: str, unheard_ms: int, now_ms: int) -> int | None:
     """`Vault.write_off`."""
     kept = shelf.tag(tag)
-    if kept is None or name not in kept.gateways:
-        return 0
-    kept.gateways[name].fenced = True
+    known = kept.gateways.get(name) if kept is not None else None
+    if kept is None or known is None or not (known.fenced or now_ms - known.heard_ms >= unheard_ms):
+        return None
+    known.fenced = True
     shelf.put_tag(tag, kept)
     number = 0
     for place, account in list(shelf.accounts(tag)):

@@ -1,13 +1,20 @@
 -- Charge all that a gateway has in some accounts, and fence it. May be done again, for other accounts or the same.
 --
--- KEYS: the tag, then accounts. ARGV: name. Returns in how many accounts it had something; -1 where it is not known.
+-- KEYS: the tag, then accounts. ARGV: name; unheard_ms: for how long at least it has not been heard of.
+-- Returns in how many accounts it had something; -1 where it is not known, or was heard of since.
 
 local field = '@' .. ARGV[1]
 local said = redis.call('HGET', KEYS[1], field)
 if not said then
     return -1
 end
-redis.call('HSET', KEYS[1], field, 'fenced 0 ' .. string.match(said, '^%S+ %S+ (%S+)') .. ' ')
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local epoch, heard = string.match(said, '^(%S+) %S+ (%d+) ')
+if epoch ~= 'fenced' and now - heard < tonumber(ARGV[2]) then
+    return -1
+end
+redis.call('HSET', KEYS[1], field, 'fenced 0 ' .. heard .. ' ')
 local charged = 0
 for at = 2, #KEYS do
     local share = redis.call('HGET', KEYS[at], field)

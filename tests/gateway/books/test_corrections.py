@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sqlite3
 import tempfile
 from collections import Counter
 from contextlib import closing
@@ -17,8 +18,16 @@ from gateway.books.corrections import Corrections, LeftOut, encoded, made, namea
 from gateway.books.journal import Journal
 from gateway.books.keys import Keys
 from gateway.books.ledger.contract import Correction, Place
+from gateway.books.ledger.orders import OtherOrder
 from gateway.books.ledger.sqlite import SqliteLedger
-from gateway.books.ledger.tables import LedgerInUse, lock, read_account, read_balances, was_corrected
+from gateway.books.ledger.tables import (
+    CORRECTED_S_MAX,
+    LedgerInUse,
+    lock,
+    read_account,
+    read_balances,
+    was_corrected,
+)
 from gateway.books.outbox import Outbox
 from guards.budget import Account, Limit, Line, Unit, Window
 from guards.claim import Load
@@ -152,16 +161,21 @@ async def test_without_a_gateway_it_is_made_as_by_one_that_begins(books):
     await books.spend("r1", 30)
     with pytest.raises(LedgerInUse):
         await without_gateway(books.folder, "x", reset(AT))
-    assert not was_corrected(books.folder, "x")
+    assert not was_corrected(books.folder, "x", reset(AT))
     await books.ledger.open("r2", [Line("org:acme", Limit(10_000))], None, Load(0, 50), Load(0, 50))
     await books.end()
 
     (done,) = await without_gateway(books.folder, "x", reset(AT))
 
     assert done.charges == [(AT, -80)]
-    assert was_corrected(books.folder, "x")
+    assert was_corrected(books.folder, "x", reset(AT))
     assert books.differences() == []
     assert await without_gateway(books.folder, "x", reset(AT)) is None
+
+
+def key_store(folder):
+    """Opens it, again and again."""
+    return lambda: closing(Keys(folder / "keys.db"))
 
 
 def test_what_a_correction_passes_over_is_named(tmp_path):
@@ -176,7 +190,7 @@ def test_what_a_correction_passes_over_is_named(tmp_path):
     for folder in (tmp_path, tmp_path / "worker-0"):
         asyncio.run(spent(folder))
     parents = lock(tmp_path)
-    keys = partial(closing, Keys(tmp_path / "keys.db"))
+    keys = key_store(tmp_path)
     with pytest.raises(LeftOut, match="once more under the id goodwill"):
         made(tmp_path, "goodwill", reset(AT), keys, 1.0)
     left = {folder.name: read_account(folder, AT).spent for folder in (tmp_path, tmp_path / "worker-0")}
@@ -187,6 +201,94 @@ def test_what_a_correction_passes_over_is_named(tmp_path):
     assert elsewhere
     assert made(tmp_path, "goodwill", reset(AT), keys, 1.0)
     assert read_account(tmp_path, AT).spent == 0
+
+
+OTHER = Place("org:other", "tokens", "total")
+
+
+async def test_the_order_of_an_older_holdfast_is_taken_for_any(books):
+    """It kept names alone; also while one that runs has not the table yet."""
+    await books.spend("r1", 30)
+    await books.corrections.make("x", reset(AT))
+    await books.end()
+    with closing(sqlite3.connect(books.folder / "ledger.sqlite3", isolation_level=None)) as db:
+        db.execute("DELETE FROM orders")
+    assert await without_gateway(books.folder, "x", reset(OTHER)) is None
+    with closing(sqlite3.connect(books.folder / "ledger.sqlite3", isolation_level=None)) as db:
+        db.execute("DROP TABLE orders")
+
+    assert was_corrected(books.folder, "x", reset(OTHER))
+    again = Books(books.folder)
+    assert await again.corrections.make("x", reset(OTHER)) is None
+    await again.corrections.make("y", reset(AT))
+    with pytest.raises(OtherOrder):
+        await again.corrections.make("y", reset(OTHER))
+    await again.end()
+
+
+async def test_an_older_holdfast_goes_on_with_the_file(books):
+    """It writes names of corrections, in a table that has become no wider."""
+    await books.end()
+
+    with closing(sqlite3.connect(books.folder / "ledger.sqlite3", isolation_level=None)) as db:
+        db.execute("INSERT INTO corrected SELECT value, 0 FROM json_each('[\"x\"]')")
+
+    assert was_corrected(books.folder, "x", reset(AT))
+
+
+async def test_what_is_forgotten_of_a_correction_is_forgotten_whole(books):
+    """Its name and what it said: then the name may be another order's."""
+    await books.corrections.make("x", reset(AT))
+    await books.corrections.make("y", reset(AT))
+    await books.end()
+
+    later = SqliteLedger(books.folder, lambda: NOW_S + CORRECTED_S_MAX + 1)
+
+    assert await later.correct("x", reset(OTHER)) is not None
+    await later.close()
+    with closing(sqlite3.connect(books.folder / "ledger.sqlite3")) as db:
+        assert db.execute("SELECT name FROM orders").fetchall() == [("x",)]
+
+
+def test_of_many_ledgers_none_makes_an_order_whose_id_one_knows_for_another(tmp_path):
+    """Nor where it waits for a gateway."""
+    keys = key_store(tmp_path)
+    first, second = (tmp_path / f"worker-{number}" for number in range(2))
+    for folder in (first, second):
+        asyncio.run(without_gateway(folder, "begin", reset(AT)))
+    asyncio.run(without_gateway(second, "x", reset(AT)))
+    with keys() as waiting:
+        waiting.order("waits", encoded(reset(AT)))
+
+    for name in ("x", "waits"):
+        with pytest.raises(OtherOrder):
+            made(tmp_path, name, reset(OTHER), keys, 1.0)
+
+    assert not was_corrected(first, "x", reset(OTHER))
+    assert not was_corrected(first, "waits", reset(OTHER))
+    assert made(tmp_path, "x", reset(AT), keys, 1.0)
+    assert not made(tmp_path, "x", reset(AT), keys, 1.0)
+    assert made(tmp_path, "waits", reset(AT), keys, 1.0)
+
+
+def test_two_orders_at_once_under_one_id_are_not_taken_for_one(tmp_path, monkeypatch):
+    """The gateway hears of the first; whoever gave the other one is told, and does not wait for it."""
+    keys = Keys(tmp_path / "keys.db")
+    asyncio.run(without_gateway(tmp_path, "begin", reset(AT)))
+    runs = lock(tmp_path)
+    ordered = keys.order
+
+    def after_another(name, said):
+        ordered(name, encoded(reset(AT)))
+        return ordered(name, said)
+
+    monkeypatch.setattr(keys, "order", after_another)
+    monkeypatch.setattr(keys, "close", lambda: None)
+    with pytest.raises(OtherOrder):
+        made(tmp_path, "x", reset(OTHER), partial(closing, keys), 1.0)
+    os.close(runs)
+
+    assert keys.ordered("x") == encoded(reset(AT))
 
 
 def test_orders_are_bounded():
@@ -222,7 +324,7 @@ class World:
         self.keys.set_limits({at: (limit,) for at, limit in LINES.items()})
         self.secret, _ = self.keys.create("a", "acme")
         self.extra, self.spent, self.held = Counter(), Counter(), {}
-        self.names = set()
+        self.names, self.made = {}, set()
 
     async def take(self, name, request, at, amount):
         lines = [line for line in self.keys.tenant(self.secret).lines if line.scope in LINES]
@@ -257,9 +359,15 @@ class World:
                 await ledger.relimit(line)
         elif name in ("reset", "correct"):
             due = None if name == "reset" else amount
-            done = await self.books.corrections.make(f"{name}-{request}-{at}", [Correction([(place, due)])])
-            assert (done is None) == ((name, request, at) in self.names)
-            self.names.add((name, request, at))
+            known = self.names.setdefault(order := f"{name}-{request}-{at}", due)
+            try:
+                done = await self.books.corrections.make(order, [Correction([(place, due)])])
+            except OtherOrder:
+                assert known != due
+                return
+            assert known == due
+            assert (done is None) == (order in self.made)
+            self.made.add(order)
             if done is not None:
                 self.spent[at] += sum(change for _, change in done[0].charges)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from gateway.books.corrections import reset, without_gateway
+from gateway.books.ledger import gone as gone_module
 from gateway.books.ledger import lease as lease_module
 from gateway.books.ledger.contract import Correction, Grant, Lines, More, Place
 from gateway.books.ledger.lease import IDLE_S
@@ -20,6 +21,7 @@ from gateway.books.ledger.leased import LOOK_S
 from gateway.books.ledger.leased_steps import Limits
 from gateway.books.ledger.register import Register
 from gateway.books.ledger.sqlite import SqliteLedger
+from gateway.books.vault import account as account_module
 from gateway.books.vault.contract import LEASE_S, Claim, Gateway
 from gateway.books.vault.memory import MemoryShelf
 from guards.budget import UNLIMITED, Account, Limit, Line, Unit, Window
@@ -764,6 +766,119 @@ async def test_a_gateway_that_was_long_alone_comes_to_others(tmp_path, monkeypat
     assert grant.leased == 90
     assert (await asked(first, "r2", 400)).leased == 400  # there is room for others
     await gateways.close()
+
+
+# ---------------------------------------------------------------- gateways that are gone
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Looks at who is gone come as often as renewals."""
+    monkeypatch.setattr(gone_module, "LOOK_S", 1.0)
+    monkeypatch.setattr(gone_module, "CROWDED_S", 1.0)
+    monkeypatch.setattr(gone_module, "SETTLED_S", 4.0)
+
+
+async def fenced(gateways):
+    """Which gateways were written off, by number."""
+    heard = await gateways.vault.heard("")
+    return [gateways.names.index(one.name) for one in heard if one.fenced]
+
+
+async def test_a_gateway_that_finds_no_place_has_one_once_those_that_are_gone_are_written_off(
+    tmp_path, quick, monkeypatch
+):
+    """At once, and it asks again with its next renewal."""
+    monkeypatch.setattr(account_module, "GATEWAYS_MAX", 1)
+    gateways = await Gateways(tmp_path, 2, gone_s=3600.0).start()
+    dead, new = gateways.ledgers
+    await spends(dead, "r1", 300)
+    await asked(dead, "r2", 200)
+    await dead.local.close()  # it dies
+    await dead.register.close()
+    gateways.ledgers = [new]
+    gateways.clock.now_s += 3590.0
+    with pytest.raises(Refused) as early:
+        await asked(new, "r3", 10)
+    gateways.clock.now_s += 20.0
+    with capture_logs() as said:
+        await gateways.pass_s(3)
+    grant = await asked(new, "r4", 500)
+
+    assert early.value.reason is Reason.BOOKS
+    assert {one["gateway"] for one in said if one["event"] == "gateway.written_off"} == {gateways.names[0]}
+    assert await fenced(gateways) == [0]
+    assert grant.leased == 1_000 - (await told(gateways))[0] <= 500
+    await gateways.close()
+
+
+async def test_an_idle_gateway_is_never_written_off(tmp_path, quick):
+    """Nobody speaks of an org that it does not use, for weeks; then it is used there again."""
+    gateways = await Gateways(tmp_path, 2, gone_s=3600.0).start()
+    first, second = gateways.ledgers
+    await used_and_left(gateways, 100)
+    for hour in range(6):
+        gateways.clock.now_s += 1800.0
+        await spends(second, f"r{hour}", 10)
+        await gateways.pass_s(8)
+
+    assert await fenced(gateways) == []
+    await spends(first, "again", 50)
+    assert (await gateways.stands(LINE))[0] == 210
+    await gateways.close()
+
+
+async def test_a_gateway_that_is_one_off_leaves_nothing_behind_but_what_it_spent(tmp_path):
+    """Nobody has to wait for its place, and all that it had free is the others'."""
+    gateways = await Gateways(tmp_path, 2, one_off=True).start()
+    pod, other = gateways.ledgers
+    await spends(pod, "r1", 130)
+    await asked(other, "r2", 10)
+    await pod.close()
+
+    assert await fenced(gateways) == [0]
+    assert (await told(gateways))[0] == 130
+    await settle(other, "r2", 0)
+    assert (await asked(other, "r3", 870)).leased == 870
+    await gateways.close()
+
+
+async def test_under_tags_that_were_not_used_lately_it_leaves_too(tmp_path):
+    """Its rights are back there since."""
+    gateways = await Gateways(tmp_path, 1, one_off=True).start()
+    await used_and_left(gateways, 130)
+    await gateways.pass_s(IDLE_S + 3)
+    assert not gateways.ledgers[0].leases
+
+    await gateways.close()
+
+    assert await fenced(gateways) == [0]
+    assert await told(gateways) == (130, 0)
+
+
+@pytest.mark.parametrize("why", ["holds", "the vault is away"])
+async def test_one_that_has_not_given_all_back_does_not_write_itself_off(tmp_path, why):
+    """It is as after a crash: what it has may be spent, and others write it off in time."""
+    gateways = await Gateways(tmp_path, 1, one_off=True).start()
+    pod = gateways.ledgers[0]
+    await asked(pod, "r1", 130)
+    if why != "holds":
+        await settle(pod, "r1", 130)
+        gateways.ways[0].down = True
+
+    await pod.close()
+
+    assert await fenced(gateways) == []
+    assert sum(await told(gateways)) >= 130
+
+
+async def test_one_that_is_to_come_back_does_not_write_itself_off(gateways, ledgers):
+    """As all others are."""
+    await spends(ledgers[0], "r1", 130)
+    await ledgers[0].close()
+
+    assert await fenced(gateways) == []
+    assert await told(gateways) == (130, 0)
 
 
 # ---------------------------------------------------------------- how many accounts

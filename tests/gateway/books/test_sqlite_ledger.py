@@ -307,7 +307,7 @@ async def test_a_ledger_of_an_older_format_is_taken_over(tmp_path, format_of_old
     assert await ledger.balance("key:alice", LIMIT) == Account(100_000, spent=37)
     assert (await take(ledger, "r1", "key:alice", LIMIT, want=1)).leased == 1
     tables = database(ledger).execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-    assert tables == [("accounts",), ("corrected",), ("corrections",), ("outbox",)]
+    assert tables == [("accounts",), ("corrected",), ("orders",), ("corrections",), ("outbox",)]
     await ledger.close()
 
 

@@ -6,6 +6,7 @@ from gateway.fleet.replica import Replica
 from gateway.fleet.replicas import BESIDE_S, Care
 from gateway.stream.leg_end import Cause, LegEnd
 from guards.flapping import Plan
+from guards.routing import USUAL
 from tests.gateway.fleet.test_replicas import DEAD, GOOD, NONE, World
 
 CARE = Care(probe_every_s=0.0, probe_s=1.0, flaps=Plan(wait_s=2.0))
@@ -77,7 +78,7 @@ async def test_a_slow_engine_is_noted_told_once_and_routed_around():
     assert [name for name, _ in one.compares] == ["a"]
     assert one.fleet.pick("m", NONE) == "b"
     for _ in range(10):
-        one.fleet.enter("b", 1)
+        one.fleet.enter("b", USUAL)
     assert one.fleet.pick("m", NONE) == "a"
 
 
