@@ -34,12 +34,12 @@ from tests.two_tenants import in_configuration, key
 NAME = "promises"
 ON, OFF = "admission on", "admission off"
 ROUNDS = 3  # of each
-SECONDS, PATIENCE_S, IDLE_S_MAX = 60.0, 45.0, 60.0
+SECONDS, PATIENCE_S, IDLE_S_MAX = 45.0, 30.0, 60.0
 DRAWN = 4_000  # requests of our own trace
 LOAD = 2.0  # times what the servers can do
 SERVERS, SEATS = 2, 8  # vLLM's max_num_seqs: as many as a core of this machine computes at once without being slower
 INPUT_MEAN, OUTPUT_MEAN, TOKENS_MAX = 120, 40, 800
-CLOSED, CLOSED_S = 48, 20.0  # clients that never rest, to see what the servers can do
+CLOSED, CLOSED_S = 32, 20.0  # clients that never rest, to see what the servers can do
 IDS = (300, 8_000)  # of the tiny model's vocabulary, nothing special among them
 
 INTERACTIVE, MODEST, FLOOD = "interactive", "modest", "flood"
