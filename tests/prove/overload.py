@@ -180,8 +180,8 @@ def lines(done: dict[str, Any]) -> list[str]:
         f"interactive tenant, of priority 0, always asks for {MODEST:g} of what servers can do, the batch tenant for "
         "the rest. «Seats not told»: `per_replica` is left as it is, so that admission has to find out what servers "
         "have room for. In time: the promise was kept by the client's clock. Refusals are among the broken ones. "
-        "Starved: the share of the time in which the gateway could have run, and something else had its core; a load is "
-        f"offered anew, up to {TRIES} times, where that is above {STARVED_MAX:.0%}.",
+        "Starved: the share of the time in which the gateway could have run, and something else had its core; a load "
+        f"is offered anew, up to {TRIES} times, where that is above {STARVED_MAX:.0%}.",
         "",
         "![answers in time, by load](overload.svg)",
         "",

@@ -96,7 +96,7 @@ def _gateway(folder: Path, fleet: list[Engine], model: Path, name: str) -> Gatew
     keys = [key(who, secret, TIER_OF[who]) for who, secret in SECRETS.items()]
     return Gateway(
         folder, [one.url for one in fleet], model="tiny", tokenizer=model / "tokenizer.json", standby=False,
-        admission={"on": name == ON}, tiers=tiers, keys=keys, routing={"prefixes": False},
+        admission={"on": name == ON, "per_replica": SEATS}, tiers=tiers, keys=keys, routing={"prefixes": False},
     )  # fmt: skip
 
 
