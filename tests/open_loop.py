@@ -17,7 +17,8 @@ from loadtests.http_messages import MessageReader, Part
 
 PATH = "/v1/completions"  # its first event is its first token
 TAIL_BYTES = 1024  # of an answer, that have its usage and its end
-FIRST, DONE, STREAM_END = b"data: {", b"data: [DONE]", b"\r\n0\r\n\r\n"
+FIRST, DONE, STREAM_END = b'data: {"id"', b"data: [DONE]", b"\r\n0\r\n\r\n"
+ERROR = b'data: {"error"'
 REQUEST_ID = re.compile(rb"x-request-id: (\S+)", re.IGNORECASE)
 USAGE = re.compile(rb'"completion_tokens":(\d+)')
 WAITED = ("has waited", "of which 0.0 s are spent waiting")  # so the gateway refuses those that had to wait
@@ -51,7 +52,7 @@ class Sent(asyncio.Protocol):
         self.request_id = self.said = ""
         self.first_s: float | None = None
         self.last_s: float | None = None
-        self.whole = self.left = False
+        self.whole = self.left = self.refused = False
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # Not the loop's clock, which stands still within a round. Before it connects: who cannot waits as well.
         self._sent_s = time.monotonic()
@@ -96,7 +97,9 @@ class Sent(asyncio.Protocol):
             self.last_s = time.monotonic() - self._sent_s
         found = USAGE.findall(self._tail)
         self.tokens = int(found[-1]) if found else 0
-        self.said = self._tail.rpartition(b"\r\n")[2].decode() if self.refused else ""
+        # Who had waited for so long that a comment was due was told 200 with it, and is refused by an event.
+        self.refused = self.status >= 400 or (self.first_s is None and ERROR in self._tail)
+        self.said = self._tail.rpartition(b"\r\n\r\n")[2].decode() if self.status >= 400 else ""
         self._tail, self._transport = b"", None
         if not self.over.done():
             self.over.set_result(None)
@@ -109,13 +112,9 @@ class Sent(asyncio.Protocol):
         return (self.last_s - self.first_s) / (self.tokens - 1)
 
     @property
-    def refused(self) -> bool:
-        return self.status >= 400
-
-    @property
     def refused_at_once(self) -> bool:
         """Whether it was refused when it came; else it had waited for its turn, or was refused at that."""
-        return self.refused and not any(said in self.said for said in WAITED)
+        return self.status >= 400 and not any(said in self.said for said in WAITED)
 
     @property
     def verdict(self) -> Verdict:

@@ -58,6 +58,16 @@ async def test_refusals_and_losses_are_told_apart(stub):
     assert [one.verdict for one in (cut, nobody)] == [Verdict.LOST] * 2
 
 
+async def test_who_waited_for_long_is_refused_by_an_event(start):
+    """The head was sent with a comment by then: it is a refusal all the same, and no first token."""
+    stub = start(tokens_per_s=1)
+    refused, failed = await offer(stub.port, [wish(fault="error_then_done", at=at) for at in (0, 1)], patience_s=20)
+
+    assert (refused.status, refused.refused, refused.first_s) == (200, True, None)
+    assert refused.verdict is Verdict.REFUSED
+    assert (failed.refused, failed.first_s is None) == (False, False)
+
+
 @pytest.mark.parametrize(
     ("said", "at_once"),
     [
