@@ -34,7 +34,7 @@ IDLE_S_MAX = 30.0  # for servers to let go of clients that left
 WITHIN = 0.05  # of the peak, at the highest load
 REFUSED_P99_S_MAX = 0.010
 GROWN_MAX = 0.05  # of the gateway's memory, by the highest load
-STARVED_MAX, TRIES = 0.05, 4  # of the time, that others on this machine kept the gateway from its core; then once more
+STARVED_MAX, TRIES = 0.25, 3  # of the time, that its loop waited for its core: for its own threads, or for others
 ON, OFF = "admission on", "admission off"
 LEARNT = "on, seats not told"  # `per_replica` is left as it is: what servers have room for is found by trying
 POLICIES = {LOADS[0]: (ON, OFF), 1.0: (ON, OFF, LEARNT), LOADS[-1]: (ON, OFF, LEARNT)}
@@ -180,8 +180,8 @@ def lines(done: dict[str, Any]) -> list[str]:
         f"interactive tenant, of priority 0, always asks for {MODEST:g} of what servers can do, the batch tenant for "
         "the rest. «Seats not told»: `per_replica` is left as it is, so that admission has to find out what servers "
         "have room for. In time: the promise was kept by the client's clock. Refusals are among the broken ones. "
-        "Starved: the share of the time in which the gateway could have run, and something else had its core; a load "
-        f"is offered anew, up to {TRIES} times, where that is above {STARVED_MAX:.0%}.",
+        "Starved: the share of the time in which the gateway's loop could have run, and something else had its core: "
+        f"its own threads, or others on this machine. A load is offered anew, up to {TRIES} times, where that is above {STARVED_MAX:.0%}.",
         "",
         "![answers in time, by load](overload.svg)",
         "",
