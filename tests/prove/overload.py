@@ -181,7 +181,8 @@ def lines(done: dict[str, Any]) -> list[str]:
         "the rest. «Seats not told»: `per_replica` is left as it is, so that admission has to find out what servers "
         "have room for. In time: the promise was kept by the client's clock. Refusals are among the broken ones. "
         "Starved: the share of the time in which the gateway's loop could have run, and something else had its core: "
-        f"its own threads, or others on this machine. A load is offered anew, up to {TRIES} times, where that is above {STARVED_MAX:.0%}.",
+        f"its own threads, or others on this machine. A load is offered anew, up to {TRIES} times, where that is above "
+        f"{STARVED_MAX:.0%}.",
         "",
         "![answers in time, by load](overload.svg)",
         "",
