@@ -132,12 +132,13 @@ class Admission:
         backlog = self._backlogs.get(ask.model) or Backlog()
         tenant = backlog.bands[ask.band].tenants.look(ask.share.tenant, ask.share.weight)
         place = Place(ask, tenant, now_s)
-        if not (self._until and (backlog.ready or self._permits.freed)) and not self._permits.lack(self._needs(ask)):
-            server = self._route(place)
-            if server is not None:
-                first_s = self._late_s(place, server, now_s)
-                return None if first_s is None else _late(place, 0.0, first_s, now_s)
         try:
+            others_first = self._until and (backlog.ready or self._permits.freed)
+            if not (others_first or self._permits.lacks(self._needs(ask))):
+                server = self._route(place)
+                if server is not None:
+                    first_s = self._late_s(place, server, now_s)
+                    return None if first_s is None else _late(place, 0.0, first_s, now_s)
             self._may_wait(place, backlog, now_s)
         except Refused as refused:
             return refused

@@ -116,13 +116,10 @@ class Permits:
             gate = self._gates[kind, name, depth, limit] = Gate(limit)
         return gate
 
-    def lack(self, needs: Iterable[tuple[str, str, int, int]]) -> bool:
-        """Whether one of such gates has no permit left. needs: what `gate` takes. Makes none where there is none."""
-        for at in needs:
-            gate = self._gates.get(at)
-            if gate is not None and gate.taken >= gate.limit:
-                return True
-        return False
+    def lacks(self, needs: Iterable[tuple[str, str, int, int]]) -> bool:
+        """Whether a request that needs such gates would lack one. needs: what `gate` takes. Changes nothing."""
+        gates = map(self._gates.get, needs)
+        return any(gate is not None and gate.taken >= gate.limit for gate in gates)
 
     def server(self, name: str) -> Server:
         """A server by its name. There are as many as are configured."""

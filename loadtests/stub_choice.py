@@ -7,6 +7,7 @@ from loadtests.stub_request import Asked
 from loadtests.stub_text import Decoder, Output
 from loadtests.stub_tokenizer import EOS
 
+ALL = 1 << 30  # tokens: more than any answer has
 
 class Choice:
     """A choice being said, one engine step at a time."""
@@ -14,6 +15,7 @@ class Choice:
     def __init__(self, language: Language, asked: Asked, prompt_index: int, index: int, length: int | None) -> None:
         """index: which of n; length: of the whole answer in tokens, or None."""
         prompt = asked.prompts[prompt_index]
+        self._given = (language, asked, prompt_index, index, length)
         self.index = prompt_index * asked.choices + index
         self.prompt: Sequence[int] = prompt
         self.finish: str | None = None
@@ -24,6 +26,10 @@ class Choice:
         ends = (lambda emitted: False) if asked.ignore_eos else (lambda emitted: emitted >= asked.min_tokens)
         self._speech = Speech(language, prompt, index, length, ends)
         self._output = Output(Decoder(language.bytes_of, prompt), asked.stops, asked.keep_stop, asked.min_tokens)
+
+    def total(self) -> int:
+        """Tokens of all that this server will say."""
+        return len(Choice(*self._given).step(ALL)[0])
 
     @property
     def start(self) -> int:

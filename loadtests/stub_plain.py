@@ -4,7 +4,7 @@ from typing import Any
 
 from loadtests import stub_wire as wire
 from loadtests.stub_answer import Answer
-from loadtests.stub_choice import Choice
+from loadtests.stub_choice import ALL, Choice
 from loadtests.stub_request import error_body
 
 Said = tuple[list[int], str]  # ids and text of one choice
@@ -26,7 +26,7 @@ class PlainAnswer(Answer):
         self._later(duration_s, lambda: self._plain(said))
 
     def _said_all(self, choice: Choice) -> Said:
-        ids, text = choice.step(1 << 30)
+        ids, text = choice.step(ALL)
         self.work.tokens += len(ids)
         return ids, text
 

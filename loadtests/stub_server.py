@@ -8,6 +8,8 @@ from typing import Any
 from loadtests import stub_wire as wire
 from loadtests.stub_answer import Answer, Work
 from loadtests.stub_books import Books, decoded
+from loadtests.stub_computed import ComputedPlain, ComputedStream
+from loadtests.stub_computer import computer
 from loadtests.stub_engine import Engine
 from loadtests.stub_language import Language
 from loadtests.stub_orders import Armory, BadOrder, Order, parse_order
@@ -33,7 +35,9 @@ class Stub:
         key: str | None = None,
         pace: Order | None = None,
         armory: Armory | None = None,
+        limits: str | None = None,
     ) -> None:
+        """limits: of an engine that has some, see stub_computer; None computes all that is asked for at once."""
         self.model, self.window, self.key = model, window, key
         self.language = Language(vocab, seed)
         self.pace = pace or Order()
@@ -43,6 +47,7 @@ class Stub:
         self.engine = Engine()
         self.gauges: dict[str, float] = {}  # what /metrics says instead of the truth
         self._rng = random.Random(seed)
+        self.computer = None if limits is None else computer(limits, window, self.engine, random.Random(seed))
         self._created = int(time.time())
 
     def answer(
@@ -60,8 +65,10 @@ class Stub:
         request_id = headers.get("x-request-id", own_id)
         work = Work(request_id, ("chatcmpl-" if chat else "cmpl-") + request_id, int(time.time()))
         pipe = DripPipe(transport) if order.fault is not None and order.fault.name == "drip" else Pipe(transport)
-        kind = StreamedAnswer if asked.stream else PlainAnswer
-        return kind(asked, order, self.language, self.model, work, pipe, self.engine, done)
+        given = (asked, order, self.language, self.model, work, pipe, self.engine, done)
+        if self.computer is not None:
+            return (ComputedStream if asked.stream else ComputedPlain)(self.computer, *given)
+        return (StreamedAnswer if asked.stream else PlainAnswer)(*given)
 
     def knows(self, authorization: str | None) -> bool:
         """Tell whether a request carries the key, if one is needed."""
@@ -110,9 +117,9 @@ class Stub:
             "prompt_tokens_total": ("counter", "Number of prefill tokens processed.", float(self.books.prompt_tokens)),
             "generation_tokens_total": ("counter", "Number of generation tokens processed.", float(self.books.tokens)),
         }
-        values = {name: (kind, told, self.gauges.get(name, value)) for name, (kind, told, value) in values.items()}
+        said = (self.computer.gauges() if self.computer is not None else {}) | self.gauges
         lines = [
-            f"# HELP vllm:{name} {told}\n# TYPE vllm:{name} {kind}\nvllm:{name}{labels} {value}\n"
+            f"# HELP vllm:{name} {told}\n# TYPE vllm:{name} {kind}\nvllm:{name}{labels} {said.get(name, value)}\n"
             for name, (kind, told, value) in values.items()
         ]
         return "".join(lines).encode()

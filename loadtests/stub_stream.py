@@ -21,6 +21,7 @@ class StreamedAnswer(Answer):
         self._live = list(self._choices)
         self._begun_s = self._engine.time() + self._order.ttft_s
         self._out: list[bytes] = []
+        self._spoken = False
 
     def resume(self) -> None:
         if self._timer is None and not self._over:
@@ -33,6 +34,7 @@ class StreamedAnswer(Answer):
             self._later(self._order.ttft_s, self._first)
 
     def _first(self) -> None:
+        self._spoken = True
         self._read_prompts()
         if self._asked.chat:
             ids = self._choices[0].prompt if self._asked.ids and self._with_ids else None
@@ -52,15 +54,24 @@ class StreamedAnswer(Answer):
             if not self._live:
                 self._flush()
                 return self._finish()
-            wait_s = self._wait_s()
-            if wait_s > 0:
-                self._later(wait_s, self._turn)
+            if not self._ready():
                 return self._flush()
             self._step()
         self._flush()
         if not self.pipe.full:
             self._later(0.0, self._turn)
         return None
+
+    def _ready(self) -> bool:
+        """Whether something can be said; if not, comes back when it can."""
+        wait_s = self._wait_s()
+        if wait_s > 0:
+            self._later(wait_s, self._turn)
+        return wait_s <= 0
+
+    def _sayable(self, choice: Choice, tokens: int) -> int:
+        """How many of so many tokens can be said."""
+        return tokens
 
     def _wait_s(self) -> float:
         rate = self._order.tokens_per_s
@@ -75,7 +86,8 @@ class StreamedAnswer(Answer):
         if fault is not None and fault.at > self._reached():
             tokens = min(tokens, fault.at - self._reached())  # strike exactly after token `at`
         for choice in self._live:
-            self._say(choice, tokens)
+            if sayable := self._sayable(choice, tokens):
+                self._say(choice, sayable)
         if any(choice.finish for choice in self._live):
             self._live = [choice for choice in self._live if choice.finish is None]
 

@@ -162,11 +162,19 @@ def main() -> None:
     parser.add_argument("--at", type=int)
     parser.add_argument("--status", type=int, default=503)
     parser.add_argument("--every", type=int, default=1, help="each K-th request is hit")
+    parser.add_argument(
+        "--engine", nargs="?", const="{}", metavar="JSON",
+        help='compute as a server of limited capacity does; what differs from the usual: {"seqs_max": 8}',
+    )  # fmt: skip
     given = parser.parse_args()
     pace = Order(tokens_per_s=given.tokens_per_s, per_chunk=given.per_chunk, ttft_s=given.ttft_s)
     ordered = {"fault": given.fault, "at": given.at, "status": given.status}
     armory = Armory(standing=parse_order(ordered, pace, here=True).fault, every=given.every)
-    stub = Stub(given.model, given.seed, max(given.vocab, VOCAB_MIN), given.max_model_len, given.key, pace, armory)
+    vocab = max(given.vocab, VOCAB_MIN)
+    try:
+        stub = Stub(given.model, given.seed, vocab, given.max_model_len, given.key, pace, armory, given.engine)
+    except ValueError as error:
+        parser.error(f"--engine: {error}")
     uvloop.run(serve(stub, given.port))
 
 

@@ -14,7 +14,6 @@ from gateway.books.tenants import OPEN, Tenant, tenant
 from gateway.fleet.replica import Replica
 from gateway.fleet.replicas import Care, Fleet, Listener
 from gateway.forecasts import Forecasts
-from gateway.stream.seams import Terms
 from gateway.turns import COUNT_S, OURS, Turn, Turns
 from gateway.verdicts import Verdicts
 from gateway.waiting import Waiting
@@ -85,7 +84,7 @@ class World:
         """A request that comes now."""
         call: Any = call_for(**said)
         sink: Any = SimpleNamespace(received_at=self.loop.time())
-        quote: Any = SimpleNamespace(terms=Terms(1, prompt_likely=PROMPT, answer_likely=LIKELY))
+        quote: Any = SimpleNamespace(terms=SimpleNamespace(prompt_likely=PROMPT, answer_likely=LIKELY, asked_likely=0))
         return self.turns.one(call, who, sink, quote)
 
     async def serve(self, name: str, seconds: float = 1.0, who: Tenant = OPEN, **said: Any) -> None:

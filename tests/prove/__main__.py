@@ -13,8 +13,9 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
-from tests.prove import cuts, gateway_kills, gateways, hangs, kills, runaway, soak
+from tests.prove import cuts, gateway_kills, gateways, hangs, kills, overload, promises, runaway, soak
 from tests.prove.report import Report, vllm_version
 from tests.prove.state import STATE, results
 
@@ -27,6 +28,8 @@ STEPS: dict[str, Callable[[], None]] = {
     "load": hangs.load,
     "gateway-kills": gateway_kills.run,
     "gateways": gateways.run,
+    "overload": overload.run,
+    "promises": promises.run,
     "runaway": runaway.run,
     "soak": soak.run,
 }
@@ -47,6 +50,8 @@ REPORTS = [
     Report("hangs", "Hangs: what was measured", vllm_version, (hangs,), ("stops", "stalls", "load")),
     Report("gateway-kills", "kill -9 of the gateway: what was measured", stub, (gateway_kills,), ("gateway-kills",)),
     Report("gateways", "Many gateways on one set of budgets: what was measured", stub, (gateways,), ("gateways",)),
+    Report("overload", "Overload: what was measured", stub, (overload,), ("overload",)),
+    Report("promises", "Promises under overload: what was measured", vllm_version, (promises,), ("promises",)),
     Report("runaway", "A runaway, and its neighbours: what was measured", stub, (runaway,), ("runaway",)),
     Report("soak", "A soak with random faults: what was measured", stub, (soak,), ("soak",)),
 ]
@@ -58,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.prove")
     parser.add_argument("steps", nargs="*", help=" ".join(STEPS))
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run of these steps has shown")
+    parser.add_argument("--trace", type=Path, help="of `promises`: a file of Azure's (*.csv) or Mooncake's (*.jsonl)")
     given = parser.parse_args()
     if unknown := set(given.steps) - set(STEPS):
         parser.error(f"no such step: {', '.join(unknown)}; there are {', '.join(STEPS)}")
@@ -66,7 +72,10 @@ def main() -> None:
         forget(steps)
     STATE.mkdir(parents=True, exist_ok=True)
     for name in steps:
-        STEPS[name]()
+        if name == "promises":
+            promises.run(given.trace)
+        else:
+            STEPS[name]()
         for report in REPORTS:
             if name in report.steps:
                 report.write(results())

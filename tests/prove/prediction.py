@@ -78,8 +78,8 @@ def lines(done: dict[str, Any]) -> list[str]:
     found = [
         "By `python -m tests.prove.prediction --traces DIR`. "
         "Each trace is replayed against as many simulated engines as are so busy with it "
-        "(tests/sim/engine.py). The table has a p90 for each power of two of input tokens, and is fitted on the first "
-        f"{FITTED:.0%} of a trace; the rest is judged. «Refitted» is a table that learns from each outcome. "
+        "(loadtests/batching.py). The table has a p90 for each power of two of input tokens, and is fitted on the "
+        f"first {FITTED:.0%} of a trace; the rest is judged. «Refitted» is a table that learns from each outcome. "
         f"A size is off where its coverage is neither within {100 * OFF_MAX:g} % of 90 % nor to be taken for it, by "
         "Wilson's interval. Losses in milliseconds.",
         "",

@@ -10,16 +10,17 @@ import heapq
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from guards.admission import Admission, Bounds
 from guards.backlog import Backlog
 from guards.concurrency import Aimd
+from guards.fairness import INPUT, OUTPUT
 from guards.pace import Pace
 from guards.place import Ask, Place, Share
 from guards.refusal import Refused
-from tests.sim.engines import Engine, Job
+from loadtests.batching import Costs, Engine, Shape, Stream, What
 
 LOADS = (0.5, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0)  # times what the servers can answer
 SECONDS, WARM_S = 90.0, 30.0  # of one run; and of it, until the count begins
@@ -29,6 +30,12 @@ COUNTED = 16  # tokens of an answer that are told together
 HUGE = 1 << 40
 LOOK_S = 1.0
 SOON_S = 0.05  # what else delays a first token: the steps that run when a request comes
+PROMPT_MIN, PROMPT_MAX = 5, 6_144
+ANSWER_MAX = 2_048
+KV_TOKENS = 60_000  # that a server holds
+COSTS = Costs(
+    step_s=0.010, prefill_token_s=50e-6, decode_s=100e-6, kv_token_s=0.0, noise=0.0, stall_share=0.0
+)  # no chance but that of arrivals: policies are compared
 
 OPEN = Bounds(waiting=HUGE, wait_s=HUGE, server=HUGE, aimd=Aimd(HUGE, HUGE, HUGE))
 PATIENT = Bounds(waiting=HUGE, wait_s=HUGE, aimd=Aimd(start=400_000))
@@ -75,9 +82,9 @@ class Served:
 
     demand: Demand
     place: Place | None = None
-    job: Job | None = None
     first_s: float | None = None
     refused_s: float | None = None
+    tokens: int = 0
     ended: bool = False
 
     @property
@@ -90,10 +97,16 @@ def demands(seed: int, per_s: float, seconds: float, tenants: int = 10) -> list[
     """Requests as they come: prompts and answers lognormal, every other one in a hurry."""
     rng, at_s, found = random.Random(seed), 0.0, []
     while (at_s := at_s + rng.expovariate(per_s)) < seconds:
-        prompt = max(5, min(8_192, int(rng.lognormvariate(6.0, 1.0))))
-        answer = max(1, min(2_048, int(rng.lognormvariate(4.8, 0.9))))
+        prompt = max(PROMPT_MIN, min(PROMPT_MAX, int(rng.lognormvariate(6.0, 1.0))))
+        answer = max(1, min(ANSWER_MAX, int(rng.lognormvariate(4.8, 0.9))))
         found.append(Demand(at_s, f"t{rng.randrange(tenants)}", prompt, answer, rng.choice((1.5, 6.0))))
     return found
+
+
+def engine(kv_tokens: int = KV_TOKENS) -> Engine:
+    """A server as these tables have them."""
+    shape = Shape(seqs_max=128)
+    return Engine(replace(shape, kv_blocks=shape.blocks(kv_tokens)), COSTS, random.Random(0), each=True)
 
 
 class Blind(Pace):
@@ -109,7 +122,7 @@ class World:
     """Servers, and admission before them."""
 
     policy: Policy
-    engines: dict[str, Engine] = field(default_factory=lambda: {"a": Engine(), "b": Engine()})
+    engines: dict[str, Engine] = field(default_factory=lambda: {"a": engine(), "b": engine()})
     now_s: float = 0.0
     on_turn: Callable[["World"], None] = lambda _: None
 
@@ -117,6 +130,7 @@ class World:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
         self._stepping: set[str] = set()
+        self._streams: dict[Stream, Served] = {}
         self._again_s = float("inf")
         self._rng = random.Random(0)
         self.admission = Admission(self.policy.bounds, self._route, self._ttft_s)
@@ -171,34 +185,41 @@ class World:
     def _dispatch(self, place: Place) -> None:
         served, name = self._of(place), place.server
         assert name is not None
-        self.weighted[served.demand.tenant] += served.demand.prompt
-        served.job = Job(served.demand.prompt, served.demand.answer, lambda job: self._token(served, job))
-        self.engines[name].add(served.job)
+        self.weighted[served.demand.tenant] += INPUT * served.demand.prompt
+        stream = Stream(name, served.demand.prompt, served.demand.answer)
+        self._streams[stream] = served
+        self.engines[name].arrive(stream, self.now_s)
         self._step(name)
 
     def _step(self, name: str) -> None:
-        engine = self.engines[name]
-        if name not in self._stepping and (engine.running or engine.waiting) and not engine.stopped:
+        """Be back when its step ends."""
+        ends_s = self.engines[name].next_s
+        if ends_s is not None and name not in self._stepping:
             self._stepping.add(name)
-            takes_s, heard = engine.step()
-            self.at(self.now_s + takes_s, lambda: self._stepped(name, heard))
+            self.at(ends_s, lambda: self._stepped(name))
 
-    def _stepped(self, name: str, heard: list[Job]) -> None:
+    def _stepped(self, name: str) -> None:
         self._stepping.discard(name)
-        self.engines[name].deliver(heard)
+        for event in self.engines[name].advance(self.now_s):
+            if event.what in (What.FIRST, What.TOKEN):
+                self._token(self._streams[event.stream], event.stream)
+            elif event.what is What.DONE:
+                self._ends(self._streams.pop(event.stream))
         self._step(name)
 
-    def _token(self, served: Served, job: Job) -> None:
-        place = served.place
-        assert place is not None
-        self.weighted[served.demand.tenant] += 2
+    def _token(self, served: Served, stream: Stream) -> None:
+        assert served.place is not None
+        self.weighted[served.demand.tenant] += OUTPUT
         if served.first_s is None:
             served.first_s = self.now_s
-        served.ended = job.tokens == job.answer
-        if served.ended or job.tokens % COUNTED == 1:
-            self.admission.count(place, job.prompt, job.tokens)
-        if served.ended:
-            self.admission.leave(place, self.now_s)
+        served.tokens += 1
+        if served.tokens % COUNTED == 1 or served.tokens == stream.output_tokens:
+            self.admission.count(served.place, stream.input_tokens, served.tokens)
+
+    def _ends(self, served: Served) -> None:
+        assert served.place is not None
+        served.ended = True
+        self.admission.leave(served.place, self.now_s)
 
     def _look(self) -> None:
         for name, one in self.engines.items():
@@ -207,15 +228,16 @@ class World:
 
     def _route(self, place: Place) -> str | None:
         fit = [name for name in self.engines if self.admission.fits(name, place)]
-        return min(fit, key=lambda name: self.engines[name].ahead + self.engines[name].kv, default=None)
+        return min(fit, key=lambda name: self.engines[name].tokens_ahead + self.engines[name].kv_tokens, default=None)
 
     def _ttft_s(self, place: Place, server: str | None) -> float:
         """As a predictor that has learnt would say it; at its turn, it is alone but for those that run."""
         some = next(iter(self.engines.values()))
-        tokens = place.ask.input_tokens + (self.engines[server].ahead if server is not None else 0)
-        per_chunk_s = some.base_s + some.stream_s * len(some.running) + some.prefill_s * some.chunk
+        tokens = place.ask.input_tokens + (self.engines[server].tokens_ahead if server is not None else 0)
+        chunk = some.shape.batched_tokens_max
+        per_chunk_s = COSTS.step_s + COSTS.decode_s * len(some.running) + COSTS.prefill_token_s * chunk
         error = self.policy.error ** self._rng.uniform(-1.0, 1.0)
-        return (SOON_S + (1 + tokens / some.chunk) * per_chunk_s) * error
+        return (SOON_S + (1 + tokens / chunk) * per_chunk_s) * error
 
     @staticmethod
     def _of(place: Place) -> Served:

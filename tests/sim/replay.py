@@ -8,7 +8,7 @@ from random import Random
 from typing import NamedTuple
 
 from guards.prediction import Situation
-from tests.sim.engine import Costs, Engine, Event, Shape, Stream, What
+from loadtests.batching import Costs, Engine, Event, Shape, Stream, What
 from tests.sim.traces import HASHED_TOKENS, Arrival
 
 BATCH = 16  # streams that share a step, when it is reckoned what a request costs

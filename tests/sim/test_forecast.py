@@ -9,7 +9,7 @@ from tests.prove.prediction import DRAWN, lines, measured, verdicts
 from tests.prove.state import SEED
 from tests.sim.forecast import ENOUGH, TARGETS, Score, forecast, score
 from tests.sim.replay import Cache, Moment, When, replayed
-from tests.sim.traces import Arrival, drawn, traces
+from tests.sim.traces import Arrival, drawn, scaled, traces
 
 
 @cache
@@ -87,6 +87,15 @@ def test_public_traces_are_read(tmp_path):
         "a": [Arrival(0.0, 5, 2), Arrival(1.5, 7, 3)],
         "b": [Arrival(1.5, 600, 4, (1, 2))],
     }
+
+
+def test_a_trace_is_scaled_to_a_smaller_machine_and_keeps_its_shape():
+    """As fast and as large in the mean as is asked for; what was twice as long, or came as a burst, still is."""
+    trace = [Arrival(0.0, 1_000, 10), Arrival(0.0, 2_000, 20), Arrival(30.0, 3_000, 30), Arrival(100.0, 90_000, 40)]
+
+    small = scaled(trace, per_s=2.0, input_mean=2_400, output_mean=50, most=5_000)
+
+    assert small == [Arrival(0.0, 100, 20), Arrival(0.0, 200, 40), Arrival(0.6, 300, 60), Arrival(2.0, 5_000, 80)]
 
 
 def test_a_folder_without_traces_is_refused(tmp_path):

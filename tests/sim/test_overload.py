@@ -1,24 +1,48 @@
 """Against servers that batch as vLLM does: overload costs nothing of what is good, and nobody is starved."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from guards.concurrency import Aimd
 from guards.fairness import INPUT, OUTPUT
-from tests.sim.engines import Engine
-from tests.sim.overload import PATIENT, Demand, Policy, Row, World, demands, rows
+from tests.sim.overload import (
+    ANSWER_MAX,
+    KV_TOKENS,
+    PATIENT,
+    PROMPT_MAX,
+    Demand,
+    Policy,
+    Row,
+    World,
+    demands,
+    engine,
+    rows,
+)
 
 LOADS = (1.0, 2.0, 5.0)
-WORSE = "holdfast, predictions off by 2x"
-SMALL = 8_192  # tokens that a server holds, where bounds are to be tight: the longest prompt
+OTHERS = ("holdfast, predictions off by 2x", "queued, refused when late")
+SEEDS = (2, 3)
+SMALL = PROMPT_MAX + ANSWER_MAX  # tokens that a server holds, where bounds are to be tight: the largest request
 
 
 @pytest.fixture(scope="module")
 def table() -> dict[tuple[str, float], Row]:
     """Who refuses, and who sends all at once, by load."""
-    asked = {"holdfast": LOADS, "sent at once": LOADS[:2], WORSE: LOADS[-1:], "queued, refused when late": LOADS[-1:]}
+    asked = {"holdfast": LOADS, "sent at once": LOADS[:2]}
     return {(one.policy, one.load): one for one in rows(3, asked)}
+
+
+@pytest.fixture(scope="module")
+def good_per_s() -> Counter[str]:
+    """How many come in time at the highest load, by policy; over all seeds, since one of them differs by as much as
+    policies do."""
+    sums: Counter[str] = Counter()
+    for seed in SEEDS:
+        for one in rows(seed, dict.fromkeys(("holdfast", *OTHERS), LOADS[-1:])):
+            sums[one.policy] += one.good_per_s
+    return sums
 
 
 @pytest.mark.slow
@@ -37,10 +61,10 @@ def test_most_of_those_who_are_refused_hear_it_at_once(table):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", [WORSE, "queued, refused when late"])
-def test_neither_foresight_nor_errors_in_it_cost_much(table, policy):
+@pytest.mark.parametrize("policy", OTHERS)
+def test_neither_foresight_nor_errors_in_it_cost_much(good_per_s, policy):
     """About as many come in time as where nobody is refused before it is too late, and as with worse predictions."""
-    assert table["holdfast", 5.0].good_per_s == pytest.approx(table[policy, 5.0].good_per_s, rel=0.06)
+    assert good_per_s["holdfast"] == pytest.approx(good_per_s[policy], rel=0.06)
 
 
 @pytest.mark.slow
@@ -82,7 +106,7 @@ def flood_and_modest(modest_from_s: float) -> list[Demand]:
 def test_a_flood_and_a_modest_tenant_are_served_the_same(modest_from_s):
     """Within the bound of virtual token counters, at all times; where the modest one comes late, that is no credit."""
     bounds = replace(PATIENT, aimd=Aimd(SMALL, SMALL, SMALL))
-    engines = {name: Engine(kv_tokens=SMALL) for name in "ab"}
+    engines = {name: engine(SMALL) for name in "ab"}
     asked = flood_and_modest(modest_from_s)
     world = World(Policy(bounds, promised=False), engines)
 
@@ -115,7 +139,7 @@ def test_a_limit_finds_what_a_server_can_hold():
 
     world.run([one._replace(tenant="t") for one in demands(1, 45.0, 90.0)], 90.0)
 
-    for name, engine in world.engines.items():
+    for name, one in world.engines.items():
         room = world.admission._permits.server(name).room
-        assert 0.5 * engine.kv_tokens <= room.limit <= 2.0 * engine.kv_tokens
-        assert len(engine.waiting) <= 0.5 * len(engine.running)
+        assert 0.5 * KV_TOKENS <= room.limit <= 2.0 * KV_TOKENS
+        assert len(one.waiting) <= 0.5 * len(one.running)

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from random import Random
@@ -42,14 +42,21 @@ def mooncake(path: Path) -> list[Arrival]:
     )
 
 
+READERS = {".csv": azure, ".jsonl": mooncake}
+
+
+def read(path: Path) -> list[Arrival]:
+    """One file of either kind."""
+    return READERS[path.suffix](path)
+
+
 def traces(folder: Path) -> Iterator[tuple[str, list[Arrival]]]:
     """Every trace in a folder, by its file's name. Raises ValueError where there is none."""
-    readers = {".csv": azure, ".jsonl": mooncake}
-    found = sorted(path for path in folder.iterdir() if path.suffix in readers)
+    found = sorted(path for path in folder.iterdir() if path.suffix in READERS)
     if not found:
         raise ValueError(f"{folder}: no *.csv of Azure's, no *.jsonl of Mooncake's")
     for path in found:
-        yield path.stem, readers[path.suffix](path)
+        yield path.stem, read(path)
 
 
 def drawn(seed: int, requests: int, *, per_s: float = 6.0) -> list[Arrival]:
@@ -58,7 +65,7 @@ def drawn(seed: int, requests: int, *, per_s: float = 6.0) -> list[Arrival]:
     per_s: in calm; four times as many in a burst. A third of the prompts are short, as of a chat.
     """
     rng, now_s, turns_s, burst = Random(seed), 0.0, 0.0, True
-    found = []
+    found: list[Arrival] = []
     while len(found) < requests:
         if now_s >= turns_s:
             burst = not burst
@@ -69,3 +76,25 @@ def drawn(seed: int, requests: int, *, per_s: float = 6.0) -> list[Arrival]:
         given = min(1_000, max(1, int(rng.lognormvariate(3.8, 1.0))))
         found.append(Arrival(now_s, asked, given))
     return found
+
+
+def scaled(
+    arrivals: Sequence[Arrival], per_s: float, input_mean: float, output_mean: float, most: int
+) -> list[Arrival]:
+    """The same trace for a smaller machine: so many requests per second and tokens of each, in the mean.
+
+    Bursts and tails keep their shape. most: tokens of a prompt, or of an answer; longer ones end there. Prefixes are
+    forgotten.
+    """
+    stretch = len(arrivals) / per_s / (arrivals[-1].at_s or 1.0)
+    asked = input_mean * len(arrivals) / sum(one.input_tokens for one in arrivals)
+    given = output_mean * len(arrivals) / sum(one.output_tokens for one in arrivals)
+
+    def within(tokens: float) -> int:
+        return max(1, min(most, round(tokens)))
+
+    return [
+        Arrival(one.at_s * stretch, within(one.input_tokens * asked), within(one.output_tokens * given))
+        for one in arrivals
+    ]
+

@@ -6,7 +6,7 @@ computes anew; nobody new is let in before there is room. What a step lasts is a
 blocks of a shared prefix are counted for each stream that has it, and what was preempted keeps its cached prefix.
 
 Nobody waits here: `advance` lives until a given time, and says what happened. `next_s` is when there is something to
-    say.
+say. Simulations move it as they like; the stub upstream moves it with the real time (stub_computer.py).
 """
 
 from collections import deque
@@ -97,6 +97,7 @@ class What(Enum):
     """Something that happened to a stream."""
 
     FIRST = "its first token"
+    TOKEN = "a later one"
     DONE = "its last token"
     PREEMPTED = "its KV cache was taken from it"
     CANCELLED = "it was taken out"
@@ -113,16 +114,17 @@ class Event(NamedTuple):
 class Engine:
     """Streams wait, run and end. Time only moves by `advance`, and never back.
 
+    each: whether every token is told, or only the first one.
     waiting: not let in yet, or preempted; running: let in, whether they are in prefill or decode.
-    next_s: when the step in progress ends; None while there is nothing to do.
+    preemptions: since its start. next_s: when the step in progress ends; None while there is nothing to do.
     """
 
-    def __init__(self, shape: Shape, costs: Costs, rng: Random) -> None:
-        self.shape, self.costs, self._rng = shape, costs, rng
+    def __init__(self, shape: Shape, costs: Costs, rng: Random, *, each: bool = False) -> None:
+        self.shape, self.costs, self._rng, self._each = shape, costs, rng, each
         self.waiting: deque[Stream] = deque()
         self.running: list[Stream] = []
         self.blocks_free = shape.kv_blocks
-        self.steps = 0
+        self.steps = self.preemptions = 0
         self.busy_s = 0.0
         self.next_s: float | None = None
         self._now_s = 0.0
@@ -135,6 +137,11 @@ class Engine:
     def kv_use(self) -> float:
         """The share of blocks in use."""
         return 1.0 - self.blocks_free / self.shape.kv_blocks
+
+    @property
+    def kv_tokens(self) -> int:
+        """Room of the blocks in use, in tokens."""
+        return (self.shape.kv_blocks - self.blocks_free) * self.shape.block_tokens
 
     @property
     def tokens_ahead(self) -> int:
@@ -238,6 +245,7 @@ class Engine:
             self.blocks_free += victim.blocks
             victim.blocks = victim.computed = 0
             victim.preempted += 1
+            self.preemptions += 1
             self.waiting.appendleft(victim)
             self._told.append(Event(now_s, What.PREEMPTED, victim))
             if victim is stream:
@@ -272,8 +280,10 @@ class Engine:
         if stream.first_s is None:
             stream.first_s = now_s
             self._told.append(Event(now_s, What.FIRST, stream))
-        elif now_s - stream.last_s > stream.gap_s_max:
-            stream.gap_s_max = now_s - stream.last_s
+        else:
+            stream.gap_s_max = max(stream.gap_s_max, now_s - stream.last_s)
+            if self._each:
+                self._told.append(Event(now_s, What.TOKEN, stream))
         stream.last_s = now_s
 
     def _sweep(self, now_s: float) -> None:

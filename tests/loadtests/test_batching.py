@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.sim.engine import Costs, Engine, Event, Shape, Stream, What
+from loadtests.batching import Costs, Engine, Event, Shape, Stream, What
 
 EVEN = Costs(step_s=0.01, prefill_token_s=1e-4, decode_s=1e-3, kv_token_s=0.0, noise=0.0, stall_share=0.0)
 
