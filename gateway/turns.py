@@ -158,7 +158,10 @@ class Turns:
         assert isinstance(turn, Turn)
         assert self.waiting is not None
         fits = self.waiting.fits
-        name = self._fleet.with_room(place.ask.model, turn.call.near, lambda one: fits(one, place))
+        first_s = None
+        if place.ask.deadline_s is not None and self.forecasts is not None:
+            first_s = partial(self.forecasts.at, tokens=place.ask.input_tokens, near=turn.call.near)
+        name = self._fleet.with_room(place.ask.model, turn.call.near, lambda one: fits(one, place), first_s)
         turn.choose(name, waits=place.waits)
         return name
 

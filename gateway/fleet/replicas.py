@@ -1,7 +1,7 @@
 """The replicas of each model: probed, counted, picked."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,7 +18,7 @@ from guards.breaker import Breaker, Entry
 from guards.health import Health, Probe
 from guards.peers import ALIKE, Vitals, compared
 from guards.retries import PER_S, SHARE, Retries
-from guards.routing import Candidate, Slack
+from guards.routing import Candidate, Server, Slack
 
 log = structlog.get_logger()
 
@@ -136,13 +136,25 @@ class Fleet:
             return routing.choose(good, near, self._slack).name
         return routing.pick(self._candidates(self._for(model), model), avoid, near, self._slack)
 
-    def with_room(self, model: str, near: int | None, fits: Callable[[str], bool]) -> str | None:
+    def with_room(
+        self,
+        model: str,
+        near: int | None,
+        fits: Callable[[str], bool],
+        first_s: Callable[[Replica], float] | None = None,
+    ) -> str | None:
         """Name the replica for a request that waits; None while all that it could go to are full.
+
+        first_s: predicts when its first token would come there; None where nobody asks for that.
 
         Where none is up it goes to one that is not, as a leg would: the verdict may be stale. But to no more than have
         room, for it may also be that it is only too busy to answer its probes.
         """
-        good = self._good(model)
+        replicas = self._good(model)
+        good: Sequence[Server] = replicas
+        if first_s is not None and len(replicas) > 1:
+            now_s = self._clock()
+            good = [one.candidate(model, now_s)._replace(ttft_s=first_s(one)) for one in replicas]
         if good:
             chosen = routing.choose(good, near, self._slack).name
             if fits(chosen):

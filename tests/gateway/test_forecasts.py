@@ -214,3 +214,19 @@ def test_a_busy_replica_is_learnt_from_so_often_a_second(per_s):
 
     assert learnt[0] == per_s
     assert all(min(per_s, LEARNT_PER_S) <= count <= 2 * LEARNT_PER_S for count in learnt[1:])
+
+
+def test_a_request_that_is_promised_a_first_token_goes_where_that_comes_soonest():
+    """Though it is near to another replica; one that is promised nothing goes where it is near to."""
+    world = World("ab")
+    near = next(number for number in range(9) if world.fleet.pick("m", frozenset(), number) == "a")
+    for _ in range(ENOUGH):
+        world.serve("a", 3.0)
+        world.serve("b", 0.1)
+
+    def goes(promised: bool) -> str | None:
+        first_s = (lambda one: world.forecasts.at(one, tokens=1000, near=None)) if promised else None
+        return world.fleet.with_room("m", near, lambda name: True, first_s)
+
+    assert (goes(promised=True), goes(promised=False)) == ("b", "a")
+    assert all(one.ttft_s is None for one in world.fleet.all())
