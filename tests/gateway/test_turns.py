@@ -556,6 +556,9 @@ def test_a_request_leaves_nothing_to_the_collector(how):
         def first_token_s(self, *asked: object) -> float:
             return 1e6
 
+        def at(self, *asked: object, **more: object) -> float:
+            return 1e6
+
         def sent(self, *asked: object, **more: object) -> Any:
             raise AssertionError("nobody is sent")
 
