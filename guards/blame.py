@@ -7,7 +7,8 @@ server, and then:
    failed the request so far.
 2. Another one fails it too, and nobody answers it: it is the request's. It counts against none, however many failed.
 3. Nobody else was asked, since it could not go on elsewhere, or was not to be tried again: it counts against that one
-   server. But not where the client left meanwhile, who could choose the moment, nor where no other server was up.
+   server. But not where the client left meanwhile, who could choose the moment, nor where no other server was up, or
+   no retries were left (guards/retries.py).
 
 What many poison requests can do. By 2, nothing: each costs `limits.legs` calls at most, of all servers together, and no
 breaker counts one. Whoever finds a request that fails after its first token and cannot go on elsewhere, or that fails

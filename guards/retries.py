@@ -31,11 +31,15 @@ class Retries:
 
     def take(self, now_s: float) -> bool:
         """Take one retry, or hear that there is none."""
-        at = self._at(now_s)
-        if sum(self._retries) + 1 > self._share * sum(self._requests) + self._per_s * WINDOW_S:
-            return False
-        self._retries[at] += 1
-        return True
+        at, some = self._at(now_s), self.left(now_s)
+        if some:
+            self._retries[at] += 1
+        return some
+
+    def left(self, now_s: float) -> bool:
+        """Whether there is one. Takes nothing."""
+        self._at(now_s)
+        return sum(self._retries) + 1 <= self._share * sum(self._requests) + self._per_s * WINDOW_S
 
     def _at(self, now_s: float) -> int:
         """Where the present second is counted; those that are too long ago are forgotten. Time never goes back."""

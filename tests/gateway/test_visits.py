@@ -165,6 +165,22 @@ def test_a_failure_nobody_else_could_repeat(down, left, counted):
     assert world.calls("a") == (counted, counted)
 
 
+def test_poison_that_is_tried_once_for_want_of_retries_counts_against_nobody():
+    """Many at once use them up; what one server failed might have failed at all of them."""
+    world = World()
+    while world.fleet.may_retry():
+        pass
+
+    visits = Visits(world.fleet, "m")
+    visit = visits.begin("a")
+    visit.legs += 1
+    visits.ended(visit, FAILED, True)
+    visits.close(left=False)
+
+    assert world.fleet.named("a").breakers["m"].calls == (0, 0)
+
+
+
 def test_a_broken_server_is_left_alone_and_comes_back_after_one_probe():
     """Half of the window's calls failed: others are picked, then one request is let in, then all are."""
     world = World()

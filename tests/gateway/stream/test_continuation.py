@@ -128,6 +128,8 @@ def test_a_bias_beyond_vllms_clamp_is_an_obstacle(count, named):
     assert (repeats_obstacle(call_for(frequency_penalty=2.0), [7] * count) is not None) is named
     assert repeats_obstacle(call_for(), [7] * count) is None
 
+OURS = ("cache_salt", "priority")  # clients may not say them
+
 
 def test_the_next_server_is_asked_for_the_rest():
     """Prompt and emitted ids are the prompt; max_tokens and min_tokens are less what was delivered; no stop strings."""
@@ -145,15 +147,16 @@ def test_the_next_server_is_asked_for_the_rest():
 
 
 def test_what_describes_the_generation_is_carried():
-    """Every sampling field goes to the next server as the client said it; the gateway's salt with it."""
-    said = {name: {"model": "tiny", "logit_bias": {"1": 2}}.get(name, 1) for name in CARRIED if name != "cache_salt"}
+    """Every sampling field goes to the next server as the client said it; the gateway's own with it."""
+    said = {name: {"model": "tiny", "logit_bias": {"1": 2}}.get(name, 1) for name in CARRIED if name not in OURS}
     said |= {"skip_special_tokens": False, "user": "u"}
     call = call_for(**said)
-    call.body["cache_salt"] = "salt"
+    ours = dict.fromkeys(OURS, "ours")
+    call.body |= ours
 
     asked = body(call, [1], [], 9)
 
-    assert {name: asked[name] for name in CARRIED} == said | {"cache_salt": "salt"}
+    assert {name: asked[name] for name in CARRIED} == said | ours
 
 
 def test_a_choice_without_a_token_is_asked_for_anew_alone():
