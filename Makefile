@@ -1,6 +1,8 @@
 # Two commands on a fresh machine (Python 3.11 or later, pip and make):  make demo   make test
 PYTHON ?= python3
 BIN := .venv/bin
+# Hundreds of processes are started: without compiled files each would compile all of Holdfast, or of vLLM, anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:            ## show this
 	@sed -n "s/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p" $(MAKEFILE_LIST)
@@ -13,7 +15,7 @@ demo: install    ## kill a real vLLM server in the middle of a stream, and see n
 
 test: lint install ## lint, types and all tests, those with real vLLM servers included
 	@$(PYTHON) scripts/install.py redis
-	@$(BIN)/python -m pytest -m "not vllm" -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m "not vllm" -n 3 --dist loadfile --no-loadscope-reorder
 	@$(BIN)/python -m pytest -m vllm
 
 prove: install   ## the measured proofs behind the promises

@@ -48,6 +48,7 @@ from gateway.http.drain import Drain
 from gateway.http.edge import Edge
 from gateway.http.scrub import Scrub
 from gateway.http.webhook import Webhook
+from gateway.ladder import Ladder
 from gateway.ledgers import open_books
 from gateway.quote import Quotes
 from gateway.rates import Rates
@@ -125,6 +126,7 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         records = Records(journal, metrics, clock, quotes.lengths.note, charged)
         rates = Rates(quotes.lengths, time.monotonic_ns)
         turns = _turns(config, fleet, metrics, clock, listener)
+        turns.ladder = _ladder(config, fleet, quotes)
         flow = Flow(rates, quotes, turns, fleet, upstream, targets, records, deadlines, clock)
         drain = Drain(deadlines, config.timeouts.drain_s, hurry)
 
@@ -222,6 +224,7 @@ def _turns(
         judged=metrics.promised,
         waited=metrics.waited,
     )
+    listener.forecasts = turns.forecasts
     if said.on:
         admission = Admission(said.bounds, turns.route, turns.first_token_s)
         turns.waiting = Waiting(admission, clock)
@@ -230,10 +233,21 @@ def _turns(
     return turns
 
 
+def _ladder(config: Config, fleet: Fleet, quotes: Quotes) -> Ladder | None:
+    if not config.degrade.steps:
+        return None
+    said = config.degrade
+    return Ladder(fleet, said.steps, said.answer_tokens, _cheaper(config), quotes.limit, quotes.lengths.q90)
+
+
+def _cheaper(config: Config) -> dict[str, str]:
+    return {one.name: one.cheaper for one in config.models if one.cheaper is not None}
+
+
 def _breakers(config: Config, ledger: Ledger, deadlines: Deadlines, alerts: Alerts, metrics: Metrics) -> Breakers:
-    cheaper = {one.name: one.cheaper for one in config.models if one.cheaper is not None}
     prices = {one.model: one.price for one in config.prices}
-    breakers = Breakers(ledger, deadlines.end, alerts.turned, time.monotonic, cheaper=cheaper, prices=prices)
+    turned, cheaper = alerts.turned, _cheaper(config)
+    breakers = Breakers(ledger, deadlines.end, turned, time.monotonic, cheaper=cheaper, prices=prices)
     metrics.breakers(breakers.counts)
     return breakers
 
@@ -380,6 +394,8 @@ def _fleet(
         canary_s=timeouts.canary_s,
         hedges_per_s=limits.hedges_per_s,
         hedges_burst=limits.hedges_burst,
+        retry_share=config.retries.percent / 100,
+        retries_per_s=config.retries.per_s,
         breakers=config.health.breaker,
         flaps=config.health.flapping,
     )

@@ -67,7 +67,7 @@ class Asides:
         end = await self._ask(model, "/detokenize", {"model": model, "tokens": list(ids)})
         try:
             return msgspec.json.decode(end.body, type=_Text).prompt if end else _no_text()
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return _no_text()
 
     async def _count(self, model: str, said: dict[str, Any]) -> int:
@@ -78,7 +78,7 @@ class Asides:
             raise refusal(end)
         try:
             return msgspec.json.decode(end.body, type=_Count).count
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             raise Refused(Reason.UNBOUNDED, "The server cannot count this request's tokens.") from None
 
     async def _ask(self, model: str, path: str, body: dict[str, Any]) -> LegEnd | None:

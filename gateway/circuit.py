@@ -3,16 +3,17 @@
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
-from urllib.parse import quote
 
+from gateway import ladder
 from gateway.books.ledger.hold import Hold
 from guards.budget import UNLIMITED, Limit, Unit, Window
 from guards.burn import PERIODS_S, Breaker, State, Watched
 from guards.claim import Load, shares, worded
+from guards.ladder import Step
 from guards.money import Price
 from guards.refusal import Refused
 
-DEGRADED_HEADER = "x-holdfast-degraded"
+BREAKER = "breaker"  # what the journal says that an answer was degraded by
 MINOR = (State.DEGRADED, State.CHEAPER)
 
 Headers = tuple[tuple[str, str], ...]
@@ -131,10 +132,10 @@ class Watch:
             self._tell(asked, model)
 
     def _tell(self, asked: str, model: str) -> None:
-        said = [f"max_tokens={self.answer_tokens}"] if self.answer_tokens < UNLIMITED else []
-        said += [f"model={quote(model)}"] if model != asked else []
-        self.headers = ((DEGRADED_HEADER, ", ".join(said)),)
-        self.about = {"degraded": True} | ({"asked_model": asked, "model": model} if model != asked else {})
+        steps = [Step.SHORTER] if self.answer_tokens < UNLIMITED else []
+        steps += [Step.CHEAPER] if model != asked else []
+        self.headers = ladder.degraded(self.answer_tokens, asked, model)
+        self.about = ladder.taken(steps, BREAKER, asked, model)
 
     def passes(self, load: Load, price: Price | None) -> tuple[Limit, ...]:
         """Take from each half-open breaker what the request may spend. Raises Refused (BREAKER) where there is none."""

@@ -19,7 +19,8 @@ from gateway.config_alarms import Alerts, Breaker
 from gateway.config_health import HealthConfig
 from gateway.config_ledger import LedgerConfig
 from gateway.config_part import Part, wrong
-from gateway.config_service import AdmissionConfig, TierConfig, TierName
+from gateway.config_routing import Routing
+from gateway.config_service import AdmissionConfig, DegradeConfig, RetriesConfig, TierConfig, TierName
 from gateway.config_times import ModelTimes, Timeouts, TurnTimes
 from guards.budget import UNLIMITED, Limit, Unit, Window
 from guards.money import Price, dollars
@@ -236,7 +237,7 @@ class Replica(Part):
 class Model(Part):
     """One served model and its replicas. tokenizer: the tokenizer.json itself, where there is one.
 
-    cheaper: the model that answers in its stead while a breaker is degraded for long.
+    cheaper: the model that answers in its stead while a breaker is degraded for long, or its servers are too busy.
     scheduled: its servers run with --scheduling-policy priority, and are told each request's.
     context_tokens: how long a prompt may be, where the model answers well only below its window.
     """
@@ -321,16 +322,6 @@ class DeclaredBudget(Bounded):
         return scope("org", *within)
 
 
-class Routing(Part):
-    """Which of a model's replicas a request goes to, where several are equally good."""
-
-    sessions: bool = True  # those of one x-session-id go to one replica, whose prefix cache has their turns
-    prefixes: bool = True  # and of others those whose prompts begin alike
-    prefix_bytes: int = Field(default=2048, ge=64, le=65_536)  # so much of a beginning: hashed for each request
-    load_ratio: float = Field(default=1.25, ge=1, le=100)  # of its share; with more a replica is passed over
-    load_tokens: int = Field(default=8192, ge=0, le=10**9)  # above that, so that a quiet fleet stays as it is
-
-
 class Limits(Part):
     """How much of everything there may be; each protects memory, or another tenant."""
 
@@ -371,6 +362,8 @@ class Config(Part):
     alerts: Alerts | None = None
     routing: Routing = Routing()
     admission: AdmissionConfig = AdmissionConfig()
+    degrade: DegradeConfig = DegradeConfig()
+    retries: RetriesConfig = RetriesConfig()
     tiers: tuple[TierConfig, ...] = Field(default=(), max_length=256)
     timeouts: Timeouts = Timeouts()
     health: HealthConfig = HealthConfig()

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from gateway.config import Bounded, DeclaredBudget, DeclaredKey, Limits, Listen, Replica, is_loopback
 from gateway.config_ledger import LedgerConfig
 from gateway.config_part import Part
+from gateway.config_service import AdmissionConfig
 from gateway.yaml_tree import Fault, Loc
 from guards.budget import Limit
 
@@ -36,6 +37,7 @@ def cross_faults(raw: Any) -> list[Fault]:
         *_price_faults(raw),
         *_cheaper_faults(raw),
         *_tier_faults(raw),
+        *_degrade_faults(raw),
     ]
 
 
@@ -204,6 +206,24 @@ def _cheaper_faults(raw: Any) -> Iterator[Fault]:
             yield Fault(loc, "the cheaper model has no price", "Add it to prices.")
 
 
+def _tier_faults(raw: Any) -> Iterator[Fault]:
+    """Find tiers that are named and are not there, and two of one name."""
+    names: dict[str, int] = {}
+    for at, tier in enumerate(_items(raw, "tiers")):
+        name = _get(tier, "name")
+        if isinstance(name, str):
+            if name in names:
+                hint = f"tiers[{names[name]}] has it. Give each a name of its own."
+                yield Fault(("tiers", at, "name"), "two tiers have one name", hint)
+            names.setdefault(name, at)
+    for part in ("keys", "budgets"):
+        for at, item in enumerate(_items(raw, part)):
+            named = _get(item, "tier")
+            if isinstance(named, str) and named not in names:
+                known = ", ".join(names) or "none yet"
+                yield Fault((part, at, "tier"), "there is no such tier", f"Name one of tiers: {known}.")
+
+
 def text(loc: Iterable[str | int]) -> str:
     """Write a place as people do: models[0].replicas[1].url."""
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc).removeprefix(".")
@@ -233,18 +253,13 @@ def _items(raw: Any, name: str) -> list[Any]:
     return list(items) if isinstance(items, list | tuple) else []
 
 
-def _tier_faults(raw: Any) -> Iterator[Fault]:
-    """Find tiers that are named and are not there, and two of one name."""
-    names: dict[str, int] = {}
-    for at, tier in enumerate(_items(raw, "tiers")):
-        name = _get(tier, "name")
-        if name in names:
-            hint = f"tiers[{names[name]}] has it. Give each a name of its own."
-            yield Fault(("tiers", at, "name"), "two tiers have one name", hint)
-        names.setdefault(name, at)
-    for room in ("keys", "budgets"):
-        for at, item in enumerate(_items(raw, room)):
-            named = _get(item, "tier")
-            if named is not None and named not in names:
-                known = ", ".join(str(name) for name in names) or "none yet"
-                yield Fault((room, at, "tier"), "there is no such tier", f"Name one of tiers: {known}.")
+def _degrade_faults(raw: Any) -> Iterator[Fault]:
+    """Find steps that could never be taken."""
+    steps = _items(_get(raw, "degrade"), "steps")
+    if "cheaper" in steps and not any(_get(model, "cheaper") for model in _items(raw, "models")):
+        hint = "Add cheaper: to one of models, or remove this step."
+        yield Fault(("degrade", "steps"), "no model has a cheaper one", hint)
+    admission = _tried(AdmissionConfig, _get(raw, "admission") or {})
+    if steps and admission and not admission.on:
+        hint = "Remove them, or let requests wait in the gateway: admission: {on: true}."
+        yield Fault(("degrade", "steps"), "nobody foresees a refusal while admission is off", hint)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from gateway.config import Config
 from gateway.config_checks import cross_faults, text
@@ -21,7 +22,7 @@ COMMAND_LINE = "command line"
 _FOLLOWS = "default_factory_not_called"  # says only that another field of the same part is wrong
 _VARIABLE = re.compile(r"\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})?")
 _NUMBERS = ("int_parsing", "int_type", "float_parsing", "float_type", "int_from_float", "finite_number")
-_BOUNDS = ("greater_than_equal", "less_than_equal")
+_BOUNDS = ("greater_than_equal", "greater_than", "less_than_equal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +213,24 @@ def _choice_fault(loc: Loc, raw: Any) -> Fault:
 
 def _number_fault(kind: str, loc: Loc) -> Fault:
     field = _model_at(loc[:-1]).model_fields[str(loc[-1])]
-    least = next(item.ge for item in field.metadata if isinstance(item, Ge))
-    most = next(item.le for item in field.metadata if isinstance(item, Le))
-    whole = "whole number" if field.annotation is int else "number"
-    message = {"greater_than_equal": f"must be at least {least}", "less_than_equal": f"must be at most {most}"}
-    return Fault(loc, message.get(kind, f"must be a {whole}"), f"Write a {whole} from {least} to {most}.")
+    kinds = [field.annotation, *get_args(field.annotation)]  # of «int | None»: it, int, and None
+    bounds = [*field.metadata, *(one for kind in kinds for part in _said(kind) for one in part.metadata)]
+    most = next(one.le for one in bounds if isinstance(one, Le))
+    least = next((one.ge for one in bounds if isinstance(one, Ge)), None)
+    above = next((one.gt for one in bounds if isinstance(one, Gt)), None)
+    whole = "whole number" if any(getattr(kind, "__origin__", kind) is int for kind in kinds) else "number"
+    message = {
+        "greater_than_equal": f"must be at least {least}",
+        "greater_than": f"must be above {above}",
+        "less_than_equal": f"must be at most {most}",
+    }
+    span = f"from {least} to {most}" if above is None else f"above {above}, {most} at most"
+    return Fault(loc, message.get(kind, f"must be a {whole}"), f"Write a {whole} {span}.")
+
+
+def _said(kind: Any) -> list[FieldInfo]:
+    """What an annotated type says of a field."""
+    return [part for part in getattr(kind, "__metadata__", ()) if isinstance(part, FieldInfo)]
 
 
 def _meant(word: str, known: list[str], otherwise: str = "") -> str:

@@ -6,7 +6,9 @@ from pydantic import AfterValidator, Field, model_validator
 
 from gateway.config_part import Part, wrong
 from guards.admission import Bounds
+from guards.ladder import Step
 from guards.place import BANDS, MANY, Rank
+from guards.retries import PER_S, SHARE
 from guards.sla import Objective, ServiceClass, Slope, Tier
 
 DEFAULT = "default"  # the tier of keys for which nobody says another
@@ -18,6 +20,12 @@ TierName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0
 Tokens = Annotated[int, Field(ge=1, le=TOKENS_MAX)]
 Ms = Annotated[float, Field(gt=0, le=MS_MAX)]
 MsPer1k = Annotated[float, Field(ge=0, le=MS_MAX)]
+
+
+def _once(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    if len(set(steps)) < len(steps):
+        raise wrong("the same step twice", "Write each once, in the order in which they are tried.")
+    return steps
 
 
 class AdmissionConfig(Part):
@@ -37,6 +45,26 @@ class AdmissionConfig(Part):
     def bounds(self) -> Bounds:
         """The same, as admission takes it."""
         return Bounds(self.waiting, self.wait_s, self.rise_s, self.per_model, self.per_agent, self.per_replica)
+
+
+class DegradeConfig(Part):
+    """What becomes of requests that servers are too busy for, in order; no steps: they are refused.
+
+    shorter: answers of answer_tokens at most. cheaper: the model's `cheaper` answers.
+    """
+
+    steps: Annotated[tuple[Literal[Step.SHORTER, Step.CHEAPER], ...], Field(max_length=2), AfterValidator(_once)] = ()
+    answer_tokens: int = Field(default=1024, ge=1, le=2**20)
+
+
+class RetriesConfig(Part):
+    """How many requests are asked again elsewhere where servers answer with errors, before the first byte.
+
+    percent: of the requests of the last ten seconds. per_s: beside that; of several workers each has its part.
+    """
+
+    percent: int = Field(default=round(SHARE * 100), ge=0, le=100)
+    per_s: float = Field(default=PER_S, ge=0, le=10_000)
 
 
 class ClassConfig(Part):
@@ -84,7 +112,16 @@ def _distinct(classes: tuple[ClassConfig, ...]) -> tuple[ClassConfig, ...]:
     names = [one.name for one in classes]
     if len(set(names)) < len(names):
         raise wrong("two classes have one name", "Give each a name of its own: they label what was kept.")
+    for at, one in enumerate(classes):
+        if (before := next((other for other in classes[:at] if _takes_all_of(other, one)), None)) is not None:
+            hint = f"Write it before {before.name}, which takes all that it would."
+            raise wrong(f"no request is of class {one.name}", hint)
     return classes
+
+
+def _takes_all_of(one: ClassConfig, other: ClassConfig) -> bool:
+    bounds = (one.input_max, other.input_max), (one.output_max, other.output_max)
+    return all(mine is None or (its is not None and its <= mine) for mine, its in bounds)
 
 
 class TierConfig(Part):
@@ -96,11 +133,17 @@ class TierConfig(Part):
     """
 
     name: TierName
-    priority: int = Field(default=1, ge=0, lt=BANDS)
+    priority: int = Field(default=1, ge=0, le=BANDS - 1)
     weight: float = Field(default=1.0, ge=0.01, le=1000)
     permits: int = Field(default=MANY, ge=1, le=MANY)
     asked: AskedConfig | None = None
     classes: Annotated[tuple[ClassConfig, ...], Field(max_length=64), AfterValidator(_distinct)] = ()
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> "TierConfig":
+        if self.asked is not None and not self.classes:
+            raise wrong("asked means nothing without classes", "Add classes: what they may ask for is of one.")
+        return self
 
     @property
     def rank(self) -> Rank:

@@ -77,12 +77,17 @@ class Contexts:
 
     def limit(self, call: Call, tenant: Tenant) -> int | None:
         """How long its prompt may be, where it may be about as long; None where it surely fits, or nobody knows."""
-        limit = self._fleet.window(call.model)
-        if call.model in self._limits:
-            said = self._limits[call.model]
-            limit = said if limit is None else min(said, limit)
+        limit = self.longest(call.model)
         if limit is None or call.has_media or not self._doubtful(call, tenant, limit):
             return None
+        return limit
+
+    def longest(self, model: str) -> int | None:
+        """How long a prompt of a model may be, in tokens; None where nobody knows."""
+        limit = self._fleet.window(model)
+        if model in self._limits:
+            said = self._limits[model]
+            limit = said if limit is None else min(said, limit)
         return limit
 
     @staticmethod

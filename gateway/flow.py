@@ -1,6 +1,6 @@
 """THE FLOW of a request.
 
-estimate → hold budget → wait for a turn → route → leg ─events→ relay ─bytes→ client
+estimate → ease → hold budget → wait for a turn → route → leg ─events→ relay ─bytes→ client
 at the end: settle once → journal                    ↑ leg lost: next leg ┘
 """
 
@@ -42,7 +42,8 @@ class Flow:
         """Answer one request: a stream through `sink`, else it is returned. Raises Refused while nothing was sent."""
         with self.records.open(call, tenant, sink) as record, self.rates.enter(call, tenant.rates) as passage:
             deadline = self.deadlines.of(call, tenant)
-            quote = await self.quotes.hold(call, tenant)
+            eased = self.turns.ease(call, tenant, sink)
+            quote = await self.quotes.hold(call, tenant, eased)
             with quote.hold as hold, quote.watch as watch, self.turns.one(call, tenant, sink, quote) as turn:
                 sink.told = passage.headers + quote.headers + turn.headers
                 record.held(hold, turn, quote.about)
@@ -76,7 +77,8 @@ class Flow:
                     legs.begin(name, await answer.asks(), answer.part)
                 elif legs.silent:
                     await self._hedge(answer, sink, record, legs, failed)
-                await legs.news()
+                if answer.open:  # else there was nothing left to ask for, or no way to ask for it
+                    await legs.news()
                 while (ended := legs.take()) is not None:
                     running, end = ended
                     lost = await answer.ended(running.part, end)

@@ -36,6 +36,10 @@ class Prompts:
         if len(self._known) > NEAR_MAX:
             self._known.popitem(last=False)
 
+    def forget(self) -> None:
+        """Its cache is gone."""
+        self._known.clear()
+
 
 class Seen:
     """One replica, as predictions see it. Some of what happens there is learnt from: every so many-th request."""
@@ -112,6 +116,10 @@ class Forecasts:
     def of(self, name: str) -> Seen:
         """What is known of a replica; there are as many as are configured."""
         return self._seen.get(name) or self._seen.setdefault(name, Seen())
+
+    def lost(self, name: str) -> None:
+        """A replica is gone, and its cache with it. What was learnt of how fast it is stays."""
+        self.of(name).prompts.forget()
 
     def first_token_s(self, name: str | None, model: str, tokens: int, near: Hashable) -> float:
         """How long the first token of a prompt will take at a replica, nine times out of ten; None: at the best one."""

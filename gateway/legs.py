@@ -37,7 +37,8 @@ class Legs:
     """A block in which legs may be opened for a request whose turn it is; leaving it closes them."""
 
     __slots__ = (
-        "_fleet", "_headers", "_news", "_next", "_running", "_targets", "_turn", "_upstream", "_visits", "_waiter",
+        "_asked", "_fleet", "_headers", "_news", "_next", "_running", "_targets", "_turn", "_upstream", "_visits",
+        "_waiter",
     )  # fmt: skip
 
     def __init__(
@@ -46,6 +47,7 @@ class Legs:
         self._fleet, self._upstream, self._targets, self._headers = fleet, upstream, targets, headers
         self._turn, self._visits = turn, Visits(fleet, turn.call.model)
         self._next: Visit | None = None
+        self._asked = False
         self._running: list[Running] = []
         self._news = False
         self._waiter: asyncio.Future[None] | None = None
@@ -76,6 +78,9 @@ class Legs:
                 return None
             name, self._next = picked, self._visits.begin(picked)
         self._turn.sent(name)
+        if not self._asked:
+            self._asked = True
+            self._fleet.asked()
         return name
 
     def begin(self, replica: str, asks: Iterable[Ask], part: Callable[[Ask], Any]) -> None:

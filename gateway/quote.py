@@ -18,16 +18,17 @@ from gateway.breakers import Breakers
 from gateway.circuit import FREE, Watch
 from gateway.context import FITS, NO_LIMITS, Context, Contexts, Headers
 from gateway.fleet.replicas import Fleet
+from gateway.ladder import AS_ASKED, Eased
 from gateway.rates import BYTES_PER_TOKEN
 from gateway.stream.call import Call
 from gateway.stream.seams import Terms
 from gateway.stream.text import Decoder
-from guards.budget import Account
+from guards.budget import UNLIMITED, Account
 from guards.claim import Load, Part, lease, worded
 from guards.estimate import AnswerLengths
 from guards.money import Price
 from guards.rate import Throttle
-from guards.refusal import Reason, Refused
+from guards.refusal import Ending, Reason, Refused
 
 WINDOW_DEFAULT = 1 << 17  # tokens an answer may take where neither client nor server says
 NO_PRICES: Mapping[str, Price] = {}
@@ -37,20 +38,29 @@ class Quote(NamedTuple):
     """A committed hold, the terms that go upstream with the request, the breakers' watch over it, and how it fits.
 
     headers: what the client is told of it; about: the same for the journal.
+    eased: what was taken from it since servers are busy. model: that answers.
     """
 
     hold: Hold
     terms: Terms
     watch: Watch
     context: Context = FITS
+    eased: Eased = AS_ASKED
+    model: str = ""
 
     @property
     def headers(self) -> Headers:
-        return self.watch.headers + self.context.headers
+        told = self.watch.headers
+        if self.eased is not AS_ASKED:
+            told = self.eased.headers(self.watch.answer_tokens, self.model)
+        return told + self.context.headers
 
     @property
     def about(self) -> Mapping[str, object]:
-        return {**self.watch.about, **self.context.about} if self.context is not FITS else self.watch.about
+        told = self.watch.about
+        if self.eased is not AS_ASKED:
+            told = self.eased.about(told, self.model)
+        return {**told, **self.context.about} if self.context is not FITS else told
 
 
 class Quotes:
@@ -83,25 +93,36 @@ class Quotes:
         self._hedges_max, self._clock_ns = hedges_max, clock_ns
         self.lengths = AnswerLengths()
 
-    async def hold(self, call: Call, tenant: Tenant) -> Quote:
+    def limit(self, model: str) -> int | None:
+        """How long a prompt of a model may be; None where nobody knows."""
+        return self._contexts.longest(model)
+
+    async def hold(self, call: Call, tenant: Tenant, eased: Eased = AS_ASKED) -> Quote:
         """Hold budget for a request. Where a cheaper model is to answer, the call names that one from now on.
+
+        eased: what was taken from it before.
 
         Raises Refused: CONTEXT, BREAKER, BUDGET, HELD, UNBOUNDED, UNPRICED, BOOKS, or what /tokenize refuses.
         """
         watch = FREE if self._breakers is None else self._breakers.enter(call, tenant)
         try:
-            if self._contexts.limit(call, tenant) is None:  # as is mostly so
+            if eased is AS_ASKED and self._contexts.limit(call, tenant) is None:  # as is mostly so
                 return await self._hold(call, tenant, watch)
             context = await self._contexts.fit(call, tenant)
-            return (await self._hold(call, tenant, watch))._replace(context=context)
+            quote = await self._hold(call, tenant, watch, eased.answer_tokens)
+            terms = quote.terms
+            if terms.capped and terms.max_tokens == eased.answer_tokens < watch.answer_tokens:
+                terms = terms._replace(cap=Ending.SHORTENED)
+            terms = terms._replace(asked_likely=eased.likely)
+            return quote._replace(terms=terms, context=context, eased=eased, model=call.model)
         except BaseException:
             watch.give_back()
             raise
 
-    async def _hold(self, call: Call, tenant: Tenant, watch: Watch) -> Quote:
+    async def _hold(self, call: Call, tenant: Tenant, watch: Watch, most: int = UNLIMITED) -> Quote:
         window = self._fleet.window(call.model) or WINDOW_DEFAULT
         wanted = min(call.max_tokens or window, window)
-        asked = min(wanted, watch.answer_tokens)
+        asked = min(wanted, watch.answer_tokens, most)
         if tenant.limited and call.has_media:
             raise Refused(Reason.UNBOUNDED, "Media cannot be counted before it is computed; this key has a budget.")
         if tenant.pays and call.model not in self.prices:
@@ -167,5 +188,8 @@ class Quotes:
         window = partial(self._fleet.window, call.model)
         max_tokens = most if capped else call.max_tokens
         likely = call.body_bytes // BYTES_PER_TOKEN + 1, min(most, self.lengths.q90(call.model, prompt))
-        terms = Terms(self._legs_max, max_tokens, capped, decoder, spells_special, window, self._hedges_max, *likely)
+        terms = Terms(
+            self._legs_max, max_tokens, capped, decoder, spells_special, window, self._hedges_max, *likely,
+            retry=self._fleet.may_retry,
+        )  # fmt: skip
         return Quote(hold, terms, watch.over(hold))

@@ -20,6 +20,7 @@ from gateway.stream.seams import Sink
 from gateway.turns import Turn
 from gateway.watch.metrics import Metrics
 from guards.budget import Line
+from guards.ladder import Step
 from guards.money import Tokens
 from guards.refusal import Ending, Reason, Refused
 
@@ -53,7 +54,8 @@ class Record:
     """A block around one request; leaving it, by whatever way, writes its one Ending."""
 
     __slots__ = (
-        "_about", "_books", "_call", "_hold", "_lines", "_losses", "_overhead_s", "_sink", "_turn", "answer", "replica",
+        "_about", "_asked", "_books", "_call", "_hold", "_lines", "_losses", "_overhead_s", "_retries", "_sink",
+        "_turn", "answer", "replica",
     )  # fmt: skip
 
     def __init__(self, books: Records, call: Call, tenant: Tenant, sink: Sink) -> None:
@@ -62,8 +64,10 @@ class Record:
         self.replica: str | None = None
         self._turn: Turn | None = None
         self._overhead_s = 0.0
+        self._retries = 0
         self._losses: list[Cause] = []  # in mid-answer
         self._hold: Hold | None = None
+        self._asked = call.model  # another one may answer
         self._about: dict[str, object] = {"request_id": call.request_id, **tenant.about, "model": call.model}
         if call.session is not None:
             self._about["session"] = call.session
@@ -74,6 +78,8 @@ class Record:
         """Budget is held; from here on a settlement follows. more: what else is to be known of the request."""
         self._hold, self._turn = hold, turn
         self._about |= more
+        for step in more.get("degraded", ()):
+            self._books.metrics.degraded(self._asked, step)
         if turn.promise is not None:
             self._about |= turn.about
         hold.about = self._about
@@ -98,10 +104,17 @@ class Record:
         self._books.metrics.inter_token(self._call.model, gaps)
 
     def leg_opened(self, replica: str) -> float:
-        """A server is being asked; answers the gateway's own time before the first one was, in seconds."""
+        """A server is being asked; answers the gateway's own time before the first one was, in seconds.
+
+        Without the wait for its turn: that is the servers' time, and told by a metric and a fact of its own.
+        """
         if self.replica is None:
-            self._overhead_s = self._books.clock() - self._sink.received_at
+            waited_s = 0.0 if self._turn is None else self._turn.waited_s
+            self._overhead_s = self._books.clock() - self._sink.received_at - waited_s
             self._books.metrics.added_latency(self._overhead_s)
+        elif not self._delivered():
+            self._retries += 1
+            self._books.metrics.degraded(self._asked, Step.RETRIED)
         self.replica = replica
         leased = self._hold.meter.leased if self._hold is not None else 0
         self._fact("leg.opened", {"replica": replica, "leased_tokens": leased, "tokens": self._delivered()})
@@ -166,6 +179,8 @@ class Record:
                 "hedged_tokens": answer.hedged,
                 "gap_ms": round(max(pauses) * 1e3, 1) if pauses else 0.0,
             }
+        if self._retries:
+            facts["retries"] = self._retries
         if self._turn is not None:
             facts |= self._turn.judged(ending, refused)
         self._settle(facts)

@@ -6,6 +6,7 @@ refused rather than broken, and what became of all others is counted (guards/att
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -13,7 +14,9 @@ from gateway.books.ledger.contract import Lines
 from gateway.books.tenants import Tenant
 from gateway.fleet.replicas import Fleet
 from gateway.forecasts import Forecast, Forecasts
+from gateway.ladder import AS_ASKED, Eased, Ladder
 from gateway.quote import Quote
+from gateway.rates import BYTES_PER_TOKEN
 from gateway.sla_table import shown
 from gateway.slices import in_turns
 from gateway.stream.call import Call
@@ -22,7 +25,7 @@ from gateway.waiting import Waiting
 from guards.attainment import Attainment, Verdict
 from guards.breaker import Entry, Outcome
 from guards.place import Ask, Place, Rank, Share
-from guards.refusal import Ending, Reason, Refused
+from guards.refusal import CUTS, Ending, Reason, Refused
 from guards.sla import Promise, Tier
 
 COUNT_S = 0.25  # how often it is counted what running requests have had: for fairness, and for room at servers
@@ -32,7 +35,7 @@ NOTHING: Mapping[str, Any] = {}
 
 # Ends that say nothing of the promise: whoever asked, or an operator, ended it.
 THEIRS = (Ending.REVOKED, Ending.SESSION)
-WHOLE = (Ending.FINISHED, Ending.BUDGET, Ending.BREAKER)
+WHOLE = (Ending.FINISHED, *CUTS)
 OURS = (Reason.OVERLOADED, Reason.LATE, Reason.NO_REPLICA, Reason.FIRST_TOKEN, Reason.TIMEOUT, Reason.UPSTREAM)
 
 
@@ -51,7 +54,8 @@ class Turns:
     """Lets requests wait for their turn, and keeps what they were promised in mind.
 
     ranks: of tiers, by name; usual: of keys for which none is said.
-    waiting: None where requests are sent as they come. forecasts: None where no tier promises anything.
+    waiting: None where requests are sent as they come. ladder: None where nobody's answer is made worse.
+    forecasts: None where no tier promises anything.
     fair_by: between whom turns are shared: key, user, team or org. scheduled: models whose servers go by priority.
     judged: told of each promise that was made, and what became of it. waited: of each that waited, for
         which model and how long. Times in seconds, by `clock`, monotonic.
@@ -75,26 +79,48 @@ class Turns:
         self.forecasts, self._fair_by, self._scheduled, self._refuse_late = forecasts, fair_by, scheduled, refuse_late
         self._judged, self._waited = judged, waited
         self.waiting: Waiting | None = None
+        self.ladder: Ladder | None = None
         self.attainment = Attainment()
         self._shares: dict[tuple[str, str | None], Share] = {}
         self._running: dict[Turn, None] = {}
 
+    def ease(self, call: Call, tenant: Tenant, sink: Sink) -> Eased:
+        """Say what is taken from a request that would be refused as it is, before anything is held for it."""
+        if self.ladder is None or self.waiting is None:
+            return AS_ASKED
+        return self.ladder.ease(call, partial(self._foresee, call, tenant, sink.received_at))
+
     def one(self, call: Call, tenant: Tenant, sink: Sink, quote: Quote) -> "Turn":
-        """One request that has come, and what it is promised."""
+        """One request that has come, and what it is promised: by what it asked for, not by what it gets."""
         rank = self._usual if tenant.tier is None else self._ranks.get(tenant.tier, self._usual)
         tokens, likely = quote.terms.prompt_likely, quote.terms.answer_likely
-        promise = None if rank.promises is None else self._promise(rank.promises, call, tokens, likely)
+        asked = quote.terms.asked_likely or likely
+        promise = None if rank.promises is None else self._promise(rank.promises, call, call.model, tokens, asked)
         if call.model in self._scheduled:
             call.body["priority"] = rank.priority
         return Turn(self, call, tenant, rank, (tokens, likely * call.choices), promise, sink.received_at)
 
-    def _promise(self, tier: Tier, call: Call, tokens: int, likely: int) -> Promise | None:
+    def _foresee(
+        self, call: Call, tenant: Tenant, arrived_s: float, model: str, likely: int, size: int
+    ) -> Refused | None:
+        """Why a request would be refused now, were it for this model.
+
+        likely, size: tokens of each answer, as it was asked for and as it would be.
+        """
+        assert self.waiting is not None
+        rank = self._usual if tenant.tier is None else self._ranks.get(tenant.tier, self._usual)
+        tokens = call.body_bytes // BYTES_PER_TOKEN + 1
+        promise = None if rank.promises is None else self._promise(rank.promises, call, model, tokens, likely)
+        turn = Maybe(self, call, tenant, rank, (tokens, size * call.choices), promise, arrived_s)
+        return self.waiting.foresee(self.ask(turn)._replace(model=model))
+
+    def _promise(self, tier: Tier, call: Call, model: str, tokens: int, likely: int) -> Promise | None:
         uncached = tokens
         if self.forecasts is not None:
-            uncached = self.forecasts.uncached(call.model, tokens, call.near)
+            uncached = self.forecasts.uncached(model, tokens, call.near)
         promise = tier.promise(tokens, uncached, likely, call.asked_s)
         if promise is not None and not call.stream:  # nobody sees its first token
-            return promise._replace(first_s=None, between_s=None)
+            return None if promise.total_s is None else promise._replace(first_s=None, between_s=None)
         return promise
 
     def ask(self, turn: "Turn") -> Ask:
@@ -133,7 +159,7 @@ class Turns:
         assert self.waiting is not None
         fits = self.waiting.fits
         name = self._fleet.with_room(place.ask.model, turn.call.near, lambda one: fits(one, place))
-        turn.choose(name)
+        turn.choose(name, waits=place.waits)
         return name
 
     def first_token_s(self, place: Place, server: str | None) -> float:
@@ -148,6 +174,14 @@ class Turns:
         """Have a server's breaker count a request that will go there."""
         return self._fleet.admit(name, model)
 
+    def expect(self, name: str, tokens: int) -> None:
+        """Have routing count a request that will go there."""
+        self._fleet.enter(name, tokens)
+
+    def arrived(self, name: str, tokens: int) -> None:
+        """It goes there now, and is counted as one that does; or it does not after all."""
+        self._fleet.leave(name, tokens)
+
     # ---------------------------------------------------------------- while they run
 
     def begun(self, turn: "Turn") -> None:
@@ -157,11 +191,16 @@ class Turns:
         self._running.pop(turn, None)
 
     async def run(self) -> None:
-        """Count what running requests have had, again and again."""
+        """Count what running requests have had, again and again, and look who may start by that.
+
+        Also by what nobody tells of: that a breaker has been open for long enough, or a server is no longer doubtful.
+        """
         while True:
             await asyncio.sleep(COUNT_S)
             async for turn in in_turns(list(self._running)):
                 turn.count()
+            if self.waiting:
+                self.waiting.again()
 
     def waited(self, turn: "Turn") -> None:
         self._waited(turn.call.model, turn.waited_s)
@@ -186,8 +225,8 @@ class Turn:
     """
 
     __slots__ = (
-        "_answer", "_chosen", "_entry", "_forecast", "_place", "_turns", "arrived_s", "call", "promise", "rank",
-        "tenant", "tokens", "waited_s",
+        "_answer", "_before", "_chosen", "_entry", "_expected", "_forecast", "_place", "_turns", "arrived_s", "call",
+        "promise", "rank", "tenant", "tokens", "waited_s",
     )  # fmt: skip
 
     def __init__(
@@ -199,8 +238,10 @@ class Turn:
         self._answer: Answer | None = None
         self._place: Place | None = None
         self._chosen: str | None = None
+        self._expected: str | None = None
         self._entry: Entry | None = None
         self._forecast: Forecast | None = None
+        self._before = 0  # tokens that it had when it was sent where it is
         self.waited_s = 0.0
 
     @property
@@ -213,19 +254,33 @@ class Turn:
         """What the journal says of it."""
         return NOTHING if self.promise is None else {"class": self.promise.service_class}
 
-    def choose(self, name: str | None) -> None:
-        """It is to go to this server, or not to that one after all. The breaker there counts it from now on."""
+    def choose(self, name: str | None, *, waits: bool = False) -> None:
+        """It is to go to this server, or not to that one after all. The breaker there counts it from now on.
+
+        waits: it is not sent at once, and others are placed before it is: routing counts it from now on, too.
+        """
         if self._entry is not None:
             self._entry.end(Outcome.NEUTRAL)
+        if self._expected is not None:
+            self._arrived(self._expected)
         self._chosen, self._entry = name, None
         if name is not None:
             self._entry = self._turns.admit(name, self.call.model)
+            if waits:
+                self._expected = name
+                self._turns.expect(name, sum(self.tokens))
 
     def take(self) -> tuple[str, Entry] | None:
         """Where its first leg goes, once; None where that is for routing to say."""
         name, entry = self._chosen, self._entry
         self._chosen = self._entry = None
+        if self._expected is not None:
+            self._arrived(self._expected)
         return None if name is None or entry is None else (name, entry)
+
+    def _arrived(self, name: str) -> None:
+        self._expected = None
+        self._turns.arrived(name, sum(self.tokens))
 
     async def begin(self, answer: Answer) -> None:
         """Wait for its turn. Raises Refused."""
@@ -245,6 +300,7 @@ class Turn:
         if self._forecast is not None:  # what was lost says nothing of how long it would have taken
             self._forecast.over(tokens=0, whole=False, left=False)
         if turns.forecasts is not None:
+            self._before = 0 if self._answer is None else self._answer.completion_tokens
             shared = tokens if self.call.session is not None else min(tokens, PREFIX_TOKENS)
             self._forecast = turns.forecasts.sent(name, tokens, self.call.near, shared, streams=self.call.stream)
 
@@ -280,9 +336,9 @@ class Turn:
         if self.waited_s:
             facts["waited_s"] = round(self.waited_s, 4)
         if forecast is not None:
-            tokens = answer.completion_tokens if answer is not None else 0
+            tokens = 0 if answer is None else (answer.completion_tokens - self._before) // self.call.choices
             forecast.over(tokens=tokens, whole=ending is Ending.FINISHED, left=ending is Ending.CLIENT_LEFT)
-            if forecast.predicted_s is not None:
+            if forecast.predicted_s is not None and not self._before:  # else its first token came from elsewhere
                 facts["predicted_first_s"] = round(forecast.predicted_s, 4)
         if self.promise is not None and (verdict := self._verdict(ending, refused)) is not None:
             self._turns.judge(self, verdict)
@@ -305,6 +361,15 @@ class Turn:
             return promise.judge_left(took_s, first_s)
         if ending not in WHOLE or answer is None:
             return Verdict.LOST
-        tokens = answer.completion_tokens
+        tokens = answer.completion_tokens // self.call.choices  # of one answer, in the mean
         between_s = (took_s - first_s) / (tokens - 1) if first_s is not None and tokens > 1 else None
         return promise.judge(first_s or 0.0, between_s, took_s)
+
+
+class Maybe(Turn):
+    """A request that is only thought of: no server's breaker counts it."""
+
+    __slots__ = ()
+
+    def choose(self, name: str | None, *, waits: bool = False) -> None:
+        """It goes nowhere."""

@@ -7,6 +7,7 @@ import structlog
 
 from gateway.fleet.replica import Replica
 from gateway.fleet.replicas import Listener
+from gateway.forecasts import Forecasts
 from gateway.waiting import Waiting
 from gateway.watch.metrics import Metrics
 from gateway.watch.replica_gauges import Measured
@@ -21,10 +22,11 @@ class Verdicts(Listener):
     """Tells each change once. Facts: `replica.judged`, `replica.breaker` and `replica.compared`, by the replica's name.
 
     append: of the journal. abandon: ends a replica's legs; streams: also those that wait for tokens.
-    waiting: where requests wait for replicas; None where they do not.
+    waiting: where requests wait for replicas; None where they do not. forecasts: None where nothing is predicted.
     """
 
     waiting: Waiting | None = None
+    forecasts: Forecasts | None = None
 
     def __init__(self, append: Append, metrics: Metrics, abandon: Callable[..., None]) -> None:
         self._append, self._metrics, self._abandon = append, metrics, abandon
@@ -38,6 +40,8 @@ class Verdicts(Listener):
         self._metrics.verdict(name, up=bool(health.up), hung=health.hung)
         if not health.up:
             self._abandon(name, streams=health.gone)
+        if health.gone and self.forecasts is not None:
+            self.forecasts.lost(name)
         if self.waiting is not None:
             if health.up or not health.gone:
                 self.waiting.again()

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from guards.admission import Admission
 from guards.place import Ask, Place
+from guards.refusal import Refused
 
 
 class Waiting:
@@ -36,6 +37,10 @@ class Waiting:
     def again(self) -> None:
         """Look anew who may start: a server has come up."""
         self._turn()
+
+    def foresee(self, ask: Ask) -> Refused | None:
+        """Why a request would be refused that came now; None where it would not be."""
+        return self._admission.foresee(ask, self._clock())
 
     def place(self, ask: Ask) -> "Stay":
         """A block around a request that may run; waits for its turn first. Raises Refused."""
@@ -65,14 +70,15 @@ class Waiting:
         place = self._admission.enter(ask, self._clock())
         if place.server is None:
             future = self._futures[place] = asyncio.get_running_loop().create_future()
-            self._turn()
             try:
+                self._turn()
                 await future
             except BaseException:  # refused; or cancelled, which may be when it was let start but has not heard of it
                 self.leave(place)
                 raise
             finally:
                 self._futures.pop(place, None)
+                del future  # with a refusal in it, whose traceback has this frame
         return place
 
     def leave(self, place: Place) -> None:

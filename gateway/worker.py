@@ -33,6 +33,7 @@ class Worker:
         }
         names = ("waiting", "per_model", "per_agent", "per_replica")
         admission = {name: self._permits(getattr(whole.admission, name)) for name in names}
+        retries = whole.retries.model_copy(update={"per_s": whole.retries.per_s / self.count})
         tiers = (one.model_copy(update={"permits": self._permits(one.permits)}) for one in whole.tiers)
         admin_port = listen.admin_port + self.number if listen.admin_port else 0
         return whole.model_copy(
@@ -41,6 +42,7 @@ class Worker:
                 "listen": listen.model_copy(update={"admin_port": admin_port}),
                 "limits": limits.model_copy(update=parts),
                 "admission": whole.admission.model_copy(update=admission),
+                "retries": retries,
                 "tiers": tuple(tiers),
                 "keys": tuple(self._slower(key) for key in whole.keys),
                 "budgets": tuple(self._slower(budget) for budget in whole.budgets),

@@ -10,6 +10,7 @@ nobody (earliest deadline first does just that under overload). Every wait and e
 
 Whoever calls this tells it the time, sends requests off, and tells them that they are refused:
 
+    before it          admission.foresee(ask, now_s)             what `enter` would raise now; changes nothing
     arrival            place = admission.enter(ask, now_s)       raises Refused; if place.server is set, it runs there
     after anything     moves = admission.next(now_s)             starts moves.started, refuses moves.refused, and comes
                                                                  again at moves.again_s, or when anything else happens
@@ -114,16 +115,34 @@ class Admission:
             backlog = self._backlogs[ask.model] = Backlog()
         band = backlog.bands[ask.band]
         place = Place(ask, band.tenant(ask.share.tenant, ask.share.weight), now_s)
-        gates = self._gates(ask, comes=True)
-        others_first = self._until and (backlog.ready or self._permits.freed)
-        free = not (others_first or (gates and lacking(gates) is not None))
-        if free and (server := self._route(place)) is not None:
-            self._in_time(place, server, now_s)
-            place.tenant.held += 1
-            self._start(place, gates, server)
-            return place
+        if not (self._until and (backlog.ready or self._permits.freed)):
+            gates = self._gates(ask)
+            if (not gates or lacking(gates) is None) and (server := self._route(place)) is not None:
+                first_s = self._late_s(place, server, now_s)
+                if first_s is not None:
+                    raise _late(place, 0.0, first_s, now_s)
+                place.tenant.held += 1
+                self._start(place, gates, server)
+                return place
         self._queue(place, backlog, now_s)
         return place
+
+    def foresee(self, ask: Ask, now_s: float) -> Refused | None:
+        """What `enter` would raise now, or None. Changes nothing, where `route` does not."""
+        backlog = self._backlogs.get(ask.model) or Backlog()
+        tenant = backlog.bands[ask.band].tenants.look(ask.share.tenant, ask.share.weight)
+        place = Place(ask, tenant, now_s)
+        try:
+            others_first = self._until and (backlog.ready or self._permits.freed)
+            if not (others_first or self._permits.lacks(self._needs(ask))):
+                server = self._route(place)
+                if server is not None:
+                    first_s = self._late_s(place, server, now_s)
+                    return None if first_s is None else _late(place, 0.0, first_s, now_s)
+            self._may_wait(place, backlog, now_s)
+        except Refused as refused:
+            return refused
+        return None
 
     def next(self, now_s: float) -> Moves:
         """Decide what can be: who starts, who is refused."""
@@ -184,19 +203,21 @@ class Admission:
 
     # ---------------------------------------------------------------- starting
 
-    def _gates(self, ask: Ask, *, comes: bool = False) -> tuple[Gate, ...]:
-        """What a request needs a permit of; its model first, if that is limited. comes: it does now."""
+    def _gates(self, ask: Ask) -> tuple[Gate, ...]:
+        """What a request needs a permit of; its model first, if that is limited."""
         share, bounds = ask.share, self._bounds
         if bounds.model >= MANY and share.permits >= MANY and (ask.agent is None or bounds.agent >= MANY):
             return ()  # as mostly nothing is limited
-        gate, depth, gates = self._permits.gate, ask.depth, []
-        if bounds.model < MANY:
-            gates.append(gate("model", ask.model, depth, bounds.model, comes=comes))
-        if share.permits < MANY:
-            gates.append(gate("tenant", share.tenant, depth, share.permits, comes=comes))
-        if ask.agent is not None and bounds.agent < MANY:
-            gates.append(gate("agent", f"{share.tenant}/{ask.agent}", depth, bounds.agent, comes=comes))
-        return tuple(gates)
+        gate = self._permits.gate
+        return tuple([gate(*one) for one in self._needs(ask)])
+
+    def _needs(self, ask: Ask) -> list[tuple[str, str, int, int]]:
+        """The same by name: kind, name, depth, and how many permits there are."""
+        share, bounds, depth = ask.share, self._bounds, ask.depth
+        needs = [("model", ask.model, depth, bounds.model), ("tenant", share.tenant, depth, share.permits)]
+        if ask.agent is not None:
+            needs.append(("agent", f"{share.tenant}/{ask.agent}", depth, bounds.agent))
+        return [one for one in needs if one[3] < MANY]
 
     def _start(self, place: Place, gates: tuple[Gate, ...], server: str) -> None:
         permits, ask = self._permits, place.ask
@@ -221,28 +242,39 @@ class Admission:
             elif (server := self._route(place)) is None:
                 blocked.add(depth)
             else:
-                try:
-                    self._in_time(place, server, now_s)
-                except Refused as late:
-                    self._refuse(place, late, now_s, refused)
+                first_s = self._late_s(place, server, now_s)
+                if first_s is not None:  # not raised: a traceback would hold on to all that is refused together with it
+                    self._refuse(place, _late(place, 0.0, first_s, now_s), now_s, refused)
                     continue
                 self._unqueue(place, now_s, started=True)
                 place.waited_s = now_s - place.arrived_s
                 self._start(place, gates, server)
                 started.append(place)
 
-    def _in_time(self, place: Place, server: str, now_s: float) -> None:
-        """Raise Refused where a request would come too late if it were sent to this server now."""
+    def _late_s(self, place: Place, server: str, now_s: float) -> float | None:
+        """When its first token would come from this server, where that is too late; None where it is in time."""
         due_s = place.ask.deadline_s
-        if due_s is not None:
-            first_s = self._ttft_s(place, server)
-            if now_s + first_s > due_s:
-                raise _late(place, 0.0, first_s, now_s)
+        if due_s is None or now_s + (first_s := self._ttft_s(place, server)) <= due_s:
+            return None
+        return first_s
 
     # ---------------------------------------------------------------- waiting
 
     def _queue(self, place: Place, backlog: Backlog, now_s: float) -> None:
         """Let a request wait, or raise Refused."""
+        place.until_s = self._may_wait(place, backlog, now_s)
+        tenant, due_s = place.ask.share.tenant, place.ask.deadline_s
+        place.due_s = place.until_s if due_s is None else due_s
+        place.waits = True
+        place.tenant.held += 1
+        self._waiting_of[tenant] = self._waiting_of.get(tenant, 0) + 1
+        self._until.rank(place, place.until_s)
+        self._rising[place.band][place] = now_s
+        backlog.bands[place.band].begins(place)
+        self._ready(place, backlog, now_s)
+
+    def _may_wait(self, place: Place, backlog: Backlog, now_s: float) -> float:
+        """Until when a request may wait; or raise Refused."""
         share, bounds = place.ask.share, self._bounds
         mine, free = self._waiting_of.get(share.tenant, 0), bounds.waiting - len(self._until)
         wait_s = backlog.pace.seconds(backlog.ahead(place), now_s) or 0.0
@@ -252,24 +284,16 @@ class Admission:
         if mine >= min(share.waiting, free):  # half of the queue for one tenant, a third each for two, and so on
             detail = f"{mine} requests of this key's wait already, as many as may."
             raise Refused(Reason.RATE, detail, retry_after_s=retry_s)
-        place.until_s = now_s + bounds.wait_s
         due_s = place.ask.deadline_s
         if due_s is not None:
             first_s = self._ttft_s(place, None)
             if now_s + wait_s + first_s > due_s:
                 raise _late(place, wait_s, first_s, now_s)
-            place.until_s = min(place.until_s, due_s - first_s)
-        elif wait_s > bounds.wait_s:
+            return min(now_s + bounds.wait_s, due_s - first_s)
+        if wait_s > bounds.wait_s:
             detail = f"This request would wait {wait_s:.1f} s for a server; {bounds.wait_s:g} s are the limit here."
             raise Refused(Reason.OVERLOADED, detail, retry_after_s=retry_s)
-        place.due_s = place.until_s if due_s is None else due_s
-        place.waits = True
-        place.tenant.held += 1
-        self._waiting_of[share.tenant] = mine + 1
-        self._until.rank(place, place.until_s)
-        self._rising[place.band][place] = now_s
-        backlog.bands[place.band].begins(place)
-        self._ready(place, backlog, now_s)
+        return now_s + bounds.wait_s
 
     def _unqueue(self, place: Place, now_s: float, *, started: bool = False) -> None:
         """A request waits no more. started: it takes the permit that it was woken for."""

@@ -63,6 +63,11 @@ class Tenants:
             self.lift(tenant, least)
         return tenant
 
+    def look(self, name: str, weight: float) -> Tenant:
+        """The same for a request that may not come: as it stands, or one that nobody remembers. Changes nothing."""
+        known = self._known.get(name)
+        return known if known is not None and known.held else Tenant(name, weight, 0.0)
+
     def lift(self, tenant: Tenant, least: float | None) -> None:
         """Give it no credit for a time in which it did not wait."""
         floor = self.floor(least)

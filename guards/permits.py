@@ -97,28 +97,29 @@ class Permits:
 
     def __init__(self, aimd: Aimd, requests_max: int) -> None:
         self._aimd, self._requests_max = aimd, requests_max
-        self._gates: dict[tuple[str, str, int], Gate] = {}
+        self._gates: dict[tuple[str, str, int, int], Gate] = {}
         self._servers: dict[str, Server] = {}
         self._sweep_at = GATES_KEPT
         self.freed: dict[Gate, None] = {}
 
-    def gate(self, kind: str, name: str, depth: int, limit: int, *, comes: bool = False) -> Gate:
+    def gate(self, kind: str, name: str, depth: int, limit: int) -> Gate:
         """The gate of a thing, for requests of one depth. limit: how many permits it has.
 
-        comes: a request that comes now says so, and the latest word holds. Those that wait already have been heard:
-            where two say different things of one gate, each would wake the other for ever.
-        It is this one for as long as somebody holds a permit or is parked, and may be another one later.
+        It is this one for as long as somebody holds a permit or is parked, and may be another one later. Two limits
+        under one name are two gates: if a gate's limit moved, each look could wake somebody, and looking never end.
         """
-        gate = self._gates.get((kind, name, depth))
+        gate = self._gates.get((kind, name, depth, limit))
         if gate is None:
             if len(self._gates) >= self._sweep_at:
                 self._gates = {key: one for key, one in self._gates.items() if not one.idle}
                 self._sweep_at = max(GATES_KEPT, 2 * len(self._gates))
-            gate = self._gates[kind, name, depth] = Gate(limit)
-        elif comes and gate.limit != limit:
-            gate.limit = limit
-            self.wake(gate)
+            gate = self._gates[kind, name, depth, limit] = Gate(limit)
         return gate
+
+    def lacks(self, needs: Iterable[tuple[str, str, int, int]]) -> bool:
+        """Whether a request that needs such gates would lack one. needs: what `gate` takes. Changes nothing."""
+        gates = map(self._gates.get, needs)
+        return any(gate is not None and gate.taken >= gate.limit for gate in gates)
 
     def server(self, name: str) -> Server:
         """A server by its name. There are as many as are configured."""

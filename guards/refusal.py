@@ -76,6 +76,7 @@ class Ending(StrEnum):
     SILENT          no token came for longer than may lie between two, from any server that was allowed
     REVOKED         its key was revoked in mid-stream
     BREAKER         a breaker on cost opened in mid-stream
+    SHORTENED       it was let in only with a short answer, and has had all of that
     REFUSED         before the first byte
     FAULT           a bug of ours; the client was told that something broke
     """
@@ -92,8 +93,9 @@ class Ending(StrEnum):
     SILENT = "between_tokens_timeout"
     REVOKED = "key_revoked"
     BREAKER = "breaker_open"
+    SHORTENED = "shortened"
     REFUSED = "refused"
     FAULT = "fault"
 
 
-CUTS = (Ending.BUDGET, Ending.BREAKER)  # ends of an answer that nothing broke: its finish says why
+CUTS = (Ending.BUDGET, Ending.BREAKER, Ending.SHORTENED)  # ends of an answer that nothing broke: its finish says why

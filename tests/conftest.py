@@ -15,6 +15,17 @@ import pytest
 
 from gateway.local.engine import Engine, EngineFailed, start_fleet, stop_fleet, tiny_model, vllm_python
 
+# The files that take longest, in this order: of a few workers that take one file after the other, none is left with a
+# long one at the end. Those that compute and those that wait take turns.
+LONG = (
+    "sim/test_worlds.py", "scenarios/test_hangs.py", "scenarios/test_own_death.py", "scenarios/test_gateways.py",
+    "loadtests/test_bench.py", "scenarios/test_soak.py", "scenarios/test_full_disk.py", "sim/test_overload.py",
+    "scenarios/test_breakers.py", "scenarios/test_rude_clients.py", "sim/test_mutants.py",
+    "scenarios/test_workers.py", "scenarios/test_money.py", "scenarios/test_shutdown.py",
+    "scenarios/test_timeouts.py", "scenarios/test_admin.py", "scenarios/test_health.py",
+    "scenarios/test_budgets.py", "scenarios/test_bad_input.py", "scenarios/test_faults.py",
+    "gateway/books/test_replay.py", "contracts/test_vault.py", "contracts/test_ledger.py",
+)  # fmt: skip
 RUNNING = "HOLDFAST_TEST_ENGINES"
 SERVED_NAME = "tiny"
 
@@ -33,6 +44,14 @@ class Server:
     def address(self) -> str:
         """host:port."""
         return self.url.removeprefix("http://")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, each in its own order."""
+    tests = Path(__file__).parent
+    rank = {tests / name: number for number, name in enumerate(LONG)}
+    assert all(path.exists() for path in rank), "LONG names a file that is not there any more"
+    items.sort(key=lambda item: rank.get(item.path, len(LONG)))
 
 
 @pytest.fixture(scope="session")

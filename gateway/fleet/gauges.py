@@ -3,6 +3,7 @@
 import re
 from typing import NamedTuple
 
+VALUE_MAX = 1e15  # of one; more, and below 0, is no number of requests
 PAGE_BYTES_MAX = 4 << 20  # of /metrics; vLLM's has some hundred kilobytes, more with many adapters
 # vLLM 0.11 to 0.33; before its V1 engine the cache was a GPU's. The comments of the exposition do not begin so.
 _GAUGE = re.compile(
@@ -34,7 +35,8 @@ def read(page: bytes, at_s: float) -> Gauges | None:
             value = float(number)
         except ValueError:
             continue
-        found.setdefault(name.removesuffix(b"_total"), []).append(value)
+        if 0 <= value <= VALUE_MAX:
+            found.setdefault(name.removesuffix(b"_total"), []).append(value)
     if not found:
         return None
     running, waiting = found.get(b"num_requests_running"), found.get(b"num_requests_waiting")

@@ -17,6 +17,7 @@ from guards.allowance import Allowance
 from guards.breaker import Breaker, Entry
 from guards.health import Health, Probe
 from guards.peers import ALIKE, Vitals, compared
+from guards.retries import PER_S, SHARE, Retries
 from guards.routing import Candidate, Slack
 
 log = structlog.get_logger()
@@ -49,6 +50,7 @@ class Care:
     probe_every_s, probe_s: between probes of one replica, and for one probe.
     canary_s: for one token, on a server that is silent or comes back.
     hedges_per_s, hedges_burst: how many second legs all requests together may open.
+    retry_share, retries_per_s: how many requests may be asked again where servers answer with errors.
     breakers, flaps: when a server that fails, or goes down again and again, is left alone.
     """
 
@@ -57,6 +59,8 @@ class Care:
     canary_s: float = 2.0
     hedges_per_s: float = 10.0
     hedges_burst: int = 64
+    retry_share: float = SHARE
+    retries_per_s: float = PER_S
     breakers: breaker.Plan = BREAKERS
     flaps: flapping.Plan = FLAPPING
 
@@ -102,6 +106,7 @@ class Fleet:
             replica.since_s, replica.weight = clock(), replica.share
         self._canary = Canary(ask, care.probe_s)
         self._hedges = Allowance(care.hedges_per_s, care.hedges_burst)
+        self._retries = Retries(care.retry_share, care.retries_per_s)
         self._serving: dict[str, list[Replica]] = {}  # those of each model
         self._busy: dict[str, asyncio.Future[None]] = {}  # who is being looked at, or examined
 
@@ -134,7 +139,8 @@ class Fleet:
     def with_room(self, model: str, near: int | None, fits: Callable[[str], bool]) -> str | None:
         """Name the replica for a request that waits; None while all that it could go to are full.
 
-        Where none is up it goes to one that is not, as a leg would: the verdict may be stale.
+        Where none is up it goes to one that is not, as a leg would: the verdict may be stale. But to no more than have
+        room, for it may also be that it is only too busy to answer its probes.
         """
         good = self._good(model)
         if good:
@@ -145,8 +151,7 @@ class Fleet:
             return routing.choose(good, near, self._slack).name
         known = self._candidates(self._for(model), model)
         up = [one for one in known if one.up]
-        if up:
-            known = routing.roomy(up, fits)
+        known = routing.roomy(up, fits) if up else [one for one in known if fits(one.name)]
         return routing.pick(known, NOBODY, near, self._slack)
 
     def named(self, name: str) -> Replica:
@@ -178,6 +183,14 @@ class Fleet:
     def may_hedge(self) -> bool:
         """Take one of the second legs that all requests together may open for now."""
         return self._hedges.take(self._clock())
+
+    def asked(self) -> None:
+        """A request is sent to the first server that it goes to."""
+        self._retries.request(self._clock())
+
+    def may_retry(self) -> bool:
+        """Take one of the tries that all requests together have where servers answer with errors."""
+        return self._retries.take(self._clock())
 
     def watch(
         self,

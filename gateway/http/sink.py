@@ -10,6 +10,7 @@ from guards.refusal import Reason
 
 STREAM = "content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
 PING = b": ping\n"  # a comment, which clients skip
+RETRIES_HEADER = "x-holdfast-retries"  # how often it went to another server before the first byte
 PLAIN = "content-type: application/json\r\n"
 
 
@@ -23,7 +24,7 @@ class ClientSink:
 
     __slots__ = (
         "_buffer_bytes_max", "_chunked", "_connection", "_keep_alive", "_turn", "overhead_s", "quiet",
-        "received_at", "replica", "request_id", "started", "told",
+        "received_at", "replica", "request_id", "retries", "started", "told",
     )  # fmt: skip
 
     def __init__(self, request: web.BaseRequest, request_id: str, received_at: float, buffer_bytes_max: int) -> None:
@@ -38,6 +39,7 @@ class ClientSink:
         self.request_id = request_id
         self.replica = ""
         self.overhead_s = 0.0
+        self.retries = 0
 
     @property
     def gone(self) -> bool:
@@ -46,6 +48,8 @@ class ClientSink:
 
     def from_replica(self, name: str, overhead_s: float) -> None:
         """Note which replica answers; the head names the first one that delivered."""
+        if self.replica and not self.started:
+            self.retries += 1
         self.replica, self.overhead_s = name, overhead_s
 
     def write(self, data: bytes) -> bool:
@@ -98,6 +102,8 @@ class ClientSink:
     def _head(self, kind: str, framing: str) -> bytes:
         close = "" if self._keep_alive else "connection: close\r\n"
         whose = f"x-holdfast-replica: {self.replica}\r\n" if self.replica else ""  # who waits has none yet
+        if self.retries:
+            whose += f"{RETRIES_HEADER}: {self.retries}\r\n"
         told = "".join([f"{name}: {value}\r\n" for name, value in self.told]) if self.told else ""
         return (
             f"HTTP/1.1 200 OK\r\n{kind}x-request-id: {self.request_id}\r\n{whose}"

@@ -23,6 +23,10 @@ class Cause(StrEnum):
     OUTRUN = "outrun"  # silent, while another server brought the next token
 
 
+# The server died, hangs, or was never there. Every other end is an answer, though it may be none of use.
+GONE = frozenset((Cause.UNREACHED, Cause.BROKEN, Cause.ABANDONED, Cause.OUTRUN))
+
+
 class LegEnd(NamedTuple):
     """The end of a leg. `body` is set for plain answers and for refusals; `detail` names no address.
 
@@ -44,6 +48,11 @@ class LegEnd(NamedTuple):
     def silent(self) -> bool:
         """Whether it was there and did not answer in time."""
         return self.cause is Cause.SILENT
+
+    @property
+    def erred(self) -> bool:
+        """Whether a server was there and did not do what it was asked for."""
+        return self.cause not in GONE
 
     @property
     def request_at_fault(self) -> bool:

@@ -12,10 +12,9 @@ from gateway.stream import asks
 from gateway.stream.call import Call
 from gateway.stream.leg_end import Cause, LegEnd
 from gateway.stream.pace import Pace
-from gateway.stream.refusals import given_up, refusal
+from gateway.stream.refusals import given_up, refusal, unanswered
 from gateway.stream.seams import Ask, Lease, LegControl, Sink, Terms
 from gateway.stream.wire import bare, clear_reasoning, count, details, encode
-from gateway.stream.wording import BUDGET_STOP
 from guards.budget import Verdict
 from guards.refusal import Ending, Reason, Refused
 
@@ -106,8 +105,8 @@ class Plain:
         if lost is not None:
             self.needs_leg = True
             self.failovers += 1
-            if self._legs_left <= 0:
-                self._refuse(Refused(Reason.UPSTREAM, f"No server could answer this request: {lost}."))
+            if self._legs_left <= 0 or (end.erred and not self.terms.retry()):
+                self._refuse(unanswered(lost, legs_left=self._legs_left))
         return lost is not None
 
     async def _answered(self, raw: bytes) -> str | None:
@@ -142,7 +141,7 @@ class Plain:
         self._lease.reasoning = told or (None if self._lease.reasoning_is_dear and _reasons(raw) else 0)
         self.prompt_tokens, self.completion_tokens = prompt, completion
         self.body = given
-        self.ending = Ending.BUDGET if capped else Ending.FINISHED
+        self.ending = self.terms.cap if capped else Ending.FINISHED
         return None
 
     async def _paid(self, spend: Callable[[], Verdict]) -> bool:
@@ -191,7 +190,7 @@ class Plain:
         body = msgspec.json.decode(raw)
         for choice in body["choices"]:
             if choice.get("index", 0) in capped:
-                choice["stop_reason"] = BUDGET_STOP
+                choice["stop_reason"] = self.terms.cap.value
             if self.call.hides_reasoning:
                 clear_reasoning(choice.get("message"))
         return encode(body)

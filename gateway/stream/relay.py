@@ -16,7 +16,7 @@ from gateway.stream.outbox import Outbox
 from gateway.stream.pace import Pace
 from gateway.stream.part import Part
 from gateway.stream.races import Races
-from gateway.stream.refusals import given_up, refusal
+from gateway.stream.refusals import given_up, refusal, refused, unanswered
 from gateway.stream.seams import Ask, Lease, Sink, Terms
 from gateway.stream.sse import DONE, END
 from gateway.stream.telling import Telling
@@ -160,7 +160,7 @@ class Relay:
         for heir in dict.fromkeys(choice.rival for choice in mine if choice.rival is not None):
             self.events(heir, self._races.won(heir))
         if self.needs_leg:
-            self._lost(part.loss or end.detail, late=end.late and part.loss is None)
+            self._lost(part.loss or end.detail, late=end.late and part.loss is None, erred=end.erred)
         self._finish_if_told()  # and the usage or [DONE] that should have followed was lost
         self._flush()
         return bool(mine)
@@ -377,7 +377,7 @@ class Relay:
     def _upstream_error(self, part: Part, error: UpstreamError) -> None:
         """An error event: the request's fault while nothing was delivered, else the server's."""
         if error.status in REQUEST_AT_FAULT and not self.delivered:
-            self._refuse(Refused(Reason.UPSTREAM, error.message, param=error.param, status=error.status))
+            self._refuse(refused(error, error.status))
         else:
             part.lose("the server answered an error in its stream")
 
@@ -407,16 +407,15 @@ class Relay:
         if part.leg is not None and not part.held and not self._out.full:
             part.leg.resume()
 
-    def _lost(self, why: str, *, late: bool) -> None:
-        """A leg was lost: may another one go on? If not, the stream ends with the reason. late: it was a time limit."""
+    def _lost(self, why: str, *, late: bool, erred: bool) -> None:
+        """A leg was lost: may another one go on? Else the stream ends. late: by a time limit; erred: see `LegEnd`."""
         if self.delivered and (feature := self._telling.obstacle()) is not None:
             self._uncontinuable(f"{feature} cannot be continued exactly on another")
         elif self.delivered and self._legs_left <= 0:
             why = f"The servers that generated this answer were lost; the last: {why}."
             self.fail(Ending.SILENT if late else Ending.UPSTREAM_LOST, why)
-        elif self._legs_left <= 0:
-            reason = Reason.FIRST_TOKEN if late else Reason.UPSTREAM
-            self._refuse(Refused(reason, f"No server could answer this request: {why}."))
+        elif not self.delivered and (self._legs_left <= 0 or (erred and not self.terms.retry())):
+            self._refuse(unanswered(why, late=late, legs_left=self._legs_left))
 
     def _uncontinuable(self, why: object) -> None:
         self.fail(Ending.UNCONTINUABLE, f"The server that generated this answer was lost, and {why}.")
@@ -439,8 +438,9 @@ class Relay:
     def _finish_if_told(self) -> None:
         """Once every choice is finished: usage if the client asked for it, and the end."""
         if self.ending is None and self._telling.all_finished:
-            self.ending = Ending.BUDGET if self._telling.capped else Ending.FINISHED
-            self._telling.ended_by = Ending.BUDGET.value if self.ending is Ending.BUDGET else None
+            capped = self._telling.capped
+            self.ending = self.terms.cap if capped else Ending.FINISHED
+            self._telling.ended_by = self.ending.value if capped else None
             self._telling.close()
 
     def _flush(self) -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 from gateway.stream.choice import Words
 from gateway.stream.text import Decoder
 from guards.budget import Meter
+from guards.refusal import Ending
 
 
 class Sink(Protocol):
@@ -86,11 +87,13 @@ class Terms(NamedTuple):
     legs_max: how many servers are tried, one after the other.
     hedges_max: how many more may be asked beside one that is silent.
     max_tokens: per choice, as sent upstream; None where the model decides.
-    capped: whether the budget, not the client, set max_tokens.
+    capped: whether we, not the client, set max_tokens. cap: the end of an answer that is as long as that.
     decoder: makes the decoder of one choice; None where no text can be made after a loss.
     spells_special: that decoder cannot leave special tokens out.
     window: tells the model's length limit in tokens, prompt and answer together; None while no server told it.
+    retry: takes one of the tries that all requests together have where servers answer with errors, if one is left.
     prompt_likely, answer_likely: tokens that all prompts and each choice will take, about.
+    asked_likely: that each would have taken as it was asked for; 0 where that is the same.
     """
 
     legs_max: int
@@ -102,3 +105,6 @@ class Terms(NamedTuple):
     hedges_max: int = 8
     prompt_likely: int = 0
     answer_likely: int = 0
+    asked_likely: int = 0
+    cap: Ending = Ending.BUDGET
+    retry: Callable[[], bool] = lambda: True

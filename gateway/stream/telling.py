@@ -99,7 +99,7 @@ class Telling:
         choice.finish_reason = said.finish_reason
         hide = self.call.hides_reasoning and delta is not None and delta.beyond_text == "reasoning"
         if hide or (said.finish_reason is not None and self._capped(choice)):
-            reason = BUDGET_STOP if self._capped(choice) else None
+            reason = self.terms.cap.value if self._capped(choice) else None
             raw = rewritten(raw, drop_ids=not self.call.wants_ids, stop_reason=reason, drop_reasoning=hide)
         elif not self.call.wants_ids:
             raw = without_ids(raw, has_ids=bool(said.token_ids))
@@ -164,7 +164,7 @@ class Telling:
         assert transcript is not None
         choice.finish_reason = choice.finish_reason or finish
         if self._capped(choice):
-            why = BUDGET_STOP
+            why = self.terms.cap.value
         reason = why if transcript.stopped is None else transcript.stopped
         self._say(choice, transcript.take(choice.finish_reason is not None), ids[:kept], reason)
         return kept

@@ -131,6 +131,10 @@ class Metrics:
         """Count a promise, once it is known what became of it. verdict: from a closed set."""
         self._promises.add(service_class, verdict)
 
+    def degraded(self, model: str, step: str) -> None:
+        """Count what a request was answered less well by. model: that was asked for. step: from a closed set."""
+        self._degraded.add(model, step)
+
     def waited(self, model: str, seconds: float) -> None:
         """Note how long a request waited for its turn."""
         self._waited.observe(model, (seconds,))
@@ -172,6 +176,7 @@ class Metrics:
             "replica_breaker_turns", "Failure breakers that came into a state.", "replica", "model", "state"
         )
         self._promises = tally("promises", "Promises, by what became of them.", "class", "verdict")
+        self._degraded = tally("degraded", "Requests that were answered less well, by step.", "model", "step")
         self._alerts = tally("alerts", "Alerts that were told, by kind.", "kind")
         self._webhooks = tally("webhooks", "Alerts on their way to the receiver, by outcome.", "outcome")
         self._up = Gauge("holdfast_replica_up", "Whether it gets requests.", ["replica"], registry=registry)

@@ -51,7 +51,10 @@ def main() -> None:
         bench.rounds(loads, given.rounds, random.Random(seed))
         if streams:
             held = msgspec.structs.replace(HELD, connections=streams, open_s=streams / OPENED_PER_S)
-            bench.hold(msgspec.structs.replace(held, window_s=0.5) if given.quick else held, times=2)
+            if given.quick:
+                bench.hold(msgspec.structs.replace(held, window_s=0.5), times=2, calm_s=0.2)
+            else:
+                bench.hold(held, times=2)
     facts = _facts(seed, given, time.monotonic() - begun)
     _tell(bench.results, {load.name: load.unit for load in loads}, facts, given)
 

@@ -64,13 +64,16 @@ async def run_cuts(
     tally = Tally()
     gate = asyncio.Semaphore(AT_ONCE)
     async with aiohttp.ClientSession() as session:
-        wanted = [await ask(session, oracle_url, body, path=path) for body in bodies]
+
+        async def answer(url: str, body: dict[str, Any], secret: str = "") -> Answer:
+            async with gate:
+                return await ask(session, url, body, path=path, key=secret)
+
+        wanted = await asyncio.gather(*(answer(oracle_url, body) for body in bodies))
 
         async def one(number: int) -> None:
             body, want = bodies[number % len(bodies)], wanted[number % len(bodies)]
-            async with gate:
-                got = await ask(session, gateway_url, body, path=path, key=key)
-            tally.add(f"stream {number}", want, got)
+            tally.add(f"stream {number}", want, await answer(gateway_url, body, key))
 
         await asyncio.gather(*(one(number) for number in range(rounds * len(bodies))))
     return tally

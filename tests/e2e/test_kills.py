@@ -31,30 +31,35 @@ DEATHS: dict[str, Callable[[Engine], None]] = {
 async def test_streams_outlive_their_server_whatever_of_it_is_killed(
     fresh_engines: FreshEngines, engines: tuple[Server, Server], engine_model: Path, tmp_path: Path
 ) -> None:
-    """Three servers die one after the other, each in its own way; all eight streams of each go on exactly."""
+    """Three servers die at once, each in its own way and behind its own gateway; all streams of each go on exactly."""
     lasting = {"max_tokens": TOKENS, "ignore_eos": True, "repetition_penalty": 1.3}
     bodies = [chat(f"Tell me {n} things.", **lasting) for n in range(STREAMS)]
     doomed = await asyncio.to_thread(fresh_engines, len(DEATHS))
-    async with aiohttp.ClientSession() as session:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         wanted = await asyncio.gather(*(ask(session, engines[0].url, body) for body in bodies))
-        for number, (engine, (what, kill)) in enumerate(zip(doomed, DEATHS.items(), strict=True)):
-            folder = tmp_path / str(number)
+
+        async def dies(engine: Engine, what: str) -> None:
+            folder = tmp_path / str(engine.port)
             folder.mkdir()
             upstreams = [engine.url, engines[1].url]
-            tokenizer = engine_model / "tokenizer.json"
-            with Gateway(folder, upstreams, model="tiny", tokenizer=tokenizer) as gateway:
-                key = gateway.keys_create("alice", 100_000)
+            with Gateway(folder, upstreams, model="tiny", tokenizer=tokenizer, wait=False) as gateway:
+                await asyncio.to_thread(gateway.wait_ready)
+                key = gateway.key("alice", 100_000)
                 asked = [asyncio.create_task(ask(session, gateway.url, body, key=key)) for body in bodies]
                 await _generating(session, engine)
-                kill(engine)
+                DEATHS[what](engine)
                 got = await asyncio.gather(*asked)
 
                 for want, have in zip(wanted, got, strict=True):
                     assert have.content == want.content, what
                     assert have.said is not None, what  # it was cut, and says so
                     assert max(have.gaps_s) < PAUSE_S_MAX
-                assert gateway.paid(key).spent == sum(map(_cost, got)) == sum(map(_cost, wanted))
+                paid = await asyncio.to_thread(gateway.paid, key)
+                assert paid.spent == sum(map(_cost, got)) == sum(map(_cost, wanted))
                 assert gateway.faults() == []
+
+        tokenizer = engine_model / "tokenizer.json"
+        await asyncio.gather(*map(dies, doomed, DEATHS))
 
 
 async def _generating(session: aiohttp.ClientSession, engine: Engine) -> None:

@@ -191,7 +191,7 @@ async def test_a_milder_fire_makes_answers_shorter_and_then_a_cheaper_model_answ
     assert house.state("key:a") is State.DEGRADED
     _, watch = house.enter(who)
     assert watch.headers == (("x-holdfast-degraded", "max_tokens=1024"),)
-    assert (watch.answer_tokens, watch.about) == (1024, {"degraded": True})
+    assert (watch.answer_tokens, watch.about) == (1024, {"degraded": ["shorter"], "degraded_by": "breaker"})
     assert spending.longest == 2 * 1024
 
     await burn_at(house, who, 3.2, DAY[1].short_s)
@@ -199,7 +199,9 @@ async def test_a_milder_fire_makes_answers_shorter_and_then_a_cheaper_model_answ
     call, watch = house.enter(who)
     assert (call.model, call.body["model"]) == ("small", "small")
     assert watch.headers == (("x-holdfast-degraded", "model=small"),)
-    assert watch.about == {"degraded": True, "asked_model": "big", "model": "small"}
+    assert watch.about == {
+        "degraded": ["cheaper"], "degraded_by": "breaker", "asked_model": "big", "model": "small"
+    }  # fmt: skip
     assert house.enter(who, "small")[1].about == {}
     runs.__exit__(None, None, None)
 

@@ -53,11 +53,11 @@ def test_example_is_valid():
     assert config.keys[0].tokens == Limit(100_000, Window.DAY)
     assert config.replicas[2].key is not None
     assert config.replicas[2].key.get_secret_value() == "sesame"
-    assert (config.timeouts, config.health, config.limits, config.listen) == tuple(
-        Config.model_fields[name].default for name in ("timeouts", "health", "limits", "listen")
+    assert (config.timeouts, config.health, config.limits, config.listen, config.admission) == tuple(
+        Config.model_fields[name].default for name in ("timeouts", "health", "limits", "listen", "admission")
     )
     named = set(EXAMPLE.read_text().replace("#", " ").replace(":", " ").split())
-    for part in (config.timeouts, config.health, config.limits):
+    for part in (config.timeouts, config.health, config.limits, config.admission, *config.tiers[0].classes):
         assert set(type(part).model_fields) <= named
 
 
@@ -122,6 +122,21 @@ ONE_ERROR = {
         BASE + "alerts: {webhook: {url: https://a.example/x, secret: sesame!}}\n",
         "holdfast.yaml:7:54: alerts.webhook.secret: must be whsec_ and base64."
         ' Write secret: "${NAME}" and set NAME to whsec_ and the base64 of 24 to 64 random bytes.',
+    ),
+    "a step without a cheaper model": (
+        BASE + "degrade: {steps: [cheaper]}\n",
+        "holdfast.yaml:7:18: degrade.steps: no model has a cheaper one. Add cheaper: to one of models, or remove this "
+        "step.",
+    ),
+    "a step that nobody foresees": (
+        BASE + "admission: {on: false}\ndegrade: {steps: [shorter]}\n",
+        "holdfast.yaml:8:18: degrade.steps: nobody foresees a refusal while admission is off. Remove them, or let "
+        "requests wait in the gateway: admission: {on: true}.",
+    ),
+    "a step twice": (
+        BASE + "degrade: {steps: [shorter, shorter]}\n",
+        "holdfast.yaml:7:18: degrade.steps: the same step twice. Write each once, in the order in which they are "
+        "tried.",
     ),
     "an unknown cheaper model": (
         BASE.replace("name: tiny", "name: tiny\n    cheaper: tinier"),

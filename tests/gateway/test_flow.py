@@ -1,10 +1,14 @@
 """Several legs of one stream: losses, and races beside silent legs, as the flow sees to them."""
 
+from collections.abc import Sequence
+from functools import partial
+
 import pytest
 
 from gateway.fleet.replicas import Care
 from gateway.stream.call import Endpoint
 from gateway.stream.leg_end import Cause, LegEnd
+from gateway.stream.text import RemoteDecoder, TextLost
 from guards.refusal import Ending
 from tests.gateway.stage import Stage, causes
 from tests.gateway.stream.fakes import BROKEN, PROMPT, Engine, FakeLease, Play, call_for, ids_of, terms_for, text_of
@@ -318,3 +322,37 @@ async def test_a_stream_whose_last_token_came_is_ended_here():
     assert len(stage.legs) == 1
     assert (stage.relay.ending, stage.seen.finish) == (Ending.FINISHED, {0: "length"})
     assert stage.seen.done
+
+
+async def test_a_stream_that_cannot_go_on_ends_at_once():
+    """No server can say its text any more: nothing is asked for, and nobody waits for news of that."""
+
+    async def decode(ids: Sequence[int]) -> str:
+        raise TextLost("no server's /detokenize answered")
+
+    call = call_for(return_token_ids=True)
+    terms = terms_for(call, decoder=partial(RemoteDecoder, decode), spells_special=True)
+    stage = Stage(call, Engine([ANSWER]), terms=terms)
+    first = await stage.opened(0)
+    first.bring(4)
+
+    first.end(BROKEN)
+    await stage.end()
+
+    assert len(stage.legs) == 1
+    assert stage.relay.ending is Ending.UNCONTINUABLE
+
+
+async def test_a_stream_that_is_lost_after_its_last_token_is_whole():
+    """Its end is made here, since nothing is left to be asked for."""
+    stage = Stage(call_for(max_tokens=8, return_token_ids=True), Engine([ANSWER]))
+    first = await stage.opened(0)
+    first.raws[9:] = []
+    first.raws[8] = first.raws[8].replace(b'"finish_reason":"length"', b'"finish_reason":null')
+    first.bring()
+
+    first.end(BROKEN)
+    await stage.end()
+
+    assert len(stage.legs) == 1
+    assert (stage.relay.ending, stage.seen.finish, stage.seen.ids) == (Ending.FINISHED, {0: "length"}, {0: ANSWER[:8]})

@@ -4,12 +4,14 @@ import json
 
 import pytest
 
-from gateway.books.tenants import tenant
+from gateway.books.tenants import OPEN, tenant
+from gateway.ladder import Eased
 from gateway.quote import Quotes
 from gateway.stream.call import Bounds, Call, Endpoint
 from guards.budget import Limit, Unit, Window
 from guards.burn import DAY, PASS_SHARE, PAUSE_WINDOWS, Plan
-from guards.refusal import Reason, Refused
+from guards.ladder import Step
+from guards.refusal import Ending, Reason, Refused
 from tests.gateway.test_breakers import DAILY, PRICE, SHORT_S, House, burn_at, key
 
 PASS = int(DAILY.amount * PASS_SHARE)
@@ -19,6 +21,9 @@ PROMPT = 50  # as the server counts it
 class Fleet:
     def window(self, model):
         return 100_000
+
+    def may_retry(self):
+        return True
 
 
 class Asides:
@@ -111,3 +116,26 @@ async def test_a_prompt_that_the_pass_does_not_pay_is_told_so(house, quotes):
         await quotes.hold(asked(), small)
 
     assert (caught.value.reason, left(house)) == (Reason.BREAKER, 4_000 * PASS_SHARE)
+
+
+@pytest.mark.parametrize(
+    ("own", "capped", "cap"), [(None, True, Ending.SHORTENED), (7, False, Ending.BUDGET)], ids=["long", "short"]
+)
+async def test_an_answer_that_is_shortened_says_why_it_ends(quotes, own, capped, cap):
+    """Not its budget did it."""
+    quote = await quotes.hold(asked(max_tokens=own), OPEN, Eased((Step.SHORTER,), "big", Reason.LATE, 100))
+
+    assert (quote.terms.capped, quote.terms.cap, quote.terms.max_tokens) == (capped, cap, own or 100)
+    assert quote.headers == (("x-holdfast-degraded", "max_tokens=100"),)
+    assert quote.about["degraded"] == ["shorter"]
+
+
+async def test_a_breakers_shorter_cap_is_the_breakers(house, quotes):
+    """Whichever is less ends the answer, and says so."""
+    who = key()
+    await burn_at(house, who, 3.2, DAY[1].long_s)
+
+    quote = await quotes.hold(asked(), who, Eased((Step.SHORTER,), "big", Reason.LATE, 2_000))
+
+    assert (quote.terms.max_tokens, quote.terms.cap) == (1024, Ending.BUDGET)
+    assert quote.headers == (("x-holdfast-degraded", "max_tokens=1024"),)

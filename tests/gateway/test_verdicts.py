@@ -65,6 +65,32 @@ def test_a_breaker_that_turns_is_a_fact_a_count_and_a_line():
     assert [(log["log_level"], log["why"]) for log in logs] == [("warning", why)]
 
 
+class Waiter:
+    """Hears what requests that wait are to know."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *said: self.heard.append((name, *said))
+
+
+def test_who_waits_hears_of_ups_losses_and_gauges():
+    """Permits come back from a server that is gone, not from one that merely does not answer: its streams go on."""
+    ear, waits, forecasts = Ear(), Waiter(), Waiter()
+    ear.verdicts.waiting, ear.verdicts.forecasts = waits, forecasts  # type: ignore[assignment]
+    one = Replica("a", load=7)
+    for health in (Health(up=True, why="answers"), Health(up=False, why="slow"), Health.ejected(["x", "y"])):
+        one.health = health
+        ear.verdicts.changed(one)
+    told, half = Gauges(3.0, 0.5, 9.0, 5.0, running=2.0), Gauges(0.0, 0.5, None, 5.0)
+    for one.gauges in (None, Gauges(None, 0.5, 9.0, 5.0), told, half):
+        ear.verdicts.gauged(one)
+
+    assert waits.heard == [("again",), ("again",), ("lost", "a"), ("look", "a", 2, 3, 9), ("look", "a", 7, 0, 0)]
+    assert forecasts.heard == [("lost", "a")]
+
+
 def test_a_comparison_is_a_fact_and_no_verdict():
     """Its weight and the words; nobody's legs end."""
     ear = Ear()

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from gateway.waiting import Waiting
-from guards.admission import Admission, Bounds
+from guards.admission import NOTHING, Admission, Bounds, Moves
 from guards.place import Ask, Place, Share
 from guards.refusal import Reason, Refused
 from tests.sim.loop import SimLoop
@@ -38,7 +38,9 @@ class Stage:
 
     def at_rest(self) -> bool:
         """Whether nothing is left behind."""
-        return not len(self.waiting) and not self.admission.waiting and not self.admission._permits.taken
+        permits = self.admission._permits
+        at_servers = sum(server.requests + server.room.tokens for server in permits._servers.values())
+        return not (len(self.waiting) or self.admission.waiting or permits.taken or at_servers)
 
 
 def played(act: Callable[[Stage], Awaitable[None]]) -> Stage:
@@ -131,6 +133,27 @@ def test_a_server_that_is_lost_lets_the_next_one_start():
 
     assert stage.log == [(0.0, "hangs starts"), (10.0, "second starts")]
     assert stage.at_rest()
+
+
+def test_a_fault_in_deciding_leaves_no_request_behind():
+    """Whoever came when it struck is told, and gone from the queue."""
+
+    async def scene(stage: Stage) -> None:
+        first = await stage.waiting.begin(ASK)
+        decide, stage.admission.next = stage.admission.next, broken  # type: ignore[method-assign]
+        with pytest.raises(ZeroDivisionError):
+            await stage.waiting.begin(ASK)
+        stage.admission.next = decide  # type: ignore[method-assign]
+        stage.waiting.leave(first)
+
+    faults = 1
+
+    def broken(now_s: float) -> Moves:
+        nonlocal faults
+        faults -= 1
+        return NOTHING if faults < 0 else Moves([], [], 1 / 0)
+
+    assert played(scene).at_rest()
 
 
 def test_an_idle_gateway_makes_no_future_and_no_timer():

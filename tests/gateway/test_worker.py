@@ -1,5 +1,6 @@
 """What workers share, and what is divided among them."""
 
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from gateway.config import Config
 from gateway.config_file import ConfigErrors, from_upstreams, load, overridden
 from gateway.worker import Worker
+from guards.place import MANY, Rank
 from guards.rate import Counted
 
 YAML = """
@@ -34,6 +36,7 @@ def test_what_all_may_do_together_is_divided(tmp_path):
         limits = part.limits
         assert (limits.requests_in_flight, limits.client_connections) == (2, 1)
         assert (limits.hedges_per_s, limits.hedges_burst) == (2.5, 16)
+        assert (part.retries.per_s, part.retries.percent) == (whole.retries.per_s / 4, whole.retries.percent)
         assert part.budgets[0].limits == whole.budgets[0].limits
         requests, tokens = (rate for _, rate in part.budgets[0].rates)
         assert [counted for counted, _ in part.budgets[0].rates] == [Counted.REQUESTS, Counted.TOKENS]
@@ -70,6 +73,28 @@ def test_the_command_line_says_how_many(tmp_path):
     assert from_upstreams(["http://127.0.0.1:9"]).workers == 1
     with pytest.raises(ConfigErrors):
         overridden(loaded(tmp_path), workers=200)
+
+
+def test_what_may_wait_and_run_is_divided(tmp_path):
+    """Rounded down, but one at least. Times, weights and what is promised are each worker's as they are the whole's."""
+    admission = "admission: {waiting: 100, wait_s: 9, per_model: 41, per_agent: 3, per_replica: 8}"
+    tier = "{name: gold, weight: 2, permits: 10, classes: [{name: chat, first_ms: 500}]}"
+    whole = loaded(tmp_path, f"{YAML}\n{admission}\ntiers: [{tier}]")
+
+    part = Worker(3, 4, whole).config
+
+    assert part.admission.bounds == replace(whole.admission.bounds, waiting=25, model=10, agent=1, server=2)
+    assert part.tiers[0].rank == whole.tiers[0].rank._replace(permits=2)
+
+
+def test_what_is_not_limited_is_not_by_workers_either(tmp_path):
+    """Who has any number of permits has no gate, which is cheaper than one that never closes."""
+    whole = loaded(tmp_path, f"{YAML}\ntiers: [{{name: gold}}]")
+
+    part = Worker(3, 4, whole).config
+
+    assert (part.admission.per_model, part.admission.per_agent) == (MANY, MANY)
+    assert part.tiers[0].rank == whole.tiers[0].rank == Rank("gold")
 
 
 def test_a_declared_keys_rates_are_divided_too(tmp_path):

@@ -577,8 +577,22 @@ def test_an_idle_gateway_decides_in_microseconds():
     assert median(took_s) < 50e-6
 
 
+def test_one_tenant_with_two_numbers_of_permits_has_both():
+    """As when an org's keys are of two tiers: each number holds for its own requests, and looking comes to an end."""
+    gateway = Gateway(room=9)
+    few, more = Share("acme", permits=1), Share("acme", permits=2)
+    first = gateway.ask("acme", share=few)
+    places = [gateway.ask("acme", share=share) for _ in range(2) for share in (few, more)]
+    assert [place.server for place in places] == [None, "a", None, "a"]
+
+    full = gateway.ask("acme", share=more)
+    gateway.leave(first)
+
+    assert [place.server for place in (*places, full)] == ["a", "a", None, "a", None]
+
+
 def test_two_keys_that_say_different_permits_of_one_tenant_do_not_wake_each_other_for_ever():
-    """Two tiers of one org: the gate is as whoever came last says, and deciding has an end."""
+    """Two tiers of one org: each number is a gate of its own, and deciding has an end."""
     gateway = Gateway(room=1)
     shares = [Share("acme", permits=permits) for permits in (2, 1, 2, 1)]
     looks = 0
@@ -599,3 +613,81 @@ def test_two_keys_that_say_different_permits_of_one_tenant_do_not_wake_each_othe
 
     assert set(gateway.started) == set(places)
     gateway.at_rest()
+
+
+def known(admission: Admission) -> object:
+    """All that there is to remember of what came."""
+    permits = admission._permits
+    tenants = {
+        (model, number): {name: (one.served, one.weight, one.held) for name, one in band.tenants._known.items()}
+        for model, backlog in admission._backlogs.items()
+        for number, band in enumerate(backlog.bands)
+    }
+    return tenants, admission.waiting, [(at, gate.limit, gate.taken) for at, gate in permits._gates.items()]
+
+
+def entered(admission: Admission, ask: Ask, now_s: float) -> tuple[Place | None, Refused | None]:
+    """Its place, or why it has none."""
+    try:
+        return admission.enter(ask, now_s), None
+    except Refused as refused:
+        return None, refused
+
+
+def foreseen_as(refused: Refused | None) -> object:
+    """What two refusals have in common where they are the same."""
+    return refused and (refused.reason, refused.detail, refused.retry_after_s)
+
+
+MAYBE_S = st.one_of(st.none(), st.floats(0.4, 6.0))
+COMES = st.tuples(st.sampled_from("abc"), MAYBE_S, st.integers(0, BANDS - 1), st.integers(1, 2), st.integers(1, 40))
+
+
+@given(st.lists(st.tuples(COMES, st.floats(0.0, 1.5), st.booleans()), min_size=1, max_size=60))
+def test_what_is_foreseen_is_what_comes(steps):
+    """Whoever is foreseen to be refused is, in the same words, and nobody else; and to ask changes nothing."""
+    gateway = Gateway("ab", room=2, waiting=5, wait_s=4.0, model=6)
+    admission = gateway.admission
+    for (tenant, within_s, band, permits, output), after_s, leaves in steps:
+        gateway.turn(after_s)
+        if leaves and (running := [one for one in gateway.started if one.permit is not None]):
+            gateway.leave(running[0])
+        due_s = None if within_s is None else gateway.now_s + within_s
+        ask = Ask(Share(tenant, permits=permits), "m", 10, output, band, deadline_s=due_s)
+        before = known(admission)
+
+        foreseen = admission.foresee(ask, gateway.now_s)
+
+        assert known(admission) == before
+        place, why = entered(admission, ask, gateway.now_s)
+        assert foreseen_as(foreseen) == foreseen_as(why)
+        gateway.started += [place] if place is not None and place.server is not None else []
+
+
+@pytest.mark.parametrize("reason", [Reason.LATE, Reason.OVERLOADED, Reason.RATE])
+def test_every_refusal_of_admission_can_be_foreseen(reason):
+    """A server that is too slow for a deadline, a queue that is full, one tenant's part of it."""
+    gateway = Gateway(waiting=2 if reason is Reason.RATE else 1)
+    gateway.ask()
+    if reason is not Reason.LATE:
+        gateway.ask("one")
+    ask = Ask(Share("one"), "m", 10, 10, deadline_s=gateway.now_s + FIRST_S / 2 if reason is Reason.LATE else None)
+
+    foreseen = gateway.admission.foresee(ask, gateway.now_s)
+
+    assert foreseen is not None
+    assert foreseen.reason is reason
+
+
+@pytest.mark.parametrize("permits", [1, 3])
+def test_a_full_queue_is_foreseen_by_who_would_have_to_wait_in_it(permits):
+    """Though a server has room: for its tenant's permits are taken, or for it brings more, and another one is first."""
+    gateway = Gateway(room=9, waiting=1)
+    for _ in range(2):
+        gateway.ask(share=Share("acme", permits=1))
+    ask = Ask(Share("acme", permits=permits), "m", 10, 10)
+
+    foreseen = gateway.admission.foresee(ask, gateway.now_s)
+
+    assert foreseen is not None
+    assert foreseen_as(foreseen) == foreseen_as(entered(gateway.admission, ask, gateway.now_s)[1])

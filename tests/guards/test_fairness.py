@@ -93,3 +93,15 @@ def test_of_those_with_debts_the_largest_are_remembered():
 
     assert {"t99", "t75", "t51"} <= set(tenants._known)
     assert "t1" not in tenants._known
+
+
+def test_a_look_at_a_tenant_changes_nothing():
+    """One with nothing here is as it would come: with the weight that is said now, and not remembered for that."""
+    tenants = Tenants()
+    there = tenants.of("there", 1.0, None)
+    there.held = 1
+    tenants.of("gone", 1.0, None)
+
+    assert tenants.look("there", 2.0) is there
+    assert (tenants.look("gone", 2.0).weight, tenants.look("new", 3.0).weight) == (2.0, 3.0)
+    assert (len(tenants), tenants.of("gone", 1.0, None).weight) == (2, 1.0)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guards.routing import SLOTS, USUAL, Candidate, Slack, pick
+from guards.routing import SLOTS, USUAL, Candidate, Slack, pick, roomy
 
 CANDIDATES = st.lists(
     st.builds(
@@ -51,6 +51,26 @@ def test_a_doubtful_server_comes_after_the_others_and_before_those_that_failed()
     assert pick([doubtful, up("b")], frozenset("b")) == "a"
     assert pick([doubtful, down("b")]) == "a"
     assert pick([doubtful]) == "a"
+
+
+def test_a_request_that_waits_goes_where_there_is_room():
+    """Also to a server that stands by, while those that are active are full; to none where all are."""
+    crew = [up("a"), up("b"), up("c", standby=True)]
+
+    assert pick(roomy(crew, lambda name: True)) == "a"
+    assert pick(roomy(crew, lambda name: name != "a")) == "b"
+    assert pick(roomy(crew, lambda name: name == "c")) == "c"
+    assert roomy(crew, lambda name: False) == roomy([], lambda name: True) == []
+
+
+@pytest.mark.parametrize("worse", [{"refused": True}, {"doubtful": True}, {"refused": True, "doubtful": True}])
+def test_a_request_waits_for_a_good_server_rather_than_going_to_a_bad_one(worse):
+    """One that fails what it is sent always has room. Where all are as bad, it goes to one of these."""
+    good, bad = up("a"), Candidate("b", True, False, 0, **worse)
+
+    assert roomy([good, bad], lambda name: name == "b") == []
+    assert roomy([good, bad], lambda name: True) == [good]
+    assert roomy([bad, bad._replace(name="c")], lambda name: name == "c") == [bad._replace(name="c")]
 
 
 def test_a_refused_server_comes_after_the_others_and_before_those_that_failed():

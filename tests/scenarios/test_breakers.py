@@ -142,7 +142,7 @@ async def test_a_mild_fire_makes_answers_short_then_cheap(start_gateway, house, 
     assert header(short, "x-holdfast-degraded") == "max_tokens=100"
     assert (len(short.ids), short.finish, stop_reasons(short)) == (100, "length", ["budget_exceeded"])
     assert (len(modest.ids), stop_reasons(modest)) == (7, [None])
-    assert gateway.settled(request_id(short))["degraded"] is True
+    assert gateway.settled(request_id(short))["degraded"] == ["shorter"]
     ran = await long
     assert 100 < len(ran.ids) < 2_000
     assert stop_reasons(ran) == ["budget_exceeded"]

@@ -314,8 +314,9 @@ async def test_locked_ledger_pauses_a_stream_and_ends_none(start_gateway, house)
 async def test_a_revoked_key_s_requests_end_within_a_second(house, make):
     """`holdfast keys revoke` refuses the next request, and ends those that run; what was delivered is charged."""
     key, other = house.gateway.keys_create("leaving", 10_000), house.gateway.key("staying", 10_000)
-    body = make(order(tokens=400, tokens_per_s=40))
-    running = [asyncio.create_task(ask(house.gateway, one, body)) for one in (key, other)]
+    body, shorter = make(order(tokens=400, tokens_per_s=40)), make(order(tokens=160, tokens_per_s=40))
+    asked = ((key, body), (other, shorter))
+    running = [asyncio.create_task(ask(house.gateway, secret, said)) for secret, said in asked]
     await asyncio.sleep(0.5)
 
     await asyncio.to_thread(house.gateway.cli, "keys", "revoke", id_of(key))
@@ -334,7 +335,7 @@ async def test_a_revoked_key_s_requests_end_within_a_second(house, make):
         assert (ended.status, error(ended)["code"]) == (401, "invalid_api_key")
     received = prompt_tokens(body) + len(ended.ids) if make is chat else 0
     assert settled(house, key) == (received, 0)
-    assert len(ids_of(await running[1])) == 400
+    assert len(ids_of(await running[1])) == 160
 
 
 async def test_killed_gateway_never_delivered_what_it_had_not_charged(start_gateway, house):

@@ -19,13 +19,13 @@ from tests.scenarios.asking import ask, chat, error, header, order, plain
 pytestmark = pytest.mark.slow
 
 HURRIED = {"suspect_s": 1.0, "canary_s": 0.5, "probe_s": 0.5, "probe_every_s": 0.25}
+ANYWHERE = {"sessions": False, "prefixes": False}  # prompts are alike here, and would all go to one server
 RATE = 50  # tokens per second and stream
 SLOWNESS = 8
 FOUND_S_MAX = 6.0  # a slow engine: five rounds of probes, 1.25 s here, 5 s by default; others work on this machine too
 OUT_S_MAX = 3.0  # a server that fails everything, under load
 OPEN_S = 1.5
 CALLS = 20  # of the default plan
-SPREAD = {"sessions": False, "prefixes": False}  # each request goes to the least busy server
 
 
 @dataclass
@@ -82,7 +82,7 @@ def twos(start_gateway, tokenizer) -> Twos:
     @asynccontextmanager
     async def make(**more: Any) -> AsyncIterator[Two]:
         with start_stub(tokens_per_s=RATE) as left, start_stub(tokens_per_s=RATE) as right:
-            options = {"tokenizer": tokenizer, "standby": False, "timeouts": HURRIED, "routing": SPREAD} | more
+            options = {"tokenizer": tokenizer, "standby": False, "timeouts": HURRIED, "routing": ANYWHERE} | more
             gateway = start_gateway([left.url, right.url], **options)
             yield Two(gateway, left, right, gateway.key("somebody"))
 
@@ -118,7 +118,7 @@ async def test_what_servers_say_of_themselves_is_seen_everywhere(twos):
         said = {"num_requests_waiting": 40, "kv_cache_usage_perc": 0.97, "num_preemptions_total": 12}
         await asyncio.to_thread(two.left.gauges, **said)
         await two.until(two.left, lambda told: told["waiting"] == 40 and told["worse"])
-        answers = await two.asked(chat(order(tokens=2)), chat(order(tokens=2)))
+        answers = [*await two.asked(chat(order(tokens=2))), *await two.asked(chat(order(tokens=2)))]
         told = await two.told(two.left)
         run = [HOLDFAST, "replicas", "--config", two.gateway.config_file]
         table = await asyncio.to_thread(subprocess.run, run, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -172,7 +172,7 @@ async def test_cached_input_costs_what_it_costs(start_gateway, house, make):
 
 
 async def test_a_limit_that_is_lowered_binds_the_next_top_up(start_gateway, house):
-    """A running stream ends within what it has leased; raised again, the next one is served."""
+    """A running stream ends within what it has leased; once it is raised again, requests are served."""
     gateway = start_gateway([house.active.url])
     key = make_key(gateway, "alice", "acme", "search", Limit(100_000))
     lowered = asyncio.Event()
@@ -192,7 +192,12 @@ async def test_a_limit_that_is_lowered_binds_the_next_top_up(start_gateway, hous
     keys = Keys(gateway.data / "keys.db")
     keys.set_limit(f"key:{id_of(key)}", Limit(1_000_000, Window.TOTAL))
     keys.close()
-    assert (await ask(gateway, key, plain(order(tokens=5)))).status == 200
+    for _ in range(100):  # the gateway looks four times a second; on a starved machine, seldomer
+        again = await ask(gateway, key, plain(order(tokens=5)))
+        if again.status == 200:
+            break
+        await asyncio.sleep(0.05)
+    assert again.status == 200
 
 
 async def test_a_killed_gateway_charges_every_level(start_gateway, house):

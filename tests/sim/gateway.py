@@ -11,7 +11,7 @@ from gateway.asides import Asides
 from gateway.books.tenants import Tenant
 from gateway.config import Config, Limits, Model, Replica, Timeouts
 from gateway.config_health import HealthConfig
-from gateway.config_service import AdmissionConfig
+from gateway.config_service import DEFAULT, AdmissionConfig, ClassConfig, TierConfig
 from gateway.deadlines import Deadlines
 from gateway.flow import Flow
 from gateway.quote import Quotes
@@ -145,7 +145,10 @@ def _config(plan: Plan) -> Config:
     if plan.at_once is not None:
         admission = AdmissionConfig(per_replica=plan.at_once, wait_s=plan.total_s / 2)
     models = (Model(name="tiny", replicas=replicas),)
-    return Config(models=models, timeouts=timeouts, health=health, limits=limits, admission=admission)
+    tiers = ()
+    if plan.promised_ms is not None:
+        tiers = (TierConfig(name=DEFAULT, classes=(ClassConfig(name="all", first_ms=plan.promised_ms),)),)
+    return Config(models=models, timeouts=timeouts, health=health, limits=limits, admission=admission, tiers=tiers)
 
 
 def _decoders(plan: Plan, asides: Asides, call: Call) -> tuple[Callable[[], Decoder], bool]:

@@ -15,6 +15,7 @@ class Mutant(NamedTuple):
     old, new: a piece of its source, found there once, and what stands there instead.
     caught: what the invariant says that must catch it; a pattern.
     worlds: how many may pass before.
+    near: begin here, since a world soon after it noticed once; where worlds have changed since, it only takes longer.
     """
 
     name: str
@@ -23,6 +24,12 @@ class Mutant(NamedTuple):
     new: str
     caught: str
     worlds: int = 2000
+    near: int = 0
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of all the worlds that may pass, those that are near first."""
+        return [*range(self.near, self.worlds), *range(self.near)]
 
     def put_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Break it. Raises AssertionError where the guard is not what it was when this was written."""

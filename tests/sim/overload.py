@@ -9,7 +9,7 @@ refusals and late answers are misses alike.
 import heapq
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -62,6 +62,7 @@ POLICIES = {
     "holdfast": Policy(HOLDFAST),
     "holdfast, predictions off by 2x": Policy(HOLDFAST, error=2.0),
 }
+EVERY = dict.fromkeys(POLICIES, LOADS)
 
 
 class Demand(NamedTuple):
@@ -280,10 +281,10 @@ def row(policy: str, load: float, seed: int, per_s: float) -> Row:
     )  # fmt: skip
 
 
-def rows(seed: int = 1, loads: tuple[float, ...] = LOADS, policies: tuple[str, ...] = tuple(POLICIES)) -> Iterator[Row]:
-    """Every policy under every load."""
+def rows(seed: int = 1, asked: Mapping[str, Sequence[float]] = EVERY) -> Iterator[Row]:
+    """Policies, each under some loads."""
     per_s = capacity_per_s(seed)
-    for policy in policies:
+    for policy, loads in asked.items():
         for load in loads:
             yield row(policy, load, seed, per_s)
 

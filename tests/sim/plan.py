@@ -107,6 +107,7 @@ class Plan:
     probe_every_s: float = 2.0
     breaker_calls: int = 20
     at_once: int | None = None  # requests at one server; others wait for it
+    promised_ms: int | None = None  # until the first token; who will be late is refused
 
 
 def drawn(seed: int) -> Plan:
@@ -143,6 +144,7 @@ def drawn(seed: int) -> Plan:
         probe_every_s=rng.choice((0.5, 2.0, 2.0)),
         breaker_calls=rng.choice((1, 2, 20)),
         at_once=rng.choice((None, None, 1, 3)),
+        promised_ms=rng.choice((None, 800, 60_000)),
     )
 
 

@@ -60,7 +60,7 @@ class World:
         self._dying = self._over = self._stopping = self._resting = False
         self._waiting = len(self.clients)
         self._all_ended = asyncio.Event()
-        self._probing: asyncio.Task[None] | None = None
+        self._works: list[asyncio.Task[None]] = []
 
     def run(self) -> None:
         """Live through it."""
@@ -150,7 +150,8 @@ class World:
         )
         ledger.on_batch(outbox.batch)
         self.gateway.records.on_open = self._opened
-        self._probing = self.loop.create_task(self.gateway.fleet.run())
+        works = self.gateway.fleet.run(), self.gateway.turns.run()
+        self._works = [self.loop.create_task(work) for work in works]
 
     def _arrive(self, client: Client) -> None:
         if self._stopping:
@@ -233,8 +234,8 @@ class World:
         if self.plan.linger_s:
             await asyncio.sleep(self.plan.linger_s / 2)
             self._judge(invariants.at_ease(self))
-        assert self._probing is not None
-        self._probing.cancel()
+        for work in self._works:
+            work.cancel()
         self.gateway.fleet.close()
         await asyncio.sleep(CONNECT_S)
         until_s = self.loop.time() + SETTLE_S_MAX

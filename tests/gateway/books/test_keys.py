@@ -300,6 +300,22 @@ def test_of_what_becomes_of_long_prompts_the_narrowest_word_holds(path: Path):
     assert [keys.tenant("hush").truncates, keys.tenant("open").truncates, stored.truncates] == [False, False, True]
 
 
+def test_a_key_s_tier_is_the_one_that_the_narrowest_of_its_scopes_names(path: Path):
+    """Its own, else its user's, its team's, its org's; where none does, nobody says which."""
+    named = [{"org": "acme"}, {"org": "acme", "team": "search"}, {"org": "acme", "user": "dave"}]
+    budgets = tuple(
+        DeclaredBudget.model_validate({**one, "tier": tier}) for one, tier in zip(named, "otu", strict=True)
+    )
+    own = declared("hush").model_copy(update={"org": "acme", "team": "search", "tier": "k"})
+    keys = Keys(path, (own, declared("open")), budgets=budgets)
+    stored = [
+        keys.create(user, org="acme", team=team)[1].tier
+        for user, team in (("dave", "search"), ("erin", "search"), ("erin", None))
+    ]
+
+    assert [keys.tenant("hush").tier, *stored, keys.tenant("open").tier] == ["k", "u", "t", "o", None]
+
+
 def test_a_key_both_stored_and_declared_can_be_revoked(path: Path):
     """Declaring a stored key does not bring it back once it is revoked."""
     secret, tenant = Keys(path).create("alice")

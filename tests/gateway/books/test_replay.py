@@ -13,7 +13,7 @@ from gateway.spend import Sum
 from guards.money import Price
 
 ORG, KEY = Place("org:acme", "micro-dollars", "2026-11"), Place("key:key_1", "tokens", "total")
-FACTS, FACTS_PER_S_LEAST = 300_000, 100_000
+FACTS, FACTS_PER_S_LEAST = 100_000, 100_000
 
 
 def write(path, facts):
@@ -110,6 +110,12 @@ def test_damage_is_told_also_where_a_time_is_looked_for(tmp_path):
         list(replay.facts(path, 30_000.0))
 
 
+@pytest.fixture(scope="module")
+def long_journal(tmp_path_factory):
+    """Of FACTS requests; tests only read it."""
+    return write(tmp_path_factory.mktemp("journal") / "j", [settled(number) for number in range(FACTS)])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "read",
@@ -121,16 +127,15 @@ def test_damage_is_told_also_where_a_time_is_looked_for(tmp_path):
     ],
     ids=["replay", "spend", "plot", "reprice"],
 )
-def test_a_hundred_thousand_facts_take_less_than_a_second(tmp_path, read):
+def test_a_hundred_thousand_facts_take_less_than_a_second(long_journal, read):
     """As they are written; the best of some tries, for this machine has other things to do."""
-    path = write(tmp_path / "j", [settled(number) for number in range(FACTS)])
 
     def took_s():
         begin_s = time.process_time()
-        read(path)
+        read(long_journal)
         return time.process_time() - begin_s
 
-    assert FACTS / min(took_s() for _ in range(2)) > FACTS_PER_S_LEAST
+    assert FACTS / min(took_s() for _ in range(3)) > FACTS_PER_S_LEAST
 
 
 def test_spending_is_added_up_by_what_one_asks_for(tmp_path):

@@ -38,6 +38,14 @@ def test_a_page_without_them_is_none(page):
     assert read(page, 7.0) is None
 
 
+@pytest.mark.parametrize("value", ["1e999", "-1e999", "-1"])
+def test_a_number_that_none_of_them_can_be_is_not_read(value):
+    """Counts and shares are 0 or more, and end: what is made of them would break."""
+    assert read(f"vllm:num_requests_running {value}\nvllm:num_requests_waiting 2\n".encode(), 7.0) == Gauges(
+        2.0, None, None, 7.0
+    )
+
+
 def test_what_is_missing_is_not_known():
     """A server that tells one of them tells nothing of the others, and not that they are 0."""
     assert read(b"vllm:num_requests_waiting 0\n", 7.0) == Gauges(0.0, None, None, 7.0)

@@ -108,6 +108,33 @@ async def test_an_answer_that_the_budget_shortened_says_so(capped, reason):
     assert whole.ending is (Ending.BUDGET if capped else Ending.FINISHED)
 
 
+async def test_an_answer_that_was_let_in_short_says_so():
+    """Its budget had nothing to do with it."""
+    said = {"max_tokens": 2, "capped": True, "cap": Ending.SHORTENED}
+
+    whole = await answer(call_for(), fine(chat_answer([4, 5], finish="length")), **said)
+
+    assert [choice["stop_reason"] for choice in json.loads(whole.body)["choices"]] == ["shortened"]
+    assert whole.ending is Ending.SHORTENED
+
+
+@pytest.mark.parametrize("cause", Cause)
+async def test_only_an_error_needs_a_retry_to_be_left(cause):
+    """Who asked a server that died, hangs or was never there goes on elsewhere, whatever others retry."""
+    gone = cause in (Cause.UNREACHED, Cause.BROKEN, Cause.ABANDONED, Cause.OUTRUN)
+    call = call_for(stream=False)
+    whole = Plain(call, FakeSink(), FakeLease(), terms_for(call, retry=lambda: False), lambda: 0.0)
+    (ask,) = await whole.asks()
+
+    lost = await whole.ended(whole.part(ask), LegEnd(cause, "why", 500, b"no answer"))
+
+    assert lost
+    assert whole.needs_leg
+    assert whole.open == gone
+    if not gone:
+        assert (whole.refusal.reason, whole.refusal.retry_after_s) == (Reason.UPSTREAM, 1.0)
+
+
 NO_ANSWER = {
     "not json": b"oops",
     "not utf-8": b'{"choices":[],"x":"\xff"}',

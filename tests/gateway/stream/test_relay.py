@@ -586,6 +586,41 @@ async def test_a_budget_that_set_max_tokens_is_named_as_the_reason():
     assert (play.relay.ending, play.seen.told) == (Ending.BUDGET, {"ended_by": "budget_exceeded"})
 
 
+@pytest.mark.parametrize("cut", [None, 3])
+async def test_an_answer_that_was_let_in_short_says_so(cut):
+    """Whether a server or the gateway words its end: its budget had nothing to do with it."""
+    call = call_for(max_tokens=100, stream_options={"include_usage": True})
+    terms = terms_for(call, max_tokens=5, capped=True, cap=Ending.SHORTENED)
+
+    play = await Play(call, Engine([SAID]), cuts=[cut], terms=terms).run()
+
+    assert (play.seen.finish[0], play.seen.stop_reason[0]) == ("length", "shortened")
+    assert (play.relay.ending, play.seen.told["ended_by"]) == (Ending.SHORTENED, "shortened")
+
+
+@pytest.mark.parametrize("cause", Cause)
+@pytest.mark.parametrize("begun", [False, True])
+async def test_only_an_error_before_the_first_token_needs_a_retry_to_be_left(cause, begun):
+    """A stream that has begun goes on elsewhere, and so does one whose server is gone, whatever others retry."""
+    call = call_for()
+    relay = Relay(call, FakeSink(), FakeLease(), terms_for(call, retry=lambda: False), lambda: 0.0)
+    engine = Engine([SAID])
+    (ask,) = await relay.asks()
+    part = relay.part(ask)
+    part.leg = FakeLeg()
+    relay.events(part, engine.events(ask, 1)[: 5 if begun else 0])
+
+    await relay.ended(part, LegEnd(cause, "why", 500, late=cause is Cause.SILENT))
+
+    gone = cause in (Cause.UNREACHED, Cause.BROKEN, Cause.ABANDONED, Cause.OUTRUN)
+    assert relay.delivered == begun
+    assert relay.open == (begun or gone)
+    if not relay.open:
+        reason = Reason.FIRST_TOKEN if cause is Cause.SILENT else Reason.UPSTREAM
+        assert (relay.refusal.reason, relay.refusal.retry_after_s) == (reason, 1.0)
+    relay.close()
+
+
 async def test_a_clients_own_max_tokens_is_not_blamed_on_the_budget():
     """A finish at the client's max_tokens has no stop_reason of ours."""
     play = await Play(call_for(max_tokens=5), Engine([SAID])).run()
