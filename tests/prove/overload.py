@@ -88,8 +88,8 @@ def _gateway(folder: Path, stubs: list[StubProcess], name: str) -> Gateway:
 def undisturbed(gateway: Gateway, stubs: list[StubProcess], load: float, seed: int) -> dict[str, Any]:
     """One load, again where others on this machine were in the way; the one of these that was disturbed least."""
     tried = []
-    for number in range(TRIES):
-        tried.append(uvloop.run(once(gateway, stubs, load, seed + 1_000 * number)))
+    for _ in range(TRIES):
+        tried.append(uvloop.run(once(gateway, stubs, load, seed)))
         if tried[-1]["starved"] <= STARVED_MAX:
             break
         say(f"{load:g} times: the gateway waited for its core for {tried[-1]['starved']:.0%} of the time")
