@@ -221,12 +221,13 @@ def _turns(
         fair_by=said.fair_by,
         scheduled=frozenset(one.name for one in config.models if one.scheduled),
         refuse_late=said.refuse_late,
+        sessions=config.routing.sessions,
         judged=metrics.promised,
         waited=metrics.waited,
     )
     listener.forecasts = turns.forecasts
     if said.on:
-        admission = Admission(said.bounds, turns.route, turns.first_token_s)
+        admission = Admission(said.bounds(config.limits.requests_in_flight), turns.route, turns.first_token_s)
         turns.waiting = Waiting(admission, clock)
         metrics.waiting(partial(len, turns.waiting))
         listener.waiting = turns.waiting

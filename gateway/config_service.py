@@ -32,7 +32,8 @@ class AdmissionConfig(Part):
     """Where requests wait for a server, and for how long. Of several workers each has its part of all numbers."""
 
     on: bool = True  # else requests are sent as they come, and wait at the servers
-    waiting: int = Field(default=_BOUNDS.waiting, ge=1, le=1_000_000)  # in all; one tenant has at most half of the rest
+    # In all; one tenant has at most half of the rest. Unsaid, half of limits.requests_in_flight, which count them too.
+    waiting: int | None = Field(default=None, ge=1, le=1_000_000)
     wait_s: float = Field(default=_BOUNDS.wait_s, gt=0, le=3600)
     rise_s: float = Field(default=_BOUNDS.rise_s, gt=0, le=3600)  # waited so long in a band, a request rises one
     refuse_late: bool = True  # what is predicted to miss its time to the first token
@@ -41,10 +42,10 @@ class AdmissionConfig(Part):
     per_agent: int = Field(default=_BOUNDS.agent, ge=1, le=MANY)
     per_replica: int = Field(default=_BOUNDS.server, ge=1, le=1_000_000)
 
-    @property
-    def bounds(self) -> Bounds:
+    def bounds(self, requests_in_flight: int) -> Bounds:
         """The same, as admission takes it."""
-        return Bounds(self.waiting, self.wait_s, self.rise_s, self.per_model, self.per_agent, self.per_replica)
+        waiting = max(1, requests_in_flight // 2) if self.waiting is None else self.waiting
+        return Bounds(waiting, self.wait_s, self.rise_s, self.per_model, self.per_agent, self.per_replica)
 
 
 class DegradeConfig(Part):

@@ -1,11 +1,23 @@
 """The parts of `holdfast.yaml` that say how long things may take."""
 
-from pydantic import Field
+from typing import Annotated
 
-from gateway.config_part import Part
+from pydantic import AfterValidator, Field
+
+from gateway.config_part import Part, wrong
 from guards.timeouts import Times
 
+KEEPALIVE_S_MIN = 0.1  # of comments; each stream that waits gets one so often
 SESSION_S_MAX = 90 * 86_400
+
+
+def _seldom(seconds: float) -> float:
+    if 0 < seconds < KEEPALIVE_S_MIN:
+        raise wrong(f"below {KEEPALIVE_S_MIN:g}", "Write seconds, such as 15, or 0 for no comments.")
+    return seconds
+
+
+Keepalive = Annotated[float, Field(ge=0, le=3600), AfterValidator(_seldom)]
 
 
 class TurnTimes(Part):
@@ -35,7 +47,7 @@ class Timeouts(Part):
     between_tokens_s: float = Field(default=10, ge=0.05, le=600)  # above one scheduling stall of a busy server
     total_s: float = Field(default=3600, ge=1, le=86_400)  # one request, all its legs together
     session_s: float | None = Field(default=None, ge=1, le=SESSION_S_MAX)  # all requests of one x-session-id
-    keepalive_s: float = Field(default=15, ge=0, le=3600)  # then a silent stream's client gets a comment; 0: never
+    keepalive_s: Keepalive = 15  # then a silent stream's client gets a comment; 0: never
     probe_s: float = Field(default=1.0, ge=0.01, le=60)  # one health probe; three bad ones in a row are a verdict
     probe_every_s: float = Field(default=1.0, ge=0.05, le=300)  # between probes of one replica
     suspect_s: float = Field(default=0.25, ge=0.02, le=600)  # silence below this is never suspicious; a hedge costs

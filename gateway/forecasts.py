@@ -8,6 +8,7 @@ from gateway.fleet.replicas import Fleet
 from guards.prediction import Guess, Predictor, Situation
 
 LEARNT_PER_S = 20  # outcomes of one replica that are learnt from: each costs as much as three guesses
+NEAR_S = 600.0  # after which a prompt is taken to be out of its cache
 NEAR_MAX = 16_384  # of one replica: sessions and beginnings that it has computed lately
 
 
@@ -21,17 +22,18 @@ class Prompts:
 
     def __init__(self) -> None:
         self.ahead = 0
-        self._known: OrderedDict[Hashable, int] = OrderedDict()
+        self._known: OrderedDict[Hashable, tuple[int, float]] = OrderedDict()
 
-    def cached(self, near: Hashable, tokens: int) -> int:
-        """How many of a prompt's tokens are likely in its cache: those of the last one that was near to it."""
-        return 0 if near is None else min(tokens, self._known.get(near, 0))
+    def cached(self, near: Hashable, tokens: int, now_s: float) -> int:
+        """How many of a prompt's tokens are likely in its cache: those of one near to it, if that was lately."""
+        known = None if near is None else self._known.get(near)
+        return 0 if known is None or now_s - known[1] > NEAR_S else min(tokens, known[0])
 
-    def note(self, near: Hashable, tokens: int) -> None:
+    def note(self, near: Hashable, tokens: int, now_s: float) -> None:
         """It has computed so many tokens that requests near to this one share."""
         if near is None:
             return
-        self._known[near] = tokens
+        self._known[near] = tokens, now_s
         self._known.move_to_end(near)
         if len(self._known) > NEAR_MAX:
             self._known.popitem(last=False)
@@ -84,7 +86,7 @@ class Forecast:
             return
         self._first_s = self._clock()
         self._computed()
-        self._seen.prompts.note(self._near, self._shared)
+        self._seen.prompts.note(self._near, self._shared, self._first_s)
         if self._guesses is not None:
             self._seen.predictor.first_token.note(self._guesses[0], max(0.0, self._first_s - self._sent_s))
 
@@ -129,7 +131,8 @@ class Forecasts:
 
     def uncached(self, model: str, tokens: int, near: Hashable) -> int:
         """How many tokens of a prompt will have to be computed, where most of it is cached."""
-        return min((tokens - self.of(one.name).prompts.cached(near, tokens) for one in self._fleet.up(model)),
+        now_s = self._clock()
+        return min((tokens - self.of(one.name).prompts.cached(near, tokens, now_s) for one in self._fleet.up(model)),
                    default=tokens)  # fmt: skip
 
     def sent(self, name: str, tokens: int, near: Hashable, shared: int, *, streams: bool) -> Forecast:
@@ -158,5 +161,5 @@ class Forecasts:
         if gauges is not None:
             waiting, kv_use = gauges.waiting or 0.0, gauges.kv_used or 0.0
             running = max(running, gauges.running or 0.0)  # other gateways send it some too
-        uncached = tokens - prompts.cached(near, tokens)
+        uncached = tokens - prompts.cached(near, tokens, self._clock())
         return Situation(tokens, uncached, prompts.ahead, int(running), int(waiting), kv_use)

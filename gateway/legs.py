@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -86,16 +87,16 @@ class Legs:
     def begin(self, replica: str, asks: Iterable[Ask], part: Callable[[Ask], Any]) -> None:
         """Begin legs on one replica. part: makes what takes in what a leg brings."""
         visit, self._next = self._next, None
-        if visit is None or visit.name != replica:  # of a race
-            visit = self._visits.begin(replica)
-        for ask in asks:
+        for ask in asks:  # of a race perhaps none: then its server's breaker must not count it
+            if visit is None or visit.name != replica:
+                visit = self._visits.begin(replica)
             visit.legs += 1
             self._open(visit, ask, part(ask))
 
     def _open(self, visit: Visit, ask: Ask, part: Any) -> None:
         watch, replica = None, visit.name
         if part.receiver is not None:
-            watch = self._fleet.watch(replica, len(ask.body), self._wake, self._first)
+            watch = self._fleet.watch(replica, len(ask.body), self._wake, partial(self._first, replica))
         target = self._targets[replica]
         part.leg = leg = self._upstream.open(target, ask.path, ask.body, part.receiver, self._headers, watch)
         self._fleet.enter(replica, ask.likely)
@@ -147,10 +148,10 @@ class Legs:
             self._fleet.leave(one.replica, one.likely)
         self._visits.close(left=kind is not None)
 
-    def _first(self) -> None:
-        """A leg has brought its first tokens."""
+    def _first(self, replica: str) -> None:
+        """A leg there has brought its first tokens."""
         self._visits.progressed()
-        self._turn.first()
+        self._turn.first(replica)
 
     def _wake(self) -> None:
         self._news = True

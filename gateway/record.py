@@ -128,6 +128,8 @@ class Record:
     def hedge_won(self, replica: str) -> float:
         """The second server was faster; answers the gateway's own time before the first one was asked, in seconds."""
         self.replica = replica
+        if self._turn is not None:
+            self._turn.won(replica)
         self._books.metrics.hedge_won(self._call.model)
         if self._delivered():
             self._losses.append(Cause.OUTRUN)

@@ -10,6 +10,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+import structlog
+
 from gateway.books.ledger.contract import Lines
 from gateway.books.tenants import Tenant
 from gateway.fleet.replicas import Fleet
@@ -27,6 +29,8 @@ from guards.breaker import Entry, Outcome
 from guards.place import Ask, Place, Rank, Share
 from guards.refusal import CUTS, Ending, Reason, Refused
 from guards.sla import Promise, Tier
+
+log = structlog.get_logger()
 
 COUNT_S = 0.25  # how often it is counted what running requests have had: for fairness, and for room at servers
 SHARES_MAX = 65_536
@@ -58,7 +62,8 @@ class Turns:
     forecasts: None where no tier promises anything.
     fair_by: between whom turns are shared: key, user, team or org. scheduled: models whose servers go by priority.
     judged: told of each promise that was made, and what became of it. waited: of each that waited, for
-        which model and how long. Times in seconds, by `clock`, monotonic.
+        which model and how long. sessions: whether requests of one are near to each other.
+    Times in seconds, by `clock`, monotonic.
     """
 
     def __init__(
@@ -72,12 +77,13 @@ class Turns:
         fair_by: str = "key",
         scheduled: frozenset[str] = frozenset(),
         refuse_late: bool = True,
+        sessions: bool = True,
         judged: Callable[[str, Verdict], None] = lambda name, verdict: None,
         waited: Callable[[str, float], None] = lambda model, seconds: None,
     ) -> None:
         self._fleet, self._ranks, self._usual, self.clock = fleet, ranks, usual, clock
         self.forecasts, self._fair_by, self._scheduled, self._refuse_late = forecasts, fair_by, scheduled, refuse_late
-        self._judged, self._waited = judged, waited
+        self._judged, self._waited, self.sessions = judged, waited, sessions
         self.waiting: Waiting | None = None
         self.ladder: Ladder | None = None
         self.attainment = Attainment()
@@ -96,6 +102,8 @@ class Turns:
         tokens, likely = quote.terms.prompt_likely, quote.terms.answer_likely
         asked = quote.terms.asked_likely or likely
         promise = None if rank.promises is None else self._promise(rank.promises, call, call.model, tokens, asked)
+        if promise is not None and tenant.pace is not None:  # its own limit says how fast it comes
+            promise = promise._replace(between_s=None, total_s=None)
         if call.model in self._scheduled:
             call.body["priority"] = rank.priority
         return Turn(self, call, tenant, rank, (tokens, likely * call.choices), promise, sink.received_at)
@@ -200,10 +208,13 @@ class Turns:
         """
         while True:
             await asyncio.sleep(COUNT_S)
-            async for turn in in_turns(list(self._running)):
-                turn.count()
-            if self.waiting:
-                self.waiting.again()
+            try:
+                async for turn in in_turns(list(self._running)):
+                    turn.count()
+                if self.waiting:
+                    self.waiting.again()
+            except Exception as error:  # a bug must not be the end of all counting
+                log.error("turns.fault", exc_info=error)
 
     def waited(self, turn: "Turn") -> None:
         self._waited(turn.call.model, turn.waited_s)
@@ -228,8 +239,8 @@ class Turn:
     """
 
     __slots__ = (
-        "_answer", "_before", "_chosen", "_entry", "_expected", "_forecast", "_place", "_turns", "arrived_s", "call",
-        "promise", "rank", "tenant", "tokens", "waited_s",
+        "_answer", "_at", "_before", "_chosen", "_entry", "_expected", "_forecast", "_place", "_turns", "arrived_s",
+        "call", "promise", "rank", "tenant", "tokens", "waited_s",
     )  # fmt: skip
 
     def __init__(
@@ -244,6 +255,7 @@ class Turn:
         self._expected: str | None = None
         self._entry: Entry | None = None
         self._forecast: Forecast | None = None
+        self._at = ""
         self._before = 0  # tokens that it had when it was sent where it is
         self.waited_s = 0.0
 
@@ -300,17 +312,27 @@ class Turn:
         place, turns, tokens = self._place, self._turns, self.tokens[0]
         if place is not None and place.server != name and turns.waiting is not None:
             turns.waiting.move(place, name)
+        self._at = name
         if self._forecast is not None:  # what was lost says nothing of how long it would have taken
             self._forecast.over(tokens=0, whole=False, left=False)
         if turns.forecasts is not None:
             self._before = 0 if self._answer is None else self._answer.completion_tokens
-            shared = tokens if self.call.session is not None else min(tokens, PREFIX_TOKENS)
+            shared = tokens if turns.sessions and self.call.session is not None else min(tokens, PREFIX_TOKENS)
             self._forecast = turns.forecasts.sent(name, tokens, self.call.near, shared, streams=self.call.stream)
 
-    def first(self) -> None:
-        """Its first token has come."""
-        if self._forecast is not None:
+    def first(self, name: str) -> None:
+        """Its first token has come from a server; what another one does in a race says nothing of this one."""
+        if self._forecast is not None and name == self._at:
             self._forecast.first()
+
+    def won(self, name: str) -> None:
+        """Another server has won a race: it goes on there, and what is learnt of the first one ends."""
+        self._at = name
+        if self._place is not None and self._place.server != name and self._turns.waiting is not None:
+            self._turns.waiting.move(self._place, name)
+        forecast, self._forecast = self._forecast, None
+        if forecast is not None:
+            forecast.over(tokens=0, whole=False, left=False)
 
     def count(self) -> None:
         """Note what it has had by now."""

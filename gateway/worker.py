@@ -31,8 +31,11 @@ class Worker:
             "hedges_per_s": limits.hedges_per_s / self.count,
             "hedges_burst": self._part(limits.hedges_burst),
         }
-        names = ("waiting", "per_model", "per_agent", "per_replica")
-        admission = {name: self._permits(getattr(whole.admission, name)) for name in names}
+        said = whole.admission
+        admission = {name: self._permits(getattr(said, name)) for name in ("per_model", "per_agent")}
+        admission["per_replica"] = self._part(said.per_replica)
+        if said.waiting is not None:
+            admission["waiting"] = self._part(said.waiting)
         retries = whole.retries.model_copy(update={"per_s": whole.retries.per_s / self.count})
         tiers = (one.model_copy(update={"permits": self._permits(one.permits)}) for one in whole.tiers)
         admin_port = listen.admin_port + self.number if listen.admin_port else 0

@@ -36,6 +36,10 @@ class Retries:
             self._retries[at] += 1
         return some
 
+    def used_up(self, now_s: float) -> bool:
+        """Whether there were some lately, and none is left."""
+        return not self.left(now_s) and any(self._retries)
+
     def left(self, now_s: float) -> bool:
         """Whether there is one. Takes nothing."""
         self._at(now_s)

@@ -189,11 +189,11 @@ class Fleet:
         return (replica.breaker(model, partial(self._breaker, replica, model)) if found is None else found).enter()
 
     def alone(self, model: str) -> bool:
-        """Whether what one replica fails cannot be tried at another: no two are up, or no retries are left.
+        """Whether what one replica fails cannot be tried at another: no two are up, or all retries are used up.
 
         The latter is what many poison requests at once come to. They must not be held against the servers for it.
         """
-        return sum(bool(one.health.up) for one in self._for(model)) < 2 or not self._retries.left(self._clock())
+        return sum(bool(one.health.up) for one in self._for(model)) < 2 or self._retries.used_up(self._clock())
 
     def may_hedge(self) -> bool:
         """Take one of the second legs that all requests together may open for now."""

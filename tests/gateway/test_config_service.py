@@ -21,7 +21,7 @@ def test_what_is_not_written_is_as_the_guards_have_it(tmp_path: Path):
     config = loaded(tmp_path, BASE)
 
     assert (config.admission, config.admission.on, config.tiers) == (AdmissionConfig(), True, ())
-    assert config.admission.bounds == Bounds()
+    assert config.admission.bounds(9000) == Bounds(waiting=4500)
     assert TierConfig(name="x").rank == Rank("x")
 
 
@@ -45,7 +45,7 @@ def test_a_tier_is_what_turns_are_told(tmp_path: Path):
 
     chat = Objective(Slope(0.4, 0.0002), 0.04, Slope(1.0, 0.00003))
     classes = ServiceClass("chat", chat, 4000, 500), ServiceClass("large", Objective())
-    assert config.admission.bounds == Bounds(9, 8.0, 7.0, 6, 5, 4)
+    assert config.admission.bounds(9000) == Bounds(9, 8.0, 7.0, 6, 5, 4)
     assert config.admission.on is False
     assert config.tiers[0].rank == Rank("gold", 0, 2.5, 12, Tier("gold", classes, Slope(0.2, 0.00005)))
 

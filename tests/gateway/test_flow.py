@@ -274,6 +274,20 @@ async def test_no_race_is_run_where_it_would_do_harm(why):
     await stage.end()
 
 
+async def test_a_race_that_asks_nothing_is_no_call_of_its_server():
+    """Its breaker counts nothing, again and again, lest it never have a probe for anybody."""
+    call = call_for()
+    stage = Stage(call, Engine([ANSWER]), terms=terms_for(call, hedges_max=0))
+    first = await stage.opened(0)
+    first.bring(3)
+    for _ in range(3):
+        await stage.silent(first)
+
+    assert "tiny" not in stage.fleet.named("b").breakers
+    first.finish()
+    await stage.end()
+
+
 async def test_races_of_one_request_are_bounded():
     """Each costs the fleet a prompt; after hedges_max of them the silent leg is only waited for."""
     call = call_for()

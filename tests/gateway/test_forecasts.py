@@ -195,12 +195,12 @@ def test_what_is_remembered_of_prefixes_is_bounded():
     """The one that was used longest ago is forgotten."""
     prompts = Prompts()
     for near in range(NEAR_MAX):
-        prompts.note(near, 10)
-    prompts.note(0, 10)
-    prompts.note(NEAR_MAX, 10)
+        prompts.note(near, 10, 0.0)
+    prompts.note(0, 10, 0.0)
+    prompts.note(NEAR_MAX, 10, 0.0)
 
     assert len(prompts._known) == NEAR_MAX
-    assert (prompts.cached(0, 10), prompts.cached(1, 10), prompts.cached(NEAR_MAX, 10)) == (10, 0, 10)
+    assert tuple(prompts.cached(near, 10, 1.0) for near in (0, 1, NEAR_MAX)) == (10, 0, 10)
 
 
 @pytest.mark.parametrize("per_s", [5, 200, 1000])

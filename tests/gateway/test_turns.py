@@ -572,6 +572,28 @@ def test_a_request_leaves_nothing_to_the_collector(how):
         assert list(world.refused.values())[-1] is (Reason.OVERLOADED if how == "is refused" else Reason.LATE)
 
 
+def test_who_wins_a_race_has_the_permit():
+    """The server that was silent has room again, and nothing is learnt from what another one did."""
+
+    async def scene(world: World) -> None:
+        with world.turn(of("gold")) as turn:
+            await turn.begin(Answer(prompt_tokens=5))
+            given = turn.take()
+            assert given is not None
+            given[1].end(Outcome.NEUTRAL)
+            turn.sent("a")
+
+            turn.first("b")
+            turn.won("b")
+
+            servers = world.admission._permits._servers
+            assert (servers["a"].requests, servers["b"].requests) == (0, 1)
+            assert world.turns.forecasts.of("a").prompts.ahead == 0
+        assert servers["b"].requests == 0
+
+    played(scene, names="ab", ranks=(Rank("gold"),), predicts=True)
+
+
 @pytest.mark.parametrize(("choices", "moved"), [(1, False), (1, True), (2, False)])
 def test_what_is_learnt_between_tokens_is_one_answers_at_one_server(choices, moved):
     """Tokens that another server brought before, or that other choices had, took no time of this one's."""
@@ -582,11 +604,12 @@ def test_what_is_learnt_between_tokens_is_one_answers_at_one_server(choices, mov
             await turn.begin(answer)
             if moved:
                 turn.sent("b")
-                turn.first()
+                turn.first("b")
                 answer.completion_tokens = 100
             turn.sent("a")
             await asyncio.sleep(0.5)
-            turn.first()
+            turn.first("b")  # in a race, which says nothing of a
+            turn.first("a")
             await asyncio.sleep(1.0)
             answer.completion_tokens += 11 * choices
         facts = turn.judged(Ending.FINISHED, None)

@@ -32,11 +32,11 @@ async def _nobody(*asked: object) -> LegEnd:
 class World:
     """Replicas of model m that are up, and what requests do to their breakers."""
 
-    def __init__(self, names: str = "ab", down: str = "") -> None:
+    def __init__(self, names: str = "ab", down: str = "", **care: Any) -> None:
         replicas = [Replica(name, model="m", health=DOWN if name in down else UP) for name in names]
         self.now_s = 0.0
-        care = Care(1.0, 1.0, breakers=Plan(calls=CALLS))
-        self.fleet = Fleet(replicas, _nobody, Listener(), care, lambda: self.now_s)
+        cares = Care(1.0, 1.0, breakers=Plan(calls=CALLS), **care)
+        self.fleet = Fleet(replicas, _nobody, Listener(), cares, lambda: self.now_s)
 
     def request(self) -> Visits:
         return Visits(self.fleet, "m")
@@ -179,6 +179,18 @@ def test_poison_that_is_tried_once_for_want_of_retries_counts_against_nobody():
 
     assert world.fleet.named("a").breakers["m"].calls == (0, 0)
 
+
+
+def test_without_any_retries_a_failure_is_its_servers():
+    """They are not used up, they were never there: else no breaker would ever open."""
+    world = World(retry_share=0.0, retries_per_s=0.0)
+    visits = Visits(world.fleet, "m")
+    visit = visits.begin("a")
+    visit.legs += 1
+    visits.ended(visit, FAILED, True)
+    visits.close(left=False)
+
+    assert world.fleet.named("a").breakers["m"].calls == (1, 1)
 
 
 def test_a_broken_server_is_left_alone_and_comes_back_after_one_probe():

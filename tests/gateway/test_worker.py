@@ -83,7 +83,8 @@ def test_what_may_wait_and_run_is_divided(tmp_path):
 
     part = Worker(3, 4, whole).config
 
-    assert part.admission.bounds == replace(whole.admission.bounds, waiting=25, model=10, agent=1, server=2)
+    asked = replace(whole.admission.bounds(9), waiting=25, model=10, agent=1, server=2)
+    assert part.admission.bounds(9) == asked
     assert part.tiers[0].rank == whole.tiers[0].rank._replace(permits=2)
 
 
