@@ -15,8 +15,7 @@ from gateway.books.tenants import Tenant
 from gateway.fleet.replicas import Fleet
 from gateway.forecasts import Forecast, Forecasts
 from gateway.ladder import AS_ASKED, Eased, Ladder
-from gateway.quote import Quote
-from gateway.rates import BYTES_PER_TOKEN
+from gateway.quote import Quote, prompt_likely
 from gateway.sla_table import shown
 from gateway.slices import in_turns
 from gateway.stream.call import Call
@@ -40,10 +39,12 @@ OURS = (Reason.OVERLOADED, Reason.LATE, Reason.NO_REPLICA, Reason.FIRST_TOKEN, R
 
 
 class Answer(Protocol):
-    """What is being answered. Tokens: as far as they were delivered."""
+    """What is being answered. Tokens: as far as they were delivered. prompt_known: of all its prompts."""
 
     @property
     def prompt_tokens(self) -> int: ...
+    @property
+    def prompt_known(self) -> bool: ...
     @property
     def completion_tokens(self) -> int: ...
     @property
@@ -109,7 +110,7 @@ class Turns:
         """
         assert self.waiting is not None
         rank = self._usual if tenant.tier is None else self._ranks.get(tenant.tier, self._usual)
-        tokens = call.body_bytes // BYTES_PER_TOKEN + 1
+        tokens = prompt_likely(call, self._fleet.window(model))
         promise = None if rank.promises is None else self._promise(rank.promises, call, model, tokens, likely)
         turn = Maybe(self, call, tenant, rank, (tokens, size * call.choices), promise, arrived_s)
         return self.waiting.foresee(self.ask(turn)._replace(model=model))
@@ -314,8 +315,10 @@ class Turn:
 
     def count(self) -> None:
         """Note what it has had by now."""
-        if self._place is not None and self._answer is not None and self._turns.waiting is not None:
-            self._turns.waiting.count(self._place, self._answer.prompt_tokens, self._answer.completion_tokens)
+        answer, waiting = self._answer, self._turns.waiting
+        if self._place is not None and answer is not None and waiting is not None:
+            prompt_tokens = answer.prompt_tokens if answer.prompt_known else None
+            waiting.count(self._place, prompt_tokens, answer.completion_tokens)
 
     def __enter__(self) -> Self:
         return self

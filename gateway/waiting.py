@@ -46,8 +46,11 @@ class Waiting:
         """A block around a request that may run; waits for its turn first. Raises Refused."""
         return Stay(self, ask)
 
-    def count(self, place: Place, input_tokens: int, output_tokens: int) -> None:
-        """So many tokens of a running request there were in all, so far. Lets nobody start."""
+    def count(self, place: Place, input_tokens: int | None, output_tokens: int) -> None:
+        """So many tokens of a running request there were in all, so far. Lets nobody start.
+
+        input_tokens: None while they are not known.
+        """
         self._admission.count(place, input_tokens, output_tokens)
 
     def move(self, place: Place, server: str) -> None:

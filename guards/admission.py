@@ -162,14 +162,25 @@ class Admission:
             looking = bool(self._permits.freed)
         return Moves(started, refused, self._again_s())
 
-    def count(self, place: Place, input_tokens: int, output_tokens: int) -> None:
-        """So many tokens of a request that runs there were in all, so far; output as it was delivered."""
+    def count(self, place: Place, input_tokens: int | None, output_tokens: int) -> None:
+        """So many tokens of a request that runs there were in all, so far; output as it was delivered.
+
+        input_tokens: of all its prompts; None while they are not known. What it takes of its server may fall once, to
+            what these and its likely output come to: the bytes of a request say little of its prompt.
+        """
+        known = input_tokens is not None
+        if input_tokens is None:
+            input_tokens = place.ask.input_tokens
         place.owed = owed = INPUT * input_tokens + OUTPUT * output_tokens
         if owed > place.charged:
             place.tenant.charge(owed - place.charged)
             place.charged = owed
         assert place.permit is not None
-        place.permit.grow(input_tokens + output_tokens)
+        if known and not place.known:
+            place.known = True
+            place.permit.resize(max(1, input_tokens + max(place.ask.output_tokens, output_tokens)))
+        else:
+            place.permit.grow(input_tokens + output_tokens)
 
     def move(self, place: Place, server: str) -> None:
         """A request that runs goes on elsewhere, whether there is room or not: its client has waited already."""

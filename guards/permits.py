@@ -82,9 +82,13 @@ class Permit:
     def grow(self, tokens: int) -> None:
         """It takes so many tokens by now. It never takes fewer than were foreseen."""
         if tokens > self.tokens:
-            if self.generation == self.server.generation:
-                self.server.room.tokens += tokens - self.tokens
-            self.tokens = tokens
+            self.resize(tokens)
+
+    def resize(self, tokens: int) -> None:
+        """It will take so many tokens, more or fewer: it is better known now what there is to foresee."""
+        if self.generation == self.server.generation:
+            self.server.room.tokens += tokens - self.tokens
+        self.tokens = tokens
 
 
 class Permits:

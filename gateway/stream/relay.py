@@ -85,6 +85,11 @@ class Relay:
         return self._telling.prompt_tokens
 
     @property
+    def prompt_known(self) -> bool:
+        """Whether servers have told all of it."""
+        return None not in self._telling.prompts
+
+    @property
     def completion_tokens(self) -> int:
         return self._telling.completion_tokens
 

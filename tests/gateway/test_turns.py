@@ -33,6 +33,7 @@ CALLS = 4  # that open a breaker, if half of them failed
 OPEN_S = 5.0  # that it is open
 WAIT_S = 30.0
 PROMPT, LIKELY = 20, 100  # tokens of each request, about
+WINDOW = 100  # of the model
 KEY = tenant("k1", "alice", "acme", "search", {})
 
 
@@ -47,6 +48,7 @@ class Answer:
     """What is being answered, as far as turns look at it."""
 
     prompt_tokens: int = 0
+    prompt_known: bool = False
     completion_tokens: int = 0
     pace: Any = field(default_factory=lambda: SimpleNamespace(first_token_at=None))
 
@@ -245,6 +247,41 @@ def test_servers_that_schedule_are_told_the_tiers_priority():
 
     played(scene, ranks=ranks, scheduled=frozenset({"tiny"}))
     played(unscheduled, ranks=ranks)
+
+
+def test_a_padded_prompt_gives_back_the_room_that_it_does_not_need():
+    """As soon as all its prompts are known: of some of them one cannot say what they come to."""
+    seen = []
+
+    async def scene(world: World) -> None:
+        answer = Answer()
+        with world.turn() as turn:
+            await turn.begin(answer)
+            room = world.admission._permits.server("a").room
+            for tokens, known in ((0, False), (3, False), (7, True)):
+                answer.prompt_tokens, answer.prompt_known = tokens, known
+                turn.count()
+                seen.append(room.tokens)
+
+    played(scene)
+
+    assert seen == [PROMPT + LIKELY, PROMPT + LIKELY, 7 + LIKELY]
+
+
+def test_who_is_foreseen_likely_takes_no_more_than_the_models_window():
+    """By its body it would take more, for it is padded."""
+    asked_of = []
+
+    async def scene(world: World) -> None:
+        world.fleet.named("a").serves = {"tiny": WINDOW}
+        asked: Any = SimpleNamespace(foresee=lambda ask: asked_of.append(ask.input_tokens))
+        world.turns.waiting = asked
+        padded = call_for(messages=[{"role": "user", "content": " " * 40 * WINDOW}])
+        world.turns._foresee(padded, OPEN, 0.0, "tiny", LIKELY, LIKELY)
+
+    played(scene)
+
+    assert asked_of == [WINDOW]
 
 
 # ---------------------------------------------------------------- where they go

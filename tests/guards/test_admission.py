@@ -17,6 +17,7 @@ from guards.refusal import Reason, Refused
 
 FIRST_S = 0.5  # what a first token takes
 ACME = Share("acme")
+PLENTY = 10 * Aimd().start  # more tokens than a server has room for
 
 
 class Gateway:
@@ -174,6 +175,32 @@ def test_what_was_charged_too_much_is_set_right_at_the_end():
     gateway.leave(guessed)
 
     assert [place.ask.about for place in gateway.started[-3:]] == ["guessed", "other", "guessed"]
+
+
+def test_a_padded_prompt_takes_its_true_size_once_that_is_known():
+    """It fell once, to its prompt and the answer that is likely; from then on it only grows."""
+    gateway = Gateway(room=9)
+    padded = gateway.ask(input_tokens=PLENTY)
+    seen = []
+    for count in ((None, 0), (None, 11), (7, 4), (7, 5), (7, 30)):
+        gateway.admission.count(padded, *count)
+        seen.append(gateway.admission._permits.server("a").room.tokens)
+
+    assert seen == [PLENTY + 10, PLENTY + 11, 7 + 10, 7 + 10, 7 + 30]
+
+
+def test_a_padded_prompt_shuts_nobody_out_once_its_true_size_is_known():
+    """Whoever waits for the room that it seemed to need starts."""
+    gateway = Gateway(room=9)
+    padded = gateway.ask(input_tokens=PLENTY)
+    waits = gateway.ask("other")
+    waited = waits.server is None
+
+    gateway.admission.count(padded, 7, 1)
+    gateway.turn()
+
+    assert waited
+    assert waits.server == "a"
 
 
 def test_a_low_band_is_not_starved_by_a_high_one():
