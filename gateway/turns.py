@@ -229,8 +229,8 @@ class Turn:
     """
 
     __slots__ = (
-        "_answer", "_before", "_chosen", "_entry", "_expected", "_forecast", "_place", "_turns", "arrived_s", "call",
-        "promise", "rank", "tenant", "tokens", "waited_s",
+        "_answer", "_before", "_chosen", "_entry", "_expected", "_forecast", "_place", "_sent", "_turns", "arrived_s",
+        "call", "promise", "rank", "tenant", "tokens", "waited_s",
     )  # fmt: skip
 
     def __init__(
@@ -246,6 +246,7 @@ class Turn:
         self._entry: Entry | None = None
         self._forecast: Forecast | None = None
         self._before = 0  # tokens that it had when it was sent where it is
+        self._sent = False
         self.waited_s = 0.0
 
     @property
@@ -298,7 +299,7 @@ class Turn:
 
     def sent(self, name: str) -> None:
         """It goes to a server: the one that it was given, or another one after a loss."""
-        place, turns, tokens = self._place, self._turns, self.tokens[0]
+        place, turns, tokens, self._sent = self._place, self._turns, self.tokens[0], True
         if place is not None and place.server != name and turns.waiting is not None:
             turns.waiting.move(place, name)
         if self._forecast is not None:  # what was lost says nothing of how long it would have taken
@@ -329,7 +330,7 @@ class Turn:
         self._turns.over(self)
         if self._place is not None and self._turns.waiting is not None:
             self.count()
-            self._turns.waiting.leave(self._place)
+            self._turns.waiting.leave(self._place, sent=self._sent)
             self._place = None
 
     def judged(self, ending: Ending, refused: Refused | None) -> Mapping[str, Any]:

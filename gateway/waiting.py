@@ -77,16 +77,16 @@ class Waiting:
                 self._turn()
                 await future
             except BaseException:  # refused; or cancelled, which may be when it was let start but has not heard of it
-                self.leave(place)
+                self.leave(place, sent=False)
                 raise
             finally:
                 self._futures.pop(place, None)
                 del future  # with a refusal in it, whose traceback has this frame
         return place
 
-    def leave(self, place: Place) -> None:
-        """A request is over, whatever it was at."""
-        self._admission.leave(place, self._clock())
+    def leave(self, place: Place, *, sent: bool = True) -> None:
+        """A request is over, whatever it was at. sent: whether it went to a server."""
+        self._admission.leave(place, self._clock(), sent=sent)
         self._turn()
 
     def _turn(self) -> None:

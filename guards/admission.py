@@ -190,8 +190,11 @@ class Admission:
         place.permit = permits.take(self._gates(place.ask), permits.server(server), place.ask.depth, before.tokens)
         place.server = server
 
-    def leave(self, place: Place, now_s: float) -> None:
-        """A request ends, however, or its client has gone while it waited. What it was charged is set right."""
+    def leave(self, place: Place, now_s: float, *, sent: bool = True) -> None:
+        """A request ends, however, or its client has gone while it waited. What it was charged is set right.
+
+        sent: whether it went to a server, which computes its prompt whoever hangs up; what did not is not charged.
+        """
         if place.waits:
             self._unqueue(place, now_s)
             place.tenant.held -= 1
@@ -200,8 +203,10 @@ class Admission:
             place.permit = None
             tenant = place.tenant
             tenant.held -= 1
-            if place.owed < place.charged:
-                tenant.charge(place.owed - place.charged)
+            owed = place.owed if sent else 0
+            if owed < place.charged:
+                tenant.charge(owed - place.charged)
+                place.charged = owed
                 self._backlogs[place.ask.model].bands[place.band].lowered(tenant)
 
     def lost(self, server: str) -> int:

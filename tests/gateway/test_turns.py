@@ -20,6 +20,7 @@ from gateway.waiting import Waiting
 from guards.admission import Admission, Bounds
 from guards.attainment import Verdict
 from guards.breaker import Outcome, Plan, State
+from guards.fairness import INPUT
 from guards.health import Health
 from guards.place import Rank
 from guards.refusal import Ending, Reason, Refused
@@ -247,6 +248,49 @@ def test_servers_that_schedule_are_told_the_tiers_priority():
 
     played(scene, ranks=ranks, scheduled=frozenset({"tiny"}))
     played(unscheduled, ranks=ranks)
+
+
+@pytest.mark.parametrize(
+    ("known", "sent", "owed"),
+    [((0, False), True, INPUT * PROMPT), ((7, True), True, INPUT * 7), ((0, False), False, 0)],
+)
+def test_who_hangs_up_before_the_first_token_owes_the_prompt_that_a_server_computes(known, sent, owed):
+    """The true one if it is known, else what it likely is; and nothing if no server was asked."""
+    served = []
+
+    async def scene(world: World) -> None:
+        answer = Answer()
+        with suppress(asyncio.CancelledError), world.turn() as turn:
+            await turn.begin(answer)
+            if sent:
+                turn.sent("a")
+            answer.prompt_tokens, answer.prompt_known = known
+            tenant = turn._place.tenant
+            raise asyncio.CancelledError
+        served.append(tenant.served)
+
+    played(scene)
+
+    assert served == [owed]
+
+
+def test_who_is_cancelled_as_it_is_let_in_owes_nothing():
+    """It was charged when it was let in, and no server has heard of it."""
+
+    async def scene(world: World) -> None:
+        first = asyncio.ensure_future(world.serve("first", 1.0, who=of(None, "k1")))
+        await asyncio.sleep(0)
+        gone = asyncio.ensure_future(world.serve("gone", 1.0, who=of(None, "k2")))
+        await asyncio.sleep(0)
+        (place,) = world.waiting._futures
+        before = place.tenant.served
+        world.waiting.lost("a")
+        assert place.tenant.served == before + INPUT * PROMPT
+        gone.cancel()
+        await asyncio.gather(first, gone, return_exceptions=True)
+        assert place.tenant.served == before
+
+    played(scene)
 
 
 def test_a_padded_prompt_gives_back_the_room_that_it_does_not_need():
