@@ -43,7 +43,7 @@ class Ask(NamedTuple):
     input_tokens, output_tokens: as well as they are known; of all its choices together.
     band: of priority; depth: 1 but for agents within agents. agent: its whole name under its key, if it has one.
     deadline_s: by when its first token is due; None where nothing was promised.
-    about: whatever the caller needs to know of it.
+    about: whatever the caller needs to know of it, until it leaves.
     """
 
     share: Share
