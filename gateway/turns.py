@@ -7,6 +7,7 @@ refused rather than broken, and what became of all others is counted (guards/att
 import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import inf
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -159,10 +160,11 @@ class Turns:
         assert isinstance(turn, Turn)
         assert self.waiting is not None
         fits = self.waiting.fits
-        first_s = None
+        first_s, left_s = None, inf
         if place.ask.deadline_s is not None and self.forecasts is not None:
+            left_s = place.ask.deadline_s - self.clock()
             first_s = partial(self.forecasts.at, tokens=place.ask.input_tokens, near=turn.call.near)
-        name = self._fleet.with_room(place.ask.model, turn.call.near, lambda one: fits(one, place), first_s)
+        name = self._fleet.with_room(place.ask.model, turn.call.near, lambda one: fits(one, place), first_s, left_s)
         turn.choose(name, waits=place.waits)
         return name
 

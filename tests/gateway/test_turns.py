@@ -469,6 +469,27 @@ def test_the_probe_is_given_back_by_who_does_not_go_there(how):
 # ---------------------------------------------------------------- promises
 
 
+def test_who_would_be_late_where_it_is_near_to_goes_where_it_is_in_time(monkeypatch):
+    """Though it would be late by no more than what is no reason to go elsewhere for others."""
+    soon_s = {"a": 0.9, "b": 0.6}
+
+    async def scene(world: World) -> None:
+        monkeypatch.setattr(world.turns.forecasts, "at", lambda one, tokens, near: soon_s[one.name])
+        monkeypatch.setattr(world.turns.forecasts, "first_token_s", lambda name, *of: soon_s[name])
+        for near in range(9):
+            with world.turn(of("gold")) as turn:
+                turn.call.near = near
+                await turn.begin(Answer())
+                server, entry = turn.take()
+                world.log.append((0.0, str(near), server))
+                entry.end(Outcome.NEUTRAL)
+
+    world = played(scene, "ab", 9, (promising(first_s=0.8),), predicts=True)
+
+    assert {world.fleet.pick("tiny", frozenset(), near) for near in range(9)} == {"a", "b"}
+    assert [server for _, _, server in world.log] == ["b"] * 9
+
+
 def test_who_would_be_late_is_refused_at_once_and_counted():
     """Its prompt's first token is expected in half a second; that is the promise broken, and it is said so."""
 
