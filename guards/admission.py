@@ -226,8 +226,7 @@ class Admission:
         share, bounds = ask.share, self._bounds
         if bounds.model >= MANY and share.permits >= MANY and (ask.agent is None or bounds.agent >= MANY):
             return ()  # as mostly nothing is limited
-        gate = self._permits.gate
-        return tuple([gate(*one) for one in self._needs(ask)])
+        return self._permits.gates(self._needs(ask))
 
     def _needs(self, ask: Ask) -> list[tuple[str, str, int, int]]:
         """The same by name: kind, name, depth, and how many permits there are."""

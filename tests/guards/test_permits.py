@@ -3,6 +3,8 @@
 import random
 from collections import Counter
 
+import pytest
+
 from guards.concurrency import Aimd
 from guards.permits import GATES_KEPT, Permit, Permits, lacking
 
@@ -146,7 +148,21 @@ def test_gates_that_nobody_is_at_are_forgotten():
     used = some.gate("agent", "used", 1, 1)
     some.take((used,), some.server("a"), 1, 1)
     for number in range(3 * GATES_KEPT):
-        some.gate("agent", f"once-{number}", 1, 1)
+        some.gates([("agent", f"once-{number}", 1, 1)])
 
     assert len(some._gates) <= GATES_KEPT + 1
     assert some.gate("agent", "used", 1, 1) is used
+
+
+@pytest.mark.parametrize("before", range(GATES_KEPT - 3, GATES_KEPT + 2))
+def test_no_gate_of_a_request_is_forgotten_while_the_others_are_made(before):
+    """Else the next request had another gate for the same thing, and as many permits again."""
+    some = permits()
+    for number in range(before):
+        some.gates([("agent", f"once-{number}", 1, 1)])
+    needs = [(kind, "one", 1, 1) for kind in ("model", "tenant", "agent")]
+
+    some.take(some.gates(needs), some.server("a"), 1, 1)
+
+    assert [lacking([gate]) for gate in some.gates(needs)] == list(some.gates(needs))
+    assert some.taken == len(needs)
