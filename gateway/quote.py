@@ -34,6 +34,15 @@ WINDOW_DEFAULT = 1 << 17  # tokens an answer may take where neither client nor s
 NO_PRICES: Mapping[str, Price] = {}
 
 
+def prompt_likely(call: Call, window: int | None) -> int:
+    """Tokens that all prompts of a request will take, about.
+
+    window: of its model, which each prompt fits into, however long its body: that may be padded, or hold images. None
+        where no server told it.
+    """
+    return min(call.body_bytes // BYTES_PER_TOKEN + 1, (window or WINDOW_DEFAULT) * len(call.prompts))
+
+
 class Quote(NamedTuple):
     """A committed hold, the terms that go upstream with the request, the breakers' watch over it, and how it fits.
 
@@ -187,7 +196,7 @@ class Quotes:
         decoder, spells_special = self._decoders(call)
         window = partial(self._fleet.window, call.model)
         max_tokens = most if capped else call.max_tokens
-        likely = call.body_bytes // BYTES_PER_TOKEN + 1, min(most, self.lengths.q90(call.model, prompt))
+        likely = prompt_likely(call, window()), min(most, self.lengths.q90(call.model, prompt))
         terms = Terms(
             self._legs_max, max_tokens, capped, decoder, spells_special, window, self._hedges_max, *likely,
             retry=self._fleet.may_retry,

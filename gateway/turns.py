@@ -7,6 +7,7 @@ refused rather than broken, and what became of all others is counted (guards/att
 import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import inf
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -17,8 +18,7 @@ from gateway.books.tenants import Tenant
 from gateway.fleet.replicas import Fleet
 from gateway.forecasts import Forecast, Forecasts
 from gateway.ladder import AS_ASKED, Eased, Ladder
-from gateway.quote import Quote
-from gateway.rates import BYTES_PER_TOKEN
+from gateway.quote import Quote, prompt_likely
 from gateway.sla_table import shown
 from gateway.slices import in_turns
 from gateway.stream.call import Call
@@ -44,10 +44,12 @@ OURS = (Reason.OVERLOADED, Reason.LATE, Reason.NO_REPLICA, Reason.FIRST_TOKEN, R
 
 
 class Answer(Protocol):
-    """What is being answered. Tokens: as far as they were delivered."""
+    """What is being answered. Tokens: as far as they were delivered. prompt_known: of all its prompts."""
 
     @property
     def prompt_tokens(self) -> int: ...
+    @property
+    def prompt_known(self) -> bool: ...
     @property
     def completion_tokens(self) -> int: ...
     @property
@@ -117,7 +119,7 @@ class Turns:
         """
         assert self.waiting is not None
         rank = self._usual if tenant.tier is None else self._ranks.get(tenant.tier, self._usual)
-        tokens = call.body_bytes // BYTES_PER_TOKEN + 1
+        tokens = prompt_likely(call, self._fleet.window(model))
         promise = None if rank.promises is None else self._promise(rank.promises, call, model, tokens, likely)
         turn = Maybe(self, call, tenant, rank, (tokens, size * call.choices), promise, arrived_s)
         return self.waiting.foresee(self.ask(turn)._replace(model=model))
@@ -166,10 +168,11 @@ class Turns:
         assert isinstance(turn, Turn)
         assert self.waiting is not None
         fits = self.waiting.fits
-        first_s = None
+        first_s, left_s = None, inf
         if place.ask.deadline_s is not None and self.forecasts is not None:
+            left_s = place.ask.deadline_s - self.clock()
             first_s = partial(self.forecasts.at, tokens=place.ask.input_tokens, near=turn.call.near)
-        name = self._fleet.with_room(place.ask.model, turn.call.near, lambda one: fits(one, place), first_s)
+        name = self._fleet.with_room(place.ask.model, turn.call.near, lambda one: fits(one, place), first_s, left_s)
         turn.choose(name, waits=place.waits)
         return name
 
@@ -239,7 +242,8 @@ class Turn:
     """
 
     __slots__ = (
-        "_answer", "_at", "_before", "_chosen", "_entry", "_expected", "_forecast", "_place", "_turns", "arrived_s",
+        "_answer", "_at", "_before", "_chosen", "_entry", "_expected", "_forecast", "_place", "_sent", "_turns",
+        "arrived_s",
         "call", "promise", "rank", "tenant", "tokens", "waited_s",
     )  # fmt: skip
 
@@ -257,6 +261,7 @@ class Turn:
         self._forecast: Forecast | None = None
         self._at = ""
         self._before = 0  # tokens that it had when it was sent where it is
+        self._sent = False
         self.waited_s = 0.0
 
     @property
@@ -309,7 +314,7 @@ class Turn:
 
     def sent(self, name: str) -> None:
         """It goes to a server: the one that it was given, or another one after a loss."""
-        place, turns, tokens = self._place, self._turns, self.tokens[0]
+        place, turns, tokens, self._sent = self._place, self._turns, self.tokens[0], True
         if place is not None and place.server != name and turns.waiting is not None:
             turns.waiting.move(place, name)
         self._at = name
@@ -336,8 +341,10 @@ class Turn:
 
     def count(self) -> None:
         """Note what it has had by now."""
-        if self._place is not None and self._answer is not None and self._turns.waiting is not None:
-            self._turns.waiting.count(self._place, self._answer.prompt_tokens, self._answer.completion_tokens)
+        answer, waiting = self._answer, self._turns.waiting
+        if self._place is not None and answer is not None and waiting is not None:
+            prompt_tokens = answer.prompt_tokens if answer.prompt_known else None
+            waiting.count(self._place, prompt_tokens, answer.completion_tokens)
 
     def __enter__(self) -> Self:
         return self
@@ -348,7 +355,7 @@ class Turn:
         self._turns.over(self)
         if self._place is not None and self._turns.waiting is not None:
             self.count()
-            self._turns.waiting.leave(self._place)
+            self._turns.waiting.leave(self._place, sent=self._sent)
             self._place = None
 
     def judged(self, ending: Ending, refused: Refused | None) -> Mapping[str, Any]:

@@ -46,8 +46,11 @@ class Waiting:
         """A block around a request that may run; waits for its turn first. Raises Refused."""
         return Stay(self, ask)
 
-    def count(self, place: Place, input_tokens: int, output_tokens: int) -> None:
-        """So many tokens of a running request there were in all, so far. Lets nobody start."""
+    def count(self, place: Place, input_tokens: int | None, output_tokens: int) -> None:
+        """So many tokens of a running request there were in all, so far. Lets nobody start.
+
+        input_tokens: None while they are not known.
+        """
         self._admission.count(place, input_tokens, output_tokens)
 
     def move(self, place: Place, server: str) -> None:
@@ -74,16 +77,16 @@ class Waiting:
                 self._turn()
                 await future
             except BaseException:  # refused; or cancelled, which may be when it was let start but has not heard of it
-                self.leave(place)
+                self.leave(place, sent=False)
                 raise
             finally:
                 self._futures.pop(place, None)
                 del future  # with a refusal in it, whose traceback has this frame
         return place
 
-    def leave(self, place: Place) -> None:
-        """A request is over, whatever it was at."""
-        self._admission.leave(place, self._clock())
+    def leave(self, place: Place, *, sent: bool = True) -> None:
+        """A request is over, whatever it was at. sent: whether it went to a server."""
+        self._admission.leave(place, self._clock(), sent=sent)
         self._turn()
 
     def _turn(self) -> None:

@@ -162,14 +162,25 @@ class Admission:
             looking = bool(self._permits.freed)
         return Moves(started, refused, self._again_s())
 
-    def count(self, place: Place, input_tokens: int, output_tokens: int) -> None:
-        """So many tokens of a request that runs there were in all, so far; output as it was delivered."""
+    def count(self, place: Place, input_tokens: int | None, output_tokens: int) -> None:
+        """So many tokens of a request that runs there were in all, so far; output as it was delivered.
+
+        input_tokens: of all its prompts; None while they are not known. What it takes of its server may fall once, to
+            what these and its likely output come to: the bytes of a request say little of its prompt.
+        """
+        known = input_tokens is not None
+        if input_tokens is None:
+            input_tokens = place.ask.input_tokens
         place.owed = owed = INPUT * input_tokens + OUTPUT * output_tokens
         if owed > place.charged:
             place.tenant.charge(owed - place.charged)
             place.charged = owed
         assert place.permit is not None
-        place.permit.grow(input_tokens + output_tokens)
+        if known and not place.known:
+            place.known = True
+            place.permit.resize(max(1, input_tokens + max(place.ask.output_tokens, output_tokens)))
+        else:
+            place.permit.grow(input_tokens + output_tokens)
 
     def move(self, place: Place, server: str) -> None:
         """A request that runs goes on elsewhere, whether there is room or not: its client has waited already."""
@@ -179,8 +190,11 @@ class Admission:
         place.permit = permits.take(self._gates(place.ask), permits.server(server), place.ask.depth, before.tokens)
         place.server = server
 
-    def leave(self, place: Place, now_s: float) -> None:
-        """A request ends, however, or its client has gone while it waited. What it was charged is set right."""
+    def leave(self, place: Place, now_s: float, *, sent: bool = True) -> None:
+        """A request ends, however, or its client has gone while it waited. What it was charged is set right.
+
+        sent: whether it went to a server, which computes its prompt whoever hangs up; what did not is not charged.
+        """
         if place.waits:
             self._unqueue(place, now_s)
             place.tenant.held -= 1
@@ -189,9 +203,13 @@ class Admission:
             place.permit = None
             tenant = place.tenant
             tenant.held -= 1
-            if place.owed < place.charged:
-                tenant.charge(place.owed - place.charged)
+            owed = place.owed if sent else 0
+            if owed < place.charged:
+                tenant.charge(owed - place.charged)
+                place.charged = owed
                 self._backlogs[place.ask.model].bands[place.band].lowered(tenant)
+        if place.ask.about is not None:  # queues may keep the place for a while, but not a prompt with it
+            place.ask = place.ask._replace(about=None)
 
     def lost(self, server: str) -> int:
         """A server is lost, or hangs: all permits that name it come back; return how many requests had one."""
@@ -208,8 +226,7 @@ class Admission:
         share, bounds = ask.share, self._bounds
         if bounds.model >= MANY and share.permits >= MANY and (ask.agent is None or bounds.agent >= MANY):
             return ()  # as mostly nothing is limited
-        gate = self._permits.gate
-        return tuple([gate(*one) for one in self._needs(ask)])
+        return self._permits.gates(self._needs(ask))
 
     def _needs(self, ask: Ask) -> list[tuple[str, str, int, int]]:
         """The same by name: kind, name, depth, and how many permits there are."""

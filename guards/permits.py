@@ -82,9 +82,13 @@ class Permit:
     def grow(self, tokens: int) -> None:
         """It takes so many tokens by now. It never takes fewer than were foreseen."""
         if tokens > self.tokens:
-            if self.generation == self.server.generation:
-                self.server.room.tokens += tokens - self.tokens
-            self.tokens = tokens
+            self.resize(tokens)
+
+    def resize(self, tokens: int) -> None:
+        """It will take so many tokens, more or fewer: it is better known now what there is to foresee."""
+        if self.generation == self.server.generation:
+            self.server.room.tokens += tokens - self.tokens
+        self.tokens = tokens
 
 
 class Permits:
@@ -102,6 +106,16 @@ class Permits:
         self._sweep_at = GATES_KEPT
         self.freed: dict[Gate, None] = {}
 
+    def gates(self, needs: Iterable[tuple[str, str, int, int]]) -> tuple[Gate, ...]:
+        """The gates of all that one request needs. needs: what `gate` takes.
+
+        Those that nobody is at are let go of before the first one: in between, it would be one of this very request's.
+        """
+        if len(self._gates) >= self._sweep_at:
+            self._gates = {key: one for key, one in self._gates.items() if not one.idle}
+            self._sweep_at = max(GATES_KEPT, 2 * len(self._gates))
+        return tuple([self.gate(*one) for one in needs])
+
     def gate(self, kind: str, name: str, depth: int, limit: int) -> Gate:
         """The gate of a thing, for requests of one depth. limit: how many permits it has.
 
@@ -110,9 +124,6 @@ class Permits:
         """
         gate = self._gates.get((kind, name, depth, limit))
         if gate is None:
-            if len(self._gates) >= self._sweep_at:
-                self._gates = {key: one for key, one in self._gates.items() if not one.idle}
-                self._sweep_at = max(GATES_KEPT, 2 * len(self._gates))
             gate = self._gates[kind, name, depth, limit] = Gate(limit)
         return gate
 

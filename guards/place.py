@@ -43,7 +43,7 @@ class Ask(NamedTuple):
     input_tokens, output_tokens: as well as they are known; of all its choices together.
     band: of priority; depth: 1 but for agents within agents. agent: its whole name under its key, if it has one.
     deadline_s: by when its first token is due; None where nothing was promised.
-    about: whatever the caller needs to know of it.
+    about: whatever the caller needs to know of it, until it leaves.
     """
 
     share: Share
@@ -65,12 +65,12 @@ class Place:
     waited_s: for its turn, once that has come.
     size: tokens that it will take of a server. woken: the gate whose permit it was woken for.
     tenant: its tenant's counter, in its band. charged: weighted tokens that it was charged; owed: what it should be.
-    parked: the gate that it waits at, if one of its own is what it lacks.
+    parked: the gate that it waits at, if one of its own is what it lacks. known: whether its true prompt is.
     """
 
     __slots__ = (
-        "arrived_s", "ask", "band", "charged", "due_s", "owed", "parked", "permit", "server", "size", "tenant",
-        "until_s", "waited_s", "waits", "woken",
+        "arrived_s", "ask", "band", "charged", "due_s", "known", "owed", "parked", "permit", "server", "size",
+        "tenant", "until_s", "waited_s", "waits", "woken",
     )  # fmt: skip
 
     def __init__(self, ask: Ask, tenant: Tenant, now_s: float) -> None:
@@ -82,4 +82,4 @@ class Place:
         self.server: str | None = None
         self.parked: Gate | None = None
         self.woken: Gate | None = None
-        self.waits = False
+        self.waits = self.known = False

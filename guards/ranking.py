@@ -13,7 +13,8 @@ class Ranking(Generic[Item, Key]):
     """Items, each with a key; the least key first, and of equal ones the one that was ranked first.
 
     Taking one out leaves its entry in the heap, marked by being no longer the item's own; when these are the most, the
-    heap is made anew. So every step costs O(log n) in the long run, and what was taken out is soon let go of.
+    heap is made anew. So every step costs O(log n) in the long run, and what was taken out is soon let go of; at once
+    where nothing else is in.
     """
 
     __slots__ = ("_entries", "_heap", "_number")
@@ -62,6 +63,8 @@ class Ranking(Generic[Item, Key]):
         return found
 
     def _tidy(self) -> None:
-        if len(self._heap) > 2 * len(self._entries) + SLACK:
+        if not self._entries:
+            self._heap.clear()
+        elif len(self._heap) > 2 * len(self._entries) + SLACK:
             self._heap = list(self._entries.values())
             heapify(self._heap)

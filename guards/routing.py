@@ -9,7 +9,7 @@ Pick: the first in line that has not much more than its share.
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from hashlib import blake2b
-from math import log
+from math import inf, log
 from typing import NamedTuple, Protocol, TypeVar
 
 TTFT_STEP_S = 0.05  # predictions that differ by less are no reason to choose
@@ -79,6 +79,7 @@ def pick(
     avoid: frozenset[str] = frozenset(),
     near: int | None = None,
     slack: Slack = SLACK,
+    left_s: float = inf,
 ) -> str | None:
     """Choose the replica for the next leg; None when there is none left to try.
 
@@ -88,16 +89,20 @@ def pick(
     Those in `avoid` failed this very request and come into question only when no other is up.
     A replica that is held for down, or refused, is still tried when nothing else is left: the verdict may be stale.
     near: a number that requests of one session, or of one beginning, have in common.
+    left_s: by when its first token is due, in seconds from now; among equals, who would be late comes into question
+        only when none would be in time.
     """
     known = list(candidates)
     equals = [one for one in known if one.up and not (one.refused or one.doubtful or one.standby or one.name in avoid)]
     if not equals:  # which is rare: nobody is as good as can be
         equals = _best_kind(known, avoid)
-    return choose(equals, near, slack).name if equals else None
+    return choose(equals, near, slack, left_s).name if equals else None
 
 
-def choose(equals: Sequence[S], near: int | None = None, slack: Slack = SLACK) -> S:
+def choose(equals: Sequence[S], near: int | None = None, slack: Slack = SLACK, left_s: float = inf) -> S:
     """Choose among servers of one kind, of which there is one at least: see `pick`."""
+    if left_s < inf:
+        equals = [one for one in equals if one.ttft_s is None or one.ttft_s <= left_s] or equals
     if len(equals) < 2:
         return equals[0]
     if near is not None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 
 import msgspec
 import structlog
@@ -142,10 +143,12 @@ class Fleet:
         near: int | None,
         fits: Callable[[str], bool],
         first_s: Callable[[Replica], float] | None = None,
+        left_s: float = inf,
     ) -> str | None:
         """Name the replica for a request that waits; None while all that it could go to are full.
 
         first_s: predicts when its first token would come there; None where nobody asks for that.
+        left_s: by when that is due, from now. Who would be late is passed over if another one would be in time.
 
         Where none is up it goes to one that is not, as a leg would: the verdict may be stale. But to no more than have
         room, for it may also be that it is only too busy to answer its probes.
@@ -156,15 +159,17 @@ class Fleet:
             now_s = self._clock()
             good = [one.candidate(model, now_s)._replace(ttft_s=first_s(one)) for one in replicas]
         if good:
-            chosen = routing.choose(good, near, self._slack).name
+            chosen = routing.choose(good, near, self._slack, left_s).name
             if fits(chosen):
                 return chosen
         if good := [one for one in good if fits(one.name)]:
-            return routing.choose(good, near, self._slack).name
+            return routing.choose(good, near, self._slack, left_s).name
         known = self._candidates(self._for(model), model)
         up = [one for one in known if one.up]
         known = routing.roomy(up, fits) if up else [one for one in known if fits(one.name)]
-        return routing.pick(known, NOBODY, near, self._slack)
+        if first_s is not None:
+            known = [one._replace(ttft_s=first_s(self._replicas[one.name])) for one in known]
+        return routing.pick(known, NOBODY, near, self._slack, left_s)
 
     def named(self, name: str) -> Replica:
         """The replica of a name."""

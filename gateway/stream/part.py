@@ -1,6 +1,6 @@
 """One leg's part of a stream."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from gateway.stream.seams import Ask, LegControl
@@ -70,6 +70,12 @@ class Part:
     def close(self) -> None:
         if self.leg is not None:
             self.leg.close()
+
+
+def close_all(parts: Iterable[Part]) -> None:
+    """Close the legs of these."""
+    for part in parts:
+        part.close()
 
 
 def _nothing(raws: list[bytes]) -> None:

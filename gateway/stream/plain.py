@@ -77,6 +77,11 @@ class Plain:
         self.needs_leg = True
 
     @property
+    def prompt_known(self) -> bool:
+        """Whether its usage was told, which is at its end."""
+        return self.prompt_tokens > 0
+
+    @property
     def open(self) -> bool:
         return self.ending is None
 

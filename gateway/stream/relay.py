@@ -14,7 +14,7 @@ from gateway.stream.choice import Choice
 from gateway.stream.leg_end import REQUEST_AT_FAULT, LegEnd
 from gateway.stream.outbox import Outbox
 from gateway.stream.pace import Pace
-from gateway.stream.part import Part
+from gateway.stream.part import Part, close_all
 from gateway.stream.races import Races
 from gateway.stream.refusals import given_up, refusal, refused, unanswered
 from gateway.stream.seams import Ask, Lease, Sink, Terms
@@ -83,6 +83,10 @@ class Relay:
     @property
     def prompt_tokens(self) -> int:
         return self._telling.prompt_tokens
+
+    @property
+    def prompt_known(self) -> bool:
+        return None not in self._telling.prompts
 
     @property
     def completion_tokens(self) -> int:
@@ -177,7 +181,7 @@ class Relay:
         else:
             self._telling.error(detail, ending.value)
         self._flush()
-        self._close_legs()
+        close_all(self._parts)
 
     async def finish(self) -> None:
         """Write what an ending still owes the client: the part of a chunk that the budget pays for."""
@@ -389,7 +393,7 @@ class Relay:
         self._out.clear()
         self._telling.prompts = [None] * len(self._telling.prompts)
         self.meter.clear()
-        self._close_legs()
+        close_all(self._parts)
 
     def _granted(self) -> None:
         """A lease was answered: take in what waited for it."""
@@ -412,35 +416,29 @@ class Relay:
         if self.delivered and (feature := self._telling.obstacle()) is not None:
             self._uncontinuable(f"{feature} cannot be continued exactly on another")
         elif self.delivered and self._legs_left <= 0:
-            why = f"The servers that generated this answer were lost; the last: {why}."
-            self.fail(Ending.SILENT if late else Ending.UPSTREAM_LOST, why)
+            said = f"The servers that generated this answer were lost; the last: {why}."
+            self.fail(Ending.SILENT if late else Ending.UPSTREAM_LOST, said)
         elif not self.delivered and (self._legs_left <= 0 or (erred and not self.terms.retry())):
             self._refuse(unanswered(why, late=late, legs_left=self._legs_left))
 
     def _uncontinuable(self, why: object) -> None:
         self.fail(Ending.UNCONTINUABLE, f"The server that generated this answer was lost, and {why}.")
 
-    def _close_legs(self) -> None:
-        for part in self._parts:
-            part.close()
-
     def _end_budget(self, choice: Choice, ids: Sequence[int]) -> None:
         """The budget ended: deliver what it still pays for, and close."""
         if self.lease.failure is not None:
             return self.fail(Ending.BOOKS, "The budget of this key could not be asked for more tokens.")
         if not self.delivered:
-            short = "The prompt needs more tokens than are left of the key's budget."
-            return self._refuse(Refused(Reason.BUDGET, short))
+            return self._refuse(Refused(Reason.BUDGET, "The prompt needs more tokens than the key's budget has left."))
         self.ending, self.detail = Ending.BUDGET, "The key's token budget ended."
         self._telling.ended_by, self._cut = Ending.BUDGET.value, (choice, ids[: self.meter.room])
-        self._close_legs()
+        close_all(self._parts)
 
     def _finish_if_told(self) -> None:
         """Once every choice is finished: usage if the client asked for it, and the end."""
         if self.ending is None and self._telling.all_finished:
-            capped = self._telling.capped
-            self.ending = self.terms.cap if capped else Ending.FINISHED
-            self._telling.ended_by = self.ending.value if capped else None
+            self.ending = self.terms.cap if self._telling.capped else Ending.FINISHED
+            self._telling.ended_by = self.ending.value if self._telling.capped else None
             self._telling.close()
 
     def _flush(self) -> None:

@@ -230,3 +230,16 @@ def test_a_request_that_is_promised_a_first_token_goes_where_that_comes_soonest(
 
     assert (goes(promised=True), goes(promised=False)) == ("b", "a")
     assert all(one.ttft_s is None for one in world.fleet.all())
+
+
+@pytest.mark.parametrize("standby", [True, False])
+def test_a_request_goes_to_who_is_in_time_of_those_that_have_room(standby):
+    """Also of those that stand by, while the active ones are full."""
+    world = World("abc")
+    soon_s = {"a": 0.1, "b": 0.51, "c": 0.5}
+    for name in "bc":
+        world.fleet.named(name).standby = standby
+
+    name = world.fleet.with_room("m", None, lambda one: one != "a", lambda one: soon_s[one.name], left_s=0.5)
+
+    assert name == "c"

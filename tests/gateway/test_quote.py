@@ -6,7 +6,8 @@ import pytest
 
 from gateway.books.tenants import OPEN, tenant
 from gateway.ladder import Eased
-from gateway.quote import Quotes
+from gateway.quote import Quotes, prompt_likely
+from gateway.rates import BYTES_PER_TOKEN
 from gateway.stream.call import Bounds, Call, Endpoint
 from guards.budget import Limit, Unit, Window
 from guards.burn import DAY, PASS_SHARE, PAUSE_WINDOWS, Plan
@@ -29,6 +30,9 @@ class Fleet:
 class Asides:
     async def count(self, call):
         return PROMPT
+
+    async def counts(self, call):
+        return [PROMPT] * len(call.prompts)
 
 
 @pytest.fixture
@@ -139,3 +143,27 @@ async def test_a_breakers_shorter_cap_is_the_breakers(house, quotes):
 
     assert (quote.terms.max_tokens, quote.terms.cap) == (1024, Ending.BUDGET)
     assert quote.headers == (("x-holdfast-degraded", "max_tokens=1024"),)
+
+
+@pytest.mark.parametrize(
+    ("request_", "likely"),
+    [
+        ({"messages": [{"role": "user", "content": "x" * 399_000}]}, 100_000),
+        ({"prompt": ["x" * 1_000_000, "x"]}, 200_000),
+    ],
+)
+async def test_a_prompt_likely_takes_no_more_than_its_models_window(quotes, request_, likely):
+    """Whatever its body weighs: what is padded, or holds images, would shut a server to everybody else."""
+    raw = json.dumps({"model": "big", "stream": True} | request_).encode() + b" " * 1_000_000
+    endpoint = Endpoint.CHAT if "messages" in request_ else Endpoint.COMPLETIONS
+
+    quote = await quotes.hold(Call(endpoint, raw, "padded", Bounds()), OPEN)
+
+    assert quote.terms.prompt_likely == likely
+
+
+def test_a_short_prompt_is_taken_for_what_its_body_weighs():
+    """Also where no server told the model's window."""
+    call = asked()
+
+    assert prompt_likely(call, None) == prompt_likely(call, 100_000) == call.body_bytes // BYTES_PER_TOKEN + 1

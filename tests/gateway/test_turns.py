@@ -20,6 +20,7 @@ from gateway.waiting import Waiting
 from guards.admission import Admission, Bounds
 from guards.attainment import Verdict
 from guards.breaker import Outcome, Plan, State
+from guards.fairness import INPUT
 from guards.health import Health
 from guards.place import Rank
 from guards.refusal import Ending, Reason, Refused
@@ -33,6 +34,7 @@ CALLS = 4  # that open a breaker, if half of them failed
 OPEN_S = 5.0  # that it is open
 WAIT_S = 30.0
 PROMPT, LIKELY = 20, 100  # tokens of each request, about
+WINDOW = 100  # of the model
 KEY = tenant("k1", "alice", "acme", "search", {})
 
 
@@ -47,6 +49,7 @@ class Answer:
     """What is being answered, as far as turns look at it."""
 
     prompt_tokens: int = 0
+    prompt_known: bool = False
     completion_tokens: int = 0
     pace: Any = field(default_factory=lambda: SimpleNamespace(first_token_at=None))
 
@@ -247,6 +250,84 @@ def test_servers_that_schedule_are_told_the_tiers_priority():
     played(unscheduled, ranks=ranks)
 
 
+@pytest.mark.parametrize(
+    ("known", "sent", "owed"),
+    [((0, False), True, INPUT * PROMPT), ((7, True), True, INPUT * 7), ((0, False), False, 0)],
+)
+def test_who_hangs_up_before_the_first_token_owes_the_prompt_that_a_server_computes(known, sent, owed):
+    """The true one if it is known, else what it likely is; and nothing if no server was asked."""
+    served = []
+
+    async def scene(world: World) -> None:
+        answer = Answer()
+        with suppress(asyncio.CancelledError), world.turn() as turn:
+            await turn.begin(answer)
+            if sent:
+                turn.sent("a")
+            answer.prompt_tokens, answer.prompt_known = known
+            tenant = turn._place.tenant
+            raise asyncio.CancelledError
+        served.append(tenant.served)
+
+    played(scene)
+
+    assert served == [owed]
+
+
+def test_who_is_cancelled_as_it_is_let_in_owes_nothing():
+    """It was charged when it was let in, and no server has heard of it."""
+
+    async def scene(world: World) -> None:
+        first = asyncio.ensure_future(world.serve("first", 1.0, who=of(None, "k1")))
+        await asyncio.sleep(0)
+        gone = asyncio.ensure_future(world.serve("gone", 1.0, who=of(None, "k2")))
+        await asyncio.sleep(0)
+        (place,) = world.waiting._futures
+        before = place.tenant.served
+        world.waiting.lost("a")
+        assert place.tenant.served == before + INPUT * PROMPT
+        gone.cancel()
+        await asyncio.gather(first, gone, return_exceptions=True)
+        assert place.tenant.served == before
+
+    played(scene)
+
+
+def test_a_padded_prompt_gives_back_the_room_that_it_does_not_need():
+    """As soon as all its prompts are known: of some of them one cannot say what they come to."""
+    seen = []
+
+    async def scene(world: World) -> None:
+        answer = Answer()
+        with world.turn() as turn:
+            await turn.begin(answer)
+            room = world.admission._permits.server("a").room
+            for tokens, known in ((0, False), (3, False), (7, True)):
+                answer.prompt_tokens, answer.prompt_known = tokens, known
+                turn.count()
+                seen.append(room.tokens)
+
+    played(scene)
+
+    assert seen == [PROMPT + LIKELY, PROMPT + LIKELY, 7 + LIKELY]
+
+
+def test_who_is_foreseen_likely_takes_no_more_than_the_models_window():
+    """By its body it would take more, for it is padded."""
+    asked_of = []
+
+    async def scene(world: World) -> None:
+        world.fleet.named("a").serves = {"tiny": WINDOW}
+        asked: Any = SimpleNamespace(foresee=lambda ask: asked_of.append(ask.input_tokens))
+        world.turns.waiting = asked
+        padded = call_for(messages=[{"role": "user", "content": " " * 40 * WINDOW}])
+        world.turns._foresee(padded, OPEN, 0.0, "tiny", LIKELY, LIKELY)
+
+    played(scene)
+
+    assert asked_of == [WINDOW]
+
+
 # ---------------------------------------------------------------- where they go
 
 
@@ -386,6 +467,27 @@ def test_the_probe_is_given_back_by_who_does_not_go_there(how):
 
 
 # ---------------------------------------------------------------- promises
+
+
+def test_who_would_be_late_where_it_is_near_to_goes_where_it_is_in_time(monkeypatch):
+    """Though it would be late by no more than what is no reason to go elsewhere for others."""
+    soon_s = {"a": 0.9, "b": 0.6}
+
+    async def scene(world: World) -> None:
+        monkeypatch.setattr(world.turns.forecasts, "at", lambda one, tokens, near: soon_s[one.name])
+        monkeypatch.setattr(world.turns.forecasts, "first_token_s", lambda name, *of: soon_s[name])
+        for near in range(9):
+            with world.turn(of("gold")) as turn:
+                turn.call.near = near
+                await turn.begin(Answer())
+                server, entry = turn.take()
+                world.log.append((0.0, str(near), server))
+                entry.end(Outcome.NEUTRAL)
+
+    world = played(scene, "ab", 9, (promising(first_s=0.8),), predicts=True)
+
+    assert {world.fleet.pick("tiny", frozenset(), near) for near in range(9)} == {"a", "b"}
+    assert [server for _, _, server in world.log] == ["b"] * 9
 
 
 def test_who_would_be_late_is_refused_at_once_and_counted():

@@ -1,7 +1,9 @@
 """Who goes next, who waits, and who is refused before it has waited in vain."""
 
+import gc
 import random
 import time
+import weakref
 from collections.abc import Callable
 from statistics import median
 
@@ -17,6 +19,7 @@ from guards.refusal import Reason, Refused
 
 FIRST_S = 0.5  # what a first token takes
 ACME = Share("acme")
+PLENTY = 10 * Aimd().start  # more tokens than a server has room for
 
 
 class Gateway:
@@ -29,6 +32,7 @@ class Gateway:
         )
         self.now_s = 100.0
         self.started: list[Place] = []
+        self.names: dict[Place, str] = {}
         self.refused: list[tuple[Place, Refused]] = []
         self.again_s: float | None = None
 
@@ -41,6 +45,7 @@ class Gateway:
         share = more.pop("share", Share(tenant))
         ask = {"model": "m", "input_tokens": 10, "output_tokens": 10} | more
         place = self.admission.enter(Ask(share, deadline_s=due_s, about=about, **ask), self.now_s)  # type: ignore[arg-type]
+        self.names[place] = str(about)
         if place.server is not None:
             self.started.append(place)
         self.turn()
@@ -66,7 +71,7 @@ class Gateway:
         while running:
             self.leave(running.pop(0))
             running = [place for place in self.started if place.permit is not None]
-        return [str(place.ask.about) for place in self.started[before:]]
+        return [self.names[place] for place in self.started[before:]]
 
     def at_rest(self) -> None:
         """Nothing is left behind by requests that are all over."""
@@ -173,7 +178,59 @@ def test_what_was_charged_too_much_is_set_right_at_the_end():
 
     gateway.leave(guessed)
 
-    assert [place.ask.about for place in gateway.started[-3:]] == ["guessed", "other", "guessed"]
+    assert [gateway.names[place] for place in gateway.started[-3:]] == ["guessed", "other", "guessed"]
+
+
+def test_a_padded_prompt_takes_its_true_size_once_that_is_known():
+    """It fell once, to its prompt and the answer that is likely; from then on it only grows."""
+    gateway = Gateway(room=9)
+    padded = gateway.ask(input_tokens=PLENTY)
+    seen = []
+    for count in ((None, 0), (None, 11), (7, 4), (7, 5), (7, 30)):
+        gateway.admission.count(padded, *count)
+        seen.append(gateway.admission._permits.server("a").room.tokens)
+
+    assert seen == [PLENTY + 10, PLENTY + 11, 7 + 10, 7 + 10, 7 + 30]
+
+
+def test_a_padded_prompt_shuts_nobody_out_once_its_true_size_is_known():
+    """Whoever waits for the room that it seemed to need starts."""
+    gateway = Gateway(room=9)
+    padded = gateway.ask(input_tokens=PLENTY)
+    waits = gateway.ask("other")
+    waited = waits.server is None
+
+    gateway.admission.count(padded, 7, 1)
+    gateway.turn()
+
+    assert waited
+    assert waits.server == "a"
+
+
+@pytest.mark.parametrize("how", ["ran", "hung up", "parked", "refused"])
+def test_what_a_request_is_about_is_let_go_of_at_its_end(how):
+    """Others still wait where it did, so queues remember its place; its prompt is no part of that."""
+
+    class Prompt:
+        pass
+
+    gateway, about = Gateway(room=9 if how == "parked" else 1), Prompt()
+    held, share = weakref.ref(about), Share("acme", permits=1) if how == "parked" else ACME
+    places = [gateway.ask(share=share)]
+    places += [gateway.ask(share=share, within_s=9.0) for _ in range(3)]
+    place = gateway.ask(share=share, about=about, within_s=2.0 if how == "refused" else 99.0)
+    if how == "ran":
+        for one in places:
+            gateway.leave(one)
+    gateway.turn(after_s=2.0 if how == "refused" else 0.0)
+    ran, refused = place.server is not None, [one for one, _ in gateway.refused]
+
+    gateway.leave(place)
+    del about
+    gc.collect()
+
+    assert (ran, refused) == (how == "ran", [place] if how == "refused" else [])
+    assert held() is None
 
 
 def test_a_low_band_is_not_starved_by_a_high_one():

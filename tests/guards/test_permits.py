@@ -3,8 +3,10 @@
 import random
 from collections import Counter
 
+import pytest
+
 from guards.concurrency import Aimd
-from guards.permits import GATES_KEPT, Permits, lacking
+from guards.permits import GATES_KEPT, Permit, Permits, lacking
 
 
 def permits(requests_max: int = 10) -> Permits:
@@ -86,6 +88,21 @@ def test_a_request_takes_what_it_grew_to_and_never_less_than_was_foreseen():
     assert server.room.tokens == 0
 
 
+def test_a_request_takes_less_when_it_is_known_to_be_smaller():
+    """Room that it does not need is others'; and it gives back what it has, no more."""
+    some = permits()
+    server = some.server("a")
+    permit, lost = some.take((), server, 1, 100), some.take((), some.server("b"), 1, 100)
+    some.recall("b")
+
+    permit.resize(30)
+    lost.resize(30)
+    smaller = server.room.tokens
+    some.give_back(permit)
+
+    assert (smaller, server.room.tokens, some.server("b").room.tokens) == (30, 0, 0)
+
+
 def test_a_full_server_lets_one_of_each_depth_in():
     """Else parents that fill it would wait for children that it has no room for."""
     server = permits(requests_max=1).server("a")
@@ -107,9 +124,12 @@ def test_no_permit_is_lost_or_given_back_twice_in_any_order():
         if act < 0.5:
             chosen = tuple(rng.sample(gates, 2))
             held.append(some.take(chosen, some.server(rng.choice("abc")), 1, rng.randint(1, 99)))
-        elif act < 0.99:
+        elif act < 0.9:
             if held:
                 some.give_back(rng.choice(held[-20:]))
+        elif act < 0.99:
+            if held:
+                rng.choice((Permit.grow, Permit.resize))(rng.choice(held[-20:]), rng.randint(1, 99))
         else:
             some.recall(rng.choice("abc"))
     good = [permit for permit in held if permit.good]
@@ -128,7 +148,21 @@ def test_gates_that_nobody_is_at_are_forgotten():
     used = some.gate("agent", "used", 1, 1)
     some.take((used,), some.server("a"), 1, 1)
     for number in range(3 * GATES_KEPT):
-        some.gate("agent", f"once-{number}", 1, 1)
+        some.gates([("agent", f"once-{number}", 1, 1)])
 
     assert len(some._gates) <= GATES_KEPT + 1
     assert some.gate("agent", "used", 1, 1) is used
+
+
+@pytest.mark.parametrize("before", range(GATES_KEPT - 3, GATES_KEPT + 2))
+def test_no_gate_of_a_request_is_forgotten_while_the_others_are_made(before):
+    """Else the next request had another gate for the same thing, and as many permits again."""
+    some = permits()
+    for number in range(before):
+        some.gates([("agent", f"once-{number}", 1, 1)])
+    needs = [(kind, "one", 1, 1) for kind in ("model", "tenant", "agent")]
+
+    some.take(some.gates(needs), some.server("a"), 1, 1)
+
+    assert [lacking([gate]) for gate in some.gates(needs)] == list(some.gates(needs))
+    assert some.taken == len(needs)

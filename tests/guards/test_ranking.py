@@ -1,7 +1,10 @@
 """A queue that gives out the least first, whatever is taken out of its middle, and keeps nothing of that."""
 
+import gc
 import random
+import weakref
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,6 +31,25 @@ def test_the_least_comes_first_and_equals_in_their_order(steps):
         assert ranking.first() == min(model, default=(None, None, None))[2]
         assert len(ranking) == len(model)
         assert all(ranking.key(item) == key for key, _, item in model)
+
+
+@pytest.mark.parametrize("take", [Ranking.discard, lambda ranking, item: ranking.pop()], ids=["discard", "pop"])
+def test_a_queue_that_is_empty_holds_nothing(take):
+    """Whoever left it last, and however; it may not be asked again for long."""
+
+    class Item:
+        pass
+
+    ranking, item = Ranking(), Item()
+    ranking.rank(item, 2.0)
+    ranking.rank(item, 1.0)
+    held = weakref.ref(item)
+
+    take(ranking, item)
+    del item
+    gc.collect()
+
+    assert held() is None
 
 
 def test_what_was_taken_out_is_let_go_of():

@@ -197,6 +197,24 @@ def test_a_quiet_fleet_stays_where_it_is():
     assert with_tokens(most + 2) != home
 
 
+@pytest.mark.parametrize("near", [None, 0, 1, 2, 3])
+def test_who_would_be_late_is_passed_over_if_another_one_would_be_in_time(near):
+    """However near or idle it is, and by however little it would be: that is what the request is refused for."""
+    late, in_time = up("a")._replace(ttft_s=0.51), up("b", 9)._replace(ttft_s=0.5, tokens=9_000)
+    later = late._replace(name="c", ttft_s=0.52)
+
+    assert pick([late, in_time, later], near=near, left_s=0.5) == "b"
+    assert pick([later, late], near=near, left_s=0.5) == pick([later, late], near=near)  # none would be
+
+
+@pytest.mark.parametrize("kind", [{"standby": True}, {"doubtful": True}, {"refused": True}])
+def test_no_worse_server_is_asked_to_be_in_time(kind):
+    """What would be late on a good server is not put on one that fails or stands by."""
+    late, worse = up("a")._replace(ttft_s=0.6), up("b")._replace(ttft_s=0.1, **kind)
+
+    assert pick([late, worse], left_s=0.5) == "a"
+
+
 def test_where_the_first_token_would_come_late_is_passed_over():
     """A cache is no use behind a queue."""
     crowd = [one._replace(ttft_s=0.1) for one in crew(3)]
