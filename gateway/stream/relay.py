@@ -42,14 +42,9 @@ class Relay:
     )  # fmt: skip
 
     def __init__(
-        self,
-        call: Call,
-        sink: Sink,
-        lease: Lease,
-        terms: Terms,
-        clock: Callable[[], float],
+        self, call: Call, sink: Sink, lease: Lease, terms: Terms, clock: Callable[[], float],
         on_gaps: Callable[[list[float]], None] = lambda gaps: None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.call, self.sink, self.lease, self.meter, self.terms = call, sink, lease, lease.meter, terms
         self.ending: Ending | None = None
         self.detail = ""
@@ -86,7 +81,6 @@ class Relay:
 
     @property
     def prompt_known(self) -> bool:
-        """Whether servers have told all of it."""
         return None not in self._telling.prompts
 
     @property
