@@ -168,15 +168,16 @@ class Admission:
         input_tokens: of all its prompts; None while they are not known. What it takes of its server may fall once, to
             what these and its likely output come to: the bytes of a request say little of its prompt.
         """
-        known = input_tokens is not None
-        if input_tokens is None:
-            input_tokens = place.ask.input_tokens
+        learnt = input_tokens is not None and not place.known
+        if input_tokens is None:  # also of a stream that was refused: it forgets what it knew
+            input_tokens = place.input_tokens
+        place.input_tokens = input_tokens
         place.owed = owed = INPUT * input_tokens + OUTPUT * output_tokens
         if owed > place.charged:
             place.tenant.charge(owed - place.charged)
             place.charged = owed
         assert place.permit is not None
-        if known and not place.known:
+        if learnt:
             place.known = True
             place.permit.resize(max(1, input_tokens + max(place.ask.output_tokens, output_tokens)))
         else:

@@ -65,16 +65,18 @@ class Place:
     waited_s: for its turn, once that has come.
     size: tokens that it will take of a server. woken: the gate whose permit it was woken for.
     tenant: its tenant's counter, in its band. charged: weighted tokens that it was charged; owed: what it should be.
-    parked: the gate that it waits at, if one of its own is what it lacks. known: whether its true prompt is.
+    parked: the gate that it waits at, if one of its own is what it lacks.
+    input_tokens: as well as they are known by now. known: whether they are the true ones.
     """
 
     __slots__ = (
-        "arrived_s", "ask", "band", "charged", "due_s", "known", "owed", "parked", "permit", "server", "size",
-        "tenant", "until_s", "waited_s", "waits", "woken",
+        "arrived_s", "ask", "band", "charged", "due_s", "input_tokens", "known", "owed", "parked", "permit", "server",
+        "size", "tenant", "until_s", "waited_s", "waits", "woken",
     )  # fmt: skip
 
     def __init__(self, ask: Ask, tenant: Tenant, now_s: float) -> None:
         self.ask, self.tenant, self.arrived_s, self.band = ask, tenant, now_s, ask.band
+        self.input_tokens = ask.input_tokens
         self.size = max(1, ask.input_tokens + ask.output_tokens)
         self.due_s = self.until_s = self.waited_s = 0.0
         self.charged = self.owed = 0

@@ -42,14 +42,9 @@ class Relay:
     )  # fmt: skip
 
     def __init__(
-        self,
-        call: Call,
-        sink: Sink,
-        lease: Lease,
-        terms: Terms,
-        clock: Callable[[], float],
+        self, call: Call, sink: Sink, lease: Lease, terms: Terms, clock: Callable[[], float],
         on_gaps: Callable[[list[float]], None] = lambda gaps: None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.call, self.sink, self.lease, self.meter, self.terms = call, sink, lease, lease.meter, terms
         self.ending: Ending | None = None
         self.detail = ""

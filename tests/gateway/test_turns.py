@@ -252,7 +252,12 @@ def test_servers_that_schedule_are_told_the_tiers_priority():
 
 @pytest.mark.parametrize(
     ("known", "sent", "owed"),
-    [((0, False), True, INPUT * PROMPT), ((7, True), True, INPUT * 7), ((0, False), False, 0)],
+    [
+        ([(0, False)], True, INPUT * PROMPT),
+        ([(7, True)], True, INPUT * 7),
+        ([(7, True), (0, False)], True, INPUT * 7),
+        ([(0, False)], False, 0),
+    ],
 )
 def test_who_hangs_up_before_the_first_token_owes_the_prompt_that_a_server_computes(known, sent, owed):
     """The true one if it is known, else what it likely is; and nothing if no server was asked."""
@@ -264,7 +269,8 @@ def test_who_hangs_up_before_the_first_token_owes_the_prompt_that_a_server_compu
             await turn.begin(answer)
             if sent:
                 turn.sent("a")
-            answer.prompt_tokens, answer.prompt_known = known
+            for answer.prompt_tokens, answer.prompt_known in known:
+                turn.count()
             tenant = turn._place.tenant
             raise asyncio.CancelledError
         served.append(tenant.served)

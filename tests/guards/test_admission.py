@@ -186,11 +186,11 @@ def test_a_padded_prompt_takes_its_true_size_once_that_is_known():
     gateway = Gateway(room=9)
     padded = gateway.ask(input_tokens=PLENTY)
     seen = []
-    for count in ((None, 0), (None, 11), (7, 4), (7, 5), (7, 30)):
+    for count in ((None, 0), (None, 11), (7, 4), (7, 5), (7, 30), (None, 31)):
         gateway.admission.count(padded, *count)
         seen.append(gateway.admission._permits.server("a").room.tokens)
 
-    assert seen == [PLENTY + 10, PLENTY + 11, 7 + 10, 7 + 10, 7 + 30]
+    assert seen == [PLENTY + 10, PLENTY + 11, 7 + 10, 7 + 10, 7 + 30, 7 + 31]
 
 
 def test_a_padded_prompt_shuts_nobody_out_once_its_true_size_is_known():

@@ -220,6 +220,22 @@ async def test_each_of_several_prompts_goes_on_from_its_own_cut(cut):
     assert play.lease.counted == 2 * len(PROMPT) + 1 + sum(map(len, engine.answers))
 
 
+async def test_prompts_are_known_when_all_of_them_are():
+    """Of two, one alone says nothing of what they come to."""
+    engine = Engine([ids_of("one"), ids_of("two")], [PROMPT, [*PROMPT, 65]])
+    known = []
+
+    def note(leg, raws):
+        known.append((play.relay.prompt_known, play.relay.prompt_tokens))
+        return raws
+
+    play = Play(call_for(COMPLETIONS, prompt=["0", "1"], return_token_ids=True), engine, cuts=[1], edit=note)
+    await play.run()
+
+    assert {tokens for told, tokens in known if not told} == {0, len(PROMPT)}
+    assert (play.relay.prompt_known, play.relay.prompt_tokens) == (True, 2 * len(PROMPT) + 1)
+
+
 async def test_a_stop_string_of_a_choice_that_is_asked_anew_is_found_here():
     """A prompt that had no token yet goes on under the same rules: no part of its stop string is sent."""
     engine = Engine([ids_of("one"), ids_of("two xEND three")], [PROMPT, [*PROMPT, 65]])
