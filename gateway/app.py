@@ -148,6 +148,8 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         stack.push_async_callback(side_door.clear, 0.0)
         door = await Door.open(edge.handle, listen.host, listen.port, clients, shared=worker is not None)
         stack.push_async_callback(drain.run, edge, door)
+        if isinstance(ledger, LeasedLedger):
+            ledger.serves = True
         _say_hello(config, keys)
         _settle_memory()
         yield

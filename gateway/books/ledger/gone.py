@@ -5,8 +5,9 @@ under one more tag, PRESENT, that it is there, and is gone only where that has n
 
 Whoever comes to the vault for the first time, or has not been heard of itself lately, waits until all that live have
 had the time to say so: the vault may have been away for longer than anybody may be, its clock may have been set
-forward, or it has lost what it was told. One that never said that it is there may be of an older Holdfast, or find no place to say
-it: it is gone only for who has been there itself for as long as nobody may be unheard, with places left all the while.
+forward, or it has lost what it was told. One that never said that it is there may be of an older Holdfast, or find no
+place to say it: it is gone only for who has been there itself for as long as nobody may be unheard, with places left
+all the while.
 """
 
 import asyncio
