@@ -4,10 +4,11 @@ import asyncio
 import gc
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 import uvloop
@@ -134,10 +135,7 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         salts = None if config.share_prefix_cache else Salts(home)
         edge = _edge(config, flow, fleet, keys, salts, ready, metrics)
         changes = Changes(keys.news, ledger, deadlines, clock, corrections.carry_out)
-        works = [fleet.run(), changes.run(), breakers.run(), alerts.run()]
-        if isinstance(ledger, LeasedLedger):
-            ledger.on_lapse = deadlines.lapse
-            works.append(ledger.run())
+        works = [fleet.run(), changes.run(), breakers.run(), alerts.run(), *_leases(ledger, deadlines)]
         for work in works:
             stack.callback(asyncio.create_task(work).cancel)
         listen, clients = config.listen, _clients(config)
@@ -162,6 +160,13 @@ def _vault(config: Config, worker: Worker | None, stack: AsyncExitStack) -> Vaul
     vault = open_vault(config if worker is None else worker.whole)
     stack.push_async_callback(vault.close)
     return vault
+
+
+def _leases(ledger: Ledger, deadlines: Deadlines) -> Iterator[Coroutine[Any, Any, None]]:
+    """What keeps leases, where there are any; requests that outlive theirs are ended."""
+    if isinstance(ledger, LeasedLedger):
+        ledger.on_lapse = deadlines.lapse
+        yield ledger.run()
 
 
 def _desk(config: Config, home: Path, corrections: Corrections, records: Records, keys: Keys) -> AdminBooks:
