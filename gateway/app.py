@@ -4,7 +4,7 @@ import asyncio
 import gc
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -139,10 +139,7 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         salts = None if config.share_prefix_cache else Salts(home)
         edge = _edge(config, flow, fleet, keys, salts, ready, metrics)
         changes = Changes(keys.news, ledger, deadlines, clock, corrections.carry_out)
-        works = [fleet.run(), changes.run(), breakers.run(), alerts.run(), turns.run()]
-        if isinstance(ledger, LeasedLedger):
-            ledger.on_lapse = deadlines.lapse
-            works.append(ledger.run())
+        works = [fleet.run(), changes.run(), breakers.run(), alerts.run(), turns.run(), *_leases(ledger, deadlines)]
         for work in works:
             stack.callback(asyncio.create_task(work).cancel)
         listen, clients = config.listen, _clients(config)
@@ -153,6 +150,8 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         stack.push_async_callback(side_door.clear, 0.0)
         door = await Door.open(edge.handle, listen.host, listen.port, clients, shared=worker is not None)
         stack.push_async_callback(drain.run, edge, door)
+        if isinstance(ledger, LeasedLedger):
+            ledger.serves = True
         _say_hello(config, keys)
         _settle_memory()
         yield
@@ -165,6 +164,13 @@ def _vault(config: Config, worker: Worker | None, stack: AsyncExitStack) -> Vaul
     vault = open_vault(config if worker is None else worker.whole)
     stack.push_async_callback(vault.close)
     return vault
+
+
+def _leases(ledger: Ledger, deadlines: Deadlines) -> Iterator[Coroutine[Any, Any, None]]:
+    """What keeps leases, where there are any; requests that outlive theirs are ended."""
+    if isinstance(ledger, LeasedLedger):
+        ledger.on_lapse = deadlines.lapse
+        yield ledger.run()
 
 
 def _replicas(config: Config, fleet: Fleet, clock: Callable[[], float]) -> list[dict[str, Any]]:
@@ -203,11 +209,7 @@ def _quotes(config: Config, ledger: Ledger, fleet: Fleet, asides: Asides, breake
 
 
 def _turns(
-    config: Config,
-    fleet: Fleet,
-    metrics: Metrics,
-    clock: Callable[[], float],
-    listener: verdicts.Verdicts,
+    config: Config, fleet: Fleet, metrics: Metrics, clock: Callable[[], float], listener: verdicts.Verdicts
 ) -> Turns:
     """Build who says whose turn it is. Predictions are made where something is promised."""
     said, ranks = config.admission, {one.name: one.rank for one in config.tiers}
@@ -335,9 +337,7 @@ def _edge(
     metrics: Metrics,
 ) -> Edge:
     limits, routing = config.limits, config.routing
-    affinity = Affinity(
-        sessions=routing.sessions, prefixes=routing.prefixes, prefix_bytes=routing.prefix_bytes
-    )
+    affinity = Affinity(sessions=routing.sessions, prefixes=routing.prefixes, prefix_bytes=routing.prefix_bytes)
 
     def salt(tenant: Tenant) -> str | None:
         return salts.of(tenant) if salts is not None else None

@@ -145,7 +145,7 @@ def _reprice(directory: Path, prices: Path, since_s: float, as_json: bool, keys:
     found = due(facts(journal, max(0.0, since_s - SLACK_S)), now, known, since_s)
     done = None
     if keys is not None and (corrections := found.corrections()):
-        done = corrected(directory, name_of(journal, known), corrections, keys)
+        done = corrected(directory, name_of(journal, known), corrections, keys, any_order=True)
     if as_json:
         models = {
             model: {"requests": one.requests, "was": one.was, "now": one.now} for model, one in found.models.items()

@@ -69,12 +69,16 @@ def keys_of(data: Path | None, config: Path | None, *, make: bool = True) -> "It
             keys.close()
 
 
-def corrected(data: Path, name: str, corrections: "Sequence[Correction]", keys: OpenKeys) -> bool:
+def corrected(
+    data: Path, name: str, corrections: "Sequence[Correction]", keys: OpenKeys, *, any_order: bool = False
+) -> bool:
     """Correct the books under a name, by the gateway that runs on them or without one; False where it was before.
 
-    keys: opens the key store, through which the gateway hears of it. Fails where the gateway does not within WAIT_S.
+    keys: opens the key store, through which the gateway hears of it. any_order: whether it is as well if the name was
+    given to another order before: then that is made, and not this one. Fails where the gateway does not within WAIT_S.
     """
     from gateway.books.corrections import LeftOut, ledgers, made
+    from gateway.books.ledger.orders import OtherOrder
     from gateway.watch import logs
 
     if not ledgers(data):
@@ -83,6 +87,8 @@ def corrected(data: Path, name: str, corrections: "Sequence[Correction]", keys: 
     try:
         return made(data, name, corrections, keys, WAIT_S)
     except (ValueError, TimeoutError, LeftOut) as error:
+        if any_order and isinstance(error, OtherOrder):
+            return False
         fail(str(error))
 
 

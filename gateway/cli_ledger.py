@@ -75,6 +75,7 @@ def write_off(
     For one that will never come back. Until then its rights stay its own, because it may have spent them.
     """
 
+    from gateway.books.ledger.gone import PRESENT, UNSAID_S
     from gateway.books.vault.contract import LEASE_S
 
     async def take(vault: "Vault") -> tuple[bool, int]:
@@ -83,7 +84,7 @@ def write_off(
             one = next((one for one in await vault.heard(tag) if one.name == gateway), None)
             if one is None:
                 continue
-            if one.ago_s <= LEASE_S and not (force or one.fenced):
+            if one.ago_s <= (UNSAID_S if tag == PRESENT else LEASE_S) and not (force or one.fenced):
                 fail(f"{gateway} was heard of {one.ago_s:.1f} s ago: stop it first, or write it off by --force")
             under.append(tag)
         return bool(under), sum([await vault.write_off(tag, gateway) or 0 for tag in under])

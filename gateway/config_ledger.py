@@ -67,7 +67,7 @@ class LedgerConfig(Part):
     replicas: int = Field(default=0, ge=0, le=16)
     when_down: Literal["refuse", "leased"] = "refuse"
     leased_scopes: tuple[Annotated[str, AfterValidator(_scope)], ...] = Field(default=(), max_length=10_000)
-    write_off_after: Rest = 7 * 86_400.0
+    write_off_after: Rest = 30 * 86_400.0
     one_off: bool = False
 
     @property

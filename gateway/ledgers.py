@@ -80,8 +80,9 @@ def join(ledger: SqliteLedger, journal: Journal, path: Path) -> Outbox:
 
 
 def gone_of(kind: LedgerConfig, vault: Vault, register: Register) -> Gone | None:
-    """Who sees to gateways that are gone. In a file of one machine they are as many as its workers ever were."""
-    if kind.url is None or kind.write_off_after is None:
+    """Who says that this gateway is there, and sees to others that are gone. In a file of one machine they are as many
+    as its workers ever were."""
+    if kind.url is None:
         return None
     return Gone(vault, register, kind.write_off_after, time.monotonic, random.Random())
 

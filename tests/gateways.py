@@ -76,7 +76,7 @@ class Gateways:
             self.ended[number] |= over(LINES)
             return 0
 
-        ledger.on_lapse = lapsed
+        ledger.on_lapse, ledger.serves = lapsed, True
         try:
             await ledger.begin(lambda scope: "")
         except Refused:

@@ -13,12 +13,12 @@ from typing import NamedTuple
 from zlib import crc32
 
 from gateway.books.ledger.contract import Correction, Place
+from gateway.books.ledger.orders import REPRICED
 from gateway.books.replay import CHUNK_BYTES, Fact, decoded
 from guards.budget import Unit
 from guards.money import Price, Tokens
 
 SLACK_S = 300.0  # before a span begins: a charge that came late finds the tokens it is for
-REPRICED = "repriced"
 _MARK = b'"why":"repriced"'  # as facts are worded: what has it is read, all else of a journal is passed over
 _FORGIVEN = ("ledger.corrected", "ledger.pruned")
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,8 @@ import msgspec
 import pytest
 import structlog
 
-from gateway.books.ledger.tables import connect
+from gateway import cli_common
+from gateway.books.ledger.tables import connect, lock
 from tests.gateway.test_cli import run
 
 PLACE = ("org:acme", "micro-dollars", "total")
@@ -202,6 +204,26 @@ def test_prices_are_put_right(data: str, prices: str):
     assert "nothing differs" in again
     assert "the ledger is what the journal says" in run("journal", "replay", "--check", "--data", data)[1]
     assert [row["cost"] for row in json.loads(run("spend", "--data", data, "--json")[0])] == [6_000_000, 1_000_000]
+
+
+def test_a_repricing_that_waits_for_its_gateway_may_be_given_again(data: str, prices: str, monkeypatch):
+    """Its requests grow meanwhile, and its prices are the same; other prices wait until it is made."""
+    monkeypatch.setattr(cli_common, "WAIT_S", 0.1)
+    first = request(time.time(), "alice")
+    journal(data, first)
+    ledger(data, 3_000_000)
+    take_away_what_is_held(data)
+    apply = "journal", "replay", "--prices", prices, "--apply"
+    runs = lock(Path(data))
+    run(*apply, code=1)
+    journal(data, first, request(time.time(), "alice"))
+    waits = run(*apply, code=1)[1]
+    Path(prices).write_text(Path(prices).read_text().replace("input: 2", "input: 3"))
+    other = run(*apply)[1]
+    os.close(runs)
+
+    assert "has not done it yet; it will, once" in waits
+    assert "somebody else has just done so: look again" in other
 
 
 def test_prices_of_a_span_are_put_right(data: str, prices: str):

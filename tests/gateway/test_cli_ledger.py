@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 
 from gateway.books.ledger.contract import Place
+from gateway.books.ledger.gone import PRESENT, UNSAID_S
+from gateway.books.vault.contract import Heard, Vault
 from gateway.books.vault.engines import open_vault
+from gateway.books.vault.redis import RedisVault
+from gateway.books.vault.sqlite import SqliteVault
 from gateway.config_file import load
 from tests.gateway.test_cli import VALID, run
 from tests.processes import free_ports
 from tests.redis_servers import RedisServer
-from tests.vaults import Teller, claim
+from tests.vaults import TAG, Teller, claim
 
 DOLLARS = Place("user:acme/alice", "micro-dollars", "2026-11")
 
@@ -34,14 +38,14 @@ def config(request: pytest.FixtureRequest, tmp_path: Path, server: RedisServer) 
     return str(tmp_path / "holdfast.yaml")
 
 
-def lease(config: str, *gateways: str) -> None:
+def lease(config: str, *gateways: str, tag: str = TAG) -> None:
     """What gateways do."""
 
     async def say() -> None:
         vault = open_vault(load(config))
         for name in gateways:
             await Teller(vault, name).says(
-                claim(rights=400, spent=100), claim(5_000_000, 2_500_000, 1_000_000, place=DOLLARS)
+                claim(rights=400, spent=100), claim(5_000_000, 2_500_000, 1_000_000, place=DOLLARS), tag=tag
             )
         await vault.close()
 
@@ -75,6 +79,28 @@ def test_a_ledger_begins_is_shown_and_forgets_a_gateway(config: str):
     assert "west: written off" in table
     assert json.loads(run("ledger", "show", "--tag", "org:other", "--config", config, "--json")[0]) == []
     assert "begins" in run("ledger", "begin", "--again", "--config", config)[1]
+
+
+def test_who_said_lately_that_it_is_there_is_not_written_off_by_mistake(config: str, monkeypatch: pytest.MonkeyPatch):
+    """It may be silent under the orgs themselves for long; after three minutes it may be gone."""
+    run("ledger", "begin", "--config", config)
+    lease(config, "west")
+    ago_s = {PRESENT: UNSAID_S, "": 9 * UNSAID_S}
+
+    async def silent(vault: Vault, tag: str) -> list[Heard]:
+        engine = SqliteVault if isinstance(vault, SqliteVault) else RedisVault
+        found = await real[engine](vault, tag)
+        return [one._replace(ago_s=ago_s[tag if tag == PRESENT else ""]) for one in found]
+
+    real = {engine: engine.heard for engine in (SqliteVault, RedisVault)}
+    for engine in real:
+        monkeypatch.setattr(engine, "heard", silent)
+    lease(config, "west", tag=PRESENT)
+    lives = run("ledger", "write-off", "west", "--config", config, code=1)[1]
+    ago_s[PRESENT] += 1.0
+
+    assert "stop it first" in lives
+    assert "in 4 accounts" in run("ledger", "write-off", "west", "--config", config)[1]
 
 
 def test_looking_makes_no_ledger(tmp_path: Path):

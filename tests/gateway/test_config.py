@@ -675,11 +675,11 @@ def test_the_url_of_a_vault_is_read(tmp_path: Path, url: str, means: VaultUrl):
 
 @pytest.mark.parametrize(
     ("text", "after_s"),
-    [("", 604_800.0), (", write_off_after: 1h", 3600.0), (", write_off_after: 36 h", 129_600.0)]
+    [("", 30 * 86_400.0), (", write_off_after: 1h", 3600.0), (", write_off_after: 36 h", 129_600.0)]
     + [(f", write_off_after: {text}", None) for text in ("never", "0", "Never")],
 )
 def test_how_long_a_gateway_may_be_away(tmp_path: Path, text: str, after_s: float | None):
-    """A week, where nothing is said."""
+    """Thirty days, where nothing is said."""
     config = loaded(tmp_path, BASE + f"ledger: {{url: 'redis://a'{text}}}\n")
 
     assert config.ledger.write_off_after == after_s

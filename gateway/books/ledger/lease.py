@@ -61,7 +61,7 @@ class Known:
         self.held, self.share = 0, 0
         self.used_s = now_s
         self.said_s = -math.inf  # when it was told last
-        self.told = (0, 0)  # what rights and what spent the vault has answered
+        self.told: tuple[int, int] | None = None  # what rights it gave, for what spent; None while it may give others
 
 
 class Round:
@@ -310,6 +310,8 @@ class Lease:
         corrected, stands = await self._books.step(Numbers(GiveBack(sayings)))
         said = [self._claim(one, account, wishes, now_s) for one, account in zip(sayings, stands, strict=True)]
         claims = [one._replace(corrected=corrected) for one in said]
+        for at in page:
+            self.known[at].told = None
         me = self._register.me()
         known = self.tag in self._register.tags
         try:
@@ -331,7 +333,7 @@ class Lease:
         news: dict[Place, Elsewhere] = {}
         for one, to in zip(claims, answer.given, strict=True):
             known_now = self.known[one.place]
-            before, known_now.given, known_now.told = known_now.given, to, (one.rights, one.spent)
+            before, known_now.given, known_now.told = known_now.given, to, (to.rights, one.spent)
             known_now.said_s = now_s
             if one.limit is not None:
                 self.scarce |= to.rights > one.spent and (to.wanted or to.free <= known_now.share)

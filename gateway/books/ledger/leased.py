@@ -64,6 +64,7 @@ class LeasedLedger:
     data of `local`: also has `rights.sqlite3`, with this gateway's name and what is to be told of its accounts.
     clock: monotonic, seconds; wall: unix seconds. goes_on: by a request's limits. hope_s: see HOPE_S.
     gone: sees to gateways that are gone; one_off: to this one's end, where it is for good; None: nobody does.
+    serves: whether it was ready to serve; a start that failed is not the end of a one-off.
     on_lapse: ends the requests of whose limits it is told that they must, again and again; returns how many those were.
     """
 
@@ -89,7 +90,7 @@ class LeasedLedger:
         self._works: set[asyncio.Task[None]] = set()
         self._tag_of: Callable[[str], str | None] = lambda scope: None
         self._down = ""
-        self._closed = False
+        self._closed = self.serves = False
 
     # ---------------------------------------------------------------- as alone
 
@@ -390,7 +391,7 @@ class LeasedLedger:
         ends = [asyncio.ensure_future(one.end()) for one in self.leases.values() if one.known and not one.fenced]
         if ends:
             await asyncio.wait(ends, timeout=END_S_MAX)
-        if self._one_off is not None:
+        if self._one_off is not None and self.serves:
             await self._one_off.leave(self.leases)
         for work in (*ends, *self._works):
             work.cancel()

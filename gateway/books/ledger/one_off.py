@@ -18,6 +18,8 @@ LEAVE_S_MAX = 5.0  # for all of that
 class OneOff:
     """Writes a gateway off at its end, under every tag where it has given all rights back: what it spent stays charged.
 
+    A start that fails, say because its port is in use, is no end: see `LeasedLedger.serves`.
+
     name: of the gateway; tags: those of an earlier start, for a crash is no end. Where it cannot be done it is as after
     a crash: others write it off once they have not heard of it for long.
     """

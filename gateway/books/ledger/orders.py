@@ -8,6 +8,8 @@ import msgspec
 from gateway.books.ledger.contract import Correction, Place
 from guards.budget import Window
 
+REPRICED = "repriced"  # why, in what a repricing is about
+
 _KINDS = {len(window.id_at(0)): window.value for window in Window}  # of windows, by how long their names are
 _encode = msgspec.json.Encoder(order="sorted").encode
 
@@ -23,15 +25,9 @@ def digest_of(corrections: Sequence[Correction]) -> str:
     """Digest what is ordered, whoever orders it: hex.
 
     A reset is of the window of its moment: said again when that is over it is the same order, and was made before.
+    A repricing is of models, prices and the first fact: what it comes to, and the last fact, grow with the journal.
     """
-    said = [
-        (
-            [(at if amount is not None else _at_any_time(at), amount) for at, amount in one.charges],
-            {name: value for name, value in one.about.items() if name != "by"},
-        )
-        for one in corrections
-    ]
-    return sha256(_encode(said)).hexdigest()
+    return sha256(_encode([_said(one) for one in corrections])).hexdigest()
 
 
 def same(known: str | None, corrections: Sequence[Correction], name: str) -> bool:
@@ -43,6 +39,15 @@ def same(known: str | None, corrections: Sequence[Correction], name: str) -> boo
     if known and known != digest_of(corrections):
         raise OtherOrder(name)
     return known is not None
+
+
+def _said(one: Correction) -> object:
+    if one.about.get("why") == REPRICED:
+        return [], {name: value for name, value in one.about.items() if name not in ("by", "last")}
+    return (
+        [(at if amount is not None else _at_any_time(at), amount) for at, amount in one.charges],
+        {name: value for name, value in one.about.items() if name != "by"},
+    )
 
 
 def _at_any_time(at: Place) -> Place:

@@ -110,12 +110,17 @@ class Tables:
 
     def corrected(self, name: str) -> str | None:
         """See `Shelf.corrected`."""
+        if not self._has("corrected"):  # a file of an older format, which is taken over by who writes to it
+            return None
         if self.db.execute("SELECT 1 FROM corrected WHERE name = ?", (name,)).fetchone() is None:
             return None
-        if self.db.execute("SELECT 1 FROM sqlite_master WHERE name = 'orders'").fetchone() is None:
+        if not self._has("orders"):
             return ""  # an older Holdfast has it open
         row = self.db.execute("SELECT digest FROM orders WHERE name = ?", (name,)).fetchone()
         return row[0] if row else ""
+
+    def _has(self, table: str) -> bool:
+        return self.db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone() is not None
 
     def corrections(self) -> int:
         """How many were ever made, those that are forgotten among them."""

@@ -30,11 +30,11 @@ LEASE_MS = round(LEASE_S * 1000)
 WANTED_MS = 2000  # for so long others hear that a gateway could not be given what it needs; it asks again sooner
 GATEWAYS_MAX = 512  # that lease under one tag: each exchange looks at all of them, in 3 ms of a server
 CLAIMS_MAX = 1024  # in one exchange
-FENCED_MS = round(WINDOW_S_MAX * 1000)  # unheard for so long, one that was written off is forgotten
+FENCED_MS = round(WINDOW_S_MAX * 1000)  # after so long one that was written off is forgotten
 
 
 class Speaker(Struct):
-    """A gateway as a vault has heard it last. fenced: written off, for good."""
+    """A gateway as a vault has heard it last. fenced: written off, for good, and that at `heard_ms`."""
 
     epoch: int
     number: int

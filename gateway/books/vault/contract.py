@@ -90,7 +90,7 @@ class Given(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """A gateway, as a vault knows it. ago_s: since it was heard of last; fenced: it was written off."""
+    """A gateway, as a vault knows it. ago_s: since it was heard of last; fenced: it was written off, so long ago."""
 
     name: str
     ago_s: float
@@ -165,8 +165,8 @@ class Vault(Protocol):
         """Charge all rights that a gateway has under a tag, and fence it; in how many accounts. Raises VaultDown.
 
         None where it is not known there, or was heard of within `unheard_s`: then nothing has changed.
-        For good: no later start by that name may speak under the tag. Who was not heard of for 62 days is forgotten at
-        last, so that there is room; one that comes back after that has what it says it has once more, beside what was
+        For good: no later start by that name may speak under the tag. After 62 days it is forgotten that it was
+        written off, so that there is room; one that comes back then has what it says it has once more, beside what was
         charged for it. So too much may count as spent, and never too little.
         """
 

@@ -121,7 +121,8 @@ def write_off(shelf: Shelf, tag: str, name: str, unheard_ms: int, now_ms: int) -
     known = kept.gateways.get(name) if kept is not None else None
     if kept is None or known is None or not (known.fenced or now_ms - known.heard_ms >= unheard_ms):
         return None
-    known.fenced = True
+    if not known.fenced:
+        known.fenced, known.heard_ms = True, now_ms  # from then on it is remembered for FENCED_MS
     shelf.put_tag(tag, kept)
     number = 0
     for place, account in list(shelf.accounts(tag)):

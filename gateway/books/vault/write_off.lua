@@ -14,7 +14,9 @@ local epoch, heard = string.match(said, '^(%S+) %S+ (%d+) ')
 if epoch ~= 'fenced' and now - heard < tonumber(ARGV[2]) then
     return -1
 end
-redis.call('HSET', KEYS[1], field, 'fenced 0 ' .. heard .. ' ')
+if epoch ~= 'fenced' then -- it is remembered from now on, for fenced_ms of `exchange.lua`
+    redis.call('HSET', KEYS[1], field, 'fenced 0 ' .. string.format('%.0f', now) .. ' ')
+end
 local charged = 0
 for at = 2, #KEYS do
     local share = redis.call('HGET', KEYS[at], field)

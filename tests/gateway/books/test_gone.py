@@ -11,12 +11,13 @@ from gateway.books.ledger import gone as gone_module
 from gateway.books.ledger.contract import Place
 from gateway.books.ledger.gone import CROWDED_S, FIRST_S, LOOK_S, PRESENT, SETTLED_S, Gone
 from gateway.books.vault import account
-from gateway.books.vault.contract import Claim, Gateway
+from gateway.books.vault.contract import Claim, Gateway, VaultDown
 from gateway.books.vault.memory import MemoryVault
 from tests.gateways import Clock
 from tests.lossy_vault import LossyVault
 
 DAY_S = 86_400.0
+HOUR_S = 3600.0
 TAG, PLACE = "org:acme", Place("org:acme", "tokens", "total")
 
 
@@ -38,9 +39,13 @@ class Register:
 
 
 class Fleet:
-    """Gateways by name over one vault, and what is said of them. wall: the vault's clock; own: theirs."""
+    """Gateways by name over one vault, and what is said of them. wall: the vault's clock; own: theirs.
+
+    after_s: after which they write others off.
+    """
 
     def __init__(self):
+        self.after_s = 7 * DAY_S
         self.wall, self.own = Clock(), Clock()
         self.vault = MemoryVault(self.wall)
         self.way = LossyVault(self.vault)
@@ -61,7 +66,7 @@ class Fleet:
         for name in names:
             if name not in self.gone:
                 register = self.registers.setdefault(name, Register(name))
-                self.gone[name] = Gone(self.way, register, 7 * DAY_S, self.own, Random(name))
+                self.gone[name] = Gone(self.way, register, self.after_s, self.own, Random(name))
                 self.pass_s(FIRST_S)
             self.gone[name].look(leases(*tags, crowded=crowded))
             while self.gone[name].busy:  # noqa: ASYNC110 - an event for tests would be one more
@@ -113,12 +118,13 @@ async def test_who_lives_but_does_not_use_a_tag_is_not_written_off(fleet):
     assert await fleet.fenced() == set()
 
 
-async def test_who_never_said_that_it_is_there_is_gone_once_all_have_had_the_time(fleet):
-    """Such as one of an older Holdfast, or of before the accounts were lost."""
+async def test_who_never_said_that_it_is_there_is_gone_once_others_have_been_there_for_as_long(fleet):
+    """It may be one of an older Holdfast, which lives and was not asked for this org in a rolling upgrade."""
+    fleet.after_s = HOUR_S
     await fleet.leases("old")
     fleet.pass_s(8 * DAY_S)
     await fleet.look("alive")
-    await fleet.live("alive", seconds=SETTLED_S - 2 * LOOK_S)
+    await fleet.live("alive", seconds=SETTLED_S + HOUR_S - 2 * LOOK_S)
     before = await fleet.fenced()
     await fleet.live("alive", seconds=4 * LOOK_S)
 
@@ -126,23 +132,92 @@ async def test_who_never_said_that_it_is_there_is_gone_once_all_have_had_the_tim
     assert await fleet.fenced() == {"old"}
 
 
+async def test_who_writes_nobody_off_says_that_it_is_there(fleet):
+    """So that others do not take it for gone; where it finds no place it only waits."""
+    fleet.after_s = None
+    await fleet.leases("dead", "never")
+    await fleet.look("never", "dead")
+    fleet.pass_s(30 * DAY_S)
+    await fleet.live("never", seconds=2 * SETTLED_S, crowded=(TAG,))
+    kept = await fleet.fenced()
+    fleet.after_s = 7 * DAY_S
+    await fleet.live("alive", "never", seconds=2 * SETTLED_S)
+
+    assert kept == set()
+    assert await fleet.fenced() == {"dead"}
+
+
+async def test_who_began_while_the_vault_was_away_waits_for_others_as_all_do(fleet):
+    """From when it is back, not from its own start."""
+    await fleet.leases("a", "b")
+    await fleet.look("a", "b")
+    fleet.way.down = True
+    await fleet.look("new")
+    fleet.pass_s(8 * DAY_S)
+    await fleet.live("new", seconds=2 * SETTLED_S)
+    fleet.way.down = False
+    await fleet.live("new", seconds=4 * LOOK_S, crowded=(TAG,))
+    await fleet.live("a", "b", "new", seconds=2 * SETTLED_S)
+
+    assert await fleet.fenced() == await fleet.fenced(PRESENT) == set()
+
+
+async def test_who_finds_no_place_to_say_that_it_is_there_sees_that_times_are_wrong(fleet, monkeypatch):
+    """The vault's clock jumps: others look silent, and it cannot see that of itself."""
+    monkeypatch.setattr(account, "GATEWAYS_MAX", 2)
+    monkeypatch.setattr(gone_module, "GATEWAYS_MAX", 2)
+    await fleet.look("a", "b", "new")
+    await fleet.live("a", "b", "new", seconds=2 * SETTLED_S)
+    fleet.wall.now_s += 30 * DAY_S
+    await fleet.live("new", "a", "b", seconds=2 * LOOK_S)
+    after_jump = await fleet.fenced(PRESENT)
+    fleet.pass_s(30 * DAY_S)
+    await fleet.live("new", "a", "b", seconds=2 * SETTLED_S)
+
+    assert after_jump == await fleet.fenced(PRESENT) == set()
+
+
+async def test_what_was_written_off_by_half_is_finished(fleet, monkeypatch):
+    """The vault went away between the fence and the charges: a later look goes on, with nobody else."""
+    await fleet.leases("dead", "other")
+    await fleet.look("dead", "alive")
+    fleet.pass_s(7 * DAY_S)
+    write_off, tried = fleet.way.write_off, []
+
+    async def by_half(tag, name, unheard_s):
+        tried.append((tag, name))
+        answer = await write_off(tag, name, unheard_s)
+        if len(tried) == 1:
+            raise VaultDown("unanswered")
+        return answer
+
+    monkeypatch.setattr(fleet.way, "write_off", by_half)
+    await fleet.live("alive", seconds=3 * SETTLED_S)
+
+    assert [one for one in tried if one[0] == TAG] == [(TAG, "dead")] * 2
+
+
 async def test_where_not_all_can_say_that_they_are_there_nobody_is_gone_for_not_saying_it(fleet, monkeypatch):
     """Those that live and found no place there are not written off; those that had one and are gone make room."""
     for one in (account, gone_module):
         monkeypatch.setattr(one, "GATEWAYS_MAX", 2)
+    fleet.after_s = HOUR_S
     await fleet.leases("idle")
     await fleet.look("alive", "dead")
     await fleet.look("idle")
-    fleet.pass_s(6 * DAY_S)
-    await fleet.look("alive")
-    fleet.pass_s(DAY_S - FIRST_S)
-    await fleet.leases("other")
-    await fleet.live("alive", seconds=SETTLED_S - 2 * LOOK_S)
-    await fleet.live("alive", seconds=4 * LOOK_S)
-    full, room = await fleet.fenced(), await fleet.fenced(PRESENT)
-    await fleet.live("idle", "alive", seconds=4 * SETTLED_S)
+    await fleet.live("alive", seconds=HOUR_S + SETTLED_S)
+    room = await fleet.fenced(PRESENT)
+    fleet.gone.pop("idle")
+    await fleet.leases("other", tag=PRESENT)
+    await fleet.live("alive", seconds=2 * HOUR_S)
+    full = await fleet.fenced()
+    await fleet.vault.write_off(PRESENT, "other")
+    await fleet.live("alive", seconds=2 * LOOK_S)
+    just_left = await fleet.fenced()
+    await fleet.live("idle", "alive", seconds=2 * HOUR_S)
 
-    assert (full, room) == (set(), {"dead"})
+    assert room == {"dead"}
+    assert full == just_left == set()
     assert await fleet.fenced() == set()
 
 
@@ -249,8 +324,8 @@ async def test_looks_are_seldom_and_never_two_at_once(fleet):
     await task
 
 
-async def test_who_finds_no_place_writes_off_at_once(fleet, monkeypatch):
-    """Those unheard for longest, and no more in one look than it may; then there is a place."""
+async def test_who_finds_no_place_writes_off_sooner_but_nobody_that_may_live(fleet, monkeypatch):
+    """Those unheard for longest, and no more in one look than it may; at once only who was written off elsewhere."""
     monkeypatch.setattr(account, "GATEWAYS_MAX", 6)
     monkeypatch.setattr(gone_module, "WRITE_OFFS_MAX", 2)
     for name in "cab":
@@ -260,14 +335,16 @@ async def test_who_finds_no_place_writes_off_at_once(fleet, monkeypatch):
     await fleet.leases("x", "y", "z")
     for name in "abcxyz":  # they have all been there
         await fleet.vault.exchange(PRESENT, Gateway(name, 9, 1), [], False)
-    fleet.pass_s(7 * DAY_S - 60.0 - FIRST_S)
+    await fleet.vault.write_off(PRESENT, "b")
+    fleet.pass_s(7 * DAY_S)
     await fleet.leases("x", "y", "z")
-    await fleet.leases("new")
-    fleet.pass_s(60.0)
 
     await fleet.look("new", tags=(), crowded=(TAG,))
+    at_once = await fleet.fenced()
+    await fleet.live("new", seconds=SETTLED_S, tags=(), crowded=(TAG,))
 
-    assert await fleet.fenced() == {"c", "a"}
+    assert at_once == {"b"}
+    assert await fleet.fenced() == {"b", "c", "a"}
     await fleet.leases("new")
     assert "new" in {one.name for one in await fleet.vault.heard(TAG)}
 

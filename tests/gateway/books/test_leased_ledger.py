@@ -16,7 +16,7 @@ from gateway.books.corrections import reset, without_gateway
 from gateway.books.ledger import gone as gone_module
 from gateway.books.ledger import lease as lease_module
 from gateway.books.ledger.contract import Correction, Grant, Lines, More, Place
-from gateway.books.ledger.lease import IDLE_S
+from gateway.books.ledger.lease import IDLE_S, Wish
 from gateway.books.ledger.leased import LOOK_S
 from gateway.books.ledger.leased_steps import Limits
 from gateway.books.ledger.register import Register
@@ -788,12 +788,13 @@ async def fenced(gateways):
 async def test_a_gateway_that_finds_no_place_has_one_once_those_that_are_gone_are_written_off(
     tmp_path, quick, monkeypatch
 ):
-    """At once, and it asks again with its next renewal."""
+    """As soon as all that live have had the time to speak; and it asks again with its next renewal."""
     monkeypatch.setattr(account_module, "GATEWAYS_MAX", 1)
     gateways = await Gateways(tmp_path, 2, gone_s=3600.0).start()
     dead, new = gateways.ledgers
     await spends(dead, "r1", 300)
     await asked(dead, "r2", 200)
+    await gateways.pass_s(8)  # it says that it is there
     await dead.local.close()  # it dies
     await dead.register.close()
     gateways.ledgers = [new]
@@ -802,7 +803,7 @@ async def test_a_gateway_that_finds_no_place_has_one_once_those_that_are_gone_ar
         await asked(new, "r3", 10)
     gateways.clock.now_s += 20.0
     with capture_logs() as said:
-        await gateways.pass_s(3)
+        await gateways.pass_s(10)
     grant = await asked(new, "r4", 500)
 
     assert early.value.reason is Reason.BOOKS
@@ -870,6 +871,35 @@ async def test_one_that_has_not_given_all_back_does_not_write_itself_off(tmp_pat
 
     assert await fenced(gateways) == []
     assert sum(await told(gateways)) >= 130
+
+
+@pytest.mark.parametrize("lost", [None, "after"])
+async def test_what_the_vault_may_have_given_last_is_not_left_behind(tmp_path, lost):
+    """Its last word came with rights for somebody that still waited, or was lost: it is as after a crash."""
+    gateways = await Gateways(tmp_path, 1, one_off=True).start()
+    pod = gateways.ledgers[0]
+    await spends(pod, "r1", 130)
+    lease = pod.leases[""]
+    await lease.end()
+    before = lease.given_back
+    gateways.ways[0].lost = [lost]
+    waits = asyncio.ensure_future(lease.ask({DAY: Wish(50, 50, 50)}))
+    await pod.close()
+    await waits
+
+    assert before
+    assert await fenced(gateways) == []
+
+
+async def test_a_start_that_failed_is_not_the_end_of_a_one_off(tmp_path):
+    """Its port may be in use after a crash: it is started again, and has its rights."""
+    gateways = await Gateways(tmp_path, 1, one_off=True).start()
+    await spends(gateways.ledgers[0], "r1", 130)
+    await gateways.crash(0)
+    gateways.ledgers[0].serves = False
+    await gateways.ledgers[0].close()
+
+    assert await fenced(gateways) == []
 
 
 async def test_one_that_is_to_come_back_does_not_write_itself_off(gateways, ledgers):

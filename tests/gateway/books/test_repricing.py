@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from gateway.books import replay
 from gateway.books.ledger.contract import Place
+from gateway.books.ledger.orders import digest_of
 from gateway.books.repricing import due, name_of, spans
 from guards.money import DOLLAR, Price, Tokens
 
@@ -145,6 +146,19 @@ def test_who_looks_at_the_same_journal_means_the_same_correction(tmp_path):
 
     assert first == again
     assert len({first, later, name_of(anew, spans(anew))}) == 3
+
+
+def test_a_repricing_is_the_same_order_while_the_journal_grows(tmp_path):
+    """What it comes to is not what was asked; a price or another beginning is."""
+    path = write(tmp_path / "j", [request(number) for number in range(3)])
+    asked = looked(path, {"tiny": NEW}).corrections()
+    grown = looked(write(path, [request(number) for number in range(9)]), {"tiny": NEW}).corrections()
+    dearer = looked(path, {"tiny": NEW._replace(input=NEW.input + 1)}).corrections()
+    later = looked(path, {"tiny": NEW}, since_s=1002.0).corrections()
+
+    assert asked != grown
+    assert digest_of(asked) == digest_of(grown)
+    assert len({digest_of(one) for one in (asked, dearer, later, looked(path, {"tiny": OLD}).corrections())}) == 4
 
 
 def test_no_journal_has_no_spans(tmp_path):

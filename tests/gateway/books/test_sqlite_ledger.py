@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from gateway.books.ledger.contract import More, Place
 from gateway.books.ledger.sqlite import SqliteLedger
-from gateway.books.ledger.tables import Balance, LedgerInUse, connect, read_balances
+from gateway.books.ledger.tables import Balance, LedgerInUse, connect, read_balances, was_corrected
 from guards.budget import UNLIMITED, Account, Limit
 from guards.refusal import Reason, Refused
 from tests.ledgers import extend, settle, take, tokens
@@ -300,6 +300,7 @@ async def test_a_ledger_of_an_older_format_is_taken_over(tmp_path, format_of_old
         db.execute("CREATE TABLE holds (request_id TEXT PRIMARY KEY, key_id TEXT, window TEXT, leased INTEGER)")
         db.execute("INSERT INTO holds VALUES ('r1', 'alice', 'total', 30)")
     db.close()
+    assert not was_corrected(tmp_path, "x", [])  # it is asked before anybody has taken it over
 
     ledger = SqliteLedger(tmp_path, time.time)
 
