@@ -102,7 +102,8 @@ async def test_a_server_that_does_not_answer_is_down_in_time(server, vault, how)
     )
 
     assert {type(one) for one in (*failed, *again)} == {VaultDown}
-    assert took_s < ANSWER_S_MAX + 0.3
+    # Those that had to wait for a connection may try once more, where the back-off that was drawn was short.
+    assert took_s < 2 * ANSWER_S_MAX + 0.3
     assert away_s < 0.3 or away_s < ANSWER_S_MAX + 0.1  # back-off is drawn anew each time, and may be over
     assert [rights(one) for one in told] == [i + 1 for i in range(len(tellers))]
 
