@@ -264,8 +264,15 @@ class Fleet:
             self._compare()
             await asyncio.sleep(self._care.probe_every_s)
 
-    def suspect(self, name: str) -> None:
-        """A leg was lost there: look now, not at the next round."""
+    def suspect(self, name: str, reached: bool = True) -> None:
+        """A leg was lost there: look now, not at the next round.
+
+        reached: there was a connection. Where none was to be had that is known already, and legs that come before the
+        look is over must not be spent on it.
+        """
+        if not reached:
+            replica = self._replicas[name]
+            self._judge(replica, replica.health.after(Probe.REFUSED))
         self._once(f"look {name}", partial(self._look, name))
 
     async def probe(self, name: str) -> Probe:

@@ -51,7 +51,7 @@ async def test_streams_outlive_their_server_whatever_of_it_is_killed(
                 got = await asyncio.gather(*asked)
 
                 for want, have in zip(wanted, got, strict=True):
-                    assert have.content == want.content, what
+                    assert have.content == want.content, (what, have.error, gateway.log()[-4000:])
                     assert have.said is not None, what  # it was cut, and says so
                     assert max(have.gaps_s) < PAUSE_S_MAX
                 paid = await asyncio.to_thread(gateway.paid, key)

@@ -206,6 +206,23 @@ async def test_a_suspicion_is_looked_into_once_at_a_time():
     assert world.asked == [("a", "/health"), ("a", "/v1/models"), ("a", "/health")]
 
 
+async def test_a_leg_that_found_nobody_there_is_spent_on_no_other():
+    """While the look goes on, what two servers both failed goes to the one that may still be there."""
+    world = World(Replica("a", model="m"), Replica("b", model="m"))
+    for name in ("a", "b"):
+        await world.fleet.probe(name)
+    world.held = asyncio.Event()
+    failed = frozenset(("a", "b"))
+    assert world.fleet.pick("m", failed) == "a"
+    world.fleet.suspect("a", reached=False)
+
+    assert world.changes[-1] == ("a", False, "cannot be reached")
+    assert world.fleet.pick("m", failed) == "b"
+    world.held.set()
+    await asyncio.gather(*world.fleet._busy.values())
+    assert world.changes[-1] == ("a", True, "answers")  # it was back, and the look found it
+
+
 async def test_every_replica_is_probed_again_and_again():
     """Probing goes on for as long as the gateway lives, also past a server that talks nonsense."""
     world = World(Replica("a"), Replica("b"), a=LegEnd(Cause.DONE, "", 200, b'{"data":"\xff"}'))
