@@ -71,12 +71,12 @@ class Forecast:
     __slots__ = ("_ahead", "_clock", "_first_s", "_guesses", "_near", "_seen", "_sent_s", "_shared", "predicted_s")
 
     def __init__(
-        self, seen: Seen, clock: Callable[[], float], guesses: tuple[Guess, Guess] | None, ahead: int, near: Hashable,
-        shared: int,
+        self, seen: Seen, clock: Callable[[], float], now_s: float, guesses: tuple[Guess, Guess] | None, ahead: int,
+        near: Hashable, shared: int,
     ) -> None:  # fmt: skip
         self._seen, self._clock, self._guesses, self._ahead = seen, clock, guesses, ahead
         self._near, self._shared = near, shared
-        self._sent_s, self._first_s = clock(), 0.0
+        self._sent_s, self._first_s = now_s, 0.0
         self.predicted_s = None if guesses is None else guesses[0].p90_s
         seen.prompts.ahead += ahead
 
@@ -108,6 +108,21 @@ class Forecast:
         self._ahead = 0
 
 
+class Look:
+    """A request that looks for a replica: when its first token would come at each that it looked at, in seconds."""
+
+    __slots__ = ("_forecasts", "_near", "_tokens", "found")
+
+    def __init__(self, forecasts: "Forecasts", tokens: int, near: Hashable) -> None:
+        self._forecasts, self._tokens, self._near = forecasts, tokens, near
+        self.found: dict[str, float] = {}
+
+    def first_s(self, replica: Replica) -> float:
+        """When it would come at this one."""
+        found = self.found[replica.name] = self._forecasts.at(replica, self._tokens, self._near)
+        return found
+
+
 class Forecasts:
     """Predicts for all replicas of a fleet. clock: monotonic, seconds."""
 
@@ -131,21 +146,26 @@ class Forecasts:
 
     def uncached(self, model: str, tokens: int, near: Hashable) -> int:
         """How many tokens of a prompt will have to be computed, where most of it is cached."""
-        now_s = self._clock()
-        return min((tokens - self.of(one.name).prompts.cached(near, tokens, now_s) for one in self._fleet.up(model)),
-                   default=tokens)  # fmt: skip
+        if near is None:
+            return tokens
+        now_s, most = self._clock(), 0
+        for one in self._fleet.up(model):
+            most = max(most, self.of(one.name).prompts.cached(near, tokens, now_s))
+        return tokens - most
 
     def sent(self, name: str, tokens: int, near: Hashable, shared: int, *, streams: bool) -> Forecast:
         """A request goes to a replica now. shared: tokens that others near to it will have in common with it.
 
         An answer that is not streamed says nothing of its first token, nor when its prompt was computed.
         """
-        seen, guesses = self.of(name), None
-        situation = self._situation(self._fleet.named(name), tokens, near)
-        if streams and seen.takes_note(self._clock()):
-            predictor = seen.predictor
+        seen, guesses, now_s = self.of(name), None, self._clock()
+        if not streams:
+            return Forecast(seen, self._clock, now_s, None, 0, near, shared)
+        if seen.takes_note(now_s):
+            situation, predictor = self._situation(self._fleet.named(name), tokens, near), seen.predictor
             guesses = predictor.first_token.guess(situation), predictor.between_tokens.guess(situation)
-        return Forecast(seen, self._clock, guesses, situation.uncached_tokens if streams else 0, near, shared)
+        ahead = tokens - seen.prompts.cached(near, tokens, now_s)
+        return Forecast(seen, self._clock, now_s, guesses, ahead, near, shared)
 
     def at(self, replica: Replica, tokens: int, near: Hashable) -> float:
         """How long the first token of a prompt will take at a replica, nine times out of ten."""

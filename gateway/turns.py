@@ -7,7 +7,6 @@ refused rather than broken, and what became of all others is counted (guards/att
 import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
-from math import inf
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -16,7 +15,7 @@ import structlog
 from gateway.books.ledger.contract import Lines
 from gateway.books.tenants import Tenant
 from gateway.fleet.replicas import Fleet
-from gateway.forecasts import Forecast, Forecasts
+from gateway.forecasts import Forecast, Forecasts, Look
 from gateway.ladder import AS_ASKED, Eased, Ladder
 from gateway.quote import Quote, prompt_likely
 from gateway.sla_table import shown
@@ -167,12 +166,13 @@ class Turns:
         turn = place.ask.about
         assert isinstance(turn, Turn)
         assert self.waiting is not None
-        fits = self.waiting.fits
-        first_s, left_s = None, inf
-        if place.ask.deadline_s is not None and self.forecasts is not None:
-            left_s = place.ask.deadline_s - self.clock()
-            first_s = partial(self.forecasts.at, tokens=place.ask.input_tokens, near=turn.call.near)
-        name = self._fleet.with_room(place.ask.model, turn.call.near, lambda one: fits(one, place), first_s, left_s)
+        fits, ask, near = self.waiting.fits, place.ask, turn.call.near
+        if ask.deadline_s is None or self.forecasts is None:
+            name = self._fleet.with_room(ask.model, near, lambda one: fits(one, place))
+        else:
+            look = turn.foreseen = Look(self.forecasts, ask.input_tokens, near)
+            left_s = ask.deadline_s - self.clock()
+            name = self._fleet.with_room(ask.model, near, lambda one: fits(one, place), look.first_s, left_s)
         turn.choose(name, waits=place.waits)
         return name
 
@@ -182,6 +182,8 @@ class Turns:
         assert isinstance(turn, Turn)
         if self.forecasts is None:
             return 0.0
+        if server is not None and turn.foreseen is not None and server in turn.foreseen.found:
+            return turn.foreseen.found[server]
         return self.forecasts.first_token_s(server, place.ask.model, place.ask.input_tokens, turn.call.near)
 
     def admit(self, name: str, model: str) -> Entry:
@@ -238,13 +240,12 @@ class Turn:
     """A block around one request: what it was promised, its place, and where it runs.
 
     tokens: of its prompt, and of its answers, about. promise: None where it was promised nothing.
-    arrived_s: by the clock of all turns; waited_s: for its turn.
+    arrived_s: by the clock of all turns; waited_s: for its turn. foreseen: when it was last routed.
     """
 
     __slots__ = (
         "_answer", "_at", "_before", "_chosen", "_entry", "_expected", "_forecast", "_place", "_sent", "_turns",
-        "arrived_s",
-        "call", "promise", "rank", "tenant", "tokens", "waited_s",
+        "arrived_s", "call", "foreseen", "promise", "rank", "tenant", "tokens", "waited_s",
     )  # fmt: skip
 
     def __init__(
@@ -262,6 +263,7 @@ class Turn:
         self._at = ""
         self._before = 0  # tokens that it had when it was sent where it is
         self._sent = False
+        self.foreseen: Look | None = None
         self.waited_s = 0.0
 
     @property

@@ -91,6 +91,8 @@ class Waiting:
 
     def _turn(self) -> None:
         """Start and refuse whom admission says, and come again when it says so."""
+        if not self._futures:  # as mostly nobody waits
+            return
         moves = self._admission.next(self._clock())
         for place in moves.started:
             if not (future := self._futures.pop(place)).done():

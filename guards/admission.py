@@ -209,7 +209,7 @@ class Admission:
                 tenant.charge(owed - place.charged)
                 place.charged = owed
                 self._backlogs[place.ask.model].bands[place.band].lowered(tenant)
-        if place.ask.about is not None:  # queues may keep the place for a while, but not a prompt with it
+        if place.until_s:  # it has waited: queues may keep the place for a while, but not a prompt with it
             place.ask = place.ask._replace(about=None)
 
     def lost(self, server: str) -> int:

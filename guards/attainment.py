@@ -129,7 +129,8 @@ class Attainment:
 
 def cell(input_tokens: int, output_tokens: int) -> Cell:
     """The size of a request. For one that was refused or lost, its answer's tokens as they were expected."""
-    return Cell(*(min(BUCKETS - 1, max(0, tokens).bit_length()) for tokens in (input_tokens, output_tokens)))
+    into, out = max(0, input_tokens).bit_length(), max(0, output_tokens).bit_length()
+    return Cell(into if into < BUCKETS else BUCKETS - 1, out if out < BUCKETS else BUCKETS - 1)
 
 
 def wilson(successes: int, of: int, z: float = Z_95) -> tuple[float, float]:

@@ -7,7 +7,7 @@ share of misses comes to what was asked for also where values drift, or are note
 
 from array import array
 from bisect import bisect_left, insort
-from math import sqrt
+from math import inf, sqrt
 
 MISSES = 0.1  # the share of values that may be above: the quantile is a p90
 WINDOW = 1024  # values that are remembered
@@ -22,36 +22,24 @@ class Conformal:
     step: how fast it adapts. Its misses of so many values are off by 1 / (step * values) at most.
     early: how much faster to begin with, over the square root of the values so far; 0 for not at all. (Angelopoulos,
         Barber and Bates, «Online conformal prediction with decaying step sizes», 2024; ours decays to `step` alone.)
+
+    threshold: the quantile, adapted; plain: as it stands; most: the largest value that is remembered. Without bound
+        while there is none.
     """
 
-    __slots__ = ("_adapted", "_at", "_early", "_order", "_ranked", "_share", "_step")
+    __slots__ = ("_adapted", "_at", "_early", "_order", "_ranked", "_share", "_step", "most", "plain", "threshold")
 
     def __init__(self, step: float, early: float = 0.0) -> None:
         self._step, self._early, self._share = step, early, MISSES
         self._adapted = 0
         self._order, self._ranked = array("d"), array("d")
         self._at = 0  # of the oldest in the order, once it is full
+        self.threshold = self.plain = self.most = inf
 
     @property
     def enough(self) -> bool:
         """Whether it has seen enough to be asked."""
         return len(self._ranked) >= ENOUGH
-
-    @property
-    def most(self) -> float:
-        """The largest value that is remembered."""
-        return self._ranked[-1]
-
-    @property
-    def plain(self) -> float:
-        """The quantile as it stands, not adapted."""
-        return self._ranked[int((1.0 - MISSES) * len(self._ranked))]
-
-    @property
-    def threshold(self) -> float:
-        """The quantile, adapted. Some value must have been noted."""
-        count = len(self._ranked)
-        return self._ranked[max(0, min(count - 1, int((1.0 - self._share) * (count + 1))))]
 
     def note(self, value: float) -> None:
         """Remember a value."""
@@ -62,9 +50,18 @@ class Conformal:
             self._order[self._at] = value
             self._at = (self._at + 1) % WINDOW
         insort(self._ranked, value)
+        self._read()
 
     def adapt(self, missed: bool) -> None:
         """Learn whether a value was above the threshold, as that was when it was asked for."""
         self._adapted += 1
         step = max(self._step, min(STEP_MOST, self._early / sqrt(self._adapted)))
         self._share = max(_LEAST, min(_MOST, self._share + step * (MISSES - missed)))
+        self._read()
+
+    def _read(self) -> None:
+        """Look the quantiles up: they are asked for more often than anything is learnt."""
+        ranked, count = self._ranked, len(self._ranked)
+        if count:
+            self.threshold = ranked[max(0, min(count - 1, int((1.0 - self._share) * (count + 1))))]
+            self.plain, self.most = ranked[int((1.0 - MISSES) * count)], ranked[-1]

@@ -85,12 +85,13 @@ class Guess(NamedTuple):
 class Quantile:
     """The p90 of one thing on one replica."""
 
-    __slots__ = ("_error", "_line", "_losses", "_standing", "_target", "_typical", "_usual")
+    __slots__ = ("_asked", "_error", "_line", "_losses", "_standing", "_target", "_typical", "_usual")
 
     def __init__(self, target: Target) -> None:
         self._target = target
         self._usual: dict[int, Conformal] = {}
         self._standing: dict[int, Conformal] = {}
+        self._asked: list[int | None] = [None] * BUCKETS  # of each bucket, the nearest of which enough is known
         per_thousand = target.guess_token_s / THOUSAND / target.guess_s
         self._line = Squares((1.0, 0.0, per_thousand, per_thousand, 0.0, 0.0, 0.0))  # to begin with, what is guessed
         self._typical = self._error = 1.0  # outcome and error, in units of `guess_s`, as all that is kept
@@ -98,23 +99,25 @@ class Quantile:
 
     def guess(self, now: Situation) -> Guess:
         """Predict. It is never below 0, and always a number."""
-        target, bucket = self._target, _bucket(now.input_tokens)
-        uncached, ahead = min(now.uncached_tokens, TOKENS_MOST), min(now.tokens_ahead, TOKENS_MOST)
-        asked = self._asked(bucket)
-        guessed = 1.0 + target.guess_token_s * (uncached + ahead) / target.guess_s
+        target = self._target
+        tokens, uncached, ahead, running, waiting, kv_use = now
+        bucket = _bucket(tokens)
+        asked = self._asked[bucket]
+        if uncached > TOKENS_MOST or ahead > TOKENS_MOST or running > STREAMS_MOST or waiting > STREAMS_MOST:
+            uncached, ahead = min(uncached, TOKENS_MOST), min(ahead, TOKENS_MOST)
+            running, waiting = min(running, STREAMS_MOST), min(waiting, STREAMS_MOST)
         if asked is None:
-            usual = usual_at = standing = guessed
+            usual = usual_at = standing = 1.0 + target.guess_token_s * (uncached + ahead) / target.guess_s
         else:
-            known, corrections = self._usual[asked], self._standing[asked]
+            known = self._usual[asked]
             usual, usual_at = known.threshold, known.plain
-            most = known.most if target.bounded else float("inf")
         x = (
-            1.0, usual_at, THOUSAND * uncached, THOUSAND * ahead, TEN * min(now.running, STREAMS_MOST),
-            TEN * min(now.waiting, STREAMS_MOST), now.kv_use if 0.0 <= now.kv_use <= 1.0 else float(now.kv_use > 1.0),
+            1.0, usual_at, THOUSAND * uncached, THOUSAND * ahead, TEN * running, TEN * waiting,
+            kv_use if 0.0 <= kv_use <= 1.0 else float(kv_use > 1.0),
         )  # fmt: skip
         if asked is not None:
-            line = max(0.0, self._line.value(x))
-            standing = max(0.0, min(most, line + corrections.threshold * self._error))
+            standing = max(0.0, self._line.value(x)) + self._standing[asked].threshold * self._error
+            standing = max(0.0, min(known.most, standing) if target.bounded else standing)
         believed = standing if self._losses[1] <= self._losses[0] else usual
         unit_s = target.guess_s
         return Guess(believed * unit_s, usual * unit_s, standing * unit_s, bucket, asked == bucket, x)
@@ -129,7 +132,10 @@ class Quantile:
             usual.adapt(guess.usual_s < actual_s)
             standing.adapt(guess.standing_s < actual_s)
         line = max(0.0, self._line.value(guess.x))  # as it is now: the one that was asked may have known nothing yet
+        news = not usual.enough
         usual.note(y)
+        if news and usual.enough:
+            self._asked = [self._nearest(bucket) for bucket in range(BUCKETS)]
         standing.note((y - line) / self._error)
         before = self._losses
         self._losses = (
@@ -166,9 +172,9 @@ class Quantile:
             self._usual[bucket], self._standing[bucket] = Conformal(step, early), Conformal(step, early)
         return self._usual[bucket], self._standing[bucket]
 
-    def _asked(self, bucket: int) -> int | None:
+    def _nearest(self, bucket: int) -> int | None:
         """The bucket itself if enough is known of it, else the nearest such; None while there is none."""
-        for near in _nearest(bucket):
+        for near in _outwards(bucket):
             if (one := self._usual.get(near)) is not None and one.enough:
                 return near
         return None
@@ -182,7 +188,7 @@ class Predictor:
         self.between_tokens = Quantile(BETWEEN_TOKENS)
 
 
-def _nearest(bucket: int) -> Iterator[int]:
+def _outwards(bucket: int) -> Iterator[int]:
     yield bucket
     for away in range(1, BUCKETS):
         yield bucket - away

@@ -110,6 +110,14 @@ def choose(equals: Sequence[S], near: int | None = None, slack: Slack = SLACK, l
     return min(equals, key=_busy)
 
 
+def soon(first_s: float, near: int | None, slack: Slack, left_s: float) -> bool:
+    """Whether who was chosen as if nothing were predicted would also be chosen by what is.
+
+    first_s: when its first token would come, in seconds. It is so early then that no other's could be preferred to it.
+    """
+    return first_s <= left_s and first_s <= (TTFT_STEP_S / 2 if near is None else slack.late_s)
+
+
 def roomy(up: list[Candidate], fits: Callable[[str], bool]) -> list[Candidate]:
     """Of replicas that are up, those that have room; not one that is worse than others but for being a standby.
 

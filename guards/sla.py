@@ -92,8 +92,10 @@ class Tier:
         asked_s: a time to the first token that the client asks for. It may always be longer than what its class
         promises, and shorter down to what the tier allows.
         """
-        found = next((one for one in self.classes if one.takes(input_tokens, output_tokens)), None)
-        if found is None:
+        for found in self.classes:
+            if found.takes(input_tokens, output_tokens):
+                break
+        else:
             return None
         first, between_s, total = found.objective
         first_s = None if first is None else first.at(uncached_tokens)

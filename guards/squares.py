@@ -37,7 +37,7 @@ class Squares:
 
     def value(self, x: Sequence[float]) -> float:
         """What the model says of x."""
-        return float(sum(map(mul, self.model, x)))
+        return sum(map(mul, self.model, x), 0.0)
 
     def note(self, x: Sequence[float], y: float, weight: float) -> None:
         """Learn that x came with y. weight: how much it counts; the inverse of its variance."""

@@ -1,7 +1,7 @@
 """The replicas of each model: probed, counted, picked."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
@@ -19,7 +19,7 @@ from guards.breaker import Breaker, Entry
 from guards.health import Health, Probe
 from guards.peers import ALIKE, Vitals, compared
 from guards.retries import PER_S, SHARE, Retries
-from guards.routing import Candidate, Server, Slack
+from guards.routing import Candidate, Slack
 
 log = structlog.get_logger()
 
@@ -153,17 +153,18 @@ class Fleet:
         Where none is up it goes to one that is not, as a leg would: the verdict may be stale. But to no more than have
         room, for it may also be that it is only too busy to answer its probes.
         """
-        replicas = self._good(model)
-        good: Sequence[Server] = replicas
-        if first_s is not None and len(replicas) > 1:
-            now_s = self._clock()
-            good = [one.candidate(model, now_s)._replace(ttft_s=first_s(one)) for one in replicas]
+        good = self._good(model)
+        compared_s = first_s if len(good) > 1 else None
         if good:
-            chosen = routing.choose(good, near, self._slack, left_s).name
-            if fits(chosen):
-                return chosen
+            chosen = routing.choose(good, near, self._slack)
+            soon = compared_s is None or routing.soon(compared_s(chosen), near, self._slack, left_s)
+            if soon and fits(chosen.name):  # as it mostly is, and the others need not be looked at
+                return chosen.name
         if good := [one for one in good if fits(one.name)]:
-            return routing.choose(good, near, self._slack, left_s).name
+            if compared_s is None:
+                return routing.choose(good, near, self._slack).name
+            timed = [one._replace(ttft_s=compared_s(self._replicas[one.name])) for one in self._candidates(good, model)]
+            return routing.choose(timed, near, self._slack, left_s).name
         known = self._candidates(self._for(model), model)
         up = [one for one in known if one.up]
         known = routing.roomy(up, fits) if up else [one for one in known if fits(one.name)]

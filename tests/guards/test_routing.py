@@ -3,12 +3,13 @@
 import subprocess
 import sys
 from collections import Counter
+from math import inf
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guards.routing import SLOTS, USUAL, Candidate, Slack, pick, roomy
+from guards.routing import SLACK, SLOTS, USUAL, Candidate, Slack, choose, pick, roomy, soon
 
 CANDIDATES = st.lists(
     st.builds(
@@ -205,6 +206,27 @@ def test_who_would_be_late_is_passed_over_if_another_one_would_be_in_time(near):
 
     assert pick([late, in_time, later], near=near, left_s=0.5) == "b"
     assert pick([later, late], near=near, left_s=0.5) == pick([later, late], near=near)  # none would be
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 40_000), st.integers(0, 9), st.sampled_from((0.1, 0.5, 1.0)), st.floats(0.0, 2.0)),
+        min_size=1, max_size=5,
+    ),
+    st.one_of(st.none(), st.integers(0, 50)),
+)  # fmt: skip
+def test_whose_first_token_comes_soon_is_chosen_whatever_is_predicted_of_the_others(said, near):
+    """So nothing need be predicted of them, which costs more than all else of routing."""
+    plain = [Candidate(name, True, False, load, tokens=tokens, weight=weight)
+             for name, (tokens, load, weight, _) in zip("abcde", said, strict=False)]  # fmt: skip
+    timed = [one._replace(ttft_s=first_s) for one, (*_, first_s) in zip(plain, said, strict=True)]
+    chosen = choose(plain, near)
+    first_s = timed[plain.index(chosen)].ttft_s
+    assert first_s is not None
+
+    assert not soon(first_s, near, SLACK, first_s - 1e-9)  # it would be late
+    if soon(first_s, near, SLACK, inf):
+        assert choose(timed, near).name == chosen.name
 
 
 @pytest.mark.parametrize("kind", [{"standby": True}, {"doubtful": True}, {"refused": True}])
