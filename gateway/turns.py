@@ -170,8 +170,8 @@ class Turns:
         if ask.deadline_s is None or self.forecasts is None:
             name = self._fleet.with_room(ask.model, near, lambda one: fits(one, place))
         else:
-            look = turn.foreseen = Look(self.forecasts, ask.input_tokens, near)
             left_s = ask.deadline_s - self.clock()
+            look = turn.foreseen = Look(self.forecasts, ask.input_tokens, near, left_s)
             name = self._fleet.with_room(ask.model, near, lambda one: fits(one, place), look.first_s, left_s)
         turn.choose(name, waits=place.waits)
         return name
@@ -182,8 +182,9 @@ class Turns:
         assert isinstance(turn, Turn)
         if self.forecasts is None:
             return 0.0
-        if server is not None and turn.foreseen is not None and server in turn.foreseen.found:
-            return turn.foreseen.found[server]
+        if server is not None and (look := turn.foreseen) is not None:
+            found = look.found.get(server)
+            return look.first_s(self._fleet.named(server)) if found is None else found
         return self.forecasts.first_token_s(server, place.ask.model, place.ask.input_tokens, turn.call.near)
 
     def admit(self, name: str, model: str) -> Entry:

@@ -667,6 +667,9 @@ def test_a_request_leaves_nothing_to_the_collector(how):
         def at(self, *asked: object, **more: object) -> float:
             return 1e6
 
+        def stale(self, *asked: object) -> bool:
+            return False
+
         def sent(self, *asked: object, **more: object) -> Any:
             raise AssertionError("nobody is sent")
 
