@@ -28,6 +28,7 @@ from guards.breaker import Entry, Outcome
 from guards.place import Ask, Place, Rank, Share
 from guards.refusal import CUTS, Ending, Reason, Refused
 from guards.sla import Promise, Tier
+from guards.timeouts import Due
 
 log = structlog.get_logger()
 
@@ -107,7 +108,11 @@ class Turns:
             promise = promise._replace(between_s=None, total_s=None)
         if call.model in self._scheduled:
             call.body["priority"] = rank.priority
-        return Turn(self, call, tenant, rank, (tokens, likely * call.choices), promise, sink.received_at)
+        turn = Turn(self, call, tenant, rank, (tokens, likely * call.choices), promise, sink.received_at)
+        if rank.promises is not None and rank.promises.ends:
+            limit_s = rank.promises.turn_s(tokens, asked)
+            turn.due = None if limit_s is None else Due(turn.arrived_s + limit_s, Ending.TIMEOUT, limit_s)
+        return turn
 
     def _foresee(
         self, call: Call, tenant: Tenant, arrived_s: float, model: str, likely: int, size: int
@@ -242,11 +247,12 @@ class Turn:
 
     tokens: of its prompt, and of its answers, about. promise: None where it was promised nothing.
     arrived_s: by the clock of all turns; waited_s: for its turn. foreseen: when it was last routed.
+    due: when it must end, by the limit of its class.
     """
 
     __slots__ = (
         "_answer", "_at", "_before", "_chosen", "_entry", "_expected", "_forecast", "_place", "_sent", "_turns",
-        "arrived_s", "call", "foreseen", "promise", "rank", "tenant", "tokens", "waited_s",
+        "arrived_s", "call", "due", "foreseen", "promise", "rank", "tenant", "tokens", "waited_s",
     )  # fmt: skip
 
     def __init__(
@@ -265,6 +271,7 @@ class Turn:
         self._before = 0  # tokens that it had when it was sent where it is
         self._sent = False
         self.foreseen: Look | None = None
+        self.due: Due | None = None
         self.waited_s = 0.0
 
     @property
