@@ -180,15 +180,13 @@ class Forecasts:
             most = max(most, self.of(one.name).prompts.cached(near, tokens, now_s))
         return tokens - most
 
-    def sent(self, name: str, tokens: int, near: Hashable, shared: int, *, streams: bool) -> Forecast:
-        """A request goes to a replica now. shared: tokens that others near to it will have in common with it.
+    def sent(self, name: str, tokens: int, near: Hashable, shared: int) -> Forecast:
+        """A streamed request goes to a replica now. shared: tokens that others near to it will have in common with it.
 
-        An answer that is not streamed says nothing of its first token, nor when its prompt was computed.
+        Others are not to be told of: they say nothing of their first token, nor when their prompt was computed.
         """
         seen, guesses, now_s = self.of(name), None, self._clock()
         seen.sent_s = now_s
-        if not streams:
-            return Forecast(seen, self._clock, now_s, None, 0, near, shared)
         if seen.takes_note(now_s):
             situation, predictor = self._situation(self._fleet.named(name), tokens, near), seen.predictor
             guesses = predictor.first_token.guess(situation), predictor.between_tokens.guess(situation)

@@ -129,6 +129,8 @@ class Turns:
         return self.waiting.foresee(self.ask(turn)._replace(model=model))
 
     def _promise(self, tier: Tier, call: Call, model: str, tokens: int, likely: int) -> Promise | None:
+        if not call.stream and call.asked_s is None:
+            return tier.whole(tokens, likely)
         uncached = tokens
         if self.forecasts is not None:
             uncached = self.forecasts.uncached(model, tokens, call.near)
@@ -330,10 +332,10 @@ class Turn:
         self._at = name
         if self._forecast is not None:  # what was lost says nothing of how long it would have taken
             self._forecast.over(tokens=0, whole=False, left=False)
-        if turns.forecasts is not None:
+        if turns.forecasts is not None and self.call.stream:  # else nothing shows when its prompt was computed
             self._before = 0 if self._answer is None else self._answer.completion_tokens
             shared = tokens if turns.sessions and self.call.session is not None else min(tokens, PREFIX_TOKENS)
-            self._forecast = turns.forecasts.sent(name, tokens, self.call.near, shared, streams=self.call.stream)
+            self._forecast = turns.forecasts.sent(name, tokens, self.call.near, shared)
 
     def first(self, name: str) -> None:
         """Its first token has come from a server; what another one does in a race says nothing of this one."""

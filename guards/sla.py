@@ -113,6 +113,14 @@ class Tier:
         return Promise(found.name, cell(input_tokens, output_tokens), first_s, between_s, total_s)
 
 
+    def whole(self, input_tokens: int, output_tokens: int) -> "Promise | None":
+        """What is promised of an answer that comes as a whole: nobody sees its first token."""
+        found = self._class(input_tokens, output_tokens)
+        if found is None or found.objective.total is None:
+            return None
+        total_s = found.objective.total.at(output_tokens)
+        return Promise(found.name, cell(input_tokens, output_tokens), None, None, total_s)
+
     def turn_s(self, input_tokens: int, output_tokens: int) -> float | None:
         """How long a request may take, in seconds; None where its class sets no limit."""
         found = self._class(input_tokens, output_tokens)

@@ -33,7 +33,7 @@ class World:
         return self.now_s
 
     def sent(self, name: str = "a", tokens: int = 1000, near: int | None = None, **more: Any) -> Forecast:
-        return self.forecasts.sent(name, tokens, near, **{"shared": tokens, "streams": True} | more)
+        return self.forecasts.sent(name, tokens, near, **{"shared": tokens} | more)
 
     def ahead(self, name: str = "a") -> int:
         return self.forecasts.of(name).prompts.ahead
@@ -75,16 +75,6 @@ def test_who_comes_behind_others_is_expected_to_wait_for_them():
         world.sent(tokens=10_000)
 
     assert world.predicted() == pytest.approx(alone + 50_000 * FIRST_TOKEN.guess_token_s)
-
-
-def test_an_answer_that_is_not_streamed_is_not_learnt_from():
-    """Nobody sees when its prompt was computed, so it also is in nobody's way."""
-    world = World()
-
-    one = world.sent(streams=False)
-
-    assert (world.ahead(), one.predicted_s) == (0, None)
-    one.over(tokens=9, whole=True, left=False)
 
 
 def test_it_learns_how_long_first_tokens_take():
