@@ -67,6 +67,7 @@ from gateway.worker import Worker
 from guards.admission import Admission
 from guards.place import Rank
 from guards.routing import Slack
+from guards.timeouts import UNSAID
 
 log = structlog.get_logger()
 
@@ -418,8 +419,8 @@ def _decoders(config: Config, asides: Asides) -> Callable[[Call], tuple[Callable
 
 
 def _deadlines(config: Config) -> Deadlines:
-    timeouts = config.timeouts
-    return Deadlines(timeouts.total_s, timeouts.session_s, {one.name: one.timeouts.times for one in config.models})
+    models, tiers = ({one.name: one.timeouts.times for one in many} for many in (config.models, config.tiers))
+    return Deadlines(config.timeouts.total_s, config.timeouts.session_s, models, tiers, tiers.get(DEFAULT, UNSAID))
 
 
 def _targets(config: Config) -> dict[str, Target]:

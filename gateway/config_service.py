@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from gateway.config_part import Part, wrong
+from gateway.config_times import TurnTimes
 from guards.admission import Bounds
 from guards.ladder import Step
 from guards.place import BANDS, MANY, Rank
@@ -68,11 +69,18 @@ class RetriesConfig(Part):
     per_s: float = Field(default=PER_S, ge=0, le=10_000)
 
 
+class ClassTimes(Part):
+    """How long a request of a class may take before it is ended, in seconds; unsaid, as its tier says."""
+
+    total_s: float | None = Field(default=None, ge=1, le=86_400)
+
+
 class ClassConfig(Part):
     """What requests up to some size are promised; milliseconds. A base, and more for each thousand tokens.
 
     first: until the first token, by tokens of the prompt that have to be computed. between: the mean time between two.
     total: until the last one, by tokens of the answer. input_max, output_max: the largest; unsaid, any.
+    timeouts: not what is promised, but what is not gone beyond.
     """
 
     name: TierName
@@ -83,6 +91,7 @@ class ClassConfig(Part):
     between_ms: Ms | None = None
     total_ms: Ms | None = None
     total_ms_per_1k_tokens: MsPer1k = 0
+    timeouts: ClassTimes = ClassTimes()
 
     @model_validator(mode="after")
     def _sensible(self) -> "ClassConfig":
@@ -99,7 +108,7 @@ class ClassConfig(Part):
             None if self.between_ms is None else self.between_ms / 1e3,
             _slope(self.total_ms, self.total_ms_per_1k_tokens),
         )
-        return ServiceClass(self.name, objective, self.input_max, self.output_max)
+        return ServiceClass(self.name, objective, self.input_max, self.output_max, self.timeouts.total_s)
 
 
 class AskedConfig(Part):
@@ -131,6 +140,7 @@ class TierConfig(Part):
     priority: 0 goes first, 3 last; where servers schedule by priority they are told the same.
     weight: its share beside other tenants of its priority. permits: requests of one tenant at once.
     classes: those with the tightest bounds first; a request is of the first that takes it.
+    timeouts: of all its keys.
     """
 
     name: TierName
@@ -138,6 +148,7 @@ class TierConfig(Part):
     weight: float = Field(default=1.0, ge=0.01, le=1000)
     permits: int = Field(default=MANY, ge=1, le=MANY)
     asked: AskedConfig | None = None
+    timeouts: TurnTimes = TurnTimes()
     classes: Annotated[tuple[ClassConfig, ...], Field(max_length=64), AfterValidator(_distinct)] = ()
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ LATE = {
 }
 LOOK_EVERY_S = 0.02  # at the soonest, whatever ends when
 NO_TIMES: Mapping[str, Times] = {}
-NOTHING_SAID = (UNSAID, UNSAID)
+NOTHING_SAID = (UNSAID, UNSAID, UNSAID)
 
 
 class Expired(Exception):
@@ -40,13 +40,18 @@ class Deadlines:
 
     total_s: what one request may take, all its legs together; session_s: all of a session's. Both where neither its
         key nor its model says otherwise.
-    models: what models say.
+    models, tiers: what models say, and the tiers of keys; tier: of those for which none is said.
     """
 
     def __init__(
-        self, total_s: float, session_s: float | None = None, models: Mapping[str, Times] = NO_TIMES
+        self,
+        total_s: float,
+        session_s: float | None = None,
+        models: Mapping[str, Times] = NO_TIMES,
+        tiers: Mapping[str, Times] = NO_TIMES,
+        tier: Times = UNSAID,
     ) -> None:
-        self._usual, self._models = Times(total_s, session_s), models
+        self._usual, self._models, self._tiers, self._tier = Times(total_s, session_s), models, tiers, tier
         self._sessions = Sessions()
         self._running: dict[Deadline, None] = {}  # in the order of their beginning
         self._timer: asyncio.TimerHandle | None = None
@@ -55,9 +60,10 @@ class Deadlines:
         self._revoked: set[str] = set()  # since the start: one may have been let in a moment before, and begin after
 
     def of(self, call: Call, tenant: Tenant) -> "Deadline":
-        """As `one`, by what its key, its model and its session say. Raises Refused (SESSION) where that is over."""
+        """As `one`, by what its key, tier, model and session say. Raises Refused (SESSION) where that is over."""
         now_s = asyncio.get_running_loop().time()
-        said = tenant.times, self._models.get(call.model, UNSAID)
+        tier = self._tier if tenant.tier is None else self._tiers.get(tenant.tier, self._tier)
+        said = tenant.times, tier, self._models.get(call.model, UNSAID)
         times = self._usual if said == NOTHING_SAID else tightest(said).over(self._usual)
         since_s = None
         if times.session_s is not None and call.session is not None:
@@ -163,9 +169,11 @@ class Deadline:
         self._began, self._left = began, left
         self.verdict: Verdict | None = None
 
-    def over(self, whose: object) -> Self:
-        """The same, once it is known whose it is."""
+    def over(self, whose: object, due: Due | None = None) -> Self:
+        """The same, once it is known whose it is, and when it must end by what it asks for."""
         self.whose = whose
+        if due is not None and (self.due is None or due < self.due):
+            self.due = due
         return self
 
     def expire(self, verdict: Verdict) -> None:

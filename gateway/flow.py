@@ -51,7 +51,7 @@ class Flow:
                 answer = record.answer = kind(call, sink, hold, quote.terms, self.clock, record.gaps)
                 try:
                     try:
-                        with deadline.over(watch):
+                        with deadline.over(watch, turn.due):
                             await turn.begin(answer)
                             await self._legs(answer, sink, record, headers, turn)
                     except Expired as expired:

@@ -9,6 +9,7 @@ from guards.prediction import Guess, Predictor, Situation
 
 LEARNT_PER_S = 20  # outcomes of one replica that are learnt from: each costs as much as three guesses
 NEAR_S = 600.0  # after which a prompt is taken to be out of its cache
+STALE_S = 10.0  # of nothing at all at a replica, after which what it was like keeps no request out
 NEAR_MAX = 16_384  # of one replica: sessions and beginnings that it has computed lately
 
 
@@ -44,12 +45,15 @@ class Prompts:
 
 
 class Seen:
-    """One replica, as predictions see it. Some of what happens there is learnt from: every so many-th request."""
+    """One replica, as predictions see it. Some of what happens there is learnt from: every so many-th request.
 
-    __slots__ = ("_count", "_every", "_second", "predictor", "prompts")
+    sent_s: when it was last sent something.
+    """
+
+    __slots__ = ("_count", "_every", "_second", "predictor", "prompts", "sent_s")
 
     def __init__(self) -> None:
-        self.predictor, self.prompts = Predictor(), Prompts()
+        self.predictor, self.prompts, self.sent_s = Predictor(), Prompts(), 0.0
         self._second, self._count, self._every = 0, 0, 1
 
     def takes_note(self, now_s: float) -> bool:
@@ -109,17 +113,25 @@ class Forecast:
 
 
 class Look:
-    """A request that looks for a replica: when its first token would come at each that it looked at, in seconds."""
+    """A request that looks for a replica, when its first token is due in so many seconds.
 
-    __slots__ = ("_forecasts", "_near", "_tokens", "found")
+    found: when that would come, at each that it looked at.
+    """
 
-    def __init__(self, forecasts: "Forecasts", tokens: int, near: Hashable) -> None:
-        self._forecasts, self._tokens, self._near = forecasts, tokens, near
+    __slots__ = ("_forecasts", "_left_s", "_near", "_tokens", "found")
+
+    def __init__(self, forecasts: "Forecasts", tokens: int, near: Hashable, left_s: float) -> None:
+        self._forecasts, self._tokens, self._near, self._left_s = forecasts, tokens, near, left_s
         self.found: dict[str, float] = {}
 
     def first_s(self, replica: Replica) -> float:
         """When it would come at this one."""
-        found = self.found[replica.name] = self._forecasts.at(replica, self._tokens, self._near)
+        name, forecasts = replica.name, self._forecasts
+        found = forecasts.at(replica, self._tokens, self._near)
+        if found > self._left_s and forecasts.stale(replica):
+            forecasts.forget(name)
+            found = forecasts.at(replica, self._tokens, self._near)
+        self.found[name] = found
         return found
 
 
@@ -138,6 +150,21 @@ class Forecasts:
         """A replica is gone, and its cache with it. What was learnt of how fast it is stays."""
         self.of(name).prompts.forget()
 
+    def stale(self, replica: Replica) -> bool:
+        """Whether it has had nothing to do for long, so that nobody can know what it would be like now."""
+        gauges = replica.gauges
+        busy = replica.load or (gauges is not None and (gauges.running or gauges.waiting))
+        return not busy and self._clock() - self.of(replica.name).sent_s > STALE_S
+
+    def forget(self, name: str) -> None:
+        """Begin to learn anew what a replica is like.
+
+        For one that is idle, and would be sent nothing by what it was like: it would be kept out of everything for
+        good, since nothing would be learnt any more.
+        """
+        seen = self.of(name)
+        seen.predictor, seen.sent_s = Predictor(), self._clock()
+
     def first_token_s(self, name: str | None, model: str, tokens: int, near: Hashable) -> float:
         """How long the first token of a prompt will take at a replica, nine times out of ten; None: at the best one."""
         if name is not None:
@@ -153,14 +180,13 @@ class Forecasts:
             most = max(most, self.of(one.name).prompts.cached(near, tokens, now_s))
         return tokens - most
 
-    def sent(self, name: str, tokens: int, near: Hashable, shared: int, *, streams: bool) -> Forecast:
-        """A request goes to a replica now. shared: tokens that others near to it will have in common with it.
+    def sent(self, name: str, tokens: int, near: Hashable, shared: int) -> Forecast:
+        """A streamed request goes to a replica now. shared: tokens that others near to it will have in common with it.
 
-        An answer that is not streamed says nothing of its first token, nor when its prompt was computed.
+        Others are not to be told of: they say nothing of their first token, nor when their prompt was computed.
         """
         seen, guesses, now_s = self.of(name), None, self._clock()
-        if not streams:
-            return Forecast(seen, self._clock, now_s, None, 0, near, shared)
+        seen.sent_s = now_s
         if seen.takes_note(now_s):
             situation, predictor = self._situation(self._fleet.named(name), tokens, near), seen.predictor
             guesses = predictor.first_token.guess(situation), predictor.between_tokens.guess(situation)

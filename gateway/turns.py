@@ -28,6 +28,7 @@ from guards.breaker import Entry, Outcome
 from guards.place import Ask, Place, Rank, Share
 from guards.refusal import CUTS, Ending, Reason, Refused
 from guards.sla import Promise, Tier
+from guards.timeouts import Due
 
 log = structlog.get_logger()
 
@@ -35,6 +36,7 @@ COUNT_S = 0.25  # how often it is counted what running requests have had: for fa
 SHARES_MAX = 65_536
 PREFIX_TOKENS = 512  # that others which begin alike are taken to share
 NOTHING: Mapping[str, Any] = {}
+_new = tuple.__new__  # what a NamedTuple's own does, twice as fast
 
 # Ends that say nothing of the promise: whoever asked, or an operator, ended it.
 THEIRS = (Ending.REVOKED, Ending.SESSION)
@@ -107,7 +109,11 @@ class Turns:
             promise = promise._replace(between_s=None, total_s=None)
         if call.model in self._scheduled:
             call.body["priority"] = rank.priority
-        return Turn(self, call, tenant, rank, (tokens, likely * call.choices), promise, sink.received_at)
+        turn = Turn(self, call, tenant, rank, (tokens, likely * call.choices), promise, sink.received_at)
+        if rank.promises is not None and rank.promises.ends:
+            limit_s = rank.promises.turn_s(tokens, asked)
+            turn.due = None if limit_s is None else Due(turn.arrived_s + limit_s, Ending.TIMEOUT, limit_s)
+        return turn
 
     def _foresee(
         self, call: Call, tenant: Tenant, arrived_s: float, model: str, likely: int, size: int
@@ -124,6 +130,8 @@ class Turns:
         return self.waiting.foresee(self.ask(turn)._replace(model=model))
 
     def _promise(self, tier: Tier, call: Call, model: str, tokens: int, likely: int) -> Promise | None:
+        if not call.stream and call.asked_s is None:
+            return tier.whole(tokens, likely)
         uncached = tokens
         if self.forecasts is not None:
             uncached = self.forecasts.uncached(model, tokens, call.near)
@@ -141,7 +149,9 @@ class Turns:
         due_s, promise = None, turn.promise
         if promise is not None and promise.first_s is not None and self._refuse_late:
             due_s = turn.arrived_s + promise.first_s
-        return Ask(self._share(tenant, rank), call.model, *turn.tokens, rank.priority, depth, agent, due_s, turn)
+        into, out = turn.tokens
+        said = self._share(tenant, rank), call.model, into, out, rank.priority, depth, agent, due_s, turn
+        return _new(Ask, said)
 
     def _share(self, tenant: Tenant, rank: Rank) -> Share:
         at = tenant.key_id, tenant.tier
@@ -170,8 +180,8 @@ class Turns:
         if ask.deadline_s is None or self.forecasts is None:
             name = self._fleet.with_room(ask.model, near, lambda one: fits(one, place))
         else:
-            look = turn.foreseen = Look(self.forecasts, ask.input_tokens, near)
             left_s = ask.deadline_s - self.clock()
+            look = turn.foreseen = Look(self.forecasts, ask.input_tokens, near, left_s)
             name = self._fleet.with_room(ask.model, near, lambda one: fits(one, place), look.first_s, left_s)
         turn.choose(name, waits=place.waits)
         return name
@@ -182,8 +192,9 @@ class Turns:
         assert isinstance(turn, Turn)
         if self.forecasts is None:
             return 0.0
-        if server is not None and turn.foreseen is not None and server in turn.foreseen.found:
-            return turn.foreseen.found[server]
+        if server is not None and (look := turn.foreseen) is not None:
+            found = look.found.get(server)
+            return look.first_s(self._fleet.named(server)) if found is None else found
         return self.forecasts.first_token_s(server, place.ask.model, place.ask.input_tokens, turn.call.near)
 
     def admit(self, name: str, model: str) -> Entry:
@@ -241,11 +252,12 @@ class Turn:
 
     tokens: of its prompt, and of its answers, about. promise: None where it was promised nothing.
     arrived_s: by the clock of all turns; waited_s: for its turn. foreseen: when it was last routed.
+    due: when it must end, by the limit of its class.
     """
 
     __slots__ = (
         "_answer", "_at", "_before", "_chosen", "_entry", "_expected", "_forecast", "_place", "_sent", "_turns",
-        "arrived_s", "call", "foreseen", "promise", "rank", "tenant", "tokens", "waited_s",
+        "arrived_s", "call", "due", "foreseen", "promise", "rank", "tenant", "tokens", "waited_s",
     )  # fmt: skip
 
     def __init__(
@@ -264,6 +276,7 @@ class Turn:
         self._before = 0  # tokens that it had when it was sent where it is
         self._sent = False
         self.foreseen: Look | None = None
+        self.due: Due | None = None
         self.waited_s = 0.0
 
     @property
@@ -308,10 +321,12 @@ class Turn:
         """Wait for its turn. Raises Refused."""
         self._answer, turns = answer, self._turns
         if turns.waiting is not None:
-            self._place = await turns.waiting.begin(turns.ask(self))
-            if self._place.waited_s:
-                self.waited_s = self._place.waited_s
+            place = turns.waiting.enter(turns.ask(self))
+            if place.server is None:
+                await turns.waiting.wait(place)
+                self.waited_s = place.waited_s
                 turns.waited(self)
+            self._place = place
         turns.begun(self)
 
     def sent(self, name: str) -> None:
@@ -322,10 +337,10 @@ class Turn:
         self._at = name
         if self._forecast is not None:  # what was lost says nothing of how long it would have taken
             self._forecast.over(tokens=0, whole=False, left=False)
-        if turns.forecasts is not None:
+        if turns.forecasts is not None and self.call.stream:  # else nothing shows when its prompt was computed
             self._before = 0 if self._answer is None else self._answer.completion_tokens
             shared = tokens if turns.sessions and self.call.session is not None else min(tokens, PREFIX_TOKENS)
-            self._forecast = turns.forecasts.sent(name, tokens, self.call.near, shared, streams=self.call.stream)
+            self._forecast = turns.forecasts.sent(name, tokens, self.call.near, shared)
 
     def first(self, name: str) -> None:
         """Its first token has come from a server; what another one does in a race says nothing of this one."""
@@ -353,7 +368,8 @@ class Turn:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """It runs no more, however that came."""
-        self.choose(None)
+        if self._entry is not None or self._expected is not None:
+            self.choose(None)
         self._turns.over(self)
         if self._place is not None and self._turns.waiting is not None:
             self.count()

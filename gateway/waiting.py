@@ -70,19 +70,27 @@ class Waiting:
 
     async def begin(self, ask: Ask) -> Place:
         """Wait until a request may run; it has to `leave`. Raises Refused."""
-        place = self._admission.enter(ask, self._clock())
+        place = self.enter(ask)
         if place.server is None:
-            future = self._futures[place] = asyncio.get_running_loop().create_future()
-            try:
-                self._turn()
-                await future
-            except BaseException:  # refused; or cancelled, which may be when it was let start but has not heard of it
-                self.leave(place, sent=False)
-                raise
-            finally:
-                self._futures.pop(place, None)
-                del future  # with a refusal in it, whose traceback has this frame
+            await self.wait(place)
         return place
+
+    def enter(self, ask: Ask) -> Place:
+        """A request's place: it may run if that has a server, else it has to `wait`. Raises Refused."""
+        return self._admission.enter(ask, self._clock())
+
+    async def wait(self, place: Place) -> None:
+        """Wait until it may run. Raises Refused; then, and where it is cancelled, it has left."""
+        future = self._futures[place] = asyncio.get_running_loop().create_future()
+        try:
+            self._turn()
+            await future
+        except BaseException:  # refused; or cancelled, which may be when it was let start but has not heard of it
+            self.leave(place, sent=False)
+            raise
+        finally:
+            self._futures.pop(place, None)
+            del future  # with a refusal in it, whose traceback has this frame
 
     def leave(self, place: Place, *, sent: bool = True) -> None:
         """A request is over, whatever it was at. sent: whether it went to a server."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 BUCKETS = 21  # sizes, by powers of two; a million tokens and more are one
 CELLS_MAX = 4096  # of one table; what is beyond is counted together
+_new = tuple.__new__  # what a NamedTuple's own does, twice as fast
 Z_95 = 1.96  # of an interval that holds 95 % of the time
 
 
@@ -130,7 +131,7 @@ class Attainment:
 def cell(input_tokens: int, output_tokens: int) -> Cell:
     """The size of a request. For one that was refused or lost, its answer's tokens as they were expected."""
     into, out = max(0, input_tokens).bit_length(), max(0, output_tokens).bit_length()
-    return Cell(into if into < BUCKETS else BUCKETS - 1, out if out < BUCKETS else BUCKETS - 1)
+    return _new(Cell, (into if into < BUCKETS else BUCKETS - 1, out if out < BUCKETS else BUCKETS - 1))
 
 
 def wilson(successes: int, of: int, z: float = Z_95) -> tuple[float, float]:

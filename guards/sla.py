@@ -7,7 +7,7 @@ grows with what is to be computed.
 How often promises are kept is counted in guards/attainment.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from guards.attainment import Cell, Verdict, cell
@@ -45,12 +45,14 @@ class ServiceClass(NamedTuple):
     """Requests that are promised the same.
 
     input_max, output_max: the largest that are of it, in tokens; None for any.
+    turn_s: how long one may take before it is ended, in seconds; None where its class sets no limit.
     """
 
     name: str
     objective: Objective
     input_max: int | None = None
     output_max: int | None = None
+    turn_s: float | None = None
 
     def takes(self, input_tokens: int, output_tokens: int) -> bool:
         """Whether such a request is of this class."""
@@ -65,13 +67,16 @@ class Tier:
 
     classes: those with the tightest bounds first; the first that takes a request is its own.
     asked: the shortest time to the first token that they may ask for; None where they may ask for nothing.
+    ends: whether any class limits how long its requests take.
     """
 
     name: str
     classes: tuple[ServiceClass, ...]
     asked: Slope | None = None
+    ends: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "ends", any(one.turn_s is not None for one in self.classes))
         names = [one.name for one in self.classes]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"tier {self.name}: classes: name at least one, and each once")
@@ -92,10 +97,8 @@ class Tier:
         asked_s: a time to the first token that the client asks for. It may always be longer than what its class
         promises, and shorter down to what the tier allows.
         """
-        for found in self.classes:
-            if found.takes(input_tokens, output_tokens):
-                break
-        else:
+        found = self._class(input_tokens, output_tokens)
+        if found is None:
             return None
         first, between_s, total = found.objective
         first_s = None if first is None else first.at(uncached_tokens)
@@ -108,6 +111,26 @@ class Tier:
         if first_s is None and between_s is None and total_s is None:
             return None
         return Promise(found.name, cell(input_tokens, output_tokens), first_s, between_s, total_s)
+
+
+    def whole(self, input_tokens: int, output_tokens: int) -> "Promise | None":
+        """What is promised of an answer that comes as a whole: nobody sees its first token."""
+        found = self._class(input_tokens, output_tokens)
+        if found is None or found.objective.total is None:
+            return None
+        total_s = found.objective.total.at(output_tokens)
+        return Promise(found.name, cell(input_tokens, output_tokens), None, None, total_s)
+
+    def turn_s(self, input_tokens: int, output_tokens: int) -> float | None:
+        """How long a request may take, in seconds; None where its class sets no limit."""
+        found = self._class(input_tokens, output_tokens)
+        return None if found is None else found.turn_s
+
+    def _class(self, input_tokens: int, output_tokens: int) -> ServiceClass | None:
+        for one in self.classes:
+            if one.takes(input_tokens, output_tokens):
+                return one
+        return None
 
 
 class Deadlines(NamedTuple):

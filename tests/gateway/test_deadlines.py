@@ -10,7 +10,7 @@ from gateway.books.tenants import Tenant
 from gateway.deadlines import LOOK_EVERY_S, Deadlines, Expired
 from gateway.stream.call import Bounds, Call, Endpoint
 from guards.refusal import Ending, Reason, Refused
-from guards.timeouts import Times
+from guards.timeouts import Due, Times
 from tests.sim.loop import SimLoop
 
 HOUR_S = 3600.0
@@ -76,6 +76,35 @@ def test_requests_end_each_in_its_own_time():
 
         assert all(0 <= took_s - limit <= LOOK_EVERY_S for (took_s, *_), limit in zip(took, limits, strict=True))
         assert len(deadlines._running) == 0
+
+    simulated(scene)
+
+
+@pytest.mark.parametrize(
+    ("tier", "wanted_s"), [(None, 30.0), ("gold", 20.0), ("gone", 30.0)], ids=["unsaid", "said", "of no tier any more"]
+)
+def test_a_tier_says_how_long_turns_of_its_keys_may_take(tier, wanted_s):
+    """Those for which none is said, or one that is not there any more, are of the usual tier."""
+
+    async def scene() -> None:
+        deadlines = Deadlines(HOUR_S, tiers={"gold": Times(20.0)}, tier=Times(30.0))
+        took_s, ending, _ = await ended(deadlines, call(), Tenant("key_a", "alice", tier=tier))
+        assert (took_s, ending) == (wanted_s, Ending.TIMEOUT)
+
+    simulated(scene)
+
+
+@pytest.mark.parametrize(("at_s", "wanted_s"), [(10.0, 10.0), (50.0, 40.0)])
+def test_what_is_asked_for_may_end_it_sooner_and_never_later(at_s, wanted_s):
+    """The limit of its class is known only after its own time has begun."""
+
+    async def scene() -> None:
+        now_s = asyncio.get_running_loop().time()
+        deadline = Deadlines(40.0).of(call(), ALICE).over(None, Due(now_s + at_s, Ending.TIMEOUT, at_s))
+        with pytest.raises(Expired) as expired, deadline:
+            await asyncio.sleep(HOUR_S)
+        assert asyncio.get_running_loop().time() - now_s == pytest.approx(wanted_s, abs=0.01)
+        assert f"{wanted_s:g} s" in expired.value.verdict[1]
 
     simulated(scene)
 

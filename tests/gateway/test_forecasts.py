@@ -7,7 +7,7 @@ import pytest
 from gateway.fleet.gauges import Gauges
 from gateway.fleet.replica import Replica
 from gateway.fleet.replicas import Care, Fleet, Listener
-from gateway.forecasts import LEARNT_PER_S, NEAR_MAX, Forecast, Forecasts, Prompts
+from gateway.forecasts import LEARNT_PER_S, NEAR_MAX, STALE_S, Forecast, Forecasts, Look, Prompts
 from guards.health import Health
 from guards.prediction import FIRST_TOKEN
 
@@ -33,7 +33,7 @@ class World:
         return self.now_s
 
     def sent(self, name: str = "a", tokens: int = 1000, near: int | None = None, **more: Any) -> Forecast:
-        return self.forecasts.sent(name, tokens, near, **{"shared": tokens, "streams": True} | more)
+        return self.forecasts.sent(name, tokens, near, **{"shared": tokens} | more)
 
     def ahead(self, name: str = "a") -> int:
         return self.forecasts.of(name).prompts.ahead
@@ -75,16 +75,6 @@ def test_who_comes_behind_others_is_expected_to_wait_for_them():
         world.sent(tokens=10_000)
 
     assert world.predicted() == pytest.approx(alone + 50_000 * FIRST_TOKEN.guess_token_s)
-
-
-def test_an_answer_that_is_not_streamed_is_not_learnt_from():
-    """Nobody sees when its prompt was computed, so it also is in nobody's way."""
-    world = World()
-
-    one = world.sent(streams=False)
-
-    assert (world.ahead(), one.predicted_s) == (0, None)
-    one.over(tokens=9, whole=True, left=False)
 
 
 def test_it_learns_how_long_first_tokens_take():
@@ -230,6 +220,33 @@ def test_a_request_that_is_promised_a_first_token_goes_where_that_comes_soonest(
 
     assert (goes(promised=True), goes(promised=False)) == ("b", "a")
     assert all(one.ttft_s is None for one in world.fleet.all())
+
+
+def test_what_an_idle_replica_was_like_keeps_nobody_out_for_good():
+    """In a flood it was slow. Nothing is learnt of one that is sent nothing, so it is taken to be new at last."""
+    world = World()
+    for _ in range(ENOUGH):
+        world.serve("a", 9.0)
+
+    def foreseen(left_s: float) -> float:
+        return Look(world.forecasts, 1000, None, left_s).first_s(world.fleet.named("a"))
+
+    slow_s = foreseen(1.0)
+    world.now_s += STALE_S + 0.1
+    in_time_s = foreseen(slow_s)  # it keeps nobody out who can wait for so long
+    world.fleet.enter("a")
+    busy_s = foreseen(1.0)
+    world.fleet.leave("a")
+    world.fleet.named("a").gauges = Gauges(0.0, None, None, world.now_s, 1.0)
+    elsewhere_s = foreseen(1.0)  # it is other gateways' requests that it has
+    world.fleet.named("a").gauges = None
+
+    assert slow_s == in_time_s == busy_s == elsewhere_s
+    assert slow_s > 5.0
+    assert foreseen(1.0) == pytest.approx(FIRST_TOKEN.guess_s + 1000 * FIRST_TOKEN.guess_token_s)
+    for _ in range(ENOUGH):
+        world.serve("a", 9.0)
+    assert foreseen(1.0) > 5.0  # and it was just so
 
 
 @pytest.mark.parametrize("standby", [True, False])

@@ -496,6 +496,22 @@ def test_who_would_be_late_where_it_is_near_to_goes_where_it_is_in_time(monkeypa
     assert [server for _, _, server in world.log] == ["b"] * 9
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_that_is_not_streamed_is_not_learnt_from(stream):
+    """Nobody sees when its prompt was computed, so it also is in nobody's way."""
+
+    async def scene(world: World) -> None:
+        with world.turn(of("gold"), stream=stream) as turn:
+            await turn.begin(Answer())
+            turn.sent("a")
+            forecasts = world.turns.forecasts
+            assert forecasts is not None
+            assert forecasts.of("a").prompts.ahead == (PROMPT if stream else 0)
+            assert ("predicted_first_s" in turn.judged(Ending.FINISHED, None)) is stream
+
+    played(scene, ranks=(promising(),), predicts=True)
+
+
 def test_who_would_be_late_is_refused_at_once_and_counted():
     """Its prompt's first token is expected in half a second; that is the promise broken, and it is said so."""
 
@@ -666,6 +682,9 @@ def test_a_request_leaves_nothing_to_the_collector(how):
 
         def at(self, *asked: object, **more: object) -> float:
             return 1e6
+
+        def stale(self, *asked: object) -> bool:
+            return False
 
         def sent(self, *asked: object, **more: object) -> Any:
             raise AssertionError("nobody is sent")

@@ -69,6 +69,13 @@ def test_asking_is_enough_for_a_promise():
     assert (promise.service_class, promise.first_s, promise.between_s, promise.total_s) == ("batch", 30.0, None, None)
 
 
+def test_an_answer_that_comes_as_a_whole_is_promised_its_last_token_alone():
+    """Where its class promises that one; nobody sees its first."""
+    assert GOLD.whole(3000, 200) == Promise("chat", Cell(12, 8), None, None, 30.0)
+    assert (GOLD.whole(50_000, 200), GOLD.whole(200_000, 1)) == (None, None)
+    assert Tier("basic", (CHAT,)).whole(5000, 1) is None
+
+
 @pytest.mark.slow
 @given(TOKENS, TOKENS, st.floats(1e-3, 600.0))
 def test_asking_never_gets_less_than_the_tightest_of_class_and_tier(input_tokens, output_tokens, asked):

@@ -45,12 +45,17 @@ async def settled(gateway, seen):
     return await asyncio.to_thread(gateway.settled, request_id(seen))
 
 
-@pytest.mark.parametrize("whose", ["key", "model"])
-async def test_a_turn_ends_by_its_keys_or_its_models_limit(start_gateway, stub, whose):
+@pytest.mark.parametrize("whose", ["key", "model", "tier", "class"])
+async def test_a_turn_ends_by_the_limit_of_whatever_it_is_of(start_gateway, stub, whose):
     """In mid-stream with an error event that names the limit; what was delivered is charged."""
     mine = {"total_s": 1.0}
     if whose == "key":
         gateway = start_gateway([stub.url], keys=declared(**mine))
+    elif whose in ("tier", "class"):
+        own = {"name": "long", **({"timeouts": mine} if whose == "class" else {})}
+        tier = {"name": "default", "classes": [{"name": "short", "output_max": 9}, own]}
+        tier |= {"timeouts": mine} if whose == "tier" else {}
+        gateway = start_gateway([stub.url], tiers=[tier], keys=declared())
     else:
         gateway = start_gateway([stub.url], of_model={"timeouts": mine}, keys=declared())
 
