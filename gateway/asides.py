@@ -17,7 +17,8 @@ from gateway.stream.wire import encode
 from guards.refusal import Reason, Refused
 
 TRIES_MAX = 3
-COUNTED_AT_ONCE_MAX = 8  # prompts, of all requests together: who floods servers with such would slow all streams there
+COUNTED_AT_ONCE_MAX = 8  # prompts of a model, all requests together: a flood of them would slow all streams there
+OWN_AT_ONCE_MAX = 2  # of one request, that the others get their turn
 # What shapes the prompt of a chat, besides its messages.
 TEMPLATE_FIELDS = (
     "model", "messages", "tools", "chat_template", "chat_template_kwargs", "add_generation_prompt",
@@ -36,12 +37,12 @@ class _Text(msgspec.Struct):
 class Asides:
     """Asks whichever replica is next in line, another one when that fails; each question within `timeout_s`.
 
-    No prompt waits for longer than that to be counted, while others are.
+    No prompt waits for longer than that while others are counted.
     """
 
     def __init__(self, fleet: Fleet, upstream: Upstream, targets: dict[str, Target], timeout_s: float = 5.0) -> None:
         self._fleet, self._upstream, self._targets, self._timeout_s = fleet, upstream, targets, timeout_s
-        self._counting = asyncio.Semaphore(COUNTED_AT_ONCE_MAX)
+        self._counting: dict[str, asyncio.Semaphore] = {}  # by model; there are as many as are served
 
     async def count(self, call: Call) -> int:
         """Count a request's prompt tokens over all its prompts; see `counts`."""
@@ -55,14 +56,21 @@ class Asides:
         if call.endpoint is Endpoint.CHAT:
             said = {name: call.body[name] for name in TEMPLATE_FIELDS if name in call.body}
             return [await self._count(call.model, said)]
+        gate = asyncio.Semaphore(OWN_AT_ONCE_MAX)
 
         async def one(prompt: Any) -> int:
             if not isinstance(prompt, str):
                 return len(prompt)
             special = call.body.get("add_special_tokens", True)
-            return await self._count(call.model, {"prompt": prompt, "add_special_tokens": special})
+            async with gate:
+                return await self._count(call.model, {"prompt": prompt, "add_special_tokens": special})
 
-        return await asyncio.gather(*map(one, call.prompts))
+        counts = [asyncio.ensure_future(one(prompt)) for prompt in call.prompts]
+        try:
+            return await asyncio.gather(*counts)
+        finally:
+            for count in counts:  # those of a prompt that is refused by another one's count
+                count.cancel()
 
     async def text(self, model: str, ids: Sequence[int]) -> str:
         """Decode ids to text, special tokens spelled out. Raises TextLost."""
@@ -73,15 +81,18 @@ class Asides:
             return _no_text()
 
     async def _count(self, model: str, said: dict[str, Any]) -> int:
+        counting = self._counting.get(model) or self._counting.setdefault(
+            model, asyncio.Semaphore(COUNTED_AT_ONCE_MAX)
+        )
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._counting.acquire()
+                await counting.acquire()
         except TimeoutError:
             raise Refused(Reason.OVERLOADED, "Too many prompts are being counted now.", retry_after_s=1.0) from None
         try:
             end = await self._ask(model, "/tokenize", {"model": model} | said)
         finally:
-            self._counting.release()
+            counting.release()
         if end is None:
             raise Refused(Reason.NO_REPLICA, "No server can count this request's tokens now.", retry_after_s=1.0)
         if end.request_at_fault:

@@ -98,6 +98,9 @@ class ClassConfig(Part):
         for name in ("first_ms", "total_ms"):
             if getattr(self, name) is None and getattr(self, f"{name}_per_1k_tokens"):
                 raise wrong(f"{name}_per_1k_tokens means nothing without {name}", f"Add {name}: it is the base.")
+            limit_s, promised_ms = self.timeouts.total_s, getattr(self, name)
+            if limit_s is not None and promised_ms is not None and limit_s * 1e3 < promised_ms:
+                raise wrong(f"timeouts.total_s is shorter than {name}", "What ends it is not before what is due.")
         return self
 
     @property

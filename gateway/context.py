@@ -71,6 +71,8 @@ class Contexts:
         dropped = 0
         if tenant.truncates and call.endpoint is Endpoint.CHAT:
             tokens, dropped = await self._truncated(call, tokens, limit)
+        if tokens is None:  # what is left may fit: its server will say
+            return Context(dropped=dropped)
         if tokens >= limit:
             raise _too_long(call, tokens, limit)
         return Context(tokens, limit, dropped)
@@ -104,8 +106,11 @@ class Contexts:
         call.prompt_bound = sum(counts)
         return max(counts)
 
-    async def _truncated(self, call: Call, tokens: int, limit: int) -> tuple[int, int]:
-        """Drop the oldest turns while the prompt is too long, never the last; tokens that stay, messages that went."""
+    async def _truncated(self, call: Call, tokens: int, limit: int) -> tuple[int | None, int]:
+        """Drop the oldest turns while the prompt is too long, never the last; tokens that stay, messages that went.
+
+        None for tokens that nobody could count any more.
+        """
         dropped = 0
         for _ in range(COUNTS_MAX):
             messages = call.body["messages"]
@@ -120,7 +125,7 @@ class Contexts:
             dropped += len(gone)
             counted = await self._count(call)
             if counted is None:
-                break
+                return None, dropped
             tokens = counted
         return tokens, dropped
 

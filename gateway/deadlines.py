@@ -19,8 +19,8 @@ STOPPED: Verdict = (Ending.STOPPED, "The gateway is stopping, and this request t
 REVOKED: Verdict = (Ending.REVOKED, "The API key of this request was revoked.")
 LAPSED: Verdict = (Ending.BOOKS, "The budget of this request cannot be asked for any more right now.")
 LATE = {
-    Ending.TIMEOUT: "This request took longer than {:g} s, the limit for one (timeouts.total_s).",
-    Ending.SESSION: "This session is older than {:g} s, the limit for one (timeouts.session_s).",
+    Ending.TIMEOUT: "This request took longer than {:g} s, the limit for one (total_s).",
+    Ending.SESSION: "This session is older than {:g} s, the limit for one (session_s).",
 }
 LOOK_EVERY_S = 0.02  # at the soonest, whatever ends when
 NO_TIMES: Mapping[str, Times] = {}
@@ -185,6 +185,8 @@ class Deadline:
     def __enter__(self) -> Self:
         task = asyncio.current_task()
         assert task is not None
+        if self.due is not None and self.due.at_s <= asyncio.get_running_loop().time():
+            raise Expired(_late(self.due))  # nothing is begun that would be ended at once
         self._task, self._cancelling = task, task.cancelling()
         self._began(self)
         return self

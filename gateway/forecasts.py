@@ -10,6 +10,8 @@ from guards.prediction import Guess, Predictor, Situation
 LEARNT_PER_S = 20  # outcomes of one replica that are learnt from: each costs as much as three guesses
 NEAR_S = 600.0  # after which a prompt is taken to be out of its cache
 STALE_S = 10.0  # of nothing at all at a replica, after which what it was like keeps no request out
+MUCH = 2.0  # times as long as it took
+COLD_MAX = 32  # requests at a replica of which nothing is known yet: as many as are needed to know it
 NEAR_MAX = 16_384  # of one replica: sessions and beginnings that it has computed lately
 
 
@@ -45,15 +47,12 @@ class Prompts:
 
 
 class Seen:
-    """One replica, as predictions see it. Some of what happens there is learnt from: every so many-th request.
+    """One replica, as predictions see it. Some of what happens there is learnt from: every so many-th request."""
 
-    sent_s: when it was last sent something.
-    """
-
-    __slots__ = ("_count", "_every", "_second", "predictor", "prompts", "sent_s")
+    __slots__ = ("_count", "_every", "_second", "predictor", "prompts")
 
     def __init__(self) -> None:
-        self.predictor, self.prompts, self.sent_s = Predictor(), Prompts(), 0.0
+        self.predictor, self.prompts = Predictor(), Prompts()
         self._second, self._count, self._every = 0, 0, 1
 
     def takes_note(self, now_s: float) -> bool:
@@ -69,15 +68,20 @@ class Seen:
 class Forecast:
     """One request at one replica, from the moment it is sent there until that is over.
 
+    trial: the replica has been idle for long; where this one is served much sooner than was foreseen, what was learnt
+        of it is forgotten.
     first: its first token has come; ends what it adds to the prompts that are ahead of others.
     """
 
-    __slots__ = ("_ahead", "_clock", "_first_s", "_guesses", "_near", "_seen", "_sent_s", "_shared", "predicted_s")
+    __slots__ = (
+        "_ahead", "_clock", "_first_s", "_guesses", "_near", "_seen", "_sent_s", "_shared", "_trial", "predicted_s",
+    )  # fmt: skip
 
     def __init__(
         self, seen: Seen, clock: Callable[[], float], now_s: float, guesses: tuple[Guess, Guess] | None, ahead: int,
-        near: Hashable, shared: int,
+        near: Hashable, shared: int, trial: bool,
     ) -> None:  # fmt: skip
+        self._trial = trial
         self._seen, self._clock, self._guesses, self._ahead = seen, clock, guesses, ahead
         self._near, self._shared = near, shared
         self._sent_s, self._first_s = now_s, 0.0
@@ -92,7 +96,11 @@ class Forecast:
         self._computed()
         self._seen.prompts.note(self._near, self._shared, self._first_s)
         if self._guesses is not None:
-            self._seen.predictor.first_token.note(self._guesses[0], max(0.0, self._first_s - self._sent_s))
+            took_s = max(0.0, self._first_s - self._sent_s)
+            if self._trial and took_s * MUCH < self._guesses[0].p90_s:
+                self._seen.predictor, self._guesses = Predictor(), None
+            else:
+                self._seen.predictor.first_token.note(self._guesses[0], took_s)
 
     def over(self, *, tokens: int, whole: bool, left: bool) -> None:
         """It is over there. tokens: of its answer; whole: it is all of it. left: its client did not wait for more."""
@@ -128,9 +136,8 @@ class Look:
         """When it would come at this one."""
         name, forecasts = replica.name, self._forecasts
         found = forecasts.at(replica, self._tokens, self._near)
-        if found > self._left_s and forecasts.stale(replica):
-            forecasts.forget(name)
-            found = forecasts.at(replica, self._tokens, self._near)
+        if found > self._left_s and forecasts.may_try(replica, self._tokens):
+            found = 0.0
         self.found[name] = found
         return found
 
@@ -150,26 +157,26 @@ class Forecasts:
         """A replica is gone, and its cache with it. What was learnt of how fast it is stays."""
         self.of(name).prompts.forget()
 
-    def stale(self, replica: Replica) -> bool:
-        """Whether it has had nothing to do for long, so that nobody can know what it would be like now."""
+    def may_try(self, replica: Replica, tokens: int) -> bool:
+        """Whether a prompt goes to a replica whatever is foreseen there: else nobody could ever show otherwise.
+
+        Some do while nothing is known of it, and one after it has had nothing to do for long.
+        """
+        if not self.of(replica.name).predictor.first_token.knows(tokens):
+            return replica.load < COLD_MAX
+        return self._stale(replica)
+
+    def _stale(self, replica: Replica) -> bool:
         gauges = replica.gauges
         busy = replica.load or (gauges is not None and (gauges.running or gauges.waiting))
-        return not busy and self._clock() - self.of(replica.name).sent_s > STALE_S
-
-    def forget(self, name: str) -> None:
-        """Begin to learn anew what a replica is like.
-
-        For one that is idle, and would be sent nothing by what it was like: it would be kept out of everything for
-        good, since nothing would be learnt any more.
-        """
-        seen = self.of(name)
-        seen.predictor, seen.sent_s = Predictor(), self._clock()
+        return not busy and self._clock() - replica.idle_s > STALE_S
 
     def first_token_s(self, name: str | None, model: str, tokens: int, near: Hashable) -> float:
         """How long the first token of a prompt will take at a replica, nine times out of ten; None: at the best one."""
         if name is not None:
             return self._guess(self._fleet.named(name), tokens, near).p90_s
-        return min((self._guess(one, tokens, near).p90_s for one in self._fleet.up(model)), default=0.0)
+        up = self._fleet.up(model)
+        return min((0.0 if self.may_try(one, tokens) else self.at(one, tokens, near) for one in up), default=0.0)
 
     def uncached(self, model: str, tokens: int, near: Hashable) -> int:
         """How many tokens of a prompt will have to be computed, where most of it is cached."""
@@ -185,13 +192,13 @@ class Forecasts:
 
         Others are not to be told of: they say nothing of their first token, nor when their prompt was computed.
         """
-        seen, guesses, now_s = self.of(name), None, self._clock()
-        seen.sent_s = now_s
+        seen, guesses, now_s, trial = self.of(name), None, self._clock(), False
         if seen.takes_note(now_s):
-            situation, predictor = self._situation(self._fleet.named(name), tokens, near), seen.predictor
+            replica, predictor = self._fleet.named(name), seen.predictor
+            situation, trial = self._situation(replica, tokens, near), self._stale(replica)
             guesses = predictor.first_token.guess(situation), predictor.between_tokens.guess(situation)
         ahead = tokens - seen.prompts.cached(near, tokens, now_s)
-        return Forecast(seen, self._clock, now_s, guesses, ahead, near, shared)
+        return Forecast(seen, self._clock, now_s, guesses, ahead, near, shared, trial)
 
     def at(self, replica: Replica, tokens: int, near: Hashable) -> float:
         """How long the first token of a prompt will take at a replica, nine times out of ten."""

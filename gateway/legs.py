@@ -38,8 +38,8 @@ class Legs:
     """A block in which legs may be opened for a request whose turn it is; leaving it closes them."""
 
     __slots__ = (
-        "_asked", "_fleet", "_headers", "_news", "_next", "_running", "_targets", "_turn", "_upstream", "_visits",
-        "_waiter",
+        "_asked", "_fleet", "_headers", "_missing", "_news", "_next", "_running", "_targets", "_turn", "_upstream",
+        "_visits", "_waiter",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +49,7 @@ class Legs:
         self._turn, self._visits = turn, Visits(fleet, turn.call.model)
         self._next: Visit | None = None
         self._asked = False
+        self._missing: Names = frozenset()
         self._running: list[Running] = []
         self._news = False
         self._waiter: asyncio.Future[None] | None = None
@@ -74,7 +75,7 @@ class Legs:
             self._next = self._visits.begin(name, entry)
         else:
             call = self._turn.call
-            picked = self._fleet.pick(call.model, avoid, call.near)
+            picked = self._fleet.pick(call.model, avoid, call.near, self._missing)
             if picked is None:
                 return None
             name, self._next = picked, self._visits.begin(picked)
@@ -135,6 +136,8 @@ class Legs:
         """
         self._visits.ended(running.visit, end, lost)
         if lost:
+            if not end.reached:
+                self._missing |= {running.replica}
             for one in self._running:
                 if one.replica == running.replica:
                     one.leg.close()

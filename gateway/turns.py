@@ -25,6 +25,7 @@ from gateway.stream.seams import Sink
 from gateway.waiting import Waiting
 from guards.attainment import Attainment, Verdict
 from guards.breaker import Entry, Outcome
+from guards.budget import UNLIMITED
 from guards.place import Ask, Place, Rank, Share
 from guards.refusal import CUTS, Ending, Reason, Refused
 from guards.sla import Promise, Tier
@@ -111,7 +112,7 @@ class Turns:
             call.body["priority"] = rank.priority
         turn = Turn(self, call, tenant, rank, (tokens, likely * call.choices), promise, sink.received_at)
         if rank.promises is not None and rank.promises.ends:
-            limit_s = rank.promises.turn_s(tokens, asked)
+            limit_s = rank.promises.turn_s(call.prompt_bound, call.max_tokens or UNLIMITED)
             turn.due = None if limit_s is None else Due(turn.arrived_s + limit_s, Ending.TIMEOUT, limit_s)
         return turn
 

@@ -122,6 +122,10 @@ class Quantile:
         unit_s = target.guess_s
         return Guess(believed * unit_s, usual * unit_s, standing * unit_s, bucket, asked == bucket, x)
 
+    def knows(self, tokens: int) -> bool:
+        """Whether enough was seen to say anything of a prompt of that size, or of one near to it."""
+        return self._asked[_bucket(tokens)] is not None
+
     def note(self, guess: Guess, actual_s: float) -> None:
         """Learn how a guess came out. actual_s: from the moment of the guess on; never below 0."""
         assert actual_s >= 0.0, "time does not go back"

@@ -122,7 +122,10 @@ class Tier:
         return Promise(found.name, cell(input_tokens, output_tokens), None, None, total_s)
 
     def turn_s(self, input_tokens: int, output_tokens: int) -> float | None:
-        """How long a request may take, in seconds; None where its class sets no limit."""
+        """How long a request of at most so many tokens may take, in seconds; None where its class sets no limit.
+
+        By what it may come to, not by what is likely: one that comes to more than is likely must not be ended for it.
+        """
         found = self._class(input_tokens, output_tokens)
         return None if found is None else found.turn_s
 

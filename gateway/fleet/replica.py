@@ -23,6 +23,7 @@ class Replica:
     serves: each model it told of, with its length limit in tokens.
     tokens: that the legs there likely take.
     weight: how much it takes beside the others: share, as it is configured, or less where it is much worse than they.
+    idle_s: since when it has had nothing of ours to do, if it has nothing.
     ttft_s: until the first token of the request that is being looked at; None where nobody predicts it.
     since_s: when it came to be up, or down.
     trust: what its ups and downs come to.
@@ -43,6 +44,7 @@ class Replica:
     tokens_seen: int = 0  # at the last probe
     quiet: int = 0  # probes in a row that found requests waiting and no token since the one before
     since_s: float = 0.0
+    idle_s: float = 0.0
     trust: Trust = field(default_factory=Trust)
     breakers: dict[str, Breaker] = field(default_factory=dict)
     gauges: Gauges | None = None

@@ -104,7 +104,8 @@ class Fleet:
         self._replicas = {replica.name: replica for replica in replicas}
         self._ask, self._listener, self._care, self._clock = ask, listener, care, clock
         for replica in replicas:
-            replica.since_s, replica.weight = clock(), replica.share
+            replica.since_s = replica.idle_s = clock()
+            replica.weight = replica.share
         self._canary = Canary(ask, care.probe_s)
         self._hedges = Allowance(care.hedges_per_s, care.hedges_burst)
         self._retries = Retries(care.retry_share, care.retries_per_s)
@@ -128,14 +129,22 @@ class Fleet:
                 return window
         return None
 
-    def pick(self, model: str, avoid: frozenset[str], near: int | None = None) -> str | None:
-        """Name the replica for the next leg; None when there is none left to try. near: see `guards.routing`."""
+    def pick(
+        self, model: str, avoid: frozenset[str], near: int | None = None, missing: frozenset[str] = NOBODY
+    ) -> str | None:
+        """Name the replica for the next leg; None when there is none left to try. near: see `guards.routing`.
+
+        missing: those of `avoid` where nobody was. They are tried again when nothing else is left at all: one that has
+        only just died is up until somebody has looked, and would take all that a request may try meanwhile.
+        """
         good = self._good(model)
         if avoid:
             good = [one for one in good if one.name not in avoid]
         if good:
             return routing.choose(good, near, self._slack).name
-        return routing.pick(self._candidates(self._for(model), model), avoid, near, self._slack)
+        known = self._candidates(self._for(model), model)
+        there = [one for one in known if one.name not in missing]
+        return routing.pick(there, avoid, near, self._slack) or routing.pick(known, avoid, near, self._slack)
 
     def with_room(
         self,
@@ -242,6 +251,8 @@ class Fleet:
         replica = self._replicas[name]
         replica.load -= 1
         replica.tokens -= tokens
+        if not replica.load:
+            replica.idle_s = self._clock()
 
     def not_ready(self) -> list[str]:
         """Say what keeps the gateway from serving; nothing when each model has a replica that is up."""
@@ -265,15 +276,8 @@ class Fleet:
             self._compare()
             await asyncio.sleep(self._care.probe_every_s)
 
-    def suspect(self, name: str, reached: bool = True) -> None:
-        """A leg was lost there: look now, not at the next round.
-
-        reached: there was a connection. Where none was to be had that is known already, and legs that come before the
-        look is over must not be spent on it.
-        """
-        if not reached:
-            replica = self._replicas[name]
-            self._judge(replica, replica.health.after(Probe.REFUSED))
+    def suspect(self, name: str) -> None:
+        """A leg was lost there: look now, not at the next round."""
         self._once(f"look {name}", partial(self._look, name))
 
     async def probe(self, name: str) -> Probe:

@@ -21,6 +21,7 @@ from gateway.stream.silences import Silences
 
 # No connection, and no fault of the server's: it must not pass for one that is gone.
 OUR_WANTS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
+GRACE_S = 0.02  # for a connection that may be there already when its time is over
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -322,11 +323,18 @@ class Upstream:
     async def _connect(self, leg: Leg) -> None:
         target = leg.target
         connection = Connection(self, target)
+        connecting = self.loop.create_task(
+            self.loop.create_connection(
+                lambda: connection, target.host, target.port, ssl=self._tls if target.tls else None
+            )
+        )
         try:
-            async with asyncio.timeout(self.limits.connect_s):
-                await self.loop.create_connection(
-                    lambda: connection, target.host, target.port, ssl=self._tls if target.tls else None
-                )
+            done, _ = await asyncio.wait((connecting,), timeout=self.limits.connect_s)
+            if not done:  # or this process has stood still, and nobody has looked yet
+                done, _ = await asyncio.wait((connecting,), timeout=GRACE_S)
+            if not done:
+                raise TimeoutError
+            connecting.result()
         except TimeoutError:
             leg.end(LegEnd(Cause.SILENT, f"it took no connection within {self.limits.connect_s:g} s"))
             return
@@ -339,6 +347,8 @@ class Upstream:
         except Exception as error:
             leg.fault(error)
             return
+        finally:
+            connecting.cancel()
         if leg.over:
             connection.abort()
         else:

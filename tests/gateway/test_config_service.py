@@ -94,6 +94,10 @@ ONE_ERROR = {
         "7:29: tiers[0].classes[0]: first_ms_per_1k_tokens means nothing without first_ms."
         " Add first_ms: it is the base.",
     ),
+    "a limit that is shorter than a promise": (
+        "tiers: [{name: a, classes: [{name: c, total_ms: 5000, timeouts: {total_s: 4}}]}]",
+        "7:29: tiers[0].classes[0]: timeouts.total_s is shorter than total_ms. What ends it is not before what is due.",
+    ),
     "a time of nothing": (
         "tiers: [{name: a, classes: [{name: c, between_ms: 0}]}]",
         "7:51: tiers[0].classes[0].between_ms: must be above 0.",

@@ -134,6 +134,17 @@ async def test_what_cannot_be_counted_is_left_to_the_server():
     assert asides.asked == 0
 
 
+async def test_what_cannot_be_counted_again_is_left_to_the_server_as_it_is_by_then():
+    """The turns that went are told; nobody says that it is too long, for nobody knows."""
+    said = conversation(4000, 4000, 4000, 1000)
+    call = chat(*said)
+
+    found = await contexts(Asides(left=1)).fit(call, OPTED_IN)
+
+    assert (found.dropped, found.tokens, len(call.body["messages"])) == (8, 0, len(said) - 8)
+    assert found.headers == (("x-holdfast-context-dropped", "8"),)
+
+
 def conversation(*tokens: int) -> list[dict[str, Any]]:
     """A system prompt, turns of so many tokens with a tool's call in each, and a last question."""
     said = [says("system", 500)]

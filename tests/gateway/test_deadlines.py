@@ -109,6 +109,20 @@ def test_what_is_asked_for_may_end_it_sooner_and_never_later(at_s, wanted_s):
     simulated(scene)
 
 
+def test_nothing_is_begun_whose_time_is_over_already():
+    """As where its budget was long waited for."""
+
+    async def scene() -> None:
+        deadlines, begun = Deadlines(HOUR_S), False
+        deadline = deadlines.of(call(), ALICE).over(None, Due(1.0, Ending.TIMEOUT, 1.0))
+        await asyncio.sleep(2)
+        with pytest.raises(Expired) as expired, deadline:
+            begun = True
+        assert (begun, expired.value.verdict[0], deadlines.revoke({"key_a"})) == (False, Ending.TIMEOUT, 0)
+
+    simulated(scene)
+
+
 def test_a_session_ends_what_runs_and_refuses_what_comes():
     """Its time runs from its first request, whether or not one runs; the refusal names the limit."""
 

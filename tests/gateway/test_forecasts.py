@@ -7,7 +7,7 @@ import pytest
 from gateway.fleet.gauges import Gauges
 from gateway.fleet.replica import Replica
 from gateway.fleet.replicas import Care, Fleet, Listener
-from gateway.forecasts import LEARNT_PER_S, NEAR_MAX, STALE_S, Forecast, Forecasts, Look, Prompts
+from gateway.forecasts import COLD_MAX, LEARNT_PER_S, NEAR_MAX, STALE_S, Forecast, Forecasts, Look, Prompts
 from guards.health import Health
 from guards.prediction import FIRST_TOKEN
 
@@ -44,10 +44,12 @@ class World:
     def serve(self, name: str, first_s: float, between_s: float = 0.0, answer: int = 1) -> Forecast:
         """A request from beginning to end."""
         one = self.sent(name)
+        self.fleet.enter(name)
         self.now_s += first_s
         one.first()
         self.now_s += between_s * (answer - 1)
         one.over(tokens=answer, whole=True, left=False)
+        self.fleet.leave(name)
         return one
 
 
@@ -222,31 +224,48 @@ def test_a_request_that_is_promised_a_first_token_goes_where_that_comes_soonest(
     assert all(one.ttft_s is None for one in world.fleet.all())
 
 
-def test_what_an_idle_replica_was_like_keeps_nobody_out_for_good():
-    """In a flood it was slow. Nothing is learnt of one that is sent nothing, so it is taken to be new at last."""
+def looked(world: World, left_s: float) -> float:
+    """When a request that is due then is told that its first token will come."""
+    return Look(world.forecasts, 1000, None, left_s).first_s(world.fleet.named("a"))
+
+
+def test_so_many_are_let_in_where_nothing_is_known_as_teach_what_there_is_to_know():
+    """Else nobody would ever be, where all are promised less than what is guessed."""
+    world = World()
+    empty_s = looked(world, 0.1)
+    for _ in range(COLD_MAX):
+        world.fleet.enter("a")
+    full_s = looked(world, 0.1)
+
+    assert (empty_s, looked(world, 10.0)) == (0.0, full_s)
+    assert full_s == pytest.approx(FIRST_TOKEN.guess_s + 1000 * FIRST_TOKEN.guess_token_s)
+
+
+def test_an_idle_replica_that_was_slow_is_tried_and_forgiven_if_it_is_not_any_more():
+    """In a flood it was. Nothing is learnt of one that is sent nothing."""
     world = World()
     for _ in range(ENOUGH):
         world.serve("a", 9.0)
-
-    def foreseen(left_s: float) -> float:
-        return Look(world.forecasts, 1000, None, left_s).first_s(world.fleet.named("a"))
-
-    slow_s = foreseen(1.0)
+    slow_s = looked(world, 1.0)
     world.now_s += STALE_S + 0.1
-    in_time_s = foreseen(slow_s)  # it keeps nobody out who can wait for so long
+    patient_s, tried_s = looked(world, slow_s), looked(world, 1.0)
     world.fleet.enter("a")
-    busy_s = foreseen(1.0)
+    busy_s = looked(world, 1.0)
     world.fleet.leave("a")
+    just_now_s = looked(world, 1.0)
+    world.now_s += STALE_S + 0.1
     world.fleet.named("a").gauges = Gauges(0.0, None, None, world.now_s, 1.0)
-    elsewhere_s = foreseen(1.0)  # it is other gateways' requests that it has
+    elsewhere_s = looked(world, 1.0)  # it is other gateways' requests that it has
     world.fleet.named("a").gauges = None
 
-    assert slow_s == in_time_s == busy_s == elsewhere_s
+    assert slow_s == patient_s == busy_s == just_now_s == elsewhere_s
     assert slow_s > 5.0
-    assert foreseen(1.0) == pytest.approx(FIRST_TOKEN.guess_s + 1000 * FIRST_TOKEN.guess_token_s)
-    for _ in range(ENOUGH):
-        world.serve("a", 9.0)
-    assert foreseen(1.0) > 5.0  # and it was just so
+    assert tried_s == 0.0
+    world.serve("a", 8.0)  # it is as slow as it was
+    assert looked(world, 1.0) > 5.0
+    world.now_s += STALE_S + 0.1
+    world.serve("a", 0.1)
+    assert (looked(world, 0.1), looked(world, 60.0) < 1.0) == (0.0, True)
 
 
 @pytest.mark.parametrize("standby", [True, False])

@@ -23,6 +23,7 @@ from guards.breaker import Outcome, Plan, State
 from guards.fairness import INPUT
 from guards.health import Health
 from guards.place import Rank
+from guards.prediction import Situation
 from guards.refusal import Ending, Reason, Refused
 from guards.sla import Objective, ServiceClass, Slope, Tier
 from tests.gateway.stream.fakes import call_for
@@ -82,6 +83,14 @@ class World:
         bounds = Bounds(server=room, wait_s=WAIT_S)
         self.admission = Admission(bounds, self.turns.route, self.turns.first_token_s)
         self.turns.waiting = self.waiting = Waiting(self.admission, loop.time)
+
+    def taught(self, first_s: float = 0.5) -> None:
+        """Enough has been seen of each replica to say when first tokens come."""
+        assert self.turns.forecasts is not None
+        for one in self.fleet.all():
+            quantile = self.turns.forecasts.of(one.name).predictor.first_token
+            for _ in range(40):
+                quantile.note(quantile.guess(Situation(PROMPT, PROMPT, 0, 0, 0, 0.0)), first_s)
 
     def turn(self, who: Tenant = OPEN, **said: Any) -> Turn:
         """A request that comes now."""
@@ -447,6 +456,7 @@ def test_the_probe_is_given_back_by_who_does_not_go_there(how):
 
     async def scene(world: World) -> None:
         world.half_open("a")
+        world.taught()
         if how == "late":
             await world.serve("late", who=of("gold"))
             assert world.refused == {"late": Reason.LATE}
@@ -482,6 +492,7 @@ def test_who_would_be_late_where_it_is_near_to_goes_where_it_is_in_time(monkeypa
     async def scene(world: World) -> None:
         monkeypatch.setattr(world.turns.forecasts, "at", lambda one, tokens, near: soon_s[one.name])
         monkeypatch.setattr(world.turns.forecasts, "first_token_s", lambda name, *of: soon_s[name])
+        monkeypatch.setattr(world.turns.forecasts, "may_try", lambda *asked: False)
         for near in range(9):
             with world.turn(of("gold")) as turn:
                 turn.call.near = near
@@ -516,11 +527,40 @@ def test_who_would_be_late_is_refused_at_once_and_counted():
     """Its prompt's first token is expected in half a second; that is the promise broken, and it is said so."""
 
     async def scene(world: World) -> None:
+        world.taught()
         await world.serve("late", who=of("gold"))
 
     world = played(scene, ranks=(promising(first_s=0.2),), predicts=True)
 
     assert (world.log, world.refused) == ([], {"late": Reason.LATE})
+
+
+@pytest.mark.parametrize(("max_tokens", "limit_s"), [(None, None), (501, None), (500, 5.0)])
+def test_a_class_ends_only_what_cannot_be_larger_than_it_is_for(max_tokens, limit_s):
+    """Whatever is likely of it: half of the answers that are promised as short ones might be ended for being long."""
+    short = ServiceClass("short", Objective(None, 1.0), output_max=500, turn_s=5.0)
+    rank = Rank("gold", promises=Tier("gold", (short, ServiceClass("long", Objective(None, 9.0)))))
+
+    async def scene(world: World) -> None:
+        await asyncio.sleep(3)
+        turn = world.turn(of("gold"), max_tokens=max_tokens)
+        assert turn.promise is not None
+        assert turn.promise.service_class == "short"
+        said = None if limit_s is None else (pytest.approx(3 + limit_s, abs=0.01), Ending.TIMEOUT, limit_s)
+        assert turn.due == said
+
+    played(scene, ranks=(rank,))
+
+
+def test_nobody_is_refused_by_what_nobody_knows_yet():
+    """Else a gateway whose requests are all promised would never learn when their tokens come."""
+
+    async def scene(world: World) -> None:
+        await world.serve("first", who=of("gold"))
+
+    world = played(scene, ranks=(promising(first_s=0.2),), predicts=True)
+
+    assert (world.started(), world.refused) == (["first"], {})
 
 
 def test_who_would_be_late_is_sent_where_lateness_is_not_refused():
@@ -683,7 +723,7 @@ def test_a_request_leaves_nothing_to_the_collector(how):
         def at(self, *asked: object, **more: object) -> float:
             return 1e6
 
-        def stale(self, *asked: object) -> bool:
+        def may_try(self, *asked: object) -> bool:
             return False
 
         def sent(self, *asked: object, **more: object) -> Any:

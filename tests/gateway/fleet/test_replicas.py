@@ -206,21 +206,18 @@ async def test_a_suspicion_is_looked_into_once_at_a_time():
     assert world.asked == [("a", "/health"), ("a", "/v1/models"), ("a", "/health")]
 
 
-async def test_a_leg_that_found_nobody_there_is_spent_on_no_other():
-    """While the look goes on, what two servers both failed goes to the one that may still be there."""
+async def test_what_two_servers_failed_goes_to_the_one_that_is_there():
+    """One that has just died is up until somebody has looked; it is asked again when no other one is left."""
     world = World(Replica("a", model="m"), Replica("b", model="m"))
     for name in ("a", "b"):
         await world.fleet.probe(name)
-    world.held = asyncio.Event()
-    failed = frozenset(("a", "b"))
-    assert world.fleet.pick("m", failed) == "a"
-    world.fleet.suspect("a", reached=False)
+    both, a, b = frozenset("ab"), frozenset("a"), frozenset("b")
 
-    assert world.changes[-1] == ("a", False, "cannot be reached")
-    assert world.fleet.pick("m", failed) == "b"
-    world.held.set()
-    await asyncio.gather(*world.fleet._busy.values())
-    assert world.changes[-1] == ("a", True, "answers")  # it was back, and the look found it
+    assert [world.fleet.pick("m", both, None, missing) for missing in (a, b, both)] == ["b", "a", "a"]
+    assert world.fleet.pick("m", a, None, a) == "b"
+    world.health["b"] = REFUSED
+    await world.fleet.probe("b")
+    assert world.fleet.pick("m", both, None, a) == "a"
 
 
 async def test_every_replica_is_probed_again_and_again():

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
@@ -629,6 +630,18 @@ async def test_want_of_descriptors_is_no_fault_of_the_servers(monkeypatch):
         end = await upstream.open(target, "/", None).ended
 
     assert (end.cause, end.reached) == (Cause.SILENT, True)
+
+
+async def test_a_connection_that_is_there_when_we_wake_is_used():
+    """On a starved machine this process may stand still for all of the time that a server has to take it."""
+    async with serving(always(plain(b"yes")), connect_s=0.05) as (_, upstream, target):
+        leg = upstream.open(target, "/", b"{}")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        time.sleep(0.2)  # noqa: ASYNC251 - nobody has a turn meanwhile
+        end = await leg.ended
+
+    assert (end.cause, end.body) == (Cause.DONE, b"yes")
 
 
 async def stay_silent(server, reader, writer):
