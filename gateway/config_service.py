@@ -36,7 +36,7 @@ class AdmissionConfig(Part):
     # In all; one tenant has at most half of the rest. Unsaid, half of limits.requests_in_flight, which count them too.
     waiting: int | None = Field(default=None, ge=1, le=1_000_000)
     wait_s: float = Field(default=_BOUNDS.wait_s, gt=0, le=3600)
-    rise_s: float = Field(default=_BOUNDS.rise_s, gt=0, le=3600)  # waited so long in a band, a request rises one
+    rise_s: float = Field(default=_BOUNDS.rise_s, gt=0, le=3600)  # waited so long in a band, who is next rises one
     refuse_late: bool = True  # what is predicted to miss its time to the first token
     fair_by: Literal["key", "user", "team", "org"] = "key"  # between whom turns are shared
     per_model: int = Field(default=_BOUNDS.model, ge=1, le=MANY)  # requests at once, of each depth of agents

@@ -2,7 +2,8 @@
 
 What was sent to a server cannot be called back, or moved to one that has become free. So a server is given no more than
 it can hold (`concurrency`), and the rest waits here, in this order: priority band; the tenant that was served least
-(`fairness`); the earliest deadline. A request rises a band after a while, so that nobody starves. Requests whose own
+(`fairness`); the earliest deadline. Whose turn it is in a band rises to the next one after a while, so that nobody
+starves; not who has waited the longest, for that is whoever has flooded it. Requests whose own
 permits are taken (`permits`) wait aside, in nobody's way.
 
 Who cannot be in time is refused, at once if that can be foreseen: a queue of requests that all come too late serves
@@ -25,7 +26,6 @@ Whoever calls this tells it the time, sends requests off, and tells them that th
 its first token will come is `ttft_s`'s.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -50,7 +50,7 @@ class Bounds:
     """How many may run and wait, and how long. Times in seconds.
 
     waiting: in all; one tenant has at most as many as there is room for others still. wait_s: the longest wait.
-    rise_s: after so long a request rises a band.
+    rise_s: after so long in a band the request that is next there rises one.
     model, agent: permits of each, for requests of each depth; MANY for any number. server: requests at one server.
     """
 
@@ -93,7 +93,6 @@ class Admission:
         self._backlogs: dict[str, Backlog] = {}  # by model; there are as many as servers tell of
         self._waiting_of: dict[str, int] = {}  # requests, by tenant
         self._until: Ranking[Place, float] = Ranking()  # all that wait, by when they are refused
-        self._rising: list[OrderedDict[Place, float]] = [OrderedDict() for _ in range(BANDS)]
 
     @property
     def waiting(self) -> int:
@@ -174,7 +173,7 @@ class Admission:
         place.input_tokens = input_tokens
         place.owed = owed = INPUT * input_tokens + OUTPUT * output_tokens
         if owed > place.charged:
-            place.tenant.charge(owed - place.charged)
+            _charge(place, owed - place.charged)
             place.charged = owed
         assert place.permit is not None
         if learnt:
@@ -206,9 +205,11 @@ class Admission:
             tenant.held -= 1
             owed = place.owed if sent else 0
             if owed < place.charged:
-                tenant.charge(owed - place.charged)
+                _charge(place, owed - place.charged)
                 place.charged = owed
-                self._backlogs[place.ask.model].bands[place.band].lowered(tenant)
+                bands = self._backlogs[place.ask.model].bands
+                for band, one in ((place.band, tenant), *place.homes):
+                    bands[band].lowered(one)
         if place.until_s:  # it has waited: queues may keep the place for a while, but not a prompt with it
             place.ask = place.ask._replace(about=None)
 
@@ -242,7 +243,7 @@ class Admission:
         place.permit = permits.take(gates, permits.server(server), ask.depth, place.size)
         place.server = server
         place.charged = place.owed = INPUT * ask.input_tokens
-        place.tenant.charge(place.charged)
+        place.tenant.charge(place.charged)  # its homes were, as it rose
         self._backlogs[ask.model].bands[place.band].tenants.dispatched(place.tenant)
 
     def _dispatch(
@@ -287,7 +288,6 @@ class Admission:
         place.tenant.held += 1
         self._waiting_of[tenant] = self._waiting_of.get(tenant, 0) + 1
         self._until.rank(place, place.until_s)
-        self._rising[place.band][place] = now_s
         backlog.bands[place.band].begins(place)
         self._ready(place, backlog, now_s)
 
@@ -321,9 +321,12 @@ class Admission:
         if place.woken is not None and not started:
             self._permits.wake(place.woken)
         place.woken = None
+        if place.homes and not started:
+            for band, tenant in place.homes:
+                tenant.charge(-INPUT * place.ask.input_tokens)
+                backlog.bands[band].lowered(tenant)
         backlog.bands[place.band].ends(place)
         self._until.discard(place)
-        del self._rising[place.band][place]
         if self._waiting_of[share.tenant] == 1:
             del self._waiting_of[share.tenant]
         else:
@@ -363,32 +366,25 @@ class Admission:
                 self._ready(place, self._backlogs[place.ask.model], now_s)
 
     def _rise(self, now_s: float) -> None:
-        """Raise those a band that have waited long enough in theirs."""
-        for band in range(1, BANDS):
-            rising = self._rising[band]
-            while rising:
-                place, since_s = next(iter(rising.items()))
-                if now_s < since_s + self._bounds.rise_s:  # as `_again_s` reckons
-                    break
-                self._raise(place, now_s)
+        """Raise those a band that are next in theirs, and have been there for long enough."""
+        for backlog in self._backlogs.values():
+            for band in backlog.bands[1:]:
+                while (place := band.first(())) is not None and now_s >= place.since_s + self._bounds.rise_s:
+                    self._raise(place, backlog, now_s)
 
-    def _raise(self, place: Place, now_s: float) -> None:
-        bands, gate, ask = self._backlogs[place.ask.model].bands, place.parked, place.ask
-        below, above = bands[place.band], bands[place.band - 1]
-        if gate is None:
-            below.discard(place)
+    def _raise(self, place: Place, backlog: Backlog, now_s: float) -> None:
+        below, above, ask = backlog.bands[place.band], backlog.bands[place.band - 1], place.ask
+        below.discard(place)
         below.ends(place)
         place.tenant.held -= 1
-        del self._rising[place.band][place]
+        place.tenant.charge(INPUT * ask.input_tokens)  # else all that one tenant has would rise before another's turn
+        place.homes = (*place.homes, (place.band, place.tenant))
         place.band -= 1
         place.tenant = above.tenant(ask.share.tenant, ask.share.weight)
         place.tenant.held += 1
-        self._rising[place.band][place] = now_s
+        place.since_s = now_s
         above.begins(place)
-        if gate is None:
-            above.add(place)
-        else:
-            gate.parked.rank(place, (place.band, place.due_s))
+        above.add(place)
 
     def _expire(self, now_s: float, refused: list[tuple[Place, Refused]]) -> None:
         """Refuse those that have waited for as long as they may, or cannot be in time any more."""
@@ -411,8 +407,15 @@ class Admission:
         first = self._until.first()
         if first is None:
             return None
-        rises = [next(iter(rising.values())) + self._bounds.rise_s for rising in self._rising[1:] if rising]
-        return min(first.until_s, *rises) if rises else first.until_s
+        heads = [band.first(()) for backlog in self._backlogs.values() for band in backlog.bands[1:] if band.ready]
+        return min([first.until_s, *(one.since_s + self._bounds.rise_s for one in heads if one is not None)])
+
+
+def _charge(place: Place, tokens: int) -> None:
+    """Charge a request's tenant for more than its prompt, also where it has risen from."""
+    place.tenant.charge(tokens)
+    for _, tenant in place.homes:
+        tenant.charge(tokens)
 
 
 def _late(place: Place, wait_s: float, first_s: float, now_s: float) -> Refused:

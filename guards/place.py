@@ -61,21 +61,25 @@ class Place:
     """One request's place, from its arrival to its end; `Admission` alone changes it.
 
     server: where it runs; None while it waits. permit: what it holds there.
-    band: it rises while it waits. due_s: who of one tenant is first. until_s: when it is refused, if it still waits.
+    band: it rises while it waits, for the last time at since_s. homes: where it waited before that.
+    due_s: who of one tenant is first. until_s: when it is refused, if it still waits.
     waited_s: for its turn, once that has come.
     size: tokens that it will take of a server. woken: the gate whose permit it was woken for.
-    tenant: its tenant's counter, in its band. charged: weighted tokens that it was charged; owed: what it should be.
+    tenant: its tenant's counter, in its band. charged: weighted tokens that it was charged, there and in its homes;
+        owed: what it should be.
     parked: the gate that it waits at, if one of its own is what it lacks.
     input_tokens: as well as they are known by now. known: whether they are the true ones.
     """
 
     __slots__ = (
-        "arrived_s", "ask", "band", "charged", "due_s", "input_tokens", "known", "owed", "parked", "permit", "server",
-        "size", "tenant", "until_s", "waited_s", "waits", "woken",
+        "arrived_s", "ask", "band", "charged", "due_s", "homes", "input_tokens", "known", "owed", "parked", "permit",
+        "server", "since_s", "size", "tenant", "until_s", "waited_s", "waits", "woken",
     )  # fmt: skip
 
     def __init__(self, ask: Ask, tenant: Tenant, now_s: float) -> None:
         self.ask, self.tenant, self.arrived_s, self.band = ask, tenant, now_s, ask.band
+        self.since_s = now_s
+        self.homes: tuple[tuple[int, Tenant], ...] = ()  # by band
         self.input_tokens = ask.input_tokens
         self.size = max(1, ask.input_tokens + ask.output_tokens)
         self.due_s = self.until_s = self.waited_s = 0.0

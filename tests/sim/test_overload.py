@@ -81,8 +81,9 @@ def gap(world: World, asked: list[Demand], one: str, other: str, until_s: float)
 
     def look(now: World) -> None:
         nonlocal least, most, widest, waited
-        known = now.admission._backlogs["m"].bands[0].tenants._known if now.admission._backlogs else {}
-        both = all(name in known and known[name].ready for name in (one, other))
+        bands = now.admission._backlogs["m"].bands if now.admission._backlogs else []
+        known = [band.tenants._known for band in bands]
+        both = all(any(name in tenants and tenants[name].ready for tenants in known) for name in (one, other))
         ahead = now.weighted[one] - now.weighted[other]
         if both:
             least, most = (min(least, ahead), max(most, ahead)) if waited else (ahead, ahead)
@@ -102,12 +103,15 @@ def flood_and_modest(modest_from_s: float) -> list[Demand]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("modest_from_s", [0.0, 30.0])
-def test_a_flood_and_a_modest_tenant_are_served_the_same(modest_from_s):
-    """Within the bound of virtual token counters, at all times; where the modest one comes late, that is no credit."""
-    bounds = replace(PATIENT, aimd=Aimd(SMALL, SMALL, SMALL))
+@pytest.mark.parametrize(("modest_from_s", "band"), [(0.0, 0), (30.0, 0), (0.0, 2), (30.0, 2)])
+def test_a_flood_and_a_modest_tenant_are_served_the_same(modest_from_s, band):
+    """Within the bound of virtual token counters, at all times; where the modest one comes late, that is no credit.
+
+    Also where requests rise from their band, which those of the flood have all waited long enough for.
+    """
+    bounds = replace(PATIENT, aimd=Aimd(SMALL, SMALL, SMALL), rise_s=4.0)
     engines = {name: engine(SMALL) for name in "ab"}
-    asked = flood_and_modest(modest_from_s)
+    asked = [one._replace(band=band) for one in flood_and_modest(modest_from_s)]
     world = World(Policy(bounds, promised=False), engines)
 
     widest = gap(world, asked, "flood", "modest", 60.0)
