@@ -68,8 +68,8 @@ class Seen:
 class Forecast:
     """One request at one replica, from the moment it is sent there until that is over.
 
-    trial: the replica has been idle for long; where this one is served much sooner than was foreseen, what was learnt
-        of it is forgotten.
+    trial: it was sent there though it would come too late by what is known; where it comes much sooner than that, what
+        was learnt of the replica is forgotten.
     first: its first token has come; ends what it adds to the prompts that are ahead of others.
     """
 
@@ -123,14 +123,15 @@ class Forecast:
 class Look:
     """A request that looks for a replica, when its first token is due in so many seconds.
 
-    found: when that would come, at each that it looked at.
+    found: when that would come, at each that it looked at. tried: those that it may be sent to against what is known.
     """
 
-    __slots__ = ("_forecasts", "_left_s", "_near", "_tokens", "found")
+    __slots__ = ("_forecasts", "_left_s", "_near", "_tokens", "found", "tried")
 
     def __init__(self, forecasts: "Forecasts", tokens: int, near: Hashable, left_s: float) -> None:
         self._forecasts, self._tokens, self._near, self._left_s = forecasts, tokens, near, left_s
         self.found: dict[str, float] = {}
+        self.tried: frozenset[str] = frozenset()
 
     def first_s(self, replica: Replica) -> float:
         """When it would come at this one."""
@@ -138,6 +139,8 @@ class Look:
         found = forecasts.at(replica, self._tokens, self._near)
         if found > self._left_s and forecasts.may_try(replica, self._tokens):
             found = 0.0
+            if forecasts.knows(name, self._tokens):
+                self.tried |= {name}
         self.found[name] = found
         return found
 
@@ -157,16 +160,17 @@ class Forecasts:
         """A replica is gone, and its cache with it. What was learnt of how fast it is stays."""
         self.of(name).prompts.forget()
 
+    def knows(self, name: str, tokens: int) -> bool:
+        """Whether anything is known of how long first tokens of such prompts take there."""
+        return self.of(name).predictor.first_token.knows(tokens)
+
     def may_try(self, replica: Replica, tokens: int) -> bool:
         """Whether a prompt goes to a replica whatever is foreseen there: else nobody could ever show otherwise.
 
         Some do while nothing is known of it, and one after it has had nothing to do for long.
         """
-        if not self.of(replica.name).predictor.first_token.knows(tokens):
+        if not self.knows(replica.name, tokens):
             return replica.load < COLD_MAX
-        return self._stale(replica)
-
-    def _stale(self, replica: Replica) -> bool:
         gauges = replica.gauges
         busy = replica.load or (gauges is not None and (gauges.running or gauges.waiting))
         return not busy and self._clock() - replica.idle_s > STALE_S
@@ -187,15 +191,16 @@ class Forecasts:
             most = max(most, self.of(one.name).prompts.cached(near, tokens, now_s))
         return tokens - most
 
-    def sent(self, name: str, tokens: int, near: Hashable, shared: int) -> Forecast:
+    def sent(self, name: str, tokens: int, near: Hashable, shared: int, *, trial: bool = False) -> Forecast:
         """A streamed request goes to a replica now. shared: tokens that others near to it will have in common with it.
+
+        trial: see `Forecast`.
 
         Others are not to be told of: they say nothing of their first token, nor when their prompt was computed.
         """
-        seen, guesses, now_s, trial = self.of(name), None, self._clock(), False
+        seen, guesses, now_s = self.of(name), None, self._clock()
         if seen.takes_note(now_s):
-            replica, predictor = self._fleet.named(name), seen.predictor
-            situation, trial = self._situation(replica, tokens, near), self._stale(replica)
+            situation, predictor = self._situation(self._fleet.named(name), tokens, near), seen.predictor
             guesses = predictor.first_token.guess(situation), predictor.between_tokens.guess(situation)
         ahead = tokens - seen.prompts.cached(near, tokens, now_s)
         return Forecast(seen, self._clock, now_s, guesses, ahead, near, shared, trial)

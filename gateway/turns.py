@@ -341,7 +341,8 @@ class Turn:
         if turns.forecasts is not None and self.call.stream:  # else nothing shows when its prompt was computed
             self._before = 0 if self._answer is None else self._answer.completion_tokens
             shared = tokens if turns.sessions and self.call.session is not None else min(tokens, PREFIX_TOKENS)
-            self._forecast = turns.forecasts.sent(name, tokens, self.call.near, shared)
+            trial = self.foreseen is not None and name in self.foreseen.tried
+            self._forecast = turns.forecasts.sent(name, tokens, self.call.near, shared, trial=trial)
 
     def first(self, name: str) -> None:
         """Its first token has come from a server; what another one does in a race says nothing of this one."""

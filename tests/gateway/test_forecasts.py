@@ -41,9 +41,9 @@ class World:
     def predicted(self, name: str | None = "a", tokens: int = 1000, near: int | None = None) -> float:
         return self.forecasts.first_token_s(name, "m", tokens, near)
 
-    def serve(self, name: str, first_s: float, between_s: float = 0.0, answer: int = 1) -> Forecast:
+    def serve(self, name: str, first_s: float, between_s: float = 0.0, answer: int = 1, **more: Any) -> Forecast:
         """A request from beginning to end."""
-        one = self.sent(name)
+        one = self.sent(name, **more)
         self.fleet.enter(name)
         self.now_s += first_s
         one.first()
@@ -264,8 +264,13 @@ def test_an_idle_replica_that_was_slow_is_tried_and_forgiven_if_it_is_not_any_mo
     world.serve("a", 8.0)  # it is as slow as it was
     assert looked(world, 1.0) > 5.0
     world.now_s += STALE_S + 0.1
-    world.serve("a", 0.1)
-    assert (looked(world, 0.1), looked(world, 60.0) < 1.0) == (0.0, True)
+    world.serve("a", 0.1)  # not one that was to show it
+    assert looked(world, 60.0) > 5.0
+    world.now_s += STALE_S + 0.1
+    look = Look(world.forecasts, 1000, None, 1.0)
+    assert (look.first_s(world.fleet.named("a")), look.tried) == (0.0, {"a"})
+    world.serve("a", 0.1, trial=True)
+    assert not world.forecasts.knows("a", 1000)
 
 
 @pytest.mark.parametrize("standby", [True, False])

@@ -13,7 +13,7 @@ import pytest
 from gateway.books.tenants import OPEN, Tenant, tenant
 from gateway.fleet.replica import Replica
 from gateway.fleet.replicas import Care, Fleet, Listener
-from gateway.forecasts import Forecasts
+from gateway.forecasts import STALE_S, Forecasts
 from gateway.turns import COUNT_S, OURS, Turn, Turns
 from gateway.verdicts import Verdicts
 from gateway.waiting import Waiting
@@ -533,6 +533,27 @@ def test_who_would_be_late_is_refused_at_once_and_counted():
     world = played(scene, ranks=(promising(first_s=0.2),), predicts=True)
 
     assert (world.log, world.refused) == ([], {"late": Reason.LATE})
+
+
+def test_an_idle_server_that_was_slow_is_tried_by_who_would_be_late_there():
+    """And is a new one, when it was fast."""
+
+    async def scene(world: World) -> None:
+        forecasts = world.turns.forecasts
+        assert forecasts is not None
+        world.taught(9.0)
+        await world.serve("soon", who=of("gold"))
+        await asyncio.sleep(STALE_S + 1)
+        with world.turn(of("gold")) as turn:
+            await turn.begin(Answer())
+            turn.sent("a")
+            await asyncio.sleep(0.1)
+            turn.first("a")
+            assert not forecasts.knows("a", PROMPT)
+
+    world = played(scene, ranks=(promising(first_s=0.2),), predicts=True)
+
+    assert world.refused == {"soon": Reason.LATE}
 
 
 @pytest.mark.parametrize(("max_tokens", "limit_s"), [(None, None), (501, None), (500, 5.0)])
