@@ -13,7 +13,7 @@ from tests.scenarios.asking import House
 
 # Short enough for tests that wait them out, long enough for two busy cores.
 # No suspicion before a silence ends its leg, however much of the rhythm earlier tests have taught.
-TIMEOUTS = {"first_token_s": 1.5, "between_tokens_s": 1.0, "suspect_s": 1.0, "probe_every_s": 0.5}
+TIMEOUTS = {"first_token_s": 1.5, "between_tokens_s": 1.0, "suspect_s": 3.0, "probe_every_s": 0.5}
 
 
 @pytest.fixture(scope="session")
