@@ -25,7 +25,8 @@ class Pulse:
     """
 
     def __init__(self, least_s: float = BETWEEN_LEAST_S) -> None:
-        self.between = Rhythm(unknown_s=BETWEEN_UNKNOWN_S, least_s=least_s, most_s=max(least_s, BETWEEN_MOST_S))
+        unknown_s = max(least_s, BETWEEN_UNKNOWN_S)
+        self.between = Rhythm(unknown_s=unknown_s, least_s=least_s, most_s=max(least_s, BETWEEN_MOST_S))
         self._first: dict[int, Rhythm] = {}
         self.tokens = self.streams = self.silent = self.silences = self.gaps = 0
         self.gaps_s = 0.0
@@ -40,7 +41,7 @@ class Pulse:
         size = min(request_bytes.bit_length() // 2, SIZES_MAX - 1)
         if size not in self._first:
             least_s = max(FIRST_LEAST_S, self.between.patience_s)
-            self._first[size] = Rhythm(unknown_s=FIRST_UNKNOWN_S, least_s=least_s)
+            self._first[size] = Rhythm(unknown_s=max(least_s, FIRST_UNKNOWN_S), least_s=least_s)
         return self._first[size]
 
 

@@ -75,6 +75,17 @@ def test_first_tokens_and_later_ones_have_their_own_rhythm():
     assert leg.begun
 
 
+@pytest.mark.parametrize("seen", [0, 1000])
+def test_what_is_never_to_be_suspicious_is_not_before_much_is_known_either(seen):
+    """However fast it turns out to be; an operator who says three seconds means it."""
+    pulse = Pulse(3.0)
+    first = pulse.first(100)
+    for rhythm in (pulse.between, first):
+        rhythm.note([0.01] * seen)
+
+    assert min(pulse.between.patience_s, first.patience_s, pulse.first(10_000).patience_s) >= 3.0
+
+
 def test_first_tokens_are_measured_by_the_size_of_the_request():
     """What is learnt of short prompts says nothing of long ones; sizes beyond all bounds share a class."""
     pulse = Pulse()
