@@ -1,12 +1,15 @@
 """How long a request will wait for its first token on a replica, and between tokens: a p90 of each. Pure.
 
-Two models are asked, and the one that was better lately is believed, by its pinball loss, which is what a quantile is
-measured by:
+Several models are asked, and each is believed the more the better it was lately, by its pinball loss, which is what a
+quantile is measured by (an exponentially weighted forecaster: Cesa-Bianchi and Lugosi, «Prediction, Learning, and
+Games», 2006, chapter 2; since that loss is convex, a mean of models that are alike is better than any of them):
 
 - *Usual*: the p90 of such prompts, by powers of two of their tokens.
 - *As it stands*: that, and what is known of the replica, in a line: tokens to compute, tokens ahead, streams that run
   and wait, KV cache in use. It is a quantile regression, by least squares that are reweighted with each observation (a
   miss counts nine times as much, an error as the inverse of its size), so that the line is a p90 and not a mean.
+- *Loaded*, between tokens only: the p90 of whatever came when as much was to be computed, by powers of two. A step with
+  others' prompts in it takes many times as long as one without, whatever the line is.
 
 Each is then corrected by adaptive conformal inference, apart for each size of prompt (guards/conformal.py; the line as
 in Romano, Patterson and Candès, «Conformalized Quantile Regression», 2019). Outcomes come late, and out of order: a
@@ -16,6 +19,8 @@ Who is told nothing for long stays where it was; nothing here grows with time.
 """
 
 from collections.abc import Iterator
+from math import exp
+from operator import mul
 from typing import NamedTuple
 
 from guards.conformal import MISSES, Conformal
@@ -25,8 +30,10 @@ BUCKETS = 20  # sizes of prompts, by powers of two; half a million tokens and mo
 THOUSAND, TEN = 1e-3, 1e-1  # what tokens, and streams, are counted in: all that the line adds up is of size 1 or so
 TOKENS_MOST, STREAMS_MOST = 10_000_000, 100_000
 OUTCOME_S_MOST = 3600.0
-LATELY = 0.002  # how much one outcome counts of the losses by which a model is chosen
+LATELY = 0.0009  # how much one outcome counts of the losses by which models are believed
+WORSE = 0.01  # a loss that is by this share above the least is believed 1/e as much
 SLOW = 0.01  # how much it counts of what is usual at all
+LEAST_RATIO = 1e-6  # of `guess_s`, that an outcome is taken relative to
 LEAST_ERROR = 0.1  # of what is usual; smaller ones count as this, or one lucky guess would count without bound
 OUTLIER = 10.0  # times the usual error; what is beyond counts as this
 
@@ -54,6 +61,7 @@ class Target(NamedTuple):
     step, early: how fast the correction adapts (guards/conformal.py). Slower where outcomes come in long after they
         were asked for.
     bounded: whether nothing is longer than what was seen lately; there is no such bound for a queue.
+    loaded: whether that model is asked, too.
     """
 
     guess_s: float
@@ -61,66 +69,84 @@ class Target(NamedTuple):
     step: float
     early: float
     bounded: bool
+    loaded: bool
 
 
-FIRST_TOKEN = Target(guess_s=0.5, guess_token_s=2e-4, step=0.01, early=0.2, bounded=False)
-BETWEEN_TOKENS = Target(guess_s=0.05, guess_token_s=0.0, step=0.003, early=0.0, bounded=True)
+FIRST_TOKEN = Target(guess_s=0.5, guess_token_s=2e-4, step=0.01, early=0.2, bounded=False, loaded=False)
+BETWEEN_TOKENS = Target(guess_s=0.05, guess_token_s=0.0, step=0.003, early=0.0, bounded=True, loaded=True)
 
 
 class Guess(NamedTuple):
     """What was predicted, in seconds, and what is needed to learn from how it came out.
 
-    p90_s: what nine of ten stay within. usual_s, standing_s: as each of the two models had it.
-    own: whether the bucket was asked itself, or a neighbour, since too little is known of it.
+    p90_s: what nine of ten stay within. each_s: as each model had it: usual, as it stands, and loaded where that is.
+    bucket: of its prompt. own: whether that was asked itself, or a neighbour, since too little is known of it.
+    work: the bucket of all that was to be computed. x: what the line adds up; what is loaded comes last.
     """
 
     p90_s: float
-    usual_s: float
-    standing_s: float
+    each_s: tuple[float, ...]
     bucket: int
     own: bool
+    work: int
     x: tuple[float, ...]
 
 
 class Quantile:
     """The p90 of one thing on one replica."""
 
-    __slots__ = ("_asked", "_error", "_line", "_losses", "_standing", "_target", "_typical", "_usual")
+    __slots__ = (
+        "_asked", "_believed", "_corrections", "_error", "_line", "_loaded", "_losses", "_target", "_typical",
+    )  # fmt: skip
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._usual: dict[int, Conformal] = {}
-        self._standing: dict[int, Conformal] = {}
+        models = 3 if target.loaded else 2
+        self._corrections: dict[int, tuple[Conformal, ...]] = {}  # of each model, by the size of prompts
+        self._loaded: dict[int, Conformal] = {}
         self._asked: list[int | None] = [None] * BUCKETS  # of each bucket, the nearest of which enough is known
         per_thousand = target.guess_token_s / THOUSAND / target.guess_s
-        self._line = Squares((1.0, 0.0, per_thousand, per_thousand, 0.0, 0.0, 0.0))  # to begin with, what is guessed
+        start = (1.0, 0.0, per_thousand, per_thousand, 0.0, 0.0, 0.0)  # to begin with, what is guessed
+        self._line = Squares((*start, 0.0) if target.loaded else start)
         self._typical = self._error = 1.0  # outcome and error, in units of `guess_s`, as all that is kept
-        self._losses = (0.0, 0.0)
+        self._losses = [0.0] * models
+        self._believed = (1.0 / models,) * models
 
     def guess(self, now: Situation) -> Guess:
         """Predict. It is never below 0, and always a number."""
         target = self._target
+        unit_s = target.guess_s
         tokens, uncached, ahead, running, waiting, kv_use = now
         bucket = _bucket(tokens)
         asked = self._asked[bucket]
         if uncached > TOKENS_MOST or ahead > TOKENS_MOST or running > STREAMS_MOST or waiting > STREAMS_MOST:
             uncached, ahead = min(uncached, TOKENS_MOST), min(ahead, TOKENS_MOST)
             running, waiting = min(running, STREAMS_MOST), min(waiting, STREAMS_MOST)
+        work = _bucket(uncached + ahead)
         if asked is None:
-            usual = usual_at = standing = 1.0 + target.guess_token_s * (uncached + ahead) / target.guess_s
+            usual_at = 1.0 + target.guess_token_s * (uncached + ahead) / unit_s
         else:
-            known = self._usual[asked]
-            usual, usual_at = known.threshold, known.plain
-        x = (
+            corrections = self._corrections[asked]
+            usual_at = corrections[0].plain
+        x: tuple[float, ...] = (
             1.0, usual_at, THOUSAND * uncached, THOUSAND * ahead, TEN * running, TEN * waiting,
             kv_use if 0.0 <= kv_use <= 1.0 else float(kv_use > 1.0),
         )  # fmt: skip
-        if asked is not None:
-            standing = max(0.0, self._line.value(x)) + self._standing[asked].threshold * self._error
-            standing = max(0.0, min(known.most, standing) if target.bounded else standing)
-        believed = standing if self._losses[1] <= self._losses[0] else usual
-        unit_s = target.guess_s
-        return Guess(believed * unit_s, usual * unit_s, standing * unit_s, bucket, asked == bucket, x)
+        if target.loaded:
+            loaded = self._loaded.get(work)
+            loaded_at = usual_at if loaded is None or not loaded.enough else loaded.plain
+            x = (*x, loaded_at)
+        if asked is None:
+            guess_s = usual_at * unit_s
+            return Guess(guess_s, (guess_s,) * len(self._losses), bucket, False, work, x)
+        usual = corrections[0].threshold
+        standing = max(0.0, max(0.0, self._line.value(x)) + corrections[1].threshold * self._error)
+        if target.bounded:
+            standing = min(corrections[0].most, standing)
+        each_s: tuple[float, ...] = usual * unit_s, standing * unit_s
+        if target.loaded:
+            each_s = (*each_s, min(corrections[0].most, loaded_at * corrections[2].threshold) * unit_s)
+        return Guess(sum(map(mul, self._believed, each_s)), each_s, bucket, asked == bucket, work, x)
 
     def knows(self, tokens: int) -> bool:
         """Whether enough was seen to say anything of a prompt of that size, or of one near to it."""
@@ -131,21 +157,21 @@ class Quantile:
         assert actual_s >= 0.0, "time does not go back"
         unit_s = self._target.guess_s
         y = min(actual_s, OUTCOME_S_MOST) / unit_s
-        usual, standing = self._of(guess.bucket)
+        corrections = self._of(guess.bucket)
         if guess.own:
-            usual.adapt(guess.usual_s < actual_s)
-            standing.adapt(guess.standing_s < actual_s)
+            for one, said_s in zip(corrections, guess.each_s, strict=True):
+                one.adapt(said_s < actual_s)
         line = max(0.0, self._line.value(guess.x))  # as it is now: the one that was asked may have known nothing yet
+        usual = corrections[0]
         news = not usual.enough
         usual.note(y)
         if news and usual.enough:
             self._asked = [self._nearest(bucket) for bucket in range(BUCKETS)]
-        standing.note((y - line) / self._error)
-        before = self._losses
-        self._losses = (
-            before[0] + LATELY * (_pinball(y, guess.usual_s / unit_s) - before[0]),
-            before[1] + LATELY * (_pinball(y, guess.standing_s / unit_s) - before[1]),
-        )
+        corrections[1].note((y - line) / self._error)
+        if self._target.loaded:
+            corrections[2].note(y / max(guess.x[-1], LEAST_RATIO))
+            self._loaded.setdefault(guess.work, Conformal(0.0)).note(y)
+        self._believe(y, guess)
         self._learn(guess.x, y, line)
 
     def gave_up(self, guess: Guess, waited_s: float) -> None:
@@ -155,9 +181,20 @@ class Quantile:
         left out of what is learnt, since they are the ones who leave.
         """
         if guess.own:
-            for one, said_s in zip(self._of(guess.bucket), (guess.usual_s, guess.standing_s), strict=True):
+            for one, said_s in zip(self._of(guess.bucket), guess.each_s, strict=True):
                 if waited_s > said_s:
                     one.adapt(True)
+
+    def _believe(self, y: float, guess: Guess) -> None:
+        """Note how far off each model was, and weigh them by that."""
+        unit_s = self._target.guess_s
+        losses = self._losses
+        for at, said_s in enumerate(guess.each_s):
+            losses[at] += LATELY * (_pinball(y, said_s / unit_s) - losses[at])
+        least = max(min(losses), 1e-12)
+        weights = [exp((least - loss) / (WORSE * least)) for loss in losses]
+        total = sum(weights)
+        self._believed = tuple(weight / total for weight in weights)
 
     def _learn(self, x: tuple[float, ...], y: float, line: float) -> None:
         size = self._typical + line  # errors are taken relative to what is usual and what was expected
@@ -170,16 +207,17 @@ class Quantile:
         self._typical += SLOW * (min(y, OUTLIER * self._typical) - self._typical)
         self._typical = max(self._typical, 1e-6)
 
-    def _of(self, bucket: int) -> tuple[Conformal, Conformal]:
-        if bucket not in self._usual:
+    def _of(self, bucket: int) -> tuple[Conformal, ...]:
+        found = self._corrections.get(bucket)
+        if found is None:
             step, early = self._target.step, self._target.early
-            self._usual[bucket], self._standing[bucket] = Conformal(step, early), Conformal(step, early)
-        return self._usual[bucket], self._standing[bucket]
+            found = self._corrections[bucket] = tuple(Conformal(step, early) for _ in self._losses)
+        return found
 
     def _nearest(self, bucket: int) -> int | None:
         """The bucket itself if enough is known of it, else the nearest such; None while there is none."""
         for near in _outwards(bucket):
-            if (one := self._usual.get(near)) is not None and one.enough:
+            if (one := self._corrections.get(near)) is not None and one[0].enough:
                 return near
         return None
 

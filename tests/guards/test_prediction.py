@@ -173,8 +173,10 @@ def test_what_is_kept_is_bounded():
         now = IDLE._replace(input_tokens=int(2 ** rng.uniform(0, 40)))
         one.note(one.guess(now), rng.random())
 
-    assert len(one._usual) == len(one._standing) <= BUCKETS
-    assert all(len(kept._ranked) <= WINDOW for kept in (*one._usual.values(), *one._standing.values()))
+    assert len(one._corrections) <= BUCKETS
+    assert len(one._loaded) <= BUCKETS
+    kept = [*one._loaded.values(), *(each for many in one._corrections.values() for each in many)]
+    assert all(len(each._ranked) <= WINDOW for each in kept)
 
 
 def test_an_outcome_beyond_all_measure_counts_as_the_most():
@@ -194,3 +196,37 @@ def test_both_predictions_are_apart():
 
     assert one.first_token.guess(IDLE).p90_s == pytest.approx(30.0, rel=0.1)
     assert one.between_tokens.guess(IDLE).p90_s == BETWEEN_TOKENS.guess_s
+
+
+@pytest.mark.slow
+def test_between_tokens_a_step_with_others_prompts_in_it_is_told_by_how_much_there_is_to_compute():
+    """Not in a line: below some thousand tokens hardly any step is long, and above most are, however many they be."""
+    rng, one = Random(11), Quantile(BETWEEN_TOKENS)
+
+    def much(tokens: int) -> Situation:
+        return IDLE._replace(uncached_tokens=tokens // 2, tokens_ahead=tokens // 2)
+
+    for _ in range(3000):
+        tokens = int(2 ** rng.uniform(6, 16))
+        long = rng.random() < (0.05 if tokens < 2048 else 0.5)
+        one.note(one.guess(much(tokens)), rng.lognormvariate(0, 0.05) * (0.17 if long else 0.007))
+    little_s = [one.guess(much(1 << size)).p90_s for size in (7, 8, 9)]
+    much_s = [one.guess(much(1 << size)).p90_s for size in (12, 13, 15)]
+
+    assert max(little_s) < 0.06
+    assert 0.16 < min(much_s) <= max(much_s) < 0.21
+
+
+def test_the_model_that_was_better_lately_is_believed():
+    """By what each had said; and it is the other one's turn, once that has been better for long."""
+    one, _ = taught(100)
+    guess = one.guess(IDLE)
+
+    def after(times: int, *each_s: float) -> float:
+        for _ in range(times):
+            one.note(guess._replace(each_s=each_s), 1.0)
+        now = one.guess(IDLE)
+        return abs(now.p90_s - now.each_s[0]) / abs(now.each_s[1] - now.each_s[0])
+
+    assert after(1000, 1.0, 2.0) < 0.01
+    assert after(3000, 2.0, 1.0) > 0.99
