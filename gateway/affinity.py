@@ -49,11 +49,14 @@ def _chat(messages: list[dict[str, Any]], near: int, left: int) -> int:
     """
     for message in messages[:MESSAGES_MAX]:
         role, content = message.get("role"), message.get("content")
-        if isinstance(content, list):
-            words = b"".join(_bytes(part.get("text") if isinstance(part, dict) else part, left) for part in content)
+        if type(content) is str and type(role) is str:  # as mostly
+            part = f"\0{role[:left]}{content[:left]}".encode()[:left]
         else:
-            words = _bytes(content, left)
-        part = (b"\0" + _bytes(role, left) + words)[:left]
+            if isinstance(content, list):
+                words = b"".join(_bytes(part.get("text") if isinstance(part, dict) else part, left) for part in content)
+            else:
+                words = _bytes(content, left)
+            part = (b"\0" + _bytes(role, left) + words)[:left]
         near, left = crc32(part, near), left - len(part)
         if not left or role == "user":
             break

@@ -61,7 +61,7 @@ class Answer(Protocol):
 class Turns:
     """Lets requests wait for their turn, and keeps what they were promised in mind.
 
-    ranks: of tiers, by name; usual: of keys for which none is said.
+    running: requests that have had their turn. ranks: of tiers, by name; usual: of keys for which none is said.
     waiting: None where requests are sent as they come. ladder: None where nobody's answer is made worse.
     forecasts: None where no tier promises anything.
     fair_by: between whom turns are shared: key, user, team or org. scheduled: models whose servers go by priority.
@@ -85,14 +85,14 @@ class Turns:
         judged: Callable[[str, Verdict], None] = lambda name, verdict: None,
         waited: Callable[[str, float], None] = lambda model, seconds: None,
     ) -> None:
-        self._fleet, self._ranks, self._usual, self.clock = fleet, ranks, usual, clock
+        self.fleet, self._ranks, self._usual, self.clock = fleet, ranks, usual, clock
         self.forecasts, self._fair_by, self._scheduled, self._refuse_late = forecasts, fair_by, scheduled, refuse_late
         self._judged, self._waited, self.sessions = judged, waited, sessions
         self.waiting: Waiting | None = None
         self.ladder: Ladder | None = None
         self.attainment = Attainment()
         self._shares: dict[tuple[str, str | None], Share] = {}
-        self._running: dict[Turn, None] = {}
+        self.running: dict[Turn, None] = {}
 
     def ease(self, call: Call, tenant: Tenant, sink: Sink) -> Eased:
         """Say what is taken from a request that would be refused as it is, before anything is held for it."""
@@ -125,7 +125,7 @@ class Turns:
         """
         assert self.waiting is not None
         rank = self._usual if tenant.tier is None else self._ranks.get(tenant.tier, self._usual)
-        tokens = prompt_likely(call, self._fleet.window(model))
+        tokens = prompt_likely(call, self.fleet.window(model))
         promise = None if rank.promises is None else self._promise(rank.promises, call, model, tokens, likely)
         turn = Maybe(self, call, tenant, rank, (tokens, size * call.choices), promise, arrived_s)
         return self.waiting.foresee(self.ask(turn)._replace(model=model))
@@ -151,17 +151,15 @@ class Turns:
         if promise is not None and promise.first_s is not None and self._refuse_late:
             due_s = turn.arrived_s + promise.first_s
         into, out = turn.tokens
-        said = self._share(tenant, rank), call.model, into, out, rank.priority, depth, agent, due_s, turn
-        return _new(Ask, said)
+        share = self._shares.get((tenant.key_id, tenant.tier)) or self._share(tenant, rank)
+        return _new(Ask, (share, call.model, into, out, rank.priority, depth, agent, due_s, turn))
 
     def _share(self, tenant: Tenant, rank: Rank) -> Share:
-        at = tenant.key_id, tenant.tier
-        known = self._shares.get(at)
-        if known is None:
-            if len(self._shares) >= SHARES_MAX:
-                self._shares.clear()
-            known = self._shares[at] = Share(self._whose(tenant), rank.weight, rank.permits)
-        return known
+        """Make what one key may have, once."""
+        if len(self._shares) >= SHARES_MAX:
+            self._shares.clear()
+        made = self._shares[tenant.key_id, tenant.tier] = Share(self._whose(tenant), rank.weight, rank.permits)
+        return made
 
     def _whose(self, tenant: Tenant) -> str:
         """Whose turn it is: the nearest scope that is as wide as is asked for."""
@@ -174,16 +172,17 @@ class Turns:
 
     def route(self, place: Place) -> str | None:
         """Which server a request goes to now; None while those that it could go to are full."""
-        turn = place.ask.about
+        ask, waiting = place.ask, self.waiting
+        turn = ask.about
         assert isinstance(turn, Turn)
-        assert self.waiting is not None
-        fits, ask, near = self.waiting.fits, place.ask, turn.call.near
+        assert waiting is not None
+        fits, near = waiting.fits, turn.call.near
         if ask.deadline_s is None or self.forecasts is None:
-            name = self._fleet.with_room(ask.model, near, lambda one: fits(one, place))
+            name = self.fleet.with_room(ask.model, near, lambda one: fits(one, place))
         else:
             left_s = ask.deadline_s - self.clock()
             look = turn.foreseen = Look(self.forecasts, ask.input_tokens, near, left_s)
-            name = self._fleet.with_room(ask.model, near, lambda one: fits(one, place), look.first_s, left_s)
+            name = self.fleet.with_room(ask.model, near, lambda one: fits(one, place), look.first_s, left_s)
         turn.choose(name, waits=place.waits)
         return name
 
@@ -195,28 +194,10 @@ class Turns:
             return 0.0
         if server is not None and (look := turn.foreseen) is not None:
             found = look.found.get(server)
-            return look.first_s(self._fleet.named(server)) if found is None else found
+            return look.first_s(self.fleet.named(server)) if found is None else found
         return self.forecasts.first_token_s(server, place.ask.model, place.ask.input_tokens, turn.call.near)
 
-    def admit(self, name: str, model: str) -> Entry:
-        """Have a server's breaker count a request that will go there."""
-        return self._fleet.admit(name, model)
-
-    def expect(self, name: str, tokens: int) -> None:
-        """Have routing count a request that will go there."""
-        self._fleet.enter(name, tokens)
-
-    def arrived(self, name: str, tokens: int) -> None:
-        """It goes there now, and is counted as one that does; or it does not after all."""
-        self._fleet.leave(name, tokens)
-
     # ---------------------------------------------------------------- while they run
-
-    def begun(self, turn: "Turn") -> None:
-        self._running[turn] = None
-
-    def over(self, turn: "Turn") -> None:
-        self._running.pop(turn, None)
 
     async def run(self) -> None:
         """Count what running requests have had, again and again, and look who may start by that.
@@ -226,7 +207,7 @@ class Turns:
         while True:
             await asyncio.sleep(COUNT_S)
             try:
-                async for turn in in_turns(list(self._running)):
+                async for turn in in_turns(list(self.running)):
                     turn.count()
                 if self.waiting:
                     self.waiting.again()
@@ -301,10 +282,10 @@ class Turn:
             self._arrived(self._expected)
         self._chosen, self._entry = name, None
         if name is not None:
-            self._entry = self._turns.admit(name, self.call.model)
+            self._entry = self._turns.fleet.admit(name, self.call.model)
             if waits:
                 self._expected = name
-                self._turns.expect(name, sum(self.tokens))
+                self._turns.fleet.enter(name, sum(self.tokens))
 
     def take(self) -> tuple[str, Entry] | None:
         """Where its first leg goes, once; None where that is for routing to say."""
@@ -315,8 +296,9 @@ class Turn:
         return None if name is None or entry is None else (name, entry)
 
     def _arrived(self, name: str) -> None:
+        """It goes there now, and is counted as one that does; or it does not after all."""
         self._expected = None
-        self._turns.arrived(name, sum(self.tokens))
+        self._turns.fleet.leave(name, sum(self.tokens))
 
     async def begin(self, answer: Answer) -> None:
         """Wait for its turn. Raises Refused."""
@@ -328,7 +310,7 @@ class Turn:
                 self.waited_s = place.waited_s
                 turns.waited(self)
             self._place = place
-        turns.begun(self)
+        turns.running[self] = None
 
     def sent(self, name: str) -> None:
         """It goes to a server: the one that it was given, or another one after a loss."""
@@ -372,11 +354,13 @@ class Turn:
         """It runs no more, however that came."""
         if self._entry is not None or self._expected is not None:
             self.choose(None)
-        self._turns.over(self)
-        if self._place is not None and self._turns.waiting is not None:
-            self.count()
-            self._turns.waiting.leave(self._place, sent=self._sent)
-            self._place = None
+        self._turns.running.pop(self, None)
+        place, answer, waiting = self._place, self._answer, self._turns.waiting
+        if place is not None and waiting is not None:
+            self._place = used = None
+            if answer is not None:
+                used = answer.prompt_tokens if answer.prompt_known else None, answer.completion_tokens
+            waiting.leave(place, sent=self._sent, used=used)
 
     def judged(self, ending: Ending, refused: Refused | None) -> Mapping[str, Any]:
         """Say what became of what it was promised, once it has ended; for the journal."""

@@ -18,21 +18,19 @@ class Waiting:
 
     There is a future for a request that waits, and none for one that does not; and one timer for all.
 
+    fits: whether a server has room for a request, as admission says.
     clock: monotonic, seconds; that of deadlines.
     """
 
     def __init__(self, admission: Admission, clock: Callable[[], float]) -> None:
         self._admission, self._clock = admission, clock
+        self.fits = admission.fits
         self._futures: dict[Place, asyncio.Future[None]] = {}  # admission bounds how many
         self._timer: asyncio.TimerHandle | None = None
         self._rings_s = 0.0
 
     def __len__(self) -> int:
         return len(self._futures)
-
-    def fits(self, server: str, place: Place) -> bool:
-        """Whether a server has room for a request."""
-        return self._admission.fits(server, place)
 
     def again(self) -> None:
         """Look anew who may start: a server has come up."""
@@ -92,14 +90,15 @@ class Waiting:
             self._futures.pop(place, None)
             del future  # with a refusal in it, whose traceback has this frame
 
-    def leave(self, place: Place, *, sent: bool = True) -> None:
-        """A request is over, whatever it was at. sent: whether it went to a server."""
-        self._admission.leave(place, self._clock(), sent=sent)
-        self._turn()
+    def leave(self, place: Place, *, sent: bool = True, used: tuple[int | None, int] | None = None) -> None:
+        """A request is over, whatever it was at. sent: whether it went to a server. used: as of `count`, at last."""
+        self._admission.leave(place, self._clock(), sent=sent, used=used)
+        if self._futures:  # as mostly nobody waits
+            self._turn()
 
     def _turn(self) -> None:
         """Start and refuse whom admission says, and come again when it says so."""
-        if not self._futures:  # as mostly nobody waits
+        if not self._futures:
             return
         moves = self._admission.next(self._clock())
         for place in moves.started:

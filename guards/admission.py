@@ -30,11 +30,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from guards.backlog import Backlog
+from guards.backlog import Backlog, Band
 from guards.concurrency import Aimd
 from guards.fairness import INPUT, OUTPUT
 from guards.permits import DEPTHS_MAX, Gate, Permits, lacking
-from guards.place import BANDS, MANY, Ask, Place
+from guards.place import MANY, Ask, Place
 from guards.ranking import Ranking
 from guards.refusal import Reason, Refused
 
@@ -91,7 +91,8 @@ class Admission:
         self._bounds, self._route, self._ttft_s = bounds, route, ttft_s
         self._permits = Permits(bounds.aimd, bounds.server)
         self._backlogs: dict[str, Backlog] = {}  # by model; there are as many as servers tell of
-        self._waiting_of: dict[str, int] = {}  # requests, by tenant
+        self._waiting_of: dict[str, int] = {}  # requests, by tenant; none where nobody waits
+        self._open = bounds.model >= MANY  # to all as far as models go
         self._until: Ranking[Place, float] = Ranking()  # all that wait, by when they are refused
 
     @property
@@ -107,21 +108,21 @@ class Admission:
 
     def enter(self, ask: Ask, now_s: float) -> Place:
         """A request comes. It runs if its place has a server; else it waits. Raises Refused: RATE, OVERLOADED, LATE."""
-        assert 0 <= ask.band < BANDS
+        share = ask.share
         assert 0 < ask.depth <= DEPTHS_MAX
         backlog = self._backlogs.get(ask.model)
         if backlog is None:
             backlog = self._backlogs[ask.model] = Backlog()
         band = backlog.bands[ask.band]
-        place = Place(ask, band.tenant(ask.share.tenant, ask.share.weight), now_s)
-        if not (self._until and (backlog.ready or self._permits.freed)):
-            gates = self._gates(ask)
+        tenant = band.tenants.of(share.tenant, share.weight, band.least() if band.ready else None)
+        place = Place(ask, tenant, now_s)
+        if not (self._waiting_of and (backlog.ready or self._permits.freed)):
+            gates = () if self._open and ask.agent is None and share.permits >= MANY else self._gates(ask)
             if (not gates or lacking(gates) is None) and (server := self._route(place)) is not None:
-                first_s = self._late_s(place, server, now_s)
-                if first_s is not None:
+                if ask.deadline_s is not None and (first_s := self._late_s(place, server, now_s)) is not None:
                     raise _late(place, 0.0, first_s, now_s)
-                place.tenant.held += 1
-                self._start(place, gates, server)
+                tenant.held += 1
+                self._start(place, gates, server, band)
                 return place
         self._queue(place, backlog, now_s)
         return place
@@ -175,43 +176,54 @@ class Admission:
         if owed > place.charged:
             _charge(place, owed - place.charged)
             place.charged = owed
-        assert place.permit is not None
+        assert place.runs
         if learnt:
             place.known = True
-            place.permit.resize(max(1, input_tokens + max(place.ask.output_tokens, output_tokens)))
+            place.resize(max(1, input_tokens + max(place.ask.output_tokens, output_tokens)))
         else:
-            place.permit.grow(input_tokens + output_tokens)
+            place.grow(input_tokens + output_tokens)
 
     def move(self, place: Place, server: str) -> None:
         """A request that runs goes on elsewhere, whether there is room or not: its client has waited already."""
-        assert place.permit is not None
-        permits, before = self._permits, place.permit
-        permits.give_back(before)
-        place.permit = permits.take(self._gates(place.ask), permits.server(server), place.ask.depth, before.tokens)
+        assert place.runs
+        permits = self._permits
+        permits.give_back(place)
+        permits.take(place, self._gates(place.ask), permits.server(server), place.ask.depth, place.tokens)
         place.server = server
 
-    def leave(self, place: Place, now_s: float, *, sent: bool = True) -> None:
+    def leave(
+        self, place: Place, now_s: float, *, sent: bool = True, used: tuple[int | None, int] | None = None
+    ) -> None:
         """A request ends, however, or its client has gone while it waited. What it was charged is set right.
 
         sent: whether it went to a server, which computes its prompt whoever hangs up; what did not is not charged.
+        used: what `count` would be told at last; None where that has nothing new.
         """
+        tenant = place.tenant
         if place.waits:
             self._unqueue(place, now_s)
-            place.tenant.held -= 1
-        elif place.permit is not None:
-            self._permits.give_back(place.permit)
-            place.permit = None
-            tenant = place.tenant
             tenant.held -= 1
+        elif place.runs:
+            place.runs = False
+            self._permits.give_back(place)
+            tenant.held -= 1
+            if used is not None:
+                into, out = used
+                place.owed = INPUT * (place.input_tokens if into is None else into) + OUTPUT * out
             owed = place.owed if sent else 0
-            if owed < place.charged:
-                _charge(place, owed - place.charged)
+            if owed != place.charged:
+                more = owed - place.charged
                 place.charged = owed
-                bands = self._backlogs[place.ask.model].bands
-                for band, one in ((place.band, tenant), *place.homes):
-                    bands[band].lowered(one)
+                _charge(place, more)
+                if more < 0:
+                    self._lowered(place)
         if place.until_s:  # it has waited: queues may keep the place for a while, but not a prompt with it
             place.ask = place.ask._replace(about=None)
+
+    def _lowered(self, place: Place) -> None:
+        bands = self._backlogs[place.ask.model].bands
+        for band, one in ((place.band, place.tenant), *place.homes):
+            bands[band].lowered(one)
 
     def lost(self, server: str) -> int:
         """A server is lost, or hangs: all permits that name it come back; return how many requests had one."""
@@ -238,13 +250,13 @@ class Admission:
             needs.append(("agent", f"{share.tenant}/{ask.agent}", depth, bounds.agent))
         return [one for one in needs if one[3] < MANY]
 
-    def _start(self, place: Place, gates: tuple[Gate, ...], server: str) -> None:
-        permits, ask = self._permits, place.ask
-        place.permit = permits.take(gates, permits.server(server), ask.depth, place.size)
-        place.server = server
-        place.charged = place.owed = INPUT * ask.input_tokens
-        place.tenant.charge(place.charged)  # its homes were, as it rose
-        self._backlogs[ask.model].bands[place.band].tenants.dispatched(place.tenant)
+    def _start(self, place: Place, gates: tuple[Gate, ...], server: str, band: Band) -> None:
+        permits, tenant = self._permits, place.tenant
+        permits.take(place, gates, permits.server(server), place.ask.depth, place.size)
+        place.server, place.runs = server, True
+        place.charged = place.owed = charged = INPUT * place.ask.input_tokens
+        tenant.served += charged / tenant.weight  # its homes were charged as it rose
+        band.tenants.last = tenant
 
     def _dispatch(
         self, backlog: Backlog, now_s: float, started: list[Place], refused: list[tuple[Place, Refused]]
@@ -267,7 +279,7 @@ class Admission:
                     continue
                 self._unqueue(place, now_s, started=True)
                 place.waited_s = now_s - place.arrived_s
-                self._start(place, gates, server)
+                self._start(place, gates, server, backlog.bands[place.band])
                 started.append(place)
 
     def _late_s(self, place: Place, server: str, now_s: float) -> float | None:

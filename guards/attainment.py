@@ -75,7 +75,11 @@ class Attainment:
 
     def note(self, service_class: str, size: Cell, verdict: Verdict) -> None:
         """One more promise, and what became of it."""
-        self._count((service_class, size), verdict, 1)
+        counts = self._counts.get((service_class, size))
+        if counts is None or verdict not in counts:
+            return self._count((service_class, size), verdict, 1)
+        counts[verdict] += 1
+        return None
 
     def merge(self, other: "Attainment") -> None:
         """Add what another table has."""
@@ -130,7 +134,8 @@ class Attainment:
 
 def cell(input_tokens: int, output_tokens: int) -> Cell:
     """The size of a request. For one that was refused or lost, its answer's tokens as they were expected."""
-    into, out = max(0, input_tokens).bit_length(), max(0, output_tokens).bit_length()
+    into = input_tokens.bit_length() if input_tokens > 0 else 0
+    out = output_tokens.bit_length() if output_tokens > 0 else 0
     return _new(Cell, (into if into < BUCKETS else BUCKETS - 1, out if out < BUCKETS else BUCKETS - 1))
 
 

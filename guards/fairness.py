@@ -34,14 +34,17 @@ class Tenant:
 
 
 class Tenants:
-    """The counters of tenants that compete. kept: so many with nothing here are remembered at most."""
+    """The counters of tenants that compete. kept: so many with nothing here are remembered at most.
 
-    __slots__ = ("_floor", "_kept", "_known", "_last", "_sweep_at")
+    last: whose request was sent to a server last; to be set.
+    """
+
+    __slots__ = ("_floor", "_kept", "_known", "_sweep_at", "last")
 
     def __init__(self, kept: int = TENANTS_KEPT) -> None:
         self._kept = self._sweep_at = kept
         self._known: dict[str, Tenant] = {}
-        self._last: Tenant | None = None  # whose request was dispatched last
+        self.last: Tenant | None = None
         self._floor = 0.0
 
     def __len__(self) -> int:
@@ -59,7 +62,8 @@ class Tenants:
             tenant = self._known[name] = Tenant(name, weight, 0.0)
         if not tenant.held:
             tenant.weight = weight
-        if not tenant.ready:
+        at_floor = tenant is self.last and least is None and tenant.served >= self._floor
+        if not (at_floor or tenant.ready):
             self.lift(tenant, least)
         return tenant
 
@@ -81,14 +85,10 @@ class Tenants:
         It never falls, so a counter below it says nothing that matters.
         """
         if least is None:
-            least = 0.0 if self._last is None else self._last.served
+            least = 0.0 if self.last is None else self.last.served
         if least > self._floor:
             self._floor = least
         return self._floor
-
-    def dispatched(self, tenant: Tenant) -> None:
-        """One of its requests was sent to a server."""
-        self._last = tenant
 
     def _forget(self) -> None:
         """Let go of tenants with nothing here, but of those with the highest counters, half as many as may stay.

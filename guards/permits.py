@@ -65,19 +65,24 @@ class Server:
         return self.requests < self.requests_max and self.room.fits(tokens)
 
 
+NOWHERE = Server(TokenLimit(Aimd()), 1)
+
+
 class Permit:
-    """What one running request holds: of its gates, and tokens at its server. Good until it is given or taken back."""
+    """What one running request holds: of its gates, and tokens where it is at. Good until it is given or taken back."""
 
-    __slots__ = ("depth", "gates", "generation", "server", "tokens")
+    __slots__ = ("at", "depth", "gates", "generation", "tokens")
 
-    def __init__(self, gates: tuple[Gate, ...], server: Server, depth: int, tokens: int) -> None:
-        self.gates, self.server, self.depth, self.tokens = gates, server, depth, tokens
-        self.generation = server.generation
+    def __init__(self) -> None:
+        """Nothing is held before it is taken."""
+        self.at, self.generation = NOWHERE, GIVEN_BACK
+        self.gates: tuple[Gate, ...] = ()
+        self.depth = self.tokens = 0
 
     @property
     def good(self) -> bool:
         """Whether it is still held."""
-        return self.generation == self.server.generation
+        return self.generation == self.at.generation
 
     def grow(self, tokens: int) -> None:
         """It takes so many tokens by now. It never takes fewer than were foreseen."""
@@ -86,8 +91,8 @@ class Permit:
 
     def resize(self, tokens: int) -> None:
         """It will take so many tokens, more or fewer: it is better known now what there is to foresee."""
-        if self.generation == self.server.generation:
-            self.server.room.tokens += tokens - self.tokens
+        if self.generation == self.at.generation:
+            self.at.room.tokens += tokens - self.tokens
         self.tokens = tokens
 
 
@@ -139,29 +144,28 @@ class Permits:
             server = self._servers[name] = Server(TokenLimit(self._aimd), self._requests_max)
         return server
 
-    def take(self, gates: tuple[Gate, ...], server: Server, depth: int, tokens: int) -> Permit:
+    def take(self, permit: Permit, gates: tuple[Gate, ...], server: Server, depth: int, tokens: int) -> None:
         """Give out a permit. Whether there is one is the caller's to ask; a request that moves takes it anyway."""
-        held = server.held
         for gate in gates:
             gate.taken += 1
-            held[gate] = held.get(gate, 0) + 1
+            server.held[gate] = server.held.get(gate, 0) + 1
         server.requests += 1
         server.depths[depth] += 1
         server.room.tokens += tokens
-        return Permit(gates, server, depth, tokens)
+        permit.gates, permit.at, permit.depth, permit.tokens = gates, server, depth, tokens
+        permit.generation = server.generation
 
     def give_back(self, permit: Permit) -> bool:
         """End a permit; False where it had ended already, by whomever."""
-        server = permit.server
+        server = permit.at
         if permit.generation != server.generation:
             return False
         permit.generation = GIVEN_BACK
-        held = server.held
         for gate in permit.gates:
-            if held[gate] == 1:
-                del held[gate]
+            if server.held[gate] == 1:
+                del server.held[gate]
             else:
-                held[gate] -= 1
+                server.held[gate] -= 1
             self._free(gate, 1)
         server.requests -= 1
         server.depths[permit.depth] -= 1

@@ -4,7 +4,7 @@ from collections.abc import Hashable
 from typing import NamedTuple
 
 from guards.fairness import Tenant
-from guards.permits import Gate, Permit
+from guards.permits import GIVEN_BACK, NOWHERE, Gate, Permit
 from guards.sla import Tier
 
 BANDS = 4  # of priority; 0 goes first
@@ -57,10 +57,10 @@ class Ask(NamedTuple):
     about: Hashable = None
 
 
-class Place:
+class Place(Permit):
     """One request's place, from its arrival to its end; `Admission` alone changes it.
 
-    server: where it runs; None while it waits. permit: what it holds there.
+    It is its permit, too, for as long as it runs. server: where it runs, or has run; None while it waits.
     band: it rises while it waits, for the last time at since_s. homes: where it waited before that.
     due_s: who of one tenant is first. until_s: when it is refused, if it still waits.
     waited_s: for its turn, once that has come.
@@ -72,20 +72,20 @@ class Place:
     """
 
     __slots__ = (
-        "arrived_s", "ask", "band", "charged", "due_s", "homes", "input_tokens", "known", "owed", "parked", "permit",
+        "arrived_s", "ask", "band", "charged", "due_s", "homes", "input_tokens", "known", "owed", "parked", "runs",
         "server", "since_s", "size", "tenant", "until_s", "waited_s", "waits", "woken",
     )  # fmt: skip
 
     def __init__(self, ask: Ask, tenant: Tenant, now_s: float) -> None:
+        self.at, self.generation = NOWHERE, GIVEN_BACK  # as `Permit` has it
         self.ask, self.tenant, self.arrived_s, self.band = ask, tenant, now_s, ask.band
         self.since_s = now_s
         self.homes: tuple[tuple[int, Tenant], ...] = ()  # by band
         self.input_tokens = ask.input_tokens
-        self.size = max(1, ask.input_tokens + ask.output_tokens)
+        self.size = ask.input_tokens + ask.output_tokens or 1
         self.due_s = self.until_s = self.waited_s = 0.0
         self.charged = self.owed = 0
-        self.permit: Permit | None = None
         self.server: str | None = None
         self.parked: Gate | None = None
         self.woken: Gate | None = None
-        self.waits = self.known = False
+        self.waits = self.runs = self.known = False

@@ -26,6 +26,8 @@ class Metrics:
     The number of series is bounded by the config: `model` and `replica` are configured names, never a
     client's words (a refused unknown model is counted by its reason alone), and all else comes from
     closed sets in the code. Keys and users are never labels; what they did is in the ledger and the journal.
+
+    promised: counts a promise, by its class and by what became of it (of a closed set), once that is known.
     """
 
     def __init__(self) -> None:
@@ -127,10 +129,6 @@ class Metrics:
         """Tell what is known of each replica, by asking whenever the metrics are read."""
         self._registry.register(ReplicaGauges(look))
 
-    def promised(self, service_class: str, verdict: str) -> None:
-        """Count a promise, once it is known what became of it. verdict: from a closed set."""
-        self._promises.add(service_class, verdict)
-
     def degraded(self, model: str, step: str) -> None:
         """Count what a request was answered less well by. model: that was asked for. step: from a closed set."""
         self._degraded.add(model, step)
@@ -175,7 +173,7 @@ class Metrics:
         self._replica_turns = tally(
             "replica_breaker_turns", "Failure breakers that came into a state.", "replica", "model", "state"
         )
-        self._promises = tally("promises", "Promises, by what became of them.", "class", "verdict")
+        self.promised = tally("promises", "Promises, by what became of them.", "class", "verdict").add
         self._degraded = tally("degraded", "Requests that were answered less well, by step.", "model", "step")
         self._alerts = tally("alerts", "Alerts that were told, by kind.", "kind")
         self._webhooks = tally("webhooks", "Alerts on their way to the receiver, by outcome.", "outcome")

@@ -81,19 +81,31 @@ class Peer:
     def __init__(self, recipe: Recipe, upstream_port: int, folder: Path, core: int) -> None:
         """Start it and wait until it answers. Raises Missing, or LaunchFailed."""
         self.recipe, self.name, self.pid = recipe, recipe.name, 0
-        self.place = Place(upstream_port, f"http://127.0.0.1:{upstream_port}", folder / recipe.name)
+        self._upstream_port, self._folder, self._core, self._starts = upstream_port, folder, core, 0
         self._process: Leashed | None = None
-        if recipe.command is None:
-            return
         if recipe.needs and not (VENV / "bin" / recipe.needs).exists():
             raise Missing(f"{recipe.needs} is not installed; to have it measured: {HOW_TO_INSTALL}")
+        self._start()
+
+    def again(self) -> None:
+        """Start it anew: where a process happens to have its memory is worth some percent. Not who takes long to."""
+        if self._process is not None and not self.recipe.needs:
+            self.stop()
+            self._start()
+
+    def _start(self) -> None:
+        self._starts += 1
+        port, folder = self._upstream_port, self._folder / f"{self.name} {self._starts}"
+        self.place = Place(port, f"http://127.0.0.1:{port}", folder)
+        if self.recipe.command is None:
+            return
         self.place.folder.mkdir()
         self.place.port = free_port()
         try:
-            command, log = recipe.command(self.place), self.place.folder / "log"
+            command, log = self.recipe.command(self.place), self.place.folder / "log"
             environment = os.environ | self.place.environment
             self._process = Leashed(self.name, command, log=log, environment=environment)
-            with pinned(core):
+            with pinned(self._core):
                 self.pid = self._process.start().pid
             self._wait()
         except BaseException:

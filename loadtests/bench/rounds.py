@@ -85,6 +85,8 @@ class Bench:
         for number in range(count):
             begun = time.monotonic()
             taking_part = [peer for peer in self._peers if number < peer.recipe.rounds]
+            for peer in taking_part if number else ():
+                peer.again()
             for load in (one for one in loads for _ in range(one.looks)):
                 for peer in rng.sample(taking_part, len(taking_part)):
                     seen = self._do(peer, load.name, load.job)

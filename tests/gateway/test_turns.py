@@ -149,7 +149,7 @@ class World:
         left = [one.load or one.tokens for one in self.fleet.all()]
         permits = self.admission._permits
         left += [server.requests + server.room.tokens for server in permits._servers.values()]
-        return not any((*left, len(self.waiting), self.admission.waiting, permits.taken, len(self.turns._running)))
+        return not any((*left, len(self.waiting), self.admission.waiting, permits.taken, len(self.turns.running)))
 
 
 def played(act: Callable[[World], Awaitable[None]], *stage: Any, **more: Any) -> World:

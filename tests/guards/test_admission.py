@@ -67,10 +67,10 @@ class Gateway:
     def drain(self) -> list[str]:
         """End one request after the other, and say in which order those that waited were started."""
         before = len(self.started)
-        running = [place for place in self.started if place.permit is not None]
+        running = [place for place in self.started if place.runs]
         while running:
             self.leave(running.pop(0))
-            running = [place for place in self.started if place.permit is not None]
+            running = [place for place in self.started if place.runs]
         return [self.names[place] for place in self.started[before:]]
 
     def at_rest(self) -> None:
@@ -555,11 +555,11 @@ class Chaos:
                 gateway.leave(place)
         elif act < 0.95:
             place = rng.choice(self.live)
-            if place.permit is not None:
+            if place.runs:
                 gateway.admission.count(place, rng.randint(1, 60), rng.randint(1, 60))
         elif act < 0.97:
             place = rng.choice(self.live)
-            if place.permit is not None:
+            if place.runs:
                 gateway.admission.move(place, rng.choice("abc"))
         elif act < 0.98:
             gateway.admission.lost(rng.choice("abc"))
@@ -597,7 +597,7 @@ class Chaos:
             for depth in (1, 2):
                 head = backlog.first({1, 2} - {depth})
                 assert head is None or self.gateway.route(head) is None
-        permits = [place.permit for place in self.live if place.permit is not None and place.permit.good]
+        permits = [place for place in self.live if place.runs and place.good]
         assert one._permits.taken == sum(len(permit.gates) for permit in permits)
 
 
@@ -723,7 +723,7 @@ def test_what_is_foreseen_is_what_comes(steps):
     admission = gateway.admission
     for (tenant, within_s, band, permits, output), after_s, leaves in steps:
         gateway.turn(after_s)
-        if leaves and (running := [one for one in gateway.started if one.permit is not None]):
+        if leaves and (running := [one for one in gateway.started if one.runs]):
             gateway.leave(running[0])
         due_s = None if within_s is None else gateway.now_s + within_s
         ask = Ask(Share(tenant, permits=permits), "m", 10, output, band, deadline_s=due_s)

@@ -13,7 +13,7 @@ SERVED = st.lists(st.tuples(NAMES, st.integers(0, 100)), max_size=60)
 def served(tenants: Tenants, name: str, tokens: int, weight: float = 1.0):
     """A request of a tenant's was sent to a server, where nobody waits, and took so many tokens."""
     tenant = tenants.of(name, weight, None)
-    tenants.dispatched(tenant)
+    tenants.last = tenant
     tenant.charge(tokens)
     return tenant
 
