@@ -77,11 +77,10 @@ class Record:
     def held(self, hold: Hold, turn: Turn, more: Mapping[str, Any] = NOTHING) -> None:
         """Budget is held; from here on a settlement follows. more: what else is to be known of the request."""
         self._hold, self._turn = hold, turn
-        self._about |= more
-        for step in more.get("degraded", ()):
-            self._books.metrics.degraded(self._asked, step)
-        if turn.promise is not None:
-            self._about |= turn.about
+        if more:
+            self._about |= more
+            for step in more.get("degraded", ()):
+                self._books.metrics.degraded(self._asked, step)
         hold.about = self._about
         self._books.running[self] = None
         self._books.metrics.hold_opened()
@@ -90,8 +89,9 @@ class Record:
         """A request that holds budget, as operators see it. for_s: how long ago it came, in seconds."""
         hold = self._hold
         assert hold is not None
+        assert self._turn is not None
         held = [{**at._asdict(), "held": amount} for at, amount in hold.held]
-        return self._about | {
+        return self._about | self._turn.about | {
             "replica": self.replica,
             "for_s": round(self._books.clock() - self._sink.received_at, 3),
             "leased_tokens": hold.meter.leased,

@@ -267,9 +267,9 @@ class Turn:
         return () if self.promise is None else (("x-holdfast-class", self.promise.service_class),)
 
     @property
-    def about(self) -> Mapping[str, Any]:
-        """What the journal says of it."""
-        return NOTHING if self.promise is None else {"class": self.promise.service_class}
+    def about(self) -> dict[str, Any]:
+        """What operators are told."""
+        return {} if self.promise is None else {"class": self.promise.service_class}
 
     def choose(self, name: str | None, *, waits: bool = False) -> None:
         """It is to go to this server, or not to that one after all. The breaker there counts it from now on.
@@ -368,7 +368,7 @@ class Turn:
         if forecast is None and self.promise is None and not self.waited_s:
             self._answer = None
             return NOTHING
-        facts: dict[str, Any] = {}
+        facts = self.about
         if self.waited_s:
             facts["waited_s"] = round(self.waited_s, 4)
         if forecast is not None:
@@ -388,18 +388,20 @@ class Turn:
         if refused is not None or ending is Ending.REFUSED:
             theirs = refused is None or refused.reason not in OURS or (refused.status or 500) < 500
             return None if theirs else Verdict.REFUSED
-        if ending in THEIRS:
+        whole = ending in WHOLE
+        if not whole and ending in THEIRS:
             return None
         took_s = self._turns.clock() - self.arrived_s
-        first_at = answer.pace.first_token_at if answer is not None else None
+        first_at = None if answer is None else answer.pace.first_token_at
         first_s = None if first_at is None else first_at - self.arrived_s
         if ending is Ending.CLIENT_LEFT:
             return promise.judge_left(took_s, first_s)
-        if ending not in WHOLE or answer is None:
+        if not whole or answer is None:
             return Verdict.LOST
+        if promise.between_s is None or first_s is None:
+            return promise.judge(first_s or 0.0, None, took_s)
         tokens = answer.completion_tokens // self.call.choices  # of one answer, in the mean
-        between_s = (took_s - first_s) / (tokens - 1) if first_s is not None and tokens > 1 else None
-        return promise.judge(first_s or 0.0, between_s, took_s)
+        return promise.judge(first_s, (took_s - first_s) / (tokens - 1) if tokens > 1 else None, took_s)
 
 
 class Maybe(Turn):
