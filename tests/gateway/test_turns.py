@@ -635,7 +635,7 @@ def test_an_end_is_a_verdict(ending, refused, verdict):
             answer.pace.first_token_at = world.loop.time()
             await asyncio.sleep(0.5)
         facts = turn.judged(ending, refused)
-        assert facts == ({} if verdict is None else {"promise": verdict})
+        assert facts == {"class": "chat", **({} if verdict is None else {"promise": verdict})}
 
     world = played(scene, ranks=(promising(),))
 

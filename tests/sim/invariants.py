@@ -191,8 +191,8 @@ def at_rest(world: "World") -> Iterable[str]:
     for name, server in waiting._admission._permits._servers.items():
         if server.requests or server.room.tokens:
             yield f"{name} keeps permits of {server.requests} requests, {server.room.tokens} tokens"
-    if gateway.turns._running:
-        yield f"{len(gateway.turns._running)} turns are never over"
+    if gateway.turns.running:
+        yield f"{len(gateway.turns.running)} turns are never over"
     if gateway.turns.forecasts is not None:
         for name, seen in gateway.turns.forecasts._seen.items():
             if seen.prompts.ahead:
