@@ -1,5 +1,6 @@
 """The sums of tiles: one value, whoever computes it and however the words are laid out."""
 
+import json
 import subprocess
 import sys
 
@@ -207,14 +208,33 @@ print(type(_sums._cache).__name__, sum(_sums.stats.cache_hits.values()), len(_su
 
 
 def test_what_was_compiled_once_is_compiled_for_good():
-    """The second process finds it on the disk; and no argument makes it compile anything else."""
-    program(WARM)
+    """The next process finds it on the disk; and no argument makes it compile anything else."""
+    from vllm_plugin.digest import numba_sums
 
+    assert len(numba_sums._sums.signatures) == 1
     assert program(WARM) == "FunctionCache 1 1"
 
 
-def test_it_compiles_where_nothing_can_be_kept():
+def test_it_compiles_where_nothing_can_be_kept(monkeypatch):
     """In a container whose folders are all read-only it is compiled in each process."""
-    nowhere = "from numba.core import caching; caching.CacheImpl._locator_classes = []"
+    from numba.core import caching
 
-    assert program(nowhere + WARM) == "NullCache 0 1"
+    from vllm_plugin.digest import numba_sums
+
+    def nothing(keys, address, block_stride, column, offset, key, words, tile, ids, found):
+        pass
+
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+
+    assert type(numba_sums._compiled(nothing)._cache).__name__ == "NullCache"
+
+
+def test_the_speed_can_be_measured():
+    """The program that says what it costs runs, and counts in copies."""
+    run = "import sys; sys.argv += ['--json', '--quick']; from loadtests.digest_speed import main; main()"
+
+    rows = json.loads(program(run))
+
+    assert {row["what"]: row["of_copy"] for row in rows["rows"]}["copy"] == 1.0
+    assert all(row["gb_per_s"] > 0 for row in rows["rows"])
+    assert rows["page_bytes"] == 2 << 20

@@ -108,7 +108,7 @@ class Pages:
 
     def _existing(self, ids: ArrayLike) -> NDArray[np.int64]:
         """They are looked at here, because nothing behind this does: it reads raw memory."""
-        blocks = np.ascontiguousarray(ids, dtype=np.int64).reshape(-1)
+        blocks = np.array(ids, dtype=np.int64).reshape(-1)  # a copy: the device may read it later
         if blocks.size and not (blocks.min() >= 0 and blocks.max() < self.blocks):
             raise IndexError(f"blocks are 0 to {self.blocks - 1}, not {blocks.min()} to {blocks.max()}")
         return blocks
