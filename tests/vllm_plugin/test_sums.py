@@ -70,18 +70,20 @@ def test_layers_of_several_kinds_keep_their_order(rng):
     """Layers of other sizes, also between others, and the two tensors of a state."""
     wide, narrow = tensors.logical(rng, 3, 32, 4, 128, "float16"), tensors.logical(rng, 3, 32, 1, 64, "float16")
     convolution, state = torch.randn(3, 4, 33), torch.randn(3, 2, 48, 64)
-    contents = [wide, narrow, wide.clone(), convolution, state]
-    layout = tensors.LAYOUTS[0]
-    pages = Pages(
-        [Part.of(tensors.laid_out(layer, layout), layout) for layer in contents[:3]]
-        + [Part.of(layer, "block ...") for layer in contents[3:]]
-    )
+    same_runs = tensors.logical(rng, 3, 32, 2, 128, "float16")
+    contents = [wide, narrow, wide.clone(), convolution, state, same_runs, wide.flip(0)]
+    layouts = [*[tensors.LAYOUTS[0]] * 3, "block ...", "block ...", tensors.LAYOUTS[0], "kv block head token dim"]
+    pages = Pages([
+        Part.of(layer if layout == "block ..." else tensors.laid_out(layer, layout), layout)
+        for layer, layout in zip(contents, layouts, strict=True)
+    ])  # fmt: skip
 
     assert pages.sums([2, 0]).tolist() == tensors.expected(contents, [2, 0]).tolist()
     assert by_torch(pages, [2, 0]).tolist() == tensors.expected(contents, [2, 0]).tolist()
     assert pages.form == (
         "1 of float16 kv2 token32 head4 dim128, 1 of float16 kv2 token32 head1 dim64, "
-        "1 of float16 kv2 token32 head4 dim128, 1 of float32 axis0x4 axis1x33, 1 of float32 axis0x2 axis1x48 axis2x64"
+        "1 of float16 kv2 token32 head4 dim128, 1 of float32 axis0x4 axis1x33, 1 of float32 axis0x2 axis1x48 axis2x64, "
+        "1 of float16 kv2 token32 head2 dim128, 1 of float16 kv2 token32 head4 dim128"
     )
 
 
@@ -134,7 +136,7 @@ def test_a_stored_page_that_is_cut_short_is_refused(rng):
     """Not whole pages, or none: there is nothing to compare."""
     pages = tensors.pages([tensors.logical(rng, 1, 24, 2, 96, "bfloat16")], tensors.LAYOUTS[0])
 
-    for cut in (pages.bytes(0)[:-4], b""):
+    for cut in (pages.bytes(0)[:-4], 2 * pages.bytes(0)[:-4], b""):
         with pytest.raises(ValueError, match="no pages of"):
             pages.packed(cut)
 

@@ -50,8 +50,10 @@ def test_the_kernel_gives_the_defined_sums(layout, dim, wide, blocks_per_program
 def test_one_launch_is_for_layers_of_several_kinds(rng):
     """Other sizes, dtypes and layouts, states among them; through the same sums as everywhere."""
     contents = [tensors.logical(rng, 3, 16, 4, 128, "float16"), torch.randn(3, 2, 33, 64), torch.randn(3, 4, 32)]
+    contents += [tensors.logical(rng, 3, 32, 3, 64, "float32")]
     parts = on_device(contents[:1], tensors.LAYOUTS[0])
-    parts += [Part.of(content.to(DEVICE), "block ...") for content in contents[1:]]
+    parts += [Part.of(content.to(DEVICE), "block ...") for content in contents[1:3]]
+    parts += on_device(contents[3:], tensors.LAYOUTS[1])
     pages = Pages(parts)
 
     found = triton_sums.sums(triton_sums.Tables.of(parts), np.array([2, 0])).cpu().numpy().view(np.uint64)
@@ -80,8 +82,8 @@ def test_many_blocks_share_a_program_only_where_programs_are_enough(rng, monkeyp
 
 
 COMPILED = """
-import json
-from triton import compile
+import json, pathlib, subprocess
+from triton import compile, knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from vllm_plugin.digest import triton_sums
@@ -96,7 +98,9 @@ for wide in (1, triton_sums.WIDE):
         aligned = {(at,): [["tt.divisibility", 16]] for at in pointers}
         source = ASTSource(kernel, signature, constants, aligned)
         made = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": triton_sums.WARPS})
-        found[f"{wide} {blocks}"] = made.asm["ptx"]
+        pathlib.Path("kernel").write_bytes(made.asm["cubin"])
+        use = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", "kernel"]
+        found[f"{wide} {blocks}"] = made.asm["ptx"], subprocess.check_output(use, text=True)
 print(json.dumps(found))
 """
 
@@ -106,15 +110,15 @@ def test_it_compiles_for_an_h100(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", COMPILED], env=environment, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-W", "ignore", "-c", COMPILED],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     code = json.loads(done.stdout)
 
     assert len(code) == 4
-    assert not any(".local" in ptx for ptx in code.values())
-    threads = 32 * triton_sums.WARPS
-    for key, ptx in code.items():
-        wide = int(key.split()[0])
-        words = tensors.TILE_BYTES // 4 // threads
-        assert ptx.count("ld.global.v4.b32") == (3 if wide > 1 else 2) * words // 4
+    loads = tensors.TILE_BYTES // 16 // 32 // triton_sums.WARPS  # of 16 bytes, of each thread: of words, and half a key
+    for name, (ptx, use) in code.items():
+        assert "STACK:0 " in use
+        assert "LOCAL:0 " in use
+        assert ptx.count("ld.global.v4.b32") == (2 * loads if name.startswith("1 ") else 3 * loads)

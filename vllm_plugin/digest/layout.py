@@ -34,7 +34,7 @@ class Axis(NamedTuple):
 class Block(NamedTuple):
     """The blocks of a tensor. axes: of one block, in logical order."""
 
-    count: int
+    blocks: int
     stride: int
     axes: list[Axis]
 

@@ -20,7 +20,7 @@ def sums(kinds: list[Alike], tiles: int, ids: NDArray[np.int64]) -> NDArray[np.u
     return found
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _pointer(context: Any, address: Any) -> Any:
     """The 32-bit words at an address."""
     signature = types.CPointer(types.uint32)(types.uint64)
@@ -44,13 +44,13 @@ SIGNATURE = types.void(
 def _compiled(function: Callable[..., None]) -> Callable[..., None]:
     """Compiled for this very CPU, and kept on the disk where there is a place for it."""
     try:
-        return njit(SIGNATURE, nogil=True, error_model="numpy", cache=True)(function)  # type: ignore[no-any-return]
+        return njit(SIGNATURE, nogil=True, error_model="numpy", cache=True)(function)
     except RuntimeError:  # no folder for it can be written
-        return njit(SIGNATURE, nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+        return njit(SIGNATURE, nogil=True, error_model="numpy")(function)
 
 
 @_compiled
-def _sums(keys, address, block_stride, column, offset, key, words, tile, ids, found):  # type: ignore[no-untyped-def]
+def _sums(keys, address, block_stride, column, offset, key, words, tile, ids, found):
     """Four parts at a time, which may be of more than one block.
 
     So a key that was read is used four times, and the memory has four streams to bring. That is worth half as much

@@ -60,7 +60,7 @@ class Part:
             run_bytes *= outer.pop().size
         form = f"{str(tensor.dtype).removeprefix('torch.')} {layout.form(block.axes)}"
         sizes, outer_strides = tuple(axis.size for axis in outer), tuple(axis.stride for axis in outer)
-        return cls(address, block.stride, block.count, sizes, outer_strides, run_bytes, form, device, tensor)
+        return cls(address, block.stride, block.blocks, sizes, outer_strides, run_bytes, form, device, tensor)
 
     @property
     def runs(self) -> int:

@@ -25,7 +25,7 @@ def words(part: Part, ids: torch.Tensor) -> torch.Tensor:
     tensor = torch.as_tensor(part.tensor)
     storage = tensor.untyped_storage()
     memory = torch.empty(0, dtype=torch.int32, device=tensor.device)
-    memory.set_(storage, 0, (storage.nbytes() // WORD_BYTES,))
+    memory.set_(storage, 0, (storage.nbytes() // WORD_BYTES,), (1,))
     steps = (part.block_stride, *part.strides, WORD_BYTES)
     blocks = memory.as_strided(
         (part.blocks, *part.sizes, part.run_bytes // WORD_BYTES),
@@ -38,7 +38,7 @@ def words(part: Part, ids: torch.Tensor) -> torch.Tensor:
 def _part_sums(part: Part, ids: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     padding = part.tiles * TILE_WORDS - part.words
     found = []
-    for some in ids.split(max(1, AT_ONCE_WORDS // part.words)):
+    for some in torch.split(ids, max(1, AT_ONCE_WORDS // part.words)):
         unsigned = words(part, some).to(torch.int64) & 0xFFFFFFFF
         tiles = torch.nn.functional.pad(unsigned, (0, padding)).reshape(len(some), part.tiles, TILE_WORDS)
         found.append((tiles * keys).sum(dim=2))

@@ -9,7 +9,7 @@ Never measured so far: there was no GPU. What it computes is tested in triton's 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ class Tables(NamedTuple):
     def of(cls, parts: Sequence[Part]) -> Self:
         tiles = [part.tiles for part in parts]
         offsets = [part.offsets() for part in parts]
-        columns = (
+        columns: Any = (
             [part.address for part in parts],
             [part.block_stride for part in parts],
             [part.run_bytes // WORD_BYTES for part in parts],
@@ -65,7 +65,8 @@ class Tables(NamedTuple):
         device = parts[0].device
         halves = np.ascontiguousarray(KEYS.view(np.int32).reshape(-1, 2).T)
         low, high = (torch.from_numpy(half.copy()).to(device) for half in halves)
-        return cls(*(torch.tensor(np.asarray(c, np.int64), device=device) for c in columns), low, high, wide)
+        tables = [torch.tensor(np.asarray(column, np.int64), device=device) for column in columns]
+        return cls._make([*tables, low, high, wide])
 
 
 def sums(tables: Tables, ids: NDArray[np.int64]) -> torch.Tensor:
@@ -94,11 +95,11 @@ def _launch(tables: Tables, ids: NDArray[np.int64], blocks: int) -> torch.Tensor
     return found
 
 
-@triton.jit(do_not_specialize=["count", "columns"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["count", "columns"])
 def _tile_sums(
     ids, found, count, columns, address, block_stride, run_words, words, first_run, part, tile, offset, low, high,
     TILE: tl.constexpr, WORD: tl.constexpr, WIDE: tl.constexpr, BLOCKS: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     column = tl.program_id(0)
     layer = tl.load(part + column)
     run = tl.load(run_words + layer).to(tl.int32)
