@@ -7,6 +7,7 @@ process that answers /metrics.
 from dataclasses import dataclass, field
 from typing import Any
 
+from prometheus_client import REGISTRY
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
 AGE = "scrub_cycle_seconds"  # a state and not a sum: the latest counts, and of many workers the worst
@@ -68,6 +69,7 @@ class Metrics(KVConnectorPromMetrics):
         per_engine_labelvalues: dict[int, list[object]],
     ) -> None:
         super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+        _forget_others()
         self._counters = {
             name: self._counter_cls(name=f"holdfast_{name}", documentation=text, labelnames=labelnames)
             for name, text in COUNTERS.items()
@@ -98,3 +100,10 @@ class Metrics(KVConnectorPromMetrics):
                 self._corrupt.labels(*labels, *kind[1:]).inc(number)
             elif name in self._counters:
                 self._counters[name].labels(*labels).inc(number)
+
+
+def _forget_others() -> None:
+    """Those of an engine that this process had before: vLLM does the same with its own."""
+    for collector in list(REGISTRY._collector_to_names):
+        if getattr(collector, "_name", "").startswith("holdfast_"):
+            REGISTRY.unregister(collector)

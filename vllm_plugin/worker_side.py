@@ -102,8 +102,9 @@ class WorkerHalf:
         pages += [(self._sealed[block].page, Where.SCRUB) for block in scrubbed]
         rows = self.digests.sums([page.block for page, _ in pages])
         intact = []
-        for (page, where), row in zip(pages, rows, strict=True):
-            if kind := self._wrong(page, row):
+        wrong = [self._wrong(page, row) for (page, _), row in zip(pages, rows, strict=True)]  # before any is forgotten
+        for (page, where), kind in zip(pages, wrong, strict=True):
+            if kind:
                 self._lose(page, kind, where)
             else:
                 self._keep(page, self._sealed[page.block].digest, orders.step)
