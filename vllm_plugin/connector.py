@@ -27,7 +27,7 @@ from vllm_plugin.worker_side import WorkerHalf
 log = logging.getLogger("vllm.holdfast")
 
 
-class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
+class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
     """One in the scheduler's process and one in each worker's: which it is, its role says. Raises RefusedAtStart."""
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any = None, **kw: Any) -> None:

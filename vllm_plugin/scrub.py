@@ -8,7 +8,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
 from itertools import islice
 
-IDLE_PER_STEP_MIN = 1  # so that pages nobody holds have their turn too, however many are held
+PER_STEP_MIN = 1  # of each ring: all pages have their turn, however little time there is and however many are held
 LEARNING = 0.2  # how far a new measurement moves what is believed of a page's cost
 
 
@@ -60,9 +60,9 @@ class Scrubber:
     def pick(self, budget_s: float | None, skip: Iterable[int] = ()) -> list[int]:
         """What to look at. budget_s: for so long, or None for all that are held. skip: were just looked at."""
         known = set(skip)
-        room = len(self._held) if budget_s is None else int(budget_s / max(self._page_s, 1e-9))
+        room = len(self._held) if budget_s is None else max(PER_STEP_MIN, int(budget_s / max(self._page_s, 1e-9)))
         held = list(islice((block for block in self._held if block not in known), room))
-        left = IDLE_PER_STEP_MIN if budget_s is None else max(IDLE_PER_STEP_MIN, room - len(held))
+        left = PER_STEP_MIN if budget_s is None else max(PER_STEP_MIN, room - len(held))
         return held + list(islice((block for block in self._idle if block not in known), left))
 
     def age_s(self, now_s: float) -> float:

@@ -7,7 +7,7 @@ process that answers /metrics.
 from dataclasses import dataclass, field
 from typing import Any
 
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, Counter, Gauge
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
 AGE = "scrub_cycle_seconds"  # a state and not a sum: the latest counts, and of many workers the worst
@@ -70,16 +70,17 @@ class Metrics(KVConnectorPromMetrics):
     ) -> None:
         super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
         _forget_others()
+        counter_of, gauge_of = metric_types[Counter], metric_types[Gauge]
         self._counters = {
-            name: self._counter_cls(name=f"holdfast_{name}", documentation=text, labelnames=labelnames)
+            name: counter_of(name=f"holdfast_{name}", documentation=text, labelnames=labelnames)
             for name, text in COUNTERS.items()
         }
-        self._corrupt = self._counter_cls(
+        self._corrupt = counter_of(
             name="holdfast_pages_corrupt",
             documentation="Pages that were not what they were when they were written, by kind and by who found it.",
             labelnames=[*labelnames, "kind", "where"],
         )
-        self._age = self._gauge_cls(
+        self._age = gauge_of(
             name=f"holdfast_{AGE}",
             documentation="How long ago the resident page was looked at that was not for the longest time.",
             labelnames=labelnames,

@@ -135,7 +135,7 @@ def test_hits_wait_and_are_let_in_by_what_was_seen():
 def test_a_bad_page_is_evicted_and_who_did_not_hold_it_goes_on():
     """The next look-up does not hit it."""
     world = World()
-    request, orders = running(world)
+    _, orders = running(world)
     world.half.finished("r")
     del world.requests["r"]
 

@@ -148,6 +148,10 @@ class Engine:
             if sample.name in (name, f"{name}_total") and labels.items() <= sample.labels.items()
         )
 
+    def preemptions(self) -> float:
+        """How often a request had to make room, or was computed again."""
+        return self.metric("vllm:num_preemptions")
+
     def stop(self) -> None:
         """So that this process may have another one."""
         from vllm.distributed import cleanup_dist_env_and_memory

@@ -1,4 +1,4 @@
-"""vLLM as it is, without the plugin: what one wrong bit in a shared page does. Were it harmless, nobody need find it."""
+"""vLLM as it is, without the plugin: what a damaged page does. Were it harmless, nobody would have to find it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Real vLLM with the plugin: whatever is done to resident pages, what is given out is what an unharmed run gives out."""
+"""Real vLLM with the plugin: whatever is done to resident pages, the answers are those of an unharmed run."""
 
 import random
 
