@@ -1,4 +1,7 @@
-"""Entry point of `vllm.general_plugins`: makes the connector known by its name, in every process of vLLM."""
+"""Entry point of `vllm.general_plugins`: makes the connector known by its name, in every process of vLLM.
+
+It imports nothing: right after it, vLLM on the CPU looks into all modules that there are, and falls over numba's.
+"""
 
 NAME = "HoldfastConnector"
 

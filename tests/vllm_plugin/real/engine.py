@@ -44,6 +44,14 @@ def prompts(seed: int, families: int, each: int, shared: int, own: int) -> list[
     ]
 
 
+class OwnModules:
+    """What stands for `sys` there."""
+
+    @property
+    def modules(self) -> dict[str, Any]:
+        return {name: module for name, module in sys.modules.items() if name.startswith("vllm.")}
+
+
 class Engine:
     """One vLLM. plugin: what goes into `kv_connector_extra_config`, or None for vLLM as it is.
 
@@ -62,7 +70,11 @@ class Engine:
             script = REPOSITORY / "gateway" / "local" / "tiny_model.py"
             subprocess.run([sys.executable, str(script), str(MODEL)], check=True, capture_output=True)
         from vllm import LLM
+        from vllm.triton_utils import dispatcher
 
+        # vLLM puts its CPU kernels in place of others by looking through all modules, and falls over llvmlite, should
+        # numba be there already: as it is when this process had an engine before. Its own modules are enough.
+        dispatcher.sys = OwnModules()
         transfer = {
             "kv_connector": "HoldfastConnector", "kv_role": "kv_both", "kv_load_failure_policy": "recompute",
             "kv_connector_extra_config": plugin,

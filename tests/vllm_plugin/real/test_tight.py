@@ -1,4 +1,4 @@
-"""Real vLLM with hardly any room, prompts computed in pieces: requests are preempted, and their pages given out anew."""
+"""Real vLLM with hardly any room, prompts computed in pieces: requests are preempted, their pages given out anew."""
 
 import random
 
