@@ -108,6 +108,23 @@ def test_a_digest_needs_no_vllm_and_what_is_heavy_only_where_it_is_used(path):
     assert imports(path) == of(path, *allowed, *engine, "torch")
 
 
+DECIDING = ("page", "settings", "refusals", "gate", "residents", "scrub", "scheduler_side")
+
+
+@pytest.mark.parametrize("path", [p for p in EVERYTHING if p.values[0].parts[0] == "vllm_plugin"])
+def test_only_what_touches_vllm_knows_it(path):
+    """Decisions are made without it, and without torch; what changes with its versions is in one file."""
+    if path.stem in DECIDING:
+        assert imports(path) == of(path, *sys.stdlib_module_names, "vllm_plugin")
+    if path.stem not in ("compat", "connector", "telemetry", "register"):
+        assert not of(path, "vllm")
+
+
+def test_the_entry_point_imports_nothing():
+    """vLLM calls it before it looks through all modules, and falls over those of numba."""
+    assert at_import(Path("vllm_plugin/register.py")) == set()
+
+
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
