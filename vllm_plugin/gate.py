@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 
 from vllm_plugin.page import Page, Report
 
+PAGES_PER_STEP_MAX = 1024  # that are looked at in one step: what is more waits for the next one, in its order
+
 
 class Gate:
     """Who waits for which pages, and which pages may be read in this pass of the scheduler.
@@ -21,13 +23,17 @@ class Gate:
         self._verify = verify
         self._rng = rng
         self._waiting: dict[str, tuple[Page, ...]] = {}
+        self._asked = 0
         self._intact: frozenset[Page] = frozenset()
         self._model = b""
 
     def opens(self, request_id: str, pages: Sequence[Page]) -> bool:
         """Whether a request may be admitted now, reading these pages. May be asked any number of times."""
-        self._waiting[request_id] = tuple(pages)
-        return not self._verify or self._intact.issuperset(pages)
+        may = not self._verify or self._intact.issuperset(pages)
+        if may or self._asked < PAGES_PER_STEP_MAX:
+            self._waiting[request_id] = tuple(pages)
+            self._asked += 0 if may else len(pages)
+        return may
 
     def admitted(self, request_id: str) -> tuple[Page, ...]:
         """It was, or is no more. Returns the pages that it asked for last."""
@@ -40,7 +46,7 @@ class Gate:
         being looked at, when not all are looked at.
         """
         pages = dict.fromkeys(page for waiting in self._waiting.values() for page in waiting)
-        self._waiting = {}
+        self._waiting, self._asked = {}, 0
         self._intact = frozenset(
             page for page in pages if self._verify < 1 and self._rng.random() >= self._verify and sealed(page)
         )

@@ -75,11 +75,11 @@ class Spoiled:
 
 @dataclass(slots=True)
 class _Kept:
-    """What is remembered of a request. let_in: the blocks that it hit. sealed: how many of its pages were; held: how
-    many blocks it has. emitted_step: of its last token.
+    """What is remembered of a request. let_in: the blocks that it hit, None where it kept its own. sealed: how many of
+    its pages were; held: how many blocks it has. emitted_step: of its last token.
     """
 
-    let_in: tuple[int, ...] = ()
+    let_in: tuple[int, ...] | None = ()
     sealed: int = 0
     held: int = 0
     emitted_step: int = -1
@@ -133,8 +133,12 @@ class SchedulerHalf:
 
     def admitted(self, request: Request) -> None:
         """It has its blocks. They must be one unbroken chain of what was verified, in order, or it is not believed."""
+        emitted_step = self._emitted(request.request_id)
         let_in = tuple(page.block for page in self._gate.admitted(request.request_id))
-        self._kept[request.request_id] = _Kept(let_in, emitted_step=self._emitted(request.request_id))
+        if request.num_computed_tokens:  # a session that goes on: it held its pages all the time
+            self._kept[request.request_id] = _Kept(None, emitted_step=emitted_step)
+            return
+        self._kept[request.request_id] = _Kept(let_in, emitted_step=emitted_step)
         self._count("prefix_hit_tokens", len(let_in) * self._block_tokens)
 
     def orders(
@@ -238,6 +242,8 @@ class SchedulerHalf:
         it computes this step, and what comes of it is thrown away.
         """
         assert self.cache is not None
+        if kept.let_in is None:
+            return
         count, first = kept.sealed, self._first_seen(request.num_computed_tokens)
         table = self.cache.table(request.request_id)
         in_place = [

@@ -120,6 +120,23 @@ def test_some_are_believed_if_so_told_but_only_what_was_sealed():
     assert guard.opens("r", pages)
 
 
+def test_not_more_is_verified_in_a_step_than_a_step_can_bear():
+    """Who came first is first; the others ask again. One that hits more than that has its turn too."""
+    guard = gate()
+    many = [[Page(1000 * n + i, 0, 0, b"c", 0) for i in range(600)] for n in range(4)]
+    for n, pages in enumerate(many):
+        assert not guard.opens(str(n), pages)
+    first = passed(guard)
+    assert first == (*many[0], *many[1])
+
+    guard.hear(Report(1, b"m", frozenset(first)))
+    assert [guard.opens(str(n), pages) for n, pages in enumerate(many)] == [True, True, False, False]
+    guard.admitted("0"), guard.admitted("1")
+    passed(guard)
+    assert not guard.opens("huge", [page for pages in many for page in pages])
+    assert len(passed(guard)) == 2400
+
+
 def test_off_is_off():
     """Nobody waits and nothing is verified."""
     guard = gate(0)

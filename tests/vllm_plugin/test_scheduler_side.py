@@ -67,9 +67,9 @@ class World:
         hits = [self.cached(chain) for chain in request.block_hashes[:hit]]
         self.half.may_read(request, hit * TOKENS)
         self.requests[request.request_id] = request
-        request.num_computed_tokens = hit * TOKENS
         request.blocks = [*hits, *new]
         self.half.admitted(request)
+        request.num_computed_tokens = hit * TOKENS  # vLLM says so only then
 
     def step(self, *scheduled: tuple[FakeRequest, int, bool], new: Sequence[int] = ()) -> Orders:
         """They compute so many tokens each; new: blocks of whoever is not fresh."""
@@ -291,8 +291,24 @@ def test_a_window_may_leave_pages_behind():
     other = FakeRequest("o", "abxy", 12)
     world.half.may_read(other, 8)
     world.requests["o"] = other
-    other.num_computed_tokens, other.blocks = 8, [None, 2, 7]
+    other.blocks = [None, 2, 7]
     world.half.admitted(other)
+    other.num_computed_tokens = 8
     world.step((other, 4, True))
 
     assert not world.hear(2)
+
+
+def test_a_session_that_goes_on_has_held_its_pages_all_the_time():
+    """It was let in with others than it has now, or with none, and that is no hole."""
+    world = World()
+    request, _ = running(world)
+    request.num_computed_tokens, request.num_tokens = 8, 13
+    world.half.admitted(request)
+    request.blocks += [4]
+    orders = world.step((request, 5, True))
+
+    assert not world.hear(2)
+    assert [page.block for page in orders.seal] == [3]
+    assert orders.release == ("r",)
+    assert orders.hold == (("r", (1, 2, 3, 4)),)
