@@ -7,6 +7,7 @@ step is (`build_connector_meta`). The worker forgets (`bind_connector_metadata`)
 looks (`build_connector_worker_meta`). The scheduler hears of it before it hands out any token (`hear`).
 """
 
+import importlib
 import logging
 import random
 import time
@@ -16,8 +17,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 
 from vllm_plugin import compat
 from vllm_plugin.digests import Digests
+from vllm_plugin.exchange import Exchange
 from vllm_plugin.gate import Gate
 from vllm_plugin.page import Orders, Report
+from vllm_plugin.plans import Plans
 from vllm_plugin.refusals import RefusedAtStart, is_protected, refusals
 from vllm_plugin.scheduler_side import SchedulerHalf, Spoiled
 from vllm_plugin.settings import Settings
@@ -49,6 +52,9 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
                 tails=settings.tails,
                 count=self._count,
             )
+            self._plans: Plans | None = None
+            if settings.store:
+                self._plans = Plans(self._open().open_store(settings.store), self._stored_key, self._block_tokens)
             compat.guard_scheduler()
         else:
             self.draws: dict[str, tuple[Any, Any]] = {}  # of seeded requests: what they draw from, before they did
@@ -70,11 +76,24 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         self._scheduler_half.cache = compat.BlockCache(kv_cache_manager)
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
-        return (0 if self._scheduler_half.may_read(request, num_computed_tokens) else None), False
+        if not self._scheduler_half.may_read(request, num_computed_tokens):
+            return None, False
+        if self._plans is None or request.skip_reading_prefix_cache:
+            return 0, False
+        if not self._scheduler_half.model:  # the first report tells it, after a step without requests
+            return None, False
+        tokens = self._plans.beyond(
+            request.request_id, request.block_hashes, request.num_tokens, num_computed_tokens
+        )
+        return tokens, tokens > 0
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int, **kw: Any) -> None:
         self._requests[request.request_id] = request
-        self._scheduler_half.admitted(request)
+        if num_external_tokens:
+            assert self._plans is not None
+            self._scheduler_half.waits(request, self._plans)
+        else:
+            self._scheduler_half.admitted(request)
 
     def build_connector_meta(self, scheduler_output: Any) -> compat.ToWorker:
         scheduled = compat.scheduled(scheduler_output, self._requests, self._block_tokens)
@@ -93,6 +112,8 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished_all_groups(self, request: Any, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
         self._requests.pop(request.request_id, None)
         self._scheduler_half.finished(request.request_id)
+        if self._plans is not None:
+            self._plans.drop(request.request_id)
         return False, None
 
     def reset_cache(self) -> bool:
@@ -102,7 +123,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
     # ---- the worker's
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
-        pages = compat.pages(kv_caches, self._kv_cache_config)
+        self._pages = pages = compat.pages(kv_caches, self._kv_cache_config)
         started_s = time.perf_counter()
         pages.warm()
         self._worker_half.digests = Digests(
@@ -113,6 +134,8 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             block_tokens=self._block_tokens,
             count=self._count,
         )
+        if self._settings.store:
+            self._worker_half.exchange = self._exchange(self._worker_half.digests)
         log.info(
             "holdfast.pages blocks=%d page_bytes=%d form=%s warm_s=%.2f",
             pages.blocks, pages.page_bytes, pages.form, time.perf_counter() - started_s,
@@ -128,7 +151,13 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         self._worker_half.before(orders)
 
     def start_load_kv(self, forward_context: Any, **kw: Any) -> None:
-        return
+        self._worker_half.load(self._orders())
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        return None, self._worker_half.brought() or None
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        return self._worker_half.not_brought()
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         return
@@ -147,7 +176,28 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         assert isinstance(sent, compat.ToWorker)
         return sent.orders
 
+    def _exchange(self, digests: Digests) -> Exchange:
+        opened, pages = self._open(), self._pages
+        return Exchange(
+            opened.open_store(self._settings.store),
+            manifest=opened.Manifest,
+            stored=opened.Page,
+            pages=pages,
+            write=pages.write,
+            digest=digests.in_place,
+            key=lambda chain: digests.model + chain,
+            block_tokens=self._block_tokens,
+        )
+
     # ---- both
+
+    def _open(self) -> Any:
+        """The room of page stores; only where one is asked for."""
+        return importlib.import_module("vllm_plugin.store")
+
+    def _stored_key(self, chain: bytes) -> bytes | None:
+        model = self._scheduler_half.model
+        return model + chain if model else None
 
     def get_kv_connector_stats(self) -> Stats | None:
         if self._role == KVConnectorRole.WORKER:

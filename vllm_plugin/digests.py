@@ -52,3 +52,8 @@ class Digests:
     def of(self, page: Page, row: Row) -> bytes:
         """The digest of a page that is what it is called, if its block holds this. row: one of `sums`."""
         return seal(self._header.page(page.chain or TAIL, page.position, self._block_tokens), row)
+
+    def in_place(self, pages: Sequence[Page]) -> list[bytes]:
+        """The digests of pages, if they are what they are called."""
+        rows = self.sums([page.block for page in pages])
+        return [self.of(page, row) for page, row in zip(pages, rows, strict=True)]

@@ -4,7 +4,7 @@
     Report   worker → scheduler: what was found
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -56,9 +56,17 @@ class Tail(NamedTuple):
     page: Page
 
 
+class Load(NamedTuple):
+    """Pages that a request waits for, in order, and the chain of the page before the first one."""
+
+    request_id: str
+    pages: tuple[Page, ...]
+    parent: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """For one step. Before the forward pass: forget, hold, release, rewind. After it: seal, then check.
+    """For one step. Before the forward pass: forget, hold, release, rewind. After it: load, seal, then check.
 
     forget: blocks given out anew, or withdrawn. hold: (request, blocks) that it holds from now on besides those before;
     release: requests that hold nothing any more. rewind: requests whose last sampled token was thrown away.
@@ -73,6 +81,7 @@ class Orders:
     tails: tuple[Tail, ...] = ()
     seal: tuple[Page, ...] = ()
     check: tuple[Page, ...] = ()
+    load: tuple[Load, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +91,11 @@ class Report:
     step: int
     model: bytes
     intact: frozenset[Page] = frozenset()
-    lost: tuple[Lost, ...] = field(default=())
+    lost: tuple[Lost, ...] = ()
+    loaded: frozenset[Page] = frozenset()
 
     def merged(self, other: "Report") -> "Report":
         """What two workers found together: a page is intact only where all its shards are, and bad wins."""
         model = self.model if self.model == other.model else self.model + other.model
         lost = dict.fromkeys(self.lost + other.lost)
-        return Report(self.step, model, self.intact & other.intact, tuple(lost))
+        return Report(self.step, model, self.intact & other.intact, tuple(lost), self.loaded & other.loaded)

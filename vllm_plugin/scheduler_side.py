@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from vllm_plugin.gate import Gate
-from vllm_plugin.page import Kind, Lost, Orders, Page, Report, Tail
+from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Tail
+from vllm_plugin.plans import Plans
 from vllm_plugin.residents import Residents
 
 log = logging.getLogger("vllm.holdfast.scheduler")
@@ -92,6 +93,7 @@ class _Next:
     forget: list[int] = field(default_factory=list)
     rewind: list[str] = field(default_factory=list)
     release: list[str] = field(default_factory=list)
+    load: list[Load] = field(default_factory=list)
 
 
 class SchedulerHalf:
@@ -121,6 +123,8 @@ class SchedulerHalf:
         self._residents = Residents()
         self._kept: dict[str, _Kept] = {}
         self._broken: set[str] = set()
+        self._loading: dict[int, Load] = {}
+        self.model = b""
         self._step = 0
         self._next = _Next()
         self.cache: Cache | None = None
@@ -141,6 +145,14 @@ class SchedulerHalf:
         self._kept[request.request_id] = _Kept(let_in, emitted_step=emitted_step)
         self._count("prefix_hit_tokens", len(let_in) * self._block_tokens)
 
+    def waits(self, request: Request, plans: Plans) -> None:
+        """It has blocks, and waits for what is to be loaded into them; it is admitted later."""
+        assert self.cache is not None
+        self._gate.admitted(request.request_id)
+        load = plans.load(request.request_id, self._table(request.request_id), self._given_out)
+        self._next.load.append(load)
+        self._loading |= {page.block: load for page in load.pages}
+
     def orders(
         self, scheduled: Iterable[Scheduled], preempted: Iterable[str] = ()
     ) -> Orders:
@@ -149,7 +161,7 @@ class SchedulerHalf:
         self._step += 1
         check = self._gate.take(self._residents.holds)
         gone = [*self._next.release, *preempted]
-        forget, rewind, self._next = self._next.forget, self._next.rewind, _Next()
+        forget, rewind, load, self._next = self._next.forget, self._next.rewind, self._next.load, _Next()
         hold: list[tuple[str, tuple[int, ...]]] = []
         seal: list[Page] = []
         tails: list[Tail] = []
@@ -170,8 +182,9 @@ class SchedulerHalf:
             seal += self._filled(one, kept)
             tails += self._tail(one, count)
         return Orders(
-            self._step, tuple(forget), tuple(hold), tuple(gone), tuple(rewind), tuple(tails), tuple(seal), check
-        )
+            self._step, tuple(forget), tuple(hold), tuple(gone), tuple(rewind), tuple(tails), tuple(seal), check,
+            tuple(load),
+        )  # fmt: skip
 
     # ---- when a step is over
 
@@ -181,6 +194,8 @@ class SchedulerHalf:
         running: requests that hold blocks, and whose output of this step was not handed out yet.
         """
         self._gate.hear(report)
+        self.model = report.model or self.model
+        self._arrived(report)
         again: set[str] = set(self._broken)
         failed: set[str] = set()
         running = list(running)
@@ -230,6 +245,24 @@ class SchedulerHalf:
                 break
             pages.append(self._residents.page(block, 0, chain, number * self._block_tokens))
         return pages
+
+    def _given_out(self, block: int, chain: bytes, position: int) -> Page:
+        """A page that will be written to a block that was just given out."""
+        self._residents.given_out([block])
+        self._next.forget.append(block)
+        return self._residents.page(block, 0, chain, position)
+
+    def _arrived(self, report: Report) -> None:
+        """What was loaded is resident, those pages that are intact."""
+        for page in report.loaded:
+            load = self._loading.pop(page.block, None)
+            if load is None or not self._residents.is_current(page):
+                continue
+            number = load.pages.index(page)
+            self._residents.filled(page, load.pages[number - 1].chain if number else load.parent, report.step)
+            self._count("pages_loaded", 1)
+        for lost in report.lost:
+            self._loading.pop(lost.page.block, None)
 
     def _first_seen(self, tokens: int) -> int:
         """The first page that attention still looks at, for the next token."""

@@ -19,6 +19,7 @@ class Settings:
         after every forward pass. scrub_floor_s: at least so long, in seconds.
     tails: whether the page that a request is filling is checked too, before it is written on.
     abort: whether a running request that holds a corrupt page ends with an error, instead of being computed anew.
+    store: where pages lie outside of the engine, an address that `vllm_plugin.store` opens; none if empty.
     unprotected: what vLLM may do although running requests are not protected then, see refusals.py.
     """
 
@@ -28,6 +29,7 @@ class Settings:
     tails: bool = True
     abort: bool = False
     unprotected: frozenset[str] = frozenset()
+    store: str = ""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Settings":
@@ -44,6 +46,7 @@ class Settings:
                 "on_corruption", config.get("on_corruption", "recompute"), {"recompute": False, "abort": True}
             ),
             unprotected=_unprotected(config.get("unprotected", [])),
+            store=_address(config.get("store", "")),
         )
 
 
@@ -72,6 +75,12 @@ def _one_of(name: str, said: Any, words: Mapping[Any, bool]) -> bool:
     if isinstance(said, list | dict) or said not in words:
         raise SettingsRefused(f"{name}: {said!r}; write one of {', '.join(map(str, words))}")
     return words[said]
+
+
+def _address(said: Any) -> str:
+    if not isinstance(said, str) or (said and "://" not in said):
+        raise SettingsRefused(f'store: {said!r}; write an address, such as "lmdb:///dev/shm/holdfast"')
+    return said
 
 
 def _unprotected(said: Any) -> frozenset[str]:

@@ -21,6 +21,8 @@ COUNTERS = {
     "requests_recomputed": "Running requests computed anew from their last good page.",
     "requests_aborted": "Running requests ended with an error because of a bad page.",
     "prefix_hit_tokens": "Tokens that were not computed again, as their pages were resident and intact.",
+    "pages_saved": "Pages that the page store took.",
+    "pages_loaded": "Pages brought from the page store, and found intact in their place.",
     "digest_seconds": "Time spent on sums of pages.",
     "digest_bytes": "Bytes of pages summed.",
 }

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import NamedTuple, Protocol
 
 from vllm_plugin.digests import Row
+from vllm_plugin.exchange import Exchange
 from vllm_plugin.page import Kind, Lost, Orders, Page, Report, Where
 from vllm_plugin.scrub import Scrubber
 
@@ -56,7 +57,11 @@ class WorkerHalf:
         self._tails: dict[str, Sealed] = {}
         self._lost: list[Lost] = []
         self._began_s = 0.0
+        self._loaded: set[Page] = set()
+        self._unloaded: set[int] = set()
+        self._waiting: set[str] = set()
         self.digests: Digesting | None = None
+        self.exchange: Exchange | None = None
 
     def use_model(self, model: bytes) -> None:
         """The weights are others now: every page is of another model, and none is known."""
@@ -78,13 +83,40 @@ class WorkerHalf:
             self._scrubber.hold(request_id, blocks)
         self._look_at_tails(orders.step)
 
+    def load(self, orders: Orders) -> None:
+        """Bring what requests wait for. It is not read before the scheduler knows what became of it."""
+        for load in orders.load:
+            assert self.exchange is not None
+            self._waiting.add(load.request_id)
+            for page, digest, kind in self.exchange.load(load.pages):
+                if kind is None:
+                    self._keep(page, digest, orders.step)
+                    self._loaded.add(page)
+                else:
+                    self._unloaded.add(page.block)
+                    self._lose(page, kind, Where.LOAD)
+
+    def brought(self) -> set[str]:
+        """The requests that wait no more, for better or worse; once."""
+        waiting, self._waiting = self._waiting, set()
+        return waiting
+
+    def not_brought(self) -> set[int]:
+        """The blocks that do not hold what was to be loaded; once."""
+        blocks, self._unloaded = self._unloaded, set()
+        return blocks
+
     def seal(self, orders: Orders) -> None:
         """After it: what was filled, and what is being filled."""
         assert self.digests is not None
         tails = {tail.request_id: tail.page for tail in orders.tails}
         rows = iter(self.digests.sums([page.block for page in (*orders.seal, *tails.values())]))
-        for page in orders.seal:
-            self._keep(page, self.digests.of(page, next(rows)), orders.step)
+        sealed = [(page, self.digests.of(page, next(rows))) for page in orders.seal]
+        for page, digest in sealed:
+            self._keep(page, digest, orders.step)
+        if self.exchange is not None and sealed:
+            bad = {lost.page.block for lost in self._lost}  # a tail that was not what it was, and is full by now
+            self._count("pages_saved", self.exchange.save([one for one in sealed if one[0].block not in bad]))
         full = {page.block for page in orders.seal}
         self._tails = {name: tail for name, tail in self._tails.items() if tail.page.block not in full}
         for request_id, page in tails.items():
@@ -114,7 +146,8 @@ class WorkerHalf:
         self._count("pages_verified", len(orders.check))
         self._count("pages_scrubbed", len(scrubbed))
         lost, self._lost = tuple(self._lost), []
-        return Report(orders.step, self.digests.model, frozenset(intact), lost)
+        loaded, self._loaded = frozenset(self._loaded), set()
+        return Report(orders.step, self.digests.model, frozenset(intact), lost, loaded)
 
     def scrub_age_s(self) -> float:
         """How long ago the page was looked at that was not for the longest time: a round of the scrubber."""

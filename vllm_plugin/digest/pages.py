@@ -106,6 +106,19 @@ class Pages:
         ids = torch.tensor([block], device=self.device)
         return b"".join(torch_sums.words(part, ids).cpu().numpy().tobytes() for part in self.parts)
 
+    def write(self, block: int, content: Any) -> None:
+        """Put a page into a block, on a GPU by its current stream. content: what `bytes` gave, in any buffer."""
+        (block,) = self._existing([block]).tolist()
+        if len(content) != self.page_bytes:
+            raise ValueError(f"{len(content)} bytes are no page of {self.page_bytes} bytes")
+        import torch
+
+        from vllm_plugin.digest import torch_sums
+
+        words = torch.from_numpy(np.frombuffer(content, "<i4").copy())
+        for part, piece in zip(self.parts, torch.split(words, [part.words for part in self.parts]), strict=True):
+            torch_sums.write(part, block, piece)
+
     def _existing(self, ids: ArrayLike) -> NDArray[np.int64]:
         """They are looked at here, because nothing behind this does: it reads raw memory."""
         blocks = np.array(ids, dtype=np.int64).reshape(-1)  # a copy: the device may read it later

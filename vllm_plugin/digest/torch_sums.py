@@ -22,17 +22,27 @@ def sums(parts: Sequence[Part], ids: NDArray[np.int64]) -> torch.Tensor:
 
 def words(part: Part, ids: torch.Tensor) -> torch.Tensor:
     """The words of some blocks in logical order, copied. Shape: (ids, words), int32."""
+    return _blocks(part)[ids].reshape(len(ids), part.words)
+
+
+def write(part: Part, block: int, content: torch.Tensor) -> None:
+    """Put words into a block, in logical order. Shape: (words,), int32, on any device."""
+    where = _blocks(part)[block]
+    where.copy_(content.reshape(where.shape))
+
+
+def _blocks(part: Part) -> torch.Tensor:
+    """All blocks' words in logical order, where they are. Shape: (blocks, *sizes, words of a run), int32."""
     tensor = torch.as_tensor(part.tensor)
     storage = tensor.untyped_storage()
     memory = torch.empty(0, dtype=torch.int32, device=tensor.device)
     memory.set_(storage, 0, (storage.nbytes() // WORD_BYTES,), (1,))
     steps = (part.block_stride, *part.strides, WORD_BYTES)
-    blocks = memory.as_strided(
+    return memory.as_strided(
         (part.blocks, *part.sizes, part.run_bytes // WORD_BYTES),
         tuple(step // WORD_BYTES for step in steps),
         (part.address - storage.data_ptr()) // WORD_BYTES,
     )
-    return blocks[ids].reshape(len(ids), part.words)
 
 
 def _part_sums(part: Part, ids: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:

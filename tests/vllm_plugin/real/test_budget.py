@@ -4,7 +4,7 @@ import pytest
 
 from tests.vllm_plugin.real.engine import Engine, prompts
 
-TOKENS = 150
+TOKENS = 100
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +24,11 @@ def asked(engine):
 def test_pages_of_128_tokens_are_verified_and_hit(engine, asked):
     """Whatever is done to them between requests."""
     for seed, kind in enumerate(["flip", "swap", "rows", "zero", "truncate"]):
-        name = engine.add(asked[0][0], TOKENS)
+        name = engine.add(asked[0][0], 8)
         engine.run([name])
         engine.damage(kind, engine.tables[name][1], engine.tables[name][2], seed)
         corrupt = engine.metric("holdfast_pages_corrupt")
-        assert engine.ask(asked[1][0], TOKENS) == asked[1][1]
+        assert engine.ask(asked[1][0], 8) == asked[1][1][:8]
         assert engine.metric("holdfast_pages_corrupt") > corrupt
 
 
