@@ -14,7 +14,9 @@ demo: install    ## kill a real vLLM server in the middle of a stream, and see n
 	@$(BIN)/holdfast demo
 
 test: lint install ## lint, types and all tests, those with real vLLM servers included
-	@$(PYTHON) scripts/install.py redis
+	@$(PYTHON) scripts/install.py redis triton
+	@.cache/triton-env/bin/python -m pytest -c tests/vllm_plugin/pytest.ini tests/vllm_plugin -m triton
+	@.venv-vllm/bin/python -m pytest -c tests/vllm_plugin/pytest.ini tests/vllm_plugin -m "not triton and not prove"
 	@$(BIN)/python -m pytest -m "not vllm" -n 3 --dist loadfile --no-loadscope-reorder
 	@$(BIN)/python -m pytest -m vllm
 

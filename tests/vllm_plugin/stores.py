@@ -1,0 +1,51 @@
+"""A page store in this process, with the contract of a real one, and what can go wrong with it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+
+class Manifest(NamedTuple):
+    """What a page must be."""
+
+    digest: bytes
+    chain: bytes
+    position: int
+    tokens: int
+    page_bytes: int
+    form: str
+    session: str
+    written_s: float
+
+
+class Page(NamedTuple):
+    """A page as it is put and read."""
+
+    key: bytes
+    manifest: Manifest
+    payload: bytes
+
+
+class DictStore:
+    """pages: by key; whoever likes may change them. quarantined: what was put aside."""
+
+    def __init__(self) -> None:
+        self.pages: dict[bytes, Page] = {}
+        self.quarantined: list[bytes] = []
+
+    def put_soon(self, pages: Sequence[Page]) -> bool:
+        self.pages |= {page.key: page for page in pages if page.key not in self.pages}
+        return True
+
+    def held(self, keys: Sequence[bytes]) -> int:
+        return next((n for n, key in enumerate(keys) if key not in self.pages), len(keys))
+
+    @contextmanager
+    def read(self, keys: Sequence[bytes]) -> Iterator[list[Page | None]]:
+        yield [self.pages.get(key) for key in keys]
+
+    def quarantine(self, key: bytes, digest: bytes) -> str:
+        if self.pages[key].manifest.digest == digest:
+            del self.pages[key]
+            self.quarantined.append(key)
+        return "removed"

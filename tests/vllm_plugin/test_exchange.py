@@ -1,0 +1,153 @@
+"""Plans and exchange with a store of this process: what is brought, and what is not believed."""
+
+import numpy as np
+import pytest
+
+from tests.vllm_plugin import stores
+from tests.vllm_plugin.tensors import LAYOUTS, logical, pages
+from vllm_plugin.digest import Pages, Part, Rank
+from vllm_plugin.digests import Digests
+from vllm_plugin.exchange import Exchange
+from vllm_plugin.page import Kind, Load, Orders, Page, Where
+from vllm_plugin.plans import Plans
+from vllm_plugin.worker_side import WorkerHalf
+
+
+def page(block: int, chain: bytes, position: int = 0) -> Page:
+    return Page(block, 1, 0, chain, position)
+
+
+class World:
+    """A worker's half with memory and a store."""
+
+    def __init__(self, store: stores.DictStore, model: bytes = b"m") -> None:
+        self.memory = np.random.default_rng(len(store.pages)).integers(0, 2**32, (8, 64), np.uint32)
+        group = Pages([Part.of(self.memory, "block ...")])
+        digests = Digests(group, model=model, rank=Rank(), pool="p", block_tokens=16)
+        self.half = WorkerHalf(scrub_share=0.0, scrub_floor_s=0.0)
+        self.half.digests = digests
+        self.half.exchange = Exchange(
+            store, manifest=stores.Manifest, stored=stores.Page, pages=group, write=self.write, block_tokens=16,
+            digest=digests.in_place, key=lambda chain: model + chain,
+        )  # fmt: skip
+
+    def write(self, block: int, content: bytes) -> None:
+        self.memory[block] = np.frombuffer(content, np.uint32)
+
+    def step(self, **orders):
+        sent = Orders(1, **orders)
+        self.half.before(sent)
+        self.half.load(sent)
+        self.half.seal(sent)
+        return self.half.check(sent)
+
+
+@pytest.fixture
+def store() -> stores.DictStore:
+    """With three pages that another engine sealed."""
+    store = stores.DictStore()
+    World(store).step(seal=(page(1, b"a"), page(2, b"b", 16), page(3, b"c", 32)))
+    assert len(store.pages) == 3
+    return store
+
+
+WANTED = (page(5, b"a"), page(6, b"b", 16), page(7, b"c", 32))
+
+
+def test_what_one_engine_sealed_another_one_has(store):
+    """In other blocks; verified in their place, and resident from then on."""
+    world = World(store)
+    report = world.step(load=(Load("r", WANTED, b""),))
+
+    assert report.loaded == set(WANTED)
+    assert world.half.brought() == {"r"}
+    assert world.half.not_brought() == set()
+    assert world.step(check=WANTED).intact == set(WANTED)
+
+
+def changed(store, key):
+    stored = store.pages[key]
+    store.pages[key] = stored._replace(payload=bytes([stored.payload[0] ^ 1]) + stored.payload[1:])
+
+
+def another(store, key):
+    store.pages[key] = store.pages[b"ma"]
+
+
+def cut(store, key):
+    store.pages[key] = store.pages[key]._replace(payload=store.pages[key].payload[:-4])
+
+
+def gone(store, key):
+    del store.pages[key]
+
+
+@pytest.mark.parametrize(("damage", "kind"), [
+    (changed, Kind.CHANGED), (another, Kind.CHANGED), (cut, Kind.ABSENT), (gone, Kind.ABSENT),
+])  # fmt: skip
+def test_what_is_not_what_it_must_be_is_reported_and_put_aside(store, damage, kind):
+    """The request ends its waiting all the same, and computes from there."""
+    damage(store, b"mb")
+    world = World(store)
+    report = world.step(load=(Load("r", WANTED, b""),))
+
+    assert report.loaded == {WANTED[0], WANTED[2]}
+    assert [(lost.page, lost.kind, lost.where) for lost in report.lost] == [(WANTED[1], kind, Where.LOAD)]
+    assert world.half.brought() == {"r"}
+    assert world.half.not_brought() == {6}
+    assert store.quarantined == ([b"mb"] if kind == Kind.CHANGED else [])
+
+
+def test_a_copy_that_goes_wrong_on_the_way_is_found_in_its_place(store):
+    """The bytes in the store are right."""
+    world = World(store)
+    write = world.write
+
+    def badly(block, content):
+        write(block, content)
+        world.memory[block, 3] ^= 4
+
+    world.half.exchange._write = badly
+    assert len(world.step(load=(Load("r", WANTED, b""),)).lost) == 3
+
+
+def test_pages_of_another_model_are_not_found(store):
+    """They are under other keys."""
+    assert World(store, b"n").step(load=(Load("r", WANTED, b""),)).loaded == set()
+
+
+def plans(store) -> Plans:
+    return Plans(store, lambda chain: b"m" + chain, 16)
+
+
+def test_a_plan_begins_where_the_cache_ends_and_leaves_the_last_token(store):
+    """That one is computed, for what comes after it."""
+    plan, chains = plans(store), [b"a", b"b", b"c", b"d"]
+
+    assert plan.beyond("r", chains, 64, 16) == 32
+    assert plan.beyond("r", chains, 48, 16) == 16
+    assert plan.load("r", [1, 5, 6], lambda block, chain, at: page(block, chain, at)) == Load(
+        "r", (page(5, b"b", 16),), b"a"
+    )
+
+
+def test_there_is_no_plan_without_pages_and_none_for_an_unknown_model(store):
+    """Nor behind a gap."""
+    assert plans(store).beyond("r", [b"x", b"b"], 64, 0) == 0
+    assert Plans(store, lambda chain: None, 16).beyond("r", [b"a", b"b"], 64, 0) == 0
+    del store.pages[b"ma"]
+    assert plans(store).beyond("r", [b"a", b"b"], 64, 0) == 0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_page_that_is_written_is_the_page_that_was_read(layout):
+    """In every layout, beside its neighbours, which stay as they are."""
+    rng = np.random.default_rng(0)
+    group = pages([logical(rng, 4, 8, 2, 16, "float16") for _ in range(2)], layout)
+    before = [group.bytes(block) for block in range(4)]
+
+    group.write(1, before[3])
+
+    assert [group.bytes(block) for block in range(4)] == [before[0], before[3], before[2], before[3]]
+    with pytest.raises(ValueError, match="no page"):
+        group.write(1, b"1234")

@@ -1,0 +1,314 @@
+"""The scheduler's half with a cache of this file: what is sealed, what waits, and what a bad page spoils."""
+
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from vllm_plugin.gate import Gate
+from vllm_plugin.page import Kind, Lost, Orders, Page, Report, Where
+from vllm_plugin.scheduler_side import Scheduled, SchedulerHalf, Spoiled
+
+TOKENS = 4
+
+
+@dataclass
+class FakeRequest:
+    """A request of so many tokens, whose pages have one-letter chains. blocks: in order."""
+
+    request_id: str
+    chains: str
+    num_tokens: int
+    num_computed_tokens: int = 0
+    blocks: list[int | None] = field(default_factory=list)
+
+    @property
+    def block_hashes(self) -> list[bytes]:
+        return [chain.encode() for chain in self.chains]
+
+
+class World:
+    """The half, a cache, and requests that are scheduled by hand."""
+
+    def __init__(self, **options) -> None:
+        self.counts: dict[str, float] = {}
+        self.half = SchedulerHalf(
+            gate=Gate(1.0, random.Random(0)), block_tokens=TOKENS, count=self._count, **options
+        )
+        self.half.cache = self
+        self.hashed: dict[int, bytes] = {}
+        self.requests: dict[str, FakeRequest] = {}
+        self.evicted: set[int] = set()
+
+    def _count(self, name: str, number: float) -> None:
+        self.counts[name] = self.counts.get(name, 0) + number
+
+    def cached(self, chain: bytes) -> int | None:
+        return next((block for block, hashed in self.hashed.items() if hashed == chain), None)
+
+    def is_cached_as(self, block: int, chain: bytes) -> bool:
+        return self.hashed.get(block) == chain
+
+    def table(self, request_id: str) -> Sequence[int | None]:
+        return self.requests[request_id].blocks
+
+    def count(self, request_id: str) -> int:
+        return len(self.table(request_id))
+
+    def block(self, request_id: str, number: int) -> int | None:
+        return self.table(request_id)[number]
+
+    def evict(self, blocks: Collection[int]) -> None:
+        self.evicted |= set(blocks)
+        for block in blocks:
+            self.hashed.pop(block, None)
+
+    def admit(self, request: FakeRequest, new: Sequence[int], hit: int = 0) -> None:
+        """It gets these blocks to write to, after `hit` blocks of the cache, verified or not."""
+        hits = [self.cached(chain) for chain in request.block_hashes[:hit]]
+        self.half.may_read(request, hit * TOKENS)
+        self.requests[request.request_id] = request
+        request.blocks = [*hits, *new]
+        self.half.admitted(request)
+        request.num_computed_tokens = hit * TOKENS  # vLLM says so only then
+
+    def step(self, *scheduled: tuple[FakeRequest, int, bool], new: Sequence[int] = ()) -> Orders:
+        """They compute so many tokens each; new: blocks of whoever is not fresh."""
+        ones = []
+        for request, tokens, fresh in scheduled:
+            hit = request.num_computed_tokens // TOKENS
+            given_out = tuple(request.blocks[hit:]) if fresh else tuple(new)
+            request.blocks += [] if fresh else list(new)
+            ones.append(Scheduled(request, tokens, given_out, fresh))
+        orders = self.half.orders(ones)
+        for request, tokens, _ in scheduled:
+            request.num_computed_tokens += tokens
+        for page in orders.seal:
+            self.hashed[page.block] = page.chain
+        return orders
+
+    def hear(self, step: int, *lost: Lost, intact: Sequence[Page] = ()) -> Spoiled:
+        return self.half.hear(Report(step, b"m", frozenset(intact), lost), list(self.requests))
+
+
+def running(world: World, name: str = "r", chains: str = "abcdef", first_block: int = 1) -> tuple[FakeRequest, Orders]:
+    """A request that has computed two pages and a token of the third."""
+    request = FakeRequest(name, chains, 9)
+    world.admit(request, [first_block, first_block + 1, first_block + 2])
+    return request, world.step((request, 9, True))
+
+
+def test_a_page_is_sealed_when_it_is_full_and_the_rest_is_a_tail():
+    """With its chain, its position, and the generation of its block."""
+    world = World()
+    _, orders = running(world)
+
+    assert orders.forget == (1, 2, 3)
+    assert orders.seal == (Page(1, 1, 0, b"a", 0), Page(2, 1, 0, b"b", 4))
+    assert [(tail.request_id, tail.page.block) for tail in orders.tails] == [("r", 3)]
+    assert orders.hold == (("r", (1, 2, 3)),)
+
+
+def test_a_page_is_sealed_once_and_drafts_do_not_fill_it():
+    """Tokens beyond those that the request has may be taken back."""
+    world = World()
+    request, _ = running(world)
+    request.num_tokens = 11
+
+    assert world.step((request, 3, False)).seal == ()
+    request.num_computed_tokens, request.num_tokens = 11, 12
+    assert [page.block for page in world.step((request, 1, False)).seal] == [3]
+
+
+def test_hits_wait_and_are_let_in_by_what_was_seen():
+    """And by nothing else."""
+    world = World()
+    running(world)
+    other = FakeRequest("o", "abxyz", 9)
+
+    assert not world.half.may_read(other, 8)
+    orders = world.step()
+    assert [page.block for page in orders.check] == [1, 2]
+    world.hear(2, intact=orders.check)
+    assert world.half.may_read(other, 8)
+
+
+def test_a_bad_page_is_evicted_and_who_did_not_hold_it_goes_on():
+    """The next look-up does not hit it."""
+    world = World()
+    _, orders = running(world)
+    world.half.finished("r")
+    del world.requests["r"]
+
+    spoiled = world.hear(1, Lost(orders.seal[0], Kind.CHANGED, Where.GATE, 1))
+
+    assert not spoiled
+    assert world.evicted == {1}
+    assert 1 in world.step().forget
+
+
+def test_who_holds_a_bad_page_computes_again_when_it_gave_out_nothing_since():
+    """It was good after the step before: all tokens until then are right."""
+    world = World()
+    request, orders = running(world)
+    world.hear(1)
+    world.half.emitted(["r"])
+    world.step((request, 1, False))
+
+    spoiled = world.hear(2, Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 1))
+
+    assert spoiled == Spoiled(again=frozenset("r"))
+    assert world.step().rewind == ("r",)
+
+
+def test_who_gave_out_tokens_since_fails():
+    """They may be wrong, and cannot be called back."""
+    world = World()
+    request, orders = running(world)
+    world.hear(1)
+    world.step((request, 1, False))
+    world.hear(2)
+    world.half.emitted(["r"])
+    world.step((request, 1, False))
+
+    assert world.hear(3, Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 1)) == Spoiled(failed=frozenset("r"))
+
+
+def test_who_must_not_be_computed_again_fails():
+    """By the operator's word, or because its step cannot be thrown away."""
+    for options in ({"abort": True}, {"protected": False}):
+        world = World(**options)
+        _, orders = running(world)
+
+        lost = Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 0)
+        assert world.hear(1, lost) == Spoiled(failed=frozenset("r"))
+
+
+def test_pages_computed_from_a_bad_one_are_withdrawn_whoever_computed_them():
+    """They carry valid seals. Those filled while it was still good stay."""
+    world = World()
+    request, orders = running(world)
+    request.num_tokens = 12
+    second = world.step((request, 3, False))  # fills block 3, chain c, in step 2
+    other = FakeRequest("o", "abxy", 12)
+    world.hear(2)
+    world.admit(other, [7, 8], hit=2)
+    third = world.step((other, 4, True))  # fills block 7, chain x, in step 3
+    del world.requests["o"]
+    assert [page.block for page in (*second.seal, *third.seal)] == [3, 7]
+
+    spoiled = world.hear(3, Lost(orders.seal[1], Kind.CHANGED, Where.SCRUB, 2))
+
+    assert world.evicted == {2, 7}
+    assert spoiled.again == {"r"}
+    assert world.counts["pages_withdrawn"] == 1
+
+
+def test_who_holds_what_was_withdrawn_is_spoiled_too():
+    """Even where it has its own copy of the bad page."""
+    world = World()
+    _, orders = running(world)
+    reader = FakeRequest("o", "abz", 9)
+    world.admit(reader, [9], hit=2)
+    reader.blocks[0] = 50  # another block with the same tokens
+    world.step((reader, 1, True))
+    del world.requests["r"]
+
+    assert world.hear(2, Lost(orders.seal[0], Kind.CHANGED, Where.GATE, 0)).again == {"o"}
+
+
+def test_a_page_that_nobody_sealed_spoils_nobody():
+    """It is evicted, and that is all."""
+    world = World()
+    _, orders = running(world)
+
+    assert not world.hear(1, Lost(orders.seal[0], Kind.ABSENT, Where.GATE, -1))
+    assert world.evicted == {1}
+
+
+def test_a_verdict_on_an_earlier_owner_of_a_block_is_nothing():
+    """The block was given out since."""
+    world = World()
+    _, orders = running(world)
+    request = FakeRequest("n", "q", 3)
+    world.admit(request, [1])
+    world.step((request, 3, True))
+
+    assert not world.hear(2, Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 0))
+    assert world.evicted == set()
+
+
+def test_a_tail_spoils_its_request_and_the_page_it_became():
+    """In the step in which it became full, others too may have been filled after it."""
+    world = World()
+    request, orders = running(world)
+    (tail,) = orders.tails
+    request.num_tokens = 17
+    world.step((request, 8, False), new=[4, 5])
+
+    assert world.hear(2, Lost(tail.page, Kind.CHANGED, Where.TAIL, 1)).again == {"r"}
+    assert world.evicted == {3, 4}
+
+
+def test_a_tail_that_is_not_full_spoils_its_request_alone():
+    """Nothing continues it, and the first pages of all chains least of all."""
+    world = World()
+    _, orders = running(world)
+
+    assert world.hear(1, Lost(orders.tails[0].page, Kind.CHANGED, Where.TAIL, 0)).again == {"r"}
+    assert world.evicted == {3}
+
+
+def holes(damage) -> World:
+    world = World()
+    running(world)
+    world.hear(1)
+    other = FakeRequest("o", "abxy", 12)
+    world.admit(other, [7], hit=2)
+    damage(other.blocks)
+    world.step((other, 4, True))
+    return world
+
+
+def test_a_request_must_read_one_unbroken_chain():
+    """In order, without holes, of the pages that it was let in with."""
+    assert not holes(lambda blocks: None).hear(2)
+    for damage in (
+        lambda blocks: blocks.reverse(),
+        lambda blocks: blocks.__setitem__(0, None),
+        lambda blocks: blocks.__setitem__(1, 40),
+        lambda blocks: blocks.pop(0),
+    ):
+        world = holes(damage)
+        assert world.hear(2).again == {"o"}
+        assert world.counts["chains_broken"] == 1
+
+
+def test_a_window_may_leave_pages_behind():
+    """Those that attention does not reach any more."""
+    world = World(window=5)
+    running(world)
+    world.hear(1)
+    other = FakeRequest("o", "abxy", 12)
+    world.half.may_read(other, 8)
+    world.requests["o"] = other
+    other.blocks = [None, 2, 7]
+    world.half.admitted(other)
+    other.num_computed_tokens = 8
+    world.step((other, 4, True))
+
+    assert not world.hear(2)
+
+
+def test_a_session_that_goes_on_has_held_its_pages_all_the_time():
+    """It was let in with others than it has now, or with none, and that is no hole."""
+    world = World()
+    request, _ = running(world)
+    request.num_computed_tokens, request.num_tokens = 8, 13
+    world.half.admitted(request)
+    request.blocks += [4]
+    orders = world.step((request, 5, True))
+
+    assert not world.hear(2)
+    assert [page.block for page in orders.seal] == [3]
+    assert orders.release == ("r",)
+    assert orders.hold == (("r", (1, 2, 3, 4)),)

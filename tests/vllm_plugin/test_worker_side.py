@@ -1,0 +1,173 @@
+"""The worker's half over memory of this test: what it seals, and what it finds."""
+
+import numpy as np
+import pytest
+
+from vllm_plugin.digest import Pages, Part, Rank
+from vllm_plugin.digests import Digests
+from vllm_plugin.page import Kind, Orders, Page, Tail, Where
+from vllm_plugin.worker_side import WorkerHalf
+
+BLOCKS = 12
+
+
+class World:
+    """A half, and the memory of one layer."""
+
+    def __init__(self, scrub_share: float | None = 0.0, scrub_floor_s: float = 0.0) -> None:
+        self.counts: dict[str, float] = {}
+        self.memory = np.random.default_rng(0).integers(0, 2**32, (BLOCKS, 64), np.uint32)
+        self.half = WorkerHalf(scrub_share=scrub_share, scrub_floor_s=scrub_floor_s, count=self._count)
+        pages = Pages([Part.of(self.memory, "block ...")])
+        self.half.digests = Digests(pages, model=b"m", rank=Rank(), pool="p", block_tokens=16, count=self._count)
+        self.number = 0
+
+    def _count(self, name: str, number: float) -> None:
+        self.counts[name] = self.counts.get(name, 0) + number
+
+    def step(self, between=lambda: None, **orders):
+        """between: the forward pass."""
+        self.number += 1
+        sent = Orders(self.number, **orders)
+        self.half.before(sent)
+        between()
+        self.half.seal(sent)
+        return self.half.check(sent)
+
+
+def page(block: int, chain: bytes = b"", position: int = 0) -> Page:
+    return Page(block, 1, 0, chain or bytes([65 + block]), position)
+
+
+@pytest.fixture
+def world() -> World:
+    """With blocks 1 to 4 sealed."""
+    world = World()
+    world.step(seal=tuple(page(block) for block in range(1, 5)))
+    return world
+
+
+def test_what_was_sealed_is_intact(world):
+    """And what was sealed in this very step too."""
+    report = world.step(seal=(page(5),), check=(page(1), page(5)))
+
+    assert report.intact == {page(1), page(5)}
+    assert report.lost == ()
+    assert report.model == b"m"
+
+
+def flip(memory):
+    memory[2, 7] ^= 1 << 30
+
+
+def swap(memory):
+    memory[[2, 3]] = memory[[3, 2]]
+
+
+def rows(memory):
+    memory[2] = np.roll(memory[2], 8)
+
+
+def zero(memory):
+    memory[2] = 0
+
+
+def truncate(memory):
+    memory[2, 40:] = 0
+
+
+@pytest.mark.parametrize(("damage", "kind"), [
+    (flip, Kind.CHANGED), (swap, Kind.MISPLACED), (rows, Kind.CHANGED), (zero, Kind.CHANGED), (truncate, Kind.CHANGED),
+])  # fmt: skip
+def test_what_is_not_as_it_was_is_found(world, damage, kind):
+    """By kind, and with the last step after which it was intact."""
+    damage(world.memory)
+    report = world.step(check=(page(1), page(2)))
+
+    lost = report.lost[0]
+    assert (lost.page, lost.kind, lost.where, lost.good_step) == (page(2), kind, Where.GATE, 1)
+    assert {other.kind for other in report.lost[1:]} <= {Kind.MISPLACED}  # its partner in a swap, if that had its turn
+    assert report.intact == {page(1)}
+    assert world.counts[f"corrupt.{kind}.gate"] == 1
+
+
+@pytest.mark.parametrize("asked", [page(2, b"other"), page(2, position=16)])
+def test_a_page_that_is_asked_for_as_another_is_misplaced(world, asked):
+    """Intact, but of other tokens or of another place: the scheduler says what must be there."""
+    (lost,) = world.step(check=(asked,)).lost
+
+    assert lost.kind == Kind.MISPLACED
+
+
+def test_what_was_forgotten_is_absent(world):
+    """A block that was given out anew, before anybody wrote to it."""
+    (lost,) = world.step(forget=(2,), check=(page(2),)).lost
+
+    assert (lost.kind, lost.good_step) == (Kind.ABSENT, -1)
+    assert world.step(check=(page(9),)).lost[0].kind == Kind.ABSENT
+
+
+def test_pages_of_other_weights_are_absent(world):
+    """Whatever they hold."""
+    world.half.use_model(b"n")
+    report = world.step(check=(page(2),))
+
+    assert report.model == b"n"
+    assert report.lost[0].kind == Kind.ABSENT
+
+
+def test_what_running_requests_hold_is_looked_at_unasked():
+    """After each step, if there is time for it."""
+    world = World(scrub_share=None)
+    world.step(seal=(page(1), page(2)), hold=(("r", (1, 2)),))
+    assert world.step().lost == ()
+    flip(world.memory)
+    (lost,) = world.step().lost
+
+    assert (lost.page, lost.kind, lost.where, lost.good_step) == (page(2), Kind.CHANGED, Where.SCRUB, 2)
+
+
+def test_what_changes_during_the_forward_pass_is_found_in_that_step():
+    """It is looked at afterwards."""
+    world = World(scrub_share=None)
+    world.step(seal=(page(1), page(2)), hold=(("r", (1, 2)),))
+
+    assert world.step(between=lambda: flip(world.memory)).lost[0].page == page(2)
+
+
+def test_with_hardly_any_time_all_pages_have_their_turn(world):
+    """One a step."""
+    flip(world.memory)
+    found = [lost.page for _ in range(4) for lost in world.step().lost]
+
+    assert found == [page(2)]
+    assert world.counts["pages_scrubbed"] == 4
+
+
+def tail(block: int = 6) -> Tail:
+    return Tail("r", Page(block, 1, 0, b"", 16))
+
+
+def test_the_page_that_is_being_filled_is_looked_at_before_it_is_written_on(world):
+    """What the forward pass writes is no damage, what was there before is."""
+    world.step(tails=(tail(),))
+
+    def write():
+        world.memory[6, 3] += 1
+
+    assert world.step(between=write, tails=(tail(),)).lost == ()
+    world.memory[6, 1] ^= 1
+    (lost,) = world.step(between=write, tails=(tail(),)).lost
+    assert (lost.page.block, lost.kind, lost.where, lost.good_step) == (6, Kind.CHANGED, Where.TAIL, 3)
+
+
+def test_a_tail_ends_when_it_is_full_or_its_request_is_gone(world):
+    """Whoever writes to the block afterwards does no damage."""
+    world.step(tails=(tail(),))
+    world.step(seal=(page(6),))
+    world.memory[6] = 1
+    assert world.step().lost == ()
+    world.step(tails=(tail(7),))
+    world.memory[7] = 1
+
+    assert world.step(release=("r",)).lost == ()

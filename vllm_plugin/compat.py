@@ -1,0 +1,286 @@
+"""What of vLLM changes from version to version: the only file that knows it. Written for 0.32, tried there.
+
+    what is sent            ToWorker, FromWorker
+    what is looked at       facts, window, BlockCache, scheduled, pages, rank
+    what is wrapped         Scheduler.update_from_output, GPUModelRunner.sample_tokens
+"""
+
+import functools
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from blake3 import blake3
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata, KVConnectorWorkerMetadata
+from vllm.v1.core.kv_cache_utils import BlockHash, make_block_hash_with_group_id
+
+from vllm_plugin.digest import LayoutRefused, Pages, Part, Rank
+from vllm_plugin.page import Orders, Report
+from vllm_plugin.refusals import Facts
+from vllm_plugin.scheduler_side import Scheduled, Spoiled
+
+GROUP = 0  # the only one
+KINDS = {
+    "FullAttentionSpec": "full attention",
+    "SlidingWindowSpec": "sliding window",
+    "MLAAttentionSpec": "latent attention",
+}
+WRAPPED = "_holdfast_wrapped"
+
+
+@dataclass
+class ToWorker(KVConnectorMetadata):
+    """Orders, as vLLM carries them."""
+
+    orders: Orders
+
+
+@dataclass
+class FromWorker(KVConnectorWorkerMetadata):
+    """A report, as vLLM carries it."""
+
+    report: Report
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> "FromWorker":
+        assert isinstance(other, FromWorker)
+        return FromWorker(self.report.merged(other.report))
+
+
+# ---- what is looked at
+
+
+def facts(vllm_config: Any, kv_cache_config: Any) -> Facts:
+    """What refusals.py asks about."""
+    parallel = vllm_config.parallel_config
+    return Facts(
+        load_failure_policy=getattr(vllm_config.kv_transfer_config, "kv_load_failure_policy", "fail"),
+        prefix_caching=bool(vllm_config.cache_config.enable_prefix_caching),
+        encoder_decoder=bool(vllm_config.model_config.is_encoder_decoder),
+        context_parallel=getattr(parallel, "decode_context_parallel_size", 1) > 1
+        or getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        async_scheduling=bool(vllm_config.scheduler_config.async_scheduling),
+        v2_runner=bool(getattr(vllm_config, "use_v2_model_runner", False)),
+        speculative_decoding=vllm_config.speculative_config is not None,
+        pipeline_parallel=parallel.pipeline_parallel_size > 1,
+        groups=tuple(
+            KINDS.get(type(group.kv_cache_spec).__name__, type(group.kv_cache_spec).__name__)
+            for group in kv_cache_config.kv_cache_groups
+        ),
+    )
+
+
+def window(kv_cache_config: Any) -> int | None:
+    """How many tokens attention looks back, where vLLM gives up the pages before that; None where it keeps them."""
+    spec = kv_cache_config.kv_cache_groups[GROUP].kv_cache_spec
+    return spec.sliding_window if type(spec).__name__ == "SlidingWindowSpec" else None
+
+
+def block_tokens(kv_cache_config: Any) -> int:
+    """How many tokens a page has."""
+    return int(kv_cache_config.kv_cache_groups[GROUP].kv_cache_spec.block_size)
+
+
+def layer_names(kv_cache_config: Any) -> list[str]:
+    """The layers whose parts a page is made of, in order."""
+    return sorted(kv_cache_config.kv_cache_groups[GROUP].layer_names)
+
+
+def rank(vllm_config: Any) -> Rank:
+    """Which shard this worker has."""
+    from vllm.distributed import get_pp_group, get_tp_group
+
+    tensor, pipeline = get_tp_group(), get_pp_group()
+    return Rank(tensor.rank_in_group, tensor.world_size, pipeline.rank_in_group, pipeline.world_size)
+
+
+def pages(kv_caches: Mapping[str, Any], kv_cache_config: Any) -> Pages:
+    """The blocks of the group, where they are. Raises LayoutRefused."""
+    spec = kv_cache_config.kv_cache_groups[GROUP].kv_cache_spec
+    return Pages(
+        [_part(name, kv_caches[name], spec, kv_cache_config.num_blocks) for name in layer_names(kv_cache_config)]
+    )
+
+
+def _part(name: str, tensor: Any, spec: Any, blocks: int) -> Part:
+    """One layer's. Since 0.32 a layer is [block, head, token, content], whatever lies how in memory."""
+    size = spec.head_size
+    latent = KINDS.get(type(spec).__name__) == "latent attention"
+    if tensor.dim() != 4 or tensor.shape[0] % blocks or tensor.shape[3] != (size if latent else 2 * size):
+        raise LayoutRefused(f"{name}: {tuple(tensor.shape)} is no cache of {blocks} blocks with heads of {size}")
+    words = "head token dim" if latent else "head token kv.dim"
+    if tensor.device.type == "cpu" and not latent:
+        # Attention on the CPU takes a head's part of a block for all its keys, and then all its values.
+        tokens = tensor.shape[2]
+        tensor = tensor.view(*tensor.shape[:2], 2 * tokens, size).unflatten(2, (2, tokens))
+        words = "head kv token dim"
+    if tensor.shape[0] != blocks:  # the kernel's blocks are smaller than the scheduler's
+        tensor, words = tensor.unflatten(0, (blocks, -1)), f"token {words}"
+    return Part.of(tensor, f"block {words}")
+
+
+def model_of(vllm_config: Any, kv_cache_config: Any) -> bytes:
+    """A stand-in for the fingerprint of the weights, 32 bytes: what was asked for, not what was loaded."""
+    model, cache = vllm_config.model_config, vllm_config.cache_config
+    said = (
+        model.model, model.revision, model.quantization, model.dtype, model.hf_config.to_json_string(use_diff=False),
+        cache.cache_dtype, [str(group.kv_cache_spec) for group in kv_cache_config.kv_cache_groups],
+    )  # fmt: skip
+    return blake3(repr(said).encode()).digest()
+
+
+class BlockCache:
+    """vLLM's cache manager and its pool, as scheduler_side.py sees them."""
+
+    def __init__(self, manager: Any) -> None:
+        self._manager, self._pool = manager, manager.block_pool
+
+    def cached(self, chain: bytes) -> int | None:
+        found = self._pool.get_cached_block(BlockHash(chain), [GROUP])
+        return found[0].block_id if found else None
+
+    def is_cached_as(self, block: int, chain: bytes) -> bool:
+        key = make_block_hash_with_group_id(BlockHash(chain), GROUP)
+        more = getattr(self._pool, "cached_block_hashes_by_block", {})
+        return self._pool.blocks[block].block_hash == key or key in more.get(block, ())
+
+    def table(self, request_id: str) -> Sequence[int | None]:
+        return [None if block.is_null else block.block_id for block in self._blocks(request_id)]
+
+    def count(self, request_id: str) -> int:
+        return len(self._blocks(request_id))
+
+    def block(self, request_id: str, number: int) -> int | None:
+        block = self._blocks(request_id)[number]
+        return None if block.is_null else block.block_id
+
+    def evict(self, blocks: Collection[int]) -> None:
+        self._pool.evict_blocks(set(blocks))
+
+    def _blocks(self, request_id: str) -> Sequence[Any]:
+        found: Sequence[Any] = self._manager.get_blocks(request_id).blocks[GROUP]
+        return found
+
+
+def scheduled(scheduler_output: Any, requests: Mapping[str, Any], tokens: int) -> Iterator[Scheduled]:
+    """The requests of a step. tokens: of a page."""
+    counts = scheduler_output.num_scheduled_tokens
+    for new in scheduler_output.scheduled_new_reqs:
+        given_out = tuple(new.block_ids[GROUP][new.num_computed_tokens // tokens :])
+        yield Scheduled(requests[new.req_id], counts[new.req_id], given_out, True)
+    cached = scheduler_output.scheduled_cached_reqs
+    for name, blocks, computed in zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True):
+        fresh = name in cached.resumed_req_ids
+        given_out = tuple(blocks[GROUP][computed // tokens if fresh else 0 :]) if blocks else ()
+        yield Scheduled(requests[name], counts[name], given_out, fresh)
+
+
+# ---- what is wrapped
+
+
+def guard_scheduler() -> None:
+    """From now on, what a step computed from bad pages is thrown away before anybody sees it."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    _wrap(Scheduler, "update_from_output", _update_from_output)
+
+
+def keep_draws() -> None:
+    """From now on, a worker's connector is told of what seeded requests draw from, before they do."""
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    _wrap(GPUModelRunner, "sample_tokens", _sample_tokens)
+
+
+def _wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
+    original = getattr(owner, name)
+    if getattr(original, WRAPPED, False):
+        return
+
+    @functools.wraps(original)
+    def wrapped(self: Any, *args: Any, **kw: Any) -> Any:
+        return around(original, self, *args, **kw)
+
+    setattr(wrapped, WRAPPED, True)
+    setattr(owner, name, wrapped)
+
+
+def _update_from_output(original: Callable[..., Any], self: Any, scheduler_output: Any, output: Any, **kw: Any) -> Any:
+    guard = getattr(self.connector, "hear", None)
+    if guard is None:
+        return original(self, scheduler_output, output, **kw)
+    sent = getattr(output.kv_connector_output, "kv_connector_worker_meta", None)
+    spoiled: Spoiled = guard(sent, {request.request_id for request in self.running})
+    spoiled = _that_can(self, spoiled)
+    for request_id in spoiled.again | spoiled.failed:
+        _empty(output, request_id)
+    outputs = original(self, scheduler_output, output, **kw)
+    self.connector.emitted(
+        [one.request_id for outs in outputs.values() for one in outs.outputs or () if one.new_token_ids]
+    )
+    _compute_again(self, spoiled.again)
+    _fail(self, outputs, spoiled.failed)
+    return outputs
+
+
+def _that_can(scheduler: Any, spoiled: Spoiled) -> Spoiled:
+    """Whoever wants its prompt's probabilities has got some of them already in the runner's state: it fails."""
+    cannot = {
+        name
+        for name in spoiled.again
+        if getattr(getattr(scheduler.requests.get(name), "sampling_params", None), "prompt_logprobs", None) is not None
+    }
+    return Spoiled(spoiled.again - cannot, spoiled.failed | cannot)
+
+
+def _empty(output: Any, request_id: str) -> None:
+    """As if nothing had been computed for it in this step."""
+    index = output.req_id_to_index.get(request_id)
+    if index is None:
+        return
+    if output.sampled_token_ids:
+        output.sampled_token_ids[index] = []
+    if output.pooler_output:
+        output.pooler_output[index] = None
+    output.prompt_logprobs_dict.pop(request_id, None)
+
+
+def _compute_again(scheduler: Any, request_ids: Collection[str]) -> None:
+    """Preempt them, as for want of room: the last one first, so that they are resumed in their order."""
+    for request in [request for request in reversed(scheduler.running) if request.request_id in request_ids]:
+        scheduler.running.remove(request)
+        scheduler._preempt_request(request, time.monotonic())
+        # They may be resumed in the next step already, for which they count as not having been in this one.
+        getattr(scheduler, "prev_step_scheduled_req_ids", set()).discard(request.request_id)
+
+
+def _fail(scheduler: Any, outputs: dict[int, Any], request_ids: Collection[str]) -> None:
+    """End them with an error, and tell their clients so."""
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+    from vllm.v1.request import RequestStatus
+
+    if not request_ids:
+        return
+    alive = [scheduler.requests[name] for name in request_ids if name in scheduler.requests]
+    alive = [request for request in alive if not request.is_finished()]
+    scheduler.finish_requests([request.request_id for request in alive], RequestStatus.FINISHED_ERROR)
+    for request in alive:
+        one = EngineCoreOutput(
+            request_id=request.request_id,
+            new_token_ids=[],
+            finish_reason=request.get_finished_reason(),
+            events=request.take_events(),
+            trace_headers=request.trace_headers,
+        )
+        outputs.setdefault(request.client_index, EngineCoreOutputs(outputs=[])).outputs.append(one)
+
+
+def _sample_tokens(original: Callable[..., Any], self: Any, *args: Any, **kw: Any) -> Any:
+    from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
+
+    draws = getattr(get_kv_transfer_group(), "draws", None) if has_kv_transfer_group() else None
+    if draws is not None and self.execute_model_state is not None:
+        draws.clear()
+        for index, generator in self.input_batch.generators.items():
+            draws[self.input_batch.req_ids[index]] = (generator, generator.get_state())
+    return original(self, *args, **kw)

@@ -1,0 +1,217 @@
+"""HoldfastConnector: vLLM's hooks, each a plain call on one of the two halves.
+
+    --kv-transfer-config '{"kv_connector":"HoldfastConnector","kv_role":"kv_both","kv_load_failure_policy":"recompute"}'
+
+In a step: the scheduler asks whether requests may read what they hit (`get_num_new_matched_tokens`), then says what the
+step is (`build_connector_meta`). The worker forgets (`bind_connector_metadata`), computes, seals (`wait_for_save`),
+looks (`build_connector_worker_meta`). The scheduler hears of it before it hands out any token (`hear`).
+"""
+
+import importlib
+import logging
+import random
+import time
+from typing import Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
+
+from vllm_plugin import compat
+from vllm_plugin.digests import Digests
+from vllm_plugin.exchange import Exchange
+from vllm_plugin.gate import Gate
+from vllm_plugin.page import Orders, Report
+from vllm_plugin.plans import Plans
+from vllm_plugin.refusals import RefusedAtStart, is_protected, refusals
+from vllm_plugin.scheduler_side import SchedulerHalf, Spoiled
+from vllm_plugin.settings import Settings
+from vllm_plugin.telemetry import AGE, Metrics, Stats
+from vllm_plugin.worker_side import WorkerHalf
+
+log = logging.getLogger("vllm.holdfast")
+
+
+class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
+    """One in the scheduler's process and one in each worker's: which it is, its role says. Raises RefusedAtStart."""
+
+    def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any = None, **kw: Any) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._settings = settings = Settings.of(self._kv_transfer_config.kv_connector_extra_config)
+        facts = compat.facts(vllm_config, kv_cache_config)
+        if lines := refusals(facts, settings.unprotected):
+            raise RefusedAtStart("Holdfast does not start:\n" + "\n".join(f"    {line}" for line in lines))
+        self._stats = Stats()
+        self._block_tokens = compat.block_tokens(kv_cache_config)
+        if role == KVConnectorRole.SCHEDULER:
+            self._requests: dict[str, Any] = {}
+            self._scheduler_half = SchedulerHalf(
+                gate=Gate(settings.verify, random.Random()),
+                block_tokens=self._block_tokens,
+                window=compat.window(kv_cache_config),
+                abort=settings.abort,
+                protected=is_protected(facts),
+                tails=settings.tails,
+                count=self._count,
+            )
+            self._plans: Plans | None = None
+            if settings.store:
+                self._plans = Plans(self._open().open_store(settings.store), self._stored_key, self._block_tokens)
+            compat.guard_scheduler()
+        else:
+            self.draws: dict[str, tuple[Any, Any]] = {}  # of seeded requests: what they draw from, before they did
+            self._worker_half = WorkerHalf(
+                scrub_share=settings.scrub_share, scrub_floor_s=settings.scrub_floor_s, count=self._count
+            )
+            compat.keep_draws()
+        log.info("holdfast.started role=%s protected=%s settings=%s", role.name, is_protected(facts), settings)
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        """A page that is not kept is computed again."""
+        return False
+
+    # ---- the scheduler's
+
+    def bind_kv_cache_manager(self, kv_cache_manager: Any) -> None:
+        super().bind_kv_cache_manager(kv_cache_manager)
+        self._scheduler_half.cache = compat.BlockCache(kv_cache_manager)
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+        if not self._scheduler_half.may_read(request, num_computed_tokens):
+            return None, False
+        if self._plans is None or request.skip_reading_prefix_cache:
+            return 0, False
+        if not self._scheduler_half.model:  # the first report tells it, after a step without requests
+            return None, False
+        tokens = self._plans.beyond(
+            request.request_id, request.block_hashes, request.num_tokens, num_computed_tokens
+        )
+        return tokens, tokens > 0
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int, **kw: Any) -> None:
+        self._requests[request.request_id] = request
+        if num_external_tokens:
+            assert self._plans is not None
+            self._scheduler_half.waits(request, self._plans)
+        else:
+            self._scheduler_half.admitted(request)
+
+    def build_connector_meta(self, scheduler_output: Any) -> compat.ToWorker:
+        scheduled = compat.scheduled(scheduler_output, self._requests, self._block_tokens)
+        preempted = scheduler_output.preempted_req_ids or ()
+        return compat.ToWorker(self._scheduler_half.orders(scheduled, preempted))
+
+    def hear(self, sent: compat.FromWorker | None, running: set[str]) -> Spoiled:
+        """What the workers found in this step, before its tokens are handed out."""
+        report = sent.report if sent is not None else Report(-1, b"")
+        return self._scheduler_half.hear(report, running)
+
+    def emitted(self, request_ids: list[str]) -> None:
+        """They were."""
+        self._scheduler_half.emitted(request_ids)
+
+    def request_finished_all_groups(self, request: Any, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
+        self._requests.pop(request.request_id, None)
+        self._scheduler_half.finished(request.request_id)
+        if self._plans is not None:
+            self._plans.drop(request.request_id)
+        return False, None
+
+    def reset_cache(self) -> bool:
+        self._scheduler_half.reset()
+        return True
+
+    # ---- the worker's
+
+    def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        self._pages = pages = compat.pages(kv_caches, self._kv_cache_config)
+        started_s = time.perf_counter()
+        pages.warm()
+        self._worker_half.digests = Digests(
+            pages,
+            model=compat.model_of(self._vllm_config, self._kv_cache_config),
+            rank=compat.rank(self._vllm_config),
+            pool=" ".join(compat.layer_names(self._kv_cache_config)),
+            block_tokens=self._block_tokens,
+            count=self._count,
+        )
+        if self._settings.store:
+            self._worker_half.exchange = self._exchange(self._worker_half.digests)
+        log.info(
+            "holdfast.pages blocks=%d page_bytes=%d form=%s warm_s=%.2f",
+            pages.blocks, pages.page_bytes, pages.form, time.perf_counter() - started_s,
+        )  # fmt: skip
+
+    def bind_connector_metadata(self, connector_metadata: Any) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        orders = self._orders()
+        for request_id in orders.rewind:
+            if request_id in self.draws:
+                generator, state = self.draws[request_id]
+                generator.set_state(state)
+        self._worker_half.before(orders)
+
+    def start_load_kv(self, forward_context: Any, **kw: Any) -> None:
+        self._worker_half.load(self._orders())
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        return None, self._worker_half.brought() or None
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        return self._worker_half.not_brought()
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        return
+
+    def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kw: Any) -> None:
+        return
+
+    def wait_for_save(self) -> None:
+        self._worker_half.seal(self._orders())
+
+    def build_connector_worker_meta(self) -> compat.FromWorker:
+        return compat.FromWorker(self._worker_half.check(self._orders()))
+
+    def _orders(self) -> Orders:
+        sent = self._get_connector_metadata()
+        assert isinstance(sent, compat.ToWorker)
+        return sent.orders
+
+    def _exchange(self, digests: Digests) -> Exchange:
+        opened, pages = self._open(), self._pages
+        return Exchange(
+            opened.open_store(self._settings.store),
+            manifest=opened.Manifest,
+            stored=opened.Page,
+            pages=pages,
+            write=pages.write,
+            digest=digests.in_place,
+            key=lambda chain: digests.model + chain,
+            block_tokens=self._block_tokens,
+        )
+
+    # ---- both
+
+    def _open(self) -> Any:
+        """The room of page stores; only where one is asked for."""
+        return importlib.import_module("vllm_plugin.store")
+
+    def _stored_key(self, chain: bytes) -> bytes | None:
+        model = self._scheduler_half.model
+        return model + chain if model else None
+
+    def get_kv_connector_stats(self) -> Stats | None:
+        if self._role == KVConnectorRole.WORKER:
+            self._stats.state(AGE, self._worker_half.scrub_age_s())
+        stats, self._stats = self._stats, Stats()
+        return None if stats.is_empty() else stats
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> Stats:
+        return Stats(data=data or {})
+
+    @classmethod
+    def build_prom_metrics(cls, *args: Any, **kw: Any) -> Metrics:
+        return Metrics(*args, **kw)
+
+    def _count(self, name: str, number: float) -> None:
+        self._stats.count(name, number)

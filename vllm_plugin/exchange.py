@@ -1,0 +1,85 @@
+"""Exchange of pages between a worker's tensors and a page store: a copy out when one is full, a copy in when asked.
+
+A page that comes in is written to its block, and only then looked at, there: the digest that its manifest says must be
+what its header, as the scheduler names it, and what lies in the block now make. So bytes that were right on the way and
+arrived wrong are found, and so is a page that was stored as another. What is bad is quarantined before it is reported:
+else it would be loaded again, for ever.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from vllm_plugin.digest import DIGEST_BYTES
+from vllm_plugin.page import Kind, Page
+
+log = logging.getLogger("vllm.holdfast.exchange")
+
+
+class Arrived(NamedTuple):
+    """digest: of the page in its place. kind: what is wrong with it, or None."""
+
+    page: Page
+    digest: bytes
+    kind: Kind | None
+
+
+class Exchange:
+    """store: of `vllm_plugin.store`, or anything with its contract; manifest, stored: its two values, `Manifest` and
+    `Page`. pages: the group. write: puts a page's bytes into a block. digest: of some pages, in their places. key: of a
+    page's chain.
+    """
+
+    def __init__(
+        self,
+        store: Any,
+        *,
+        manifest: Callable[..., Any],
+        stored: Callable[..., Any],
+        pages: Any,
+        write: Callable[[int, bytes], None],
+        digest: Callable[[Sequence[Page]], list[bytes]],
+        key: Callable[[bytes], bytes],
+        block_tokens: int,
+        session: str = "",
+    ) -> None:
+        self._store, self._manifest, self._stored = store, manifest, stored
+        self._pages, self._write, self._digest, self._key = pages, write, digest, key
+        self._block_tokens, self._session = block_tokens, session
+
+    def save(self, sealed: Sequence[tuple[Page, bytes]]) -> int:
+        """Keep pages that were just sealed, with their digests. Returns how many the store took."""
+        put = [
+            self._stored(
+                self._key(page.chain),
+                self._manifest(
+                    digest, page.chain, page.position, self._block_tokens, self._pages.page_bytes, self._pages.form,
+                    self._session, time.time(),
+                ),
+                self._pages.bytes(page.block),
+            )
+            for page, digest in sealed
+        ]  # fmt: skip
+        return len(put) if put and self._store.put_soon(put) else 0
+
+    def load(self, pages: Sequence[Page]) -> list[Arrived]:
+        """Bring pages to their blocks, and look at them there."""
+        keys = [self._key(page.chain) for page in pages]
+        said: list[bytes | None] = []
+        with self._store.read(keys) as found:
+            for page, one in zip(pages, found, strict=True):
+                fits = one is not None and len(one.payload) == self._pages.page_bytes
+                if fits:
+                    self._write(page.block, bytes(one.payload))
+                said.append(one.manifest.digest if one is not None and fits else None)
+        arrived = []
+        for page, key, right, is_now in zip(pages, keys, said, self._digest(pages), strict=True):
+            kind = Kind.ABSENT if right is None else None if right == is_now else Kind.CHANGED
+            if kind == Kind.CHANGED:
+                assert right is not None
+                assert len(right) == DIGEST_BYTES
+                log.error("holdfast.stored_page_corrupt position=%d put_aside=%s", page.position,
+                          self._store.quarantine(key, right))  # fmt: skip
+            arrived.append(Arrived(page, is_now, kind))
+        return arrived

@@ -1,0 +1,101 @@
+"""What the two halves say of pages to each other, once a step: small frozen values. Pure.
+
+    Orders   scheduler → worker: what to forget, to seal, to check, and who holds what
+    Report   worker → scheduler: what was found
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Page(NamedTuple):
+    """A page as the scheduler names it: what must be in a block, if that block is to be read.
+
+    block: its number. generation: how often that block was given out; a verdict on an earlier one says nothing.
+    group: of the KV cache. chain: the hash of its tokens and of all before them. position: of its first token.
+    """
+
+    block: int
+    generation: int
+    group: int
+    chain: bytes
+    position: int
+
+
+class Kind(StrEnum):
+    """What is wrong with a page; a metric label."""
+
+    ABSENT = "absent"  # never sealed, or forgotten since: nobody can say what it was
+    MISPLACED = "misplaced"  # intact, but of other tokens, of another place, or of another request
+    CHANGED = "changed"  # not what it was when it was written
+
+
+class Where(StrEnum):
+    """Who found it; a metric label."""
+
+    GATE = "gate"
+    SCRUB = "scrub"
+    TAIL = "tail"
+    LOAD = "load"
+
+
+class Lost(NamedTuple):
+    """A page that must not be read. good_step: the last step after which it was seen intact, -1 if there is none."""
+
+    page: Page
+    kind: Kind
+    where: Where
+    good_step: int
+
+
+class Tail(NamedTuple):
+    """The page that a request is filling, as it is when the step is over; its chain is not known yet, and empty."""
+
+    request_id: str
+    page: Page
+
+
+class Load(NamedTuple):
+    """Pages that a request waits for, in order, and the chain of the page before the first one."""
+
+    request_id: str
+    pages: tuple[Page, ...]
+    parent: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """For one step. Before the forward pass: forget, hold, release, rewind. After it: load, seal, then check.
+
+    forget: blocks given out anew, or withdrawn. hold: (request, blocks) that it holds from now on besides those before;
+    release: requests that hold nothing any more. rewind: requests whose last sampled token was thrown away.
+    tails: of the step's requests, while they are not full.
+    """
+
+    step: int
+    forget: tuple[int, ...] = ()
+    hold: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    release: tuple[str, ...] = ()
+    rewind: tuple[str, ...] = ()
+    tails: tuple[Tail, ...] = ()
+    seal: tuple[Page, ...] = ()
+    check: tuple[Page, ...] = ()
+    load: tuple[Load, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Of one worker and one step, or of all workers. model: the fingerprint of the weights that it was made with."""
+
+    step: int
+    model: bytes
+    intact: frozenset[Page] = frozenset()
+    lost: tuple[Lost, ...] = ()
+    loaded: frozenset[Page] = frozenset()
+
+    def merged(self, other: "Report") -> "Report":
+        """What two workers found together: a page is intact only where all its shards are, and bad wins."""
+        model = self.model if self.model == other.model else self.model + other.model
+        lost = dict.fromkeys(self.lost + other.lost)
+        return Report(self.step, model, self.intact & other.intact, tuple(lost), self.loaded & other.loaded)

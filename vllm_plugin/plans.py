@@ -1,0 +1,52 @@
+"""Plans: what a request gets from the page store instead of computing it. The scheduler's part. Pure.
+
+Loads are always asynchronous: a request that waits for pages has computed nothing yet, so that where one is bad it is
+simply computed from there. What was loaded is verified in its place by the worker before anybody reads it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from vllm_plugin.page import Load, Page
+
+
+class Held(Protocol):
+    """What of a store is asked here."""
+
+    def held(self, keys: Sequence[bytes]) -> int:
+        """How many of these keys, from the first on, are there without a gap."""
+
+
+class Plans:
+    """block_tokens: of a page. key: of a page in the store, by its chain; None while the model is not known."""
+
+    def __init__(self, store: Held, key: Callable[[bytes], bytes | None], block_tokens: int) -> None:
+        self._store, self._key, self._block_tokens = store, key, block_tokens
+        self._planned: dict[str, tuple[int, tuple[bytes, ...], bytes]] = {}
+
+    def beyond(self, request_id: str, chains: Sequence[bytes], tokens: int, local_tokens: int) -> int:
+        """How many tokens the store has behind those that are here. tokens: of the request; its last is computed.
+
+        May be asked any number of times; the last answer is the plan.
+        """
+        first, last = local_tokens // self._block_tokens, min((tokens - 1) // self._block_tokens, len(chains))
+        wanted = tuple(bytes(chain) for chain in chains[first:last])
+        keys = [key for chain in wanted if (key := self._key(chain)) is not None]
+        count = self._store.held(keys) if keys else 0
+        parent = bytes(chains[first - 1]) if first else b""
+        self._planned[request_id] = (first, wanted[:count], parent)
+        return count * self._block_tokens
+
+    def load(self, request_id: str, table: Sequence[int | None], page: Callable[[int, bytes, int], Page]) -> Load:
+        """It has its blocks. page: names one, by block, chain and position."""
+        first, chains, parent = self._planned.pop(request_id)
+        pages = []
+        for number, chain in enumerate(chains, first):
+            block = table[number]
+            assert block is not None, "what is loaded has a place"
+            pages.append(page(block, chain, number * self._block_tokens))
+        return Load(request_id, tuple(pages), parent)
+
+    def drop(self, request_id: str) -> None:
+        """It is no more."""
+        self._planned.pop(request_id, None)

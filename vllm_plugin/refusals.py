@@ -1,0 +1,62 @@
+"""What Holdfast does not start with: each in one line, with what to write instead. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class RefusedAtStart(ValueError):
+    """This configuration would not be protected as promised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was found of vLLM's configuration. groups: of the KV cache, the kind of each, in words."""
+
+    load_failure_policy: str = "recompute"
+    prefix_caching: bool = True
+    encoder_decoder: bool = False
+    context_parallel: bool = False
+    async_scheduling: bool = False
+    v2_runner: bool = False
+    speculative_decoding: bool = False
+    pipeline_parallel: bool = False
+    groups: Sequence[str] = ("full attention",)
+
+
+ATTENTION = {"full attention", "sliding window", "latent attention"}
+UNPROVED = (
+    ("async-scheduling", "async_scheduling", "--no-async-scheduling"),
+    ("v2-runner", "v2_runner", "VLLM_USE_V2_MODEL_RUNNER=0"),
+    ("speculative-decoding", "speculative_decoding", "no --speculative-config"),
+    ("pipeline-parallel", "pipeline_parallel", "--pipeline-parallel-size 1"),
+)
+
+
+def refusals(facts: Facts, unprotected: frozenset[str]) -> list[str]:
+    """Why not to start, in whole lines; empty if there is nothing against it."""
+    lines = []
+    if facts.load_failure_policy != "recompute":
+        lines.append(
+            f'kv_load_failure_policy is "{facts.load_failure_policy}", and one bad page would fail its request: '
+            'write "kv_load_failure_policy":"recompute"'
+        )
+    if not facts.prefix_caching:
+        lines.append("prefix caching is off, and pages are known by their prefix: write --enable-prefix-caching")
+    if facts.encoder_decoder:
+        lines.append("encoder-decoder models keep pages that no connector sees: serve this one without Holdfast")
+    if facts.context_parallel:
+        lines.append("a page of a context-parallel rank is no run of tokens: write --decode-context-parallel-size 1")
+    if len(facts.groups) != 1 or not ATTENTION.issuperset(facts.groups):
+        lines.append(f"its KV cache is {', '.join(facts.groups)}; only one group of attention layers is guarded so far")
+    for word, field, instead in UNPROVED:
+        if getattr(facts, field) and word not in unprotected:
+            lines.append(
+                f'{word} is on: nobody has shown that a running request is stopped in time. Write {instead}, or, to '
+                f'have prefix hits verified only, "unprotected":["{word}"] in kv_connector_extra_config'
+            )
+    return lines
+
+
+def is_protected(facts: Facts) -> bool:
+    """Whether the output of a step can be thrown away before anybody has seen it."""
+    return not any(getattr(facts, field) for _, field, _ in UNPROVED)

@@ -1,0 +1,89 @@
+"""Residents: the pages that were ordered to be sealed, as the scheduler knows them. Pure."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from vllm_plugin.page import Page
+
+
+class Resident(NamedTuple):
+    """parent: the chain of the page before it, b"" for the first one. step: in which it was filled."""
+
+    page: Page
+    parent: bytes
+    step: int
+
+
+class Residents:
+    """By block. A block that is given out anew is of another generation, and its page is no more."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, Resident] = {}
+        self._children: defaultdict[bytes, set[int]] = defaultdict(set)
+        self._generation: defaultdict[int, int] = defaultdict(int)
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def page(self, block: int, group: int, chain: bytes, position: int) -> Page:
+        """That page in that block, as the block is now."""
+        return Page(block, self._generation[block], group, chain, position)
+
+    def is_current(self, page: Page) -> bool:
+        """Whether its block was not given out anew since."""
+        return self._generation[page.block] == page.generation
+
+    def holds(self, page: Page) -> bool:
+        """Whether this very page was ordered to be sealed, and not forgotten since."""
+        resident = self._of.get(page.block)
+        return resident is not None and resident.page == page
+
+    def chain(self, block: int) -> bytes:
+        """Of the page in that block; b"" where none is full."""
+        resident = self._of.get(block)
+        return resident.page.chain if resident is not None else b""
+
+    def given_out(self, blocks: Iterable[int]) -> None:
+        """To somebody who writes to them."""
+        for block in blocks:
+            self._generation[block] += 1
+            self.forget(block)
+
+    def filled(self, page: Page, parent: bytes, step: int) -> None:
+        """It is full after this step, and is sealed then."""
+        self.forget(page.block)
+        self._of[page.block] = Resident(page, parent, step)
+        self._children[parent].add(page.block)
+
+    def forget(self, block: int) -> None:
+        """Its page is no more."""
+        resident = self._of.pop(block, None)
+        if resident is not None:
+            siblings = self._children[resident.parent]
+            siblings.discard(block)
+            if not siblings:
+                del self._children[resident.parent]
+
+    def descended(self, chain: bytes, after_step: int) -> set[int]:
+        """The blocks whose tokens continue that chain, filled later than that step.
+
+        They may have been computed from the page that has this chain. Some were not, where that chain is twice in the
+        cache: better too many than one too few.
+        """
+        found: set[int] = set()
+        chains, seen = [chain], {chain}
+        while chains:
+            for block in self._children.get(chains.pop(), ()):
+                page, _, step = self._of[block]
+                if step > after_step:
+                    found.add(block)
+                if page.chain not in seen:
+                    seen.add(page.chain)
+                    chains.append(page.chain)
+        return found
+
+    def clear(self) -> None:
+        """All pages are no more; generations go on."""
+        self._of.clear()
+        self._children.clear()

@@ -1,0 +1,356 @@
+"""The scheduler's half: which pages exist, who holds them, what is to be looked at, and what a bad page spoils.
+
+It knows neither torch nor vLLM: requests and the cache are seen through the two protocols below.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from vllm_plugin.gate import Gate
+from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Tail
+from vllm_plugin.plans import Plans
+from vllm_plugin.residents import Residents
+
+log = logging.getLogger("vllm.holdfast.scheduler")
+
+
+class Request(Protocol):
+    """What of vLLM's request is looked at."""
+
+    request_id: str
+    num_tokens: int
+    num_computed_tokens: int
+    block_hashes: Any
+
+
+class Cache(Protocol):
+    """What of vLLM's block pool is looked at, of one group."""
+
+    def cached(self, chain: bytes) -> int | None:
+        """The block that a look-up of this chain hits."""
+
+    def is_cached_as(self, block: int, chain: bytes) -> bool:
+        """Whether that block is registered under that chain."""
+
+    def table(self, request_id: str) -> Sequence[int | None]:
+        """The blocks of a request in order; None where the window has left one behind."""
+
+    def count(self, request_id: str) -> int:
+        """How many blocks a request has, those left behind among them."""
+
+    def block(self, request_id: str, number: int) -> int | None:
+        """One of them."""
+
+    def evict(self, blocks: Collection[int]) -> None:
+        """No look-up hits them any more; who holds them, holds them."""
+
+
+class Scheduled(NamedTuple):
+    """A request of this step. tokens: how many of it are computed now. fresh: admitted in this step.
+
+    given_out: the blocks that it got in this step to write to, those that it hit not among them.
+    """
+
+    request: Request
+    tokens: int
+    given_out: tuple[int, ...]
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Spoiled:
+    """Requests that computed this step's tokens from what was not intact.
+
+    Their output of this step is thrown away. again: these are computed anew, from the last page that is good. failed:
+    these end with an error, as tokens that may be wrong were given to the client before, or because it was said so.
+    """
+
+    again: frozenset[str] = frozenset()
+    failed: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.again or self.failed)
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What is remembered of a request. let_in: the blocks that it hit, None where it kept its own. sealed: how many of
+    its pages were; held: how many blocks it has. emitted_step: of its last token.
+    """
+
+    let_in: tuple[int, ...] | None = ()
+    sealed: int = 0
+    held: int = 0
+    emitted_step: int = -1
+
+
+@dataclass(slots=True)
+class _Next:
+    """What goes with the next orders."""
+
+    forget: list[int] = field(default_factory=list)
+    rewind: list[str] = field(default_factory=list)
+    release: list[str] = field(default_factory=list)
+    load: list[Load] = field(default_factory=list)
+
+
+class SchedulerHalf:
+    """One for the engine. block_tokens: of a page. window: how many tokens attention looks back, None for all.
+
+    abort: running requests that hold a corrupt page fail. protected: whether their output of the step at hand can be
+    thrown away; where it cannot, they fail too. count: told (name, how many), for metrics.
+    """
+
+    def __init__(
+        self,
+        *,
+        gate: Gate,
+        block_tokens: int,
+        window: int | None = None,
+        abort: bool = False,
+        protected: bool = True,
+        tails: bool = True,
+        count: Callable[[str, float], None] = lambda name, number: None,
+    ) -> None:
+        self._gate = gate
+        self._block_tokens = block_tokens
+        self._window = window
+        self._fails = abort or not protected
+        self._tails = tails
+        self._count = count
+        self._residents = Residents()
+        self._kept: dict[str, _Kept] = {}
+        self._broken: set[str] = set()
+        self._loading: dict[int, Load] = {}
+        self.model = b""
+        self._step = 0
+        self._next = _Next()
+        self.cache: Cache | None = None
+
+    # ---- while the scheduler makes up its mind
+
+    def may_read(self, request: Request, local_tokens: int) -> bool:
+        """Whether a request may be admitted with so many tokens hit in the cache. If not, it will be asked again."""
+        return self._gate.opens(request.request_id, self._hit(request, local_tokens))
+
+    def admitted(self, request: Request) -> None:
+        """It has its blocks. They must be one unbroken chain of what was verified, in order, or it is not believed."""
+        emitted_step = self._emitted(request.request_id)
+        let_in = tuple(page.block for page in self._gate.admitted(request.request_id))
+        if request.num_computed_tokens:  # a session that goes on: it held its pages all the time
+            self._kept[request.request_id] = _Kept(None, emitted_step=emitted_step)
+            return
+        self._kept[request.request_id] = _Kept(let_in, emitted_step=emitted_step)
+        self._count("prefix_hit_tokens", len(let_in) * self._block_tokens)
+
+    def waits(self, request: Request, plans: Plans) -> None:
+        """It has blocks, and waits for what is to be loaded into them; it is admitted later."""
+        assert self.cache is not None
+        self._gate.admitted(request.request_id)
+        load = plans.load(request.request_id, self._table(request.request_id), self._given_out)
+        self._next.load.append(load)
+        self._loading |= {page.block: load for page in load.pages}
+
+    def orders(
+        self, scheduled: Iterable[Scheduled], preempted: Iterable[str] = ()
+    ) -> Orders:
+        """Of this step, once the scheduler has made up its mind."""
+        assert self.cache is not None
+        self._step += 1
+        check = self._gate.take(self._residents.holds)
+        gone = [*self._next.release, *preempted]
+        forget, rewind, load, self._next = self._next.forget, self._next.rewind, self._next.load, _Next()
+        hold: list[tuple[str, tuple[int, ...]]] = []
+        seal: list[Page] = []
+        tails: list[Tail] = []
+        for one in scheduled:
+            forget += one.given_out
+            self._residents.given_out(one.given_out)
+            name = one.request.request_id
+            kept = self._kept[name]
+            if one.fresh:
+                kept.sealed, kept.held = one.request.num_computed_tokens // self._block_tokens, 0
+                gone.append(name)  # what it held before it was preempted
+                self._look_for_holes(one.request, kept)
+            count = self.cache.count(name)
+            new = [self.cache.block(name, number) for number in range(kept.held, count)]
+            kept.held = count
+            if new:
+                hold.append((name, tuple(block for block in new if block is not None)))
+            seal += self._filled(one, kept)
+            tails += self._tail(one, count)
+        return Orders(
+            self._step, tuple(forget), tuple(hold), tuple(gone), tuple(rewind), tuple(tails), tuple(seal), check,
+            tuple(load),
+        )  # fmt: skip
+
+    # ---- when a step is over
+
+    def hear(self, report: Report, running: Iterable[str]) -> Spoiled:
+        """What the workers found: evict what is bad, and all that may have been computed from it.
+
+        running: requests that hold blocks, and whose output of this step was not handed out yet.
+        """
+        self._gate.hear(report)
+        self.model = report.model or self.model
+        self._arrived(report)
+        again: set[str] = set(self._broken)
+        failed: set[str] = set()
+        running = list(running)
+        for lost in report.lost:
+            if not self._residents.is_current(lost.page):
+                continue
+            blocks = self._withdraw(lost)
+            if lost.kind == Kind.ABSENT:  # nobody knows anything bad of it, and whoever holds it was let through
+                continue
+            for request_id in running:
+                if not blocks.isdisjoint(self._table(request_id)):
+                    (failed if self._emitted(request_id) > lost.good_step else again).add(request_id)
+        self._broken.clear()
+        if self._fails:
+            failed |= again
+        return self._spoil(Spoiled(frozenset(again - failed), frozenset(failed)))
+
+    def emitted(self, request_ids: Iterable[str]) -> None:
+        """They gave tokens to their clients in this step."""
+        for request_id in request_ids:
+            if request_id in self._kept:
+                self._kept[request_id].emitted_step = self._step
+
+    def finished(self, request_id: str) -> None:
+        """It is no more."""
+        self._gate.admitted(request_id)
+        self._kept.pop(request_id, None)
+        self._broken.discard(request_id)
+        self._next.release.append(request_id)
+
+    def reset(self) -> None:
+        """The prefix cache was emptied."""
+        self._gate.reset()
+        self._residents.clear()
+
+    # ---- leaves
+
+    def _hit(self, request: Request, local_tokens: int) -> list[Page]:
+        """The pages that a look-up just hit, those left of the window not among them."""
+        assert self.cache is not None
+        count = local_tokens // self._block_tokens
+        pages = []
+        for number in range(self._first_seen(local_tokens), count):
+            chain = bytes(request.block_hashes[number])
+            block = self.cache.cached(chain)
+            if block is None:
+                break
+            pages.append(self._residents.page(block, 0, chain, number * self._block_tokens))
+        return pages
+
+    def _given_out(self, block: int, chain: bytes, position: int) -> Page:
+        """A page that will be written to a block that was just given out."""
+        self._residents.given_out([block])
+        self._next.forget.append(block)
+        return self._residents.page(block, 0, chain, position)
+
+    def _arrived(self, report: Report) -> None:
+        """What was loaded is resident, those pages that are intact."""
+        for page in report.loaded:
+            load = self._loading.pop(page.block, None)
+            if load is None or not self._residents.is_current(page):
+                continue
+            number = load.pages.index(page)
+            self._residents.filled(page, load.pages[number - 1].chain if number else load.parent, report.step)
+            self._count("pages_loaded", 1)
+        for lost in report.lost:
+            self._loading.pop(lost.page.block, None)
+
+    def _first_seen(self, tokens: int) -> int:
+        """The first page that attention still looks at, for the next token."""
+        return 0 if self._window is None else max(0, tokens - self._window + 1) // self._block_tokens
+
+    def _look_for_holes(self, request: Request, kept: _Kept) -> None:
+        """A request that was admitted must read one unbroken chain, of the very pages that it was let in with.
+
+        The chain begins with its first token, or with the first that the window reaches. It was admitted already: so
+        it computes this step, and what comes of it is thrown away.
+        """
+        assert self.cache is not None
+        if kept.let_in is None:
+            return
+        count, first = kept.sealed, self._first_seen(request.num_computed_tokens)
+        table = self.cache.table(request.request_id)
+        in_place = [
+            block
+            for number, block in enumerate(table[first:count], first)
+            if block is not None and self.cache.is_cached_as(block, bytes(request.block_hashes[number]))
+        ]
+        if tuple(in_place) != kept.let_in or len(in_place) != max(0, count - first):
+            log.error("holdfast.chain_broken request=%s pages=%d", request.request_id, count)
+            self._count("chains_broken", 1)
+            self._broken.add(request.request_id)
+            self.cache.evict({block for block in table[:count] if block is not None})
+
+    def _filled(self, one: Scheduled, kept: _Kept) -> list[Page]:
+        """The pages that this step fills. Draft tokens that may be taken back do not count."""
+        assert self.cache is not None
+        request, pages = one.request, []
+        known = min(request.num_computed_tokens + one.tokens, request.num_tokens)
+        full = min(known // self._block_tokens, len(request.block_hashes), kept.held)
+        for number in range(kept.sealed, full):
+            block = self.cache.block(request.request_id, number)
+            if block is None:
+                continue
+            parent = bytes(request.block_hashes[number - 1]) if number else b""
+            chain = bytes(request.block_hashes[number])
+            page = self._residents.page(block, 0, chain, number * self._block_tokens)
+            self._residents.filled(page, parent, self._step)
+            pages.append(page)
+        kept.sealed = max(full, kept.sealed)
+        return pages
+
+    def _tail(self, one: Scheduled, count: int) -> list[Tail]:
+        assert self.cache is not None
+        known = one.request.num_computed_tokens + one.tokens
+        number = known // self._block_tokens
+        if not self._tails or not known % self._block_tokens or number >= count:
+            return []
+        block = self.cache.block(one.request.request_id, number)
+        assert block is not None, "nobody leaves behind what is being written"
+        page = self._residents.page(block, 0, b"", number * self._block_tokens)
+        return [Tail(one.request.request_id, page)]
+
+    def _withdraw(self, lost: Lost) -> set[int]:
+        """Evict a page and what may have been computed from it. Returns their blocks."""
+        assert self.cache is not None
+        chain = lost.page.chain or self._residents.chain(lost.page.block)
+        spoils = bool(chain) and lost.kind != Kind.ABSENT  # a page that is not full has none that continue it
+        below = self._residents.descended(chain, lost.good_step) if spoils else set()
+        blocks = {lost.page.block} | below
+        self.cache.evict(blocks)
+        for block in blocks:
+            self._residents.forget(block)
+        self._next.forget += sorted(blocks)
+        self._count("pages_evicted", 1)
+        self._count("pages_withdrawn", len(blocks) - 1)
+        log.warning(
+            "holdfast.page_lost block=%d position=%d kind=%s where=%s withdrawn=%d",
+            lost.page.block, lost.page.position, lost.kind, lost.where, len(blocks) - 1,
+        )  # fmt: skip
+        return blocks
+
+    def _spoil(self, spoiled: Spoiled) -> Spoiled:
+        self._next.rewind += sorted(spoiled.again)
+        self._count("requests_recomputed", len(spoiled.again))
+        self._count("requests_aborted", len(spoiled.failed))
+        for request_id in sorted(spoiled.again):
+            log.warning("holdfast.request_recomputed request=%s step=%d", request_id, self._step)
+        for request_id in sorted(spoiled.failed):
+            log.error("holdfast.request_aborted request=%s step=%d", request_id, self._step)
+        return spoiled
+
+    def _emitted(self, request_id: str) -> int:
+        return self._kept[request_id].emitted_step if request_id in self._kept else -1
+
+    def _table(self, request_id: str) -> Sequence[int | None]:
+        assert self.cache is not None
+        return self.cache.table(request_id)

@@ -1,0 +1,194 @@
+"""The worker's half: seals pages when they are full, and looks at them when it is told, or has time.
+
+It looks after the forward pass and not before: a page that is intact then was intact when it was read, while one that
+was intact before may have changed on the way. No token leaves before the scheduler has heard of it. Only the page that
+a request is filling is looked at before, as the forward pass itself writes to it.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import NamedTuple, Protocol
+
+from vllm_plugin.digests import Row
+from vllm_plugin.exchange import Exchange
+from vllm_plugin.page import Kind, Lost, Orders, Page, Report, Where
+from vllm_plugin.scrub import Scrubber
+
+log = logging.getLogger("vllm.holdfast.worker")
+
+SEARCHED_MAX = 4096  # pages that a bad one is compared with, to tell a misplaced page from a changed one
+
+
+class Digesting(Protocol):
+    """What digests.py does."""
+
+    model: bytes
+
+    def sums(self, blocks: Sequence[int]) -> list[Row]: ...
+    def of(self, page: Page, row: Row) -> bytes: ...
+    def use_model(self, model: bytes) -> None: ...
+
+
+class Sealed(NamedTuple):
+    """A page as it was when it was written. good_step: the last step after which it still was."""
+
+    page: Page
+    digest: bytes
+    good_step: int
+
+
+class WorkerHalf:
+    """One for each worker. scrub_share, scrub_floor_s: see settings.py. count: told (name, how many), for metrics."""
+
+    def __init__(
+        self,
+        *,
+        scrub_share: float | None,
+        scrub_floor_s: float,
+        count: Callable[[str, float], None] = lambda name, number: None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._share, self._floor_s = scrub_share, scrub_floor_s
+        self._count, self._clock = count, clock
+        self._scrubber = Scrubber()
+        self._sealed: dict[int, Sealed] = {}
+        self._tails: dict[str, Sealed] = {}
+        self._lost: list[Lost] = []
+        self._began_s = 0.0
+        self._loaded: set[Page] = set()
+        self._unloaded: set[int] = set()
+        self._waiting: set[str] = set()
+        self.digests: Digesting | None = None
+        self.exchange: Exchange | None = None
+
+    def use_model(self, model: bytes) -> None:
+        """The weights are others now: every page is of another model, and none is known."""
+        assert self.digests is not None
+        self.digests.use_model(model)
+        for block in list(self._sealed):
+            self._forget(block)
+        self._tails.clear()
+
+    def before(self, orders: Orders) -> None:
+        """Before the forward pass."""
+        self._began_s = self._clock()
+        for block in orders.forget:
+            self._forget(block)
+        for request_id in orders.release:
+            self._scrubber.release(request_id)
+            self._tails.pop(request_id, None)
+        for request_id, blocks in orders.hold:
+            self._scrubber.hold(request_id, blocks)
+        self._look_at_tails(orders.step)
+
+    def load(self, orders: Orders) -> None:
+        """Bring what requests wait for. It is not read before the scheduler knows what became of it."""
+        for load in orders.load:
+            assert self.exchange is not None
+            self._waiting.add(load.request_id)
+            for page, digest, kind in self.exchange.load(load.pages):
+                if kind is None:
+                    self._keep(page, digest, orders.step)
+                    self._loaded.add(page)
+                else:
+                    self._unloaded.add(page.block)
+                    self._lose(page, kind, Where.LOAD)
+
+    def brought(self) -> set[str]:
+        """The requests that wait no more, for better or worse; once."""
+        waiting, self._waiting = self._waiting, set()
+        return waiting
+
+    def not_brought(self) -> set[int]:
+        """The blocks that do not hold what was to be loaded; once."""
+        blocks, self._unloaded = self._unloaded, set()
+        return blocks
+
+    def seal(self, orders: Orders) -> None:
+        """After it: what was filled, and what is being filled."""
+        assert self.digests is not None
+        tails = {tail.request_id: tail.page for tail in orders.tails}
+        rows = iter(self.digests.sums([page.block for page in (*orders.seal, *tails.values())]))
+        sealed = [(page, self.digests.of(page, next(rows))) for page in orders.seal]
+        for page, digest in sealed:
+            self._keep(page, digest, orders.step)
+        if self.exchange is not None and sealed:
+            bad = {lost.page.block for lost in self._lost}  # a tail that was not what it was, and is full by now
+            self._count("pages_saved", self.exchange.save([one for one in sealed if one[0].block not in bad]))
+        full = {page.block for page in orders.seal}
+        self._tails = {name: tail for name, tail in self._tails.items() if tail.page.block not in full}
+        for request_id, page in tails.items():
+            self._tails[request_id] = Sealed(page, self.digests.of(page, next(rows)), orders.step)
+        self._count("pages_sealed", len(orders.seal))
+
+    def check(self, orders: Orders) -> Report:
+        """After that: what the gate asks for, and what there is time for."""
+        assert self.digests is not None
+        started_s = self._clock()
+        budget_s = None if self._share is None else max(self._floor_s, self._share * (started_s - self._began_s))
+        asked = {page.block for page in orders.check}
+        scrubbed = self._scrubber.pick(budget_s, skip=asked | {page.block for page in orders.seal})
+        pages = [(page, Where.GATE) for page in orders.check]
+        pages += [(self._sealed[block].page, Where.SCRUB) for block in scrubbed]
+        rows = self.digests.sums([page.block for page, _ in pages])
+        intact = []
+        wrong = [self._wrong(page, row) for (page, _), row in zip(pages, rows, strict=True)]  # before any is forgotten
+        for (page, where), kind in zip(pages, wrong, strict=True):
+            if kind:
+                self._lose(page, kind, where)
+            else:
+                self._keep(page, self._sealed[page.block].digest, orders.step)
+                intact += [page] if where == Where.GATE else []
+        now_s = self._clock()
+        self._scrubber.cost(len(pages), now_s - started_s)
+        self._count("pages_verified", len(orders.check))
+        self._count("pages_scrubbed", len(scrubbed))
+        lost, self._lost = tuple(self._lost), []
+        loaded, self._loaded = frozenset(self._loaded), set()
+        return Report(orders.step, self.digests.model, frozenset(intact), lost, loaded)
+
+    def scrub_age_s(self) -> float:
+        """How long ago the page was looked at that was not for the longest time: a round of the scrubber."""
+        return self._scrubber.age_s(self._clock())
+
+    # ---- leaves
+
+    def _wrong(self, page: Page, row: Row) -> Kind | None:
+        """What is wrong with a block that should hold this page. row: what it holds."""
+        assert self.digests is not None
+        sealed = self._sealed.get(page.block)
+        if sealed is None:
+            return Kind.ABSENT
+        if self.digests.of(page, row) == sealed.digest:
+            return None
+        others = (sealed, *islice(self._sealed.values(), SEARCHED_MAX))
+        if any(self.digests.of(other.page, row) == other.digest for other in others):
+            return Kind.MISPLACED
+        return Kind.CHANGED
+
+    def _look_at_tails(self, step: int) -> None:
+        assert self.digests is not None
+        tails = list(self._tails.items())
+        for (request_id, tail), row in zip(tails, self.digests.sums([t.page.block for _, t in tails]), strict=True):
+            if self.digests.of(tail.page, row) != tail.digest:
+                self._lost.append(Lost(tail.page, Kind.CHANGED, Where.TAIL, step - 1))
+                del self._tails[request_id]
+                self._count("corrupt.changed.tail", 1)
+                log.error("holdfast.page_corrupt block=%d kind=changed where=tail", tail.page.block)
+
+    def _lose(self, page: Page, kind: Kind, where: Where) -> None:
+        sealed = self._sealed.get(page.block)
+        self._lost.append(Lost(page, kind, where, sealed.good_step if sealed else -1))
+        self._forget(page.block)
+        self._count(f"corrupt.{kind}.{where}", 1)
+        log.error("holdfast.page_corrupt block=%d position=%d kind=%s where=%s", page.block, page.position, kind, where)
+
+    def _keep(self, page: Page, digest: bytes, step: int) -> None:
+        self._sealed[page.block] = Sealed(page, digest, step)
+        self._scrubber.seen(page.block, self._clock())
+
+    def _forget(self, block: int) -> None:
+        self._sealed.pop(block, None)
+        self._scrubber.forget(block)
