@@ -15,6 +15,8 @@ from vllm_plugin.residents import Residents
 
 log = logging.getLogger("vllm.holdfast.scheduler")
 
+AGAIN_MAX = 8  # times that a request is computed again: a block that cannot keep anything would have it run for ever
+
 
 class Request(Protocol):
     """What of vLLM's request is looked at."""
@@ -77,13 +79,14 @@ class Spoiled:
 @dataclass(slots=True)
 class _Kept:
     """What is remembered of a request. let_in: the blocks that it hit, None where it kept its own. sealed: how many of
-    its pages were; held: how many blocks it has. emitted_step: of its last token.
+    its pages were; held: how many blocks it has. emitted_step: of its last token. times: that it was computed again.
     """
 
     let_in: tuple[int, ...] | None = ()
     sealed: int = 0
     held: int = 0
     emitted_step: int = -1
+    times: int = 0
 
 
 @dataclass(slots=True)
@@ -137,12 +140,11 @@ class SchedulerHalf:
 
     def admitted(self, request: Request) -> None:
         """It has its blocks. They must be one unbroken chain of what was verified, in order, or it is not believed."""
-        emitted_step = self._emitted(request.request_id)
         let_in = tuple(page.block for page in self._gate.admitted(request.request_id))
-        if request.num_computed_tokens:  # a session that goes on: it held its pages all the time
-            self._kept[request.request_id] = _Kept(None, emitted_step=emitted_step)
-            return
-        self._kept[request.request_id] = _Kept(let_in, emitted_step=emitted_step)
+        kept = self._kept.setdefault(request.request_id, _Kept())
+        kept.sealed = kept.held = 0
+        # What was loaded for it, or a session that goes on: it held its pages all the time.
+        kept.let_in = None if request.num_computed_tokens else let_in
         self._count("prefix_hit_tokens", len(let_in) * self._block_tokens)
 
     def waits(self, request: Request, plans: Plans) -> None:
@@ -209,8 +211,9 @@ class SchedulerHalf:
                 if not blocks.isdisjoint(self._table(request_id)):
                     (failed if self._emitted(request_id) > lost.good_step else again).add(request_id)
         self._broken.clear()
-        if self._fails:
-            failed |= again
+        for request_id in again:
+            self._kept[request_id].times += 1
+        failed |= {name for name in again if self._fails or self._kept[name].times > AGAIN_MAX}
         return self._spoil(Spoiled(frozenset(again - failed), frozenset(failed)))
 
     def emitted(self, request_ids: Iterable[str]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from vllm_plugin.gate import Gate
 from vllm_plugin.page import Kind, Lost, Orders, Page, Report, Where
-from vllm_plugin.scheduler_side import Scheduled, SchedulerHalf, Spoiled
+from vllm_plugin.scheduler_side import AGAIN_MAX, Scheduled, SchedulerHalf, Spoiled
 
 TOKENS = 4
 
@@ -181,6 +181,19 @@ def test_who_must_not_be_computed_again_fails():
 
         lost = Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 0)
         assert world.hear(1, lost) == Spoiled(failed=frozenset("r"))
+
+
+def test_nobody_is_computed_again_for_ever():
+    """A block that cannot keep anything is given to him again and again."""
+    world = World()
+    request, orders = running(world)
+    for step in range(1, AGAIN_MAX + 1):
+        assert world.hear(step, Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, step)).again == {"r"}
+        request.num_computed_tokens, request.blocks = 0, []
+        world.admit(request, [1, 2, 3])
+        orders = world.step((request, 9, True))
+
+    assert world.hear(9, Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 9)).failed == {"r"}
 
 
 def test_pages_computed_from_a_bad_one_are_withdrawn_whoever_computed_them():
