@@ -296,6 +296,34 @@ def test_a_request_must_read_one_unbroken_chain():
         assert world.counts["chains_broken"] == 1
 
 
+def test_a_request_must_read_the_very_pages_it_was_let_in_with():
+    """Not another copy of one, which nobody has looked at."""
+    world = World()
+    running(world)
+    world.hashed[40] = b"b"
+    other = FakeRequest("o", "abxy", 12)
+    world.admit(other, [7], hit=2)
+    other.blocks[1] = 40
+    world.step((other, 4, True))
+
+    assert world.hear(2).again == {"o"}
+
+
+def test_a_request_must_have_been_let_in_with_all_that_it_reads():
+    """Where the gate saw fewer pages than it reads, some were never looked at."""
+    world = World()
+    running(world)
+    del world.hashed[2]
+    other = FakeRequest("o", "abxy", 12)
+    world.half.may_read(other, 8)
+    world.requests["o"], other.blocks = other, [1, 2, 7]
+    world.half.admitted(other)
+    other.num_computed_tokens = 8
+    world.step((other, 4, True))
+
+    assert world.hear(2).again == {"o"}
+
+
 def test_a_window_may_leave_pages_behind():
     """Those that attention does not reach any more."""
     world = World(window=5)
