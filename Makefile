@@ -22,6 +22,7 @@ test: lint install ## lint, types and all tests, those with real vLLM servers in
 
 prove: install   ## the measured proofs behind the promises
 	@$(BIN)/python -m tests.prove
+	@.venv-vllm/bin/python -m pytest -c tests/vllm_plugin/pytest.ini tests/vllm_plugin -m prove
 
 sim:             ## simulated worlds: make sim WORLDS=10000, or one of them step by step: make sim SEED=123
 	@$(PYTHON) scripts/install.py gateway

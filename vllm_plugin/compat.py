@@ -67,6 +67,7 @@ def facts(vllm_config: Any, kv_cache_config: Any) -> Facts:
             KINDS.get(type(group.kv_cache_spec).__name__, type(group.kv_cache_spec).__name__)
             for group in kv_cache_config.kv_cache_groups
         ),
+        workers=parallel.tensor_parallel_size * parallel.pipeline_parallel_size,
     )
 
 

@@ -37,7 +37,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         super().__init__(vllm_config, role, kv_cache_config)
         self._settings = settings = Settings.of(self._kv_transfer_config.kv_connector_extra_config)
         facts = compat.facts(vllm_config, kv_cache_config)
-        if lines := refusals(facts, settings.unprotected):
+        if lines := refusals(facts, settings.unprotected, settings.store):
             raise RefusedAtStart("Holdfast does not start:\n" + "\n".join(f"    {line}" for line in lines))
         self._stats = Stats()
         self._block_tokens = compat.block_tokens(kv_cache_config)

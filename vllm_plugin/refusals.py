@@ -21,6 +21,7 @@ class Facts:
     speculative_decoding: bool = False
     pipeline_parallel: bool = False
     groups: Sequence[str] = ("full attention",)
+    workers: int = 1
 
 
 ATTENTION = {"full attention", "sliding window", "latent attention"}
@@ -32,8 +33,8 @@ UNPROVED = (
 )
 
 
-def refusals(facts: Facts, unprotected: frozenset[str]) -> list[str]:
-    """Why not to start, in whole lines; empty if there is nothing against it."""
+def refusals(facts: Facts, unprotected: frozenset[str], store: str = "") -> list[str]:
+    """Why not to start, in whole lines; empty if there is nothing against it. store: of the settings."""
     lines = []
     if facts.load_failure_policy != "recompute":
         lines.append(
@@ -48,6 +49,8 @@ def refusals(facts: Facts, unprotected: frozenset[str]) -> list[str]:
         lines.append("a page of a context-parallel rank is no run of tokens: write --decode-context-parallel-size 1")
     if len(facts.groups) != 1 or not ATTENTION.issuperset(facts.groups):
         lines.append(f"its KV cache is {', '.join(facts.groups)}; only one group of attention layers is guarded so far")
+    if store and facts.workers > 1:
+        lines.append(f"the pages of {facts.workers} workers are in no store together so far: leave «store» out")
     for word, field, instead in UNPROVED:
         if getattr(facts, field) and word not in unprotected:
             lines.append(

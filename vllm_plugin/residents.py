@@ -44,6 +44,11 @@ class Residents:
         resident = self._of.get(block)
         return resident.page.chain if resident is not None else b""
 
+    def filled_in(self, block: int) -> int:
+        """The step that filled it, -1 where it is not full."""
+        resident = self._of.get(block)
+        return resident.step if resident is not None else -1
+
     def given_out(self, blocks: Iterable[int]) -> None:
         """To somebody who writes to them."""
         for block in blocks:

@@ -15,6 +15,8 @@ from vllm_plugin.residents import Residents
 
 log = logging.getLogger("vllm.holdfast.scheduler")
 
+AGAIN_MAX = 8  # times that a request is computed again: a block that cannot keep anything would have it run for ever
+
 
 class Request(Protocol):
     """What of vLLM's request is looked at."""
@@ -77,13 +79,14 @@ class Spoiled:
 @dataclass(slots=True)
 class _Kept:
     """What is remembered of a request. let_in: the blocks that it hit, None where it kept its own. sealed: how many of
-    its pages were; held: how many blocks it has. emitted_step: of its last token.
+    its pages were; held: how many blocks it has. emitted_step: of its last token. times: that it was computed again.
     """
 
     let_in: tuple[int, ...] | None = ()
     sealed: int = 0
     held: int = 0
     emitted_step: int = -1
+    times: int = 0
 
 
 @dataclass(slots=True)
@@ -123,6 +126,8 @@ class SchedulerHalf:
         self._residents = Residents()
         self._kept: dict[str, _Kept] = {}
         self._broken: set[str] = set()
+        self._waiting: set[str] = set()
+        self._doomed: set[str] = set()
         self._loading: dict[int, Load] = {}
         self.model = b""
         self._step = 0
@@ -137,12 +142,12 @@ class SchedulerHalf:
 
     def admitted(self, request: Request) -> None:
         """It has its blocks. They must be one unbroken chain of what was verified, in order, or it is not believed."""
-        emitted_step = self._emitted(request.request_id)
         let_in = tuple(page.block for page in self._gate.admitted(request.request_id))
-        if request.num_computed_tokens:  # a session that goes on: it held its pages all the time
-            self._kept[request.request_id] = _Kept(None, emitted_step=emitted_step)
-            return
-        self._kept[request.request_id] = _Kept(let_in, emitted_step=emitted_step)
+        self._waiting.discard(request.request_id)
+        kept = self._kept.setdefault(request.request_id, _Kept())
+        kept.sealed = kept.held = 0
+        # What was loaded for it, or a session that goes on: it held its pages all the time.
+        kept.let_in = None if request.num_computed_tokens else let_in
         self._count("prefix_hit_tokens", len(let_in) * self._block_tokens)
 
     def waits(self, request: Request, plans: Plans) -> None:
@@ -151,6 +156,7 @@ class SchedulerHalf:
         self._gate.admitted(request.request_id)
         load = plans.load(request.request_id, self._table(request.request_id), self._given_out)
         self._next.load.append(load)
+        self._waiting.add(request.request_id)
         self._loading |= {page.block: load for page in load.pages}
 
     def orders(
@@ -173,7 +179,9 @@ class SchedulerHalf:
             if one.fresh:
                 kept.sealed, kept.held = one.request.num_computed_tokens // self._block_tokens, 0
                 gone.append(name)  # what it held before it was preempted
-                self._look_for_holes(one.request, kept)
+                if name in self._doomed or self._has_holes(one.request, kept):
+                    self._doomed.discard(name)
+                    self._broken.add(name)
             count = self.cache.count(name)
             new = [self.cache.block(name, number) for number in range(kept.held, count)]
             kept.held = count
@@ -196,7 +204,7 @@ class SchedulerHalf:
         self._gate.hear(report)
         self.model = report.model or self.model
         self._arrived(report)
-        again: set[str] = set(self._broken)
+        again = set(self._broken)
         failed: set[str] = set()
         running = list(running)
         for lost in report.lost:
@@ -208,9 +216,14 @@ class SchedulerHalf:
             for request_id in running:
                 if not blocks.isdisjoint(self._table(request_id)):
                     (failed if self._emitted(request_id) > lost.good_step else again).add(request_id)
+            # Who waits, with blocks, cannot be stopped before it is admitted.
+            self._doomed |= {name for name in self._waiting if not blocks.isdisjoint(self._table(name))}
+        for request_id in self._broken:
+            self._distrust(request_id)
         self._broken.clear()
-        if self._fails:
-            failed |= again
+        for request_id in again:
+            self._kept[request_id].times += 1
+        failed |= {name for name in again if self._fails or self._kept[name].times > AGAIN_MAX}
         return self._spoil(Spoiled(frozenset(again - failed), frozenset(failed)))
 
     def emitted(self, request_ids: Iterable[str]) -> None:
@@ -224,6 +237,8 @@ class SchedulerHalf:
         self._gate.admitted(request_id)
         self._kept.pop(request_id, None)
         self._broken.discard(request_id)
+        self._waiting.discard(request_id)
+        self._doomed.discard(request_id)
         self._next.release.append(request_id)
 
     def reset(self) -> None:
@@ -268,7 +283,17 @@ class SchedulerHalf:
         """The first page that attention still looks at, for the next token."""
         return 0 if self._window is None else max(0, tokens - self._window + 1) // self._block_tokens
 
-    def _look_for_holes(self, request: Request, kept: _Kept) -> None:
+    def _distrust(self, request_id: str) -> None:
+        """It computed this step from what it should not have read: nobody reads what it has, or has filled."""
+        assert self.cache is not None
+        blocks = {block for block in self._table(request_id) if block is not None}
+        self.cache.evict(blocks)
+        for block in blocks:  # others may hold those that were full before, and have them looked at
+            if self._residents.filled_in(block) == self._step:
+                self._residents.forget(block)
+                self._next.forget.append(block)
+
+    def _has_holes(self, request: Request, kept: _Kept) -> bool:
         """A request that was admitted must read one unbroken chain, of the very pages that it was let in with.
 
         The chain begins with its first token, or with the first that the window reaches. It was admitted already: so
@@ -276,7 +301,7 @@ class SchedulerHalf:
         """
         assert self.cache is not None
         if kept.let_in is None:
-            return
+            return False
         count, first = kept.sealed, self._first_seen(request.num_computed_tokens)
         table = self.cache.table(request.request_id)
         in_place = [
@@ -284,11 +309,11 @@ class SchedulerHalf:
             for number, block in enumerate(table[first:count], first)
             if block is not None and self.cache.is_cached_as(block, bytes(request.block_hashes[number]))
         ]
-        if tuple(in_place) != kept.let_in or len(in_place) != max(0, count - first):
+        broken = tuple(in_place) != kept.let_in or len(in_place) != max(0, count - first)
+        if broken:
             log.error("holdfast.chain_broken request=%s pages=%d", request.request_id, count)
             self._count("chains_broken", 1)
-            self._broken.add(request.request_id)
-            self.cache.evict({block for block in table[:count] if block is not None})
+        return broken
 
     def _filled(self, one: Scheduled, kept: _Kept) -> list[Page]:
         """The pages that this step fills. Draft tokens that may be taken back do not count."""

@@ -5,8 +5,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from vllm_plugin.gate import Gate
-from vllm_plugin.page import Kind, Lost, Orders, Page, Report, Where
-from vllm_plugin.scheduler_side import Scheduled, SchedulerHalf, Spoiled
+from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Where
+from vllm_plugin.plans import Plans
+from vllm_plugin.scheduler_side import AGAIN_MAX, Scheduled, SchedulerHalf, Spoiled
 
 TOKENS = 4
 
@@ -183,6 +184,19 @@ def test_who_must_not_be_computed_again_fails():
         assert world.hear(1, lost) == Spoiled(failed=frozenset("r"))
 
 
+def test_nobody_is_computed_again_for_ever():
+    """A block that cannot keep anything is given to him again and again."""
+    world = World()
+    request, orders = running(world)
+    for step in range(1, AGAIN_MAX + 1):
+        assert world.hear(step, Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, step)).again == {"r"}
+        request.num_computed_tokens, request.blocks = 0, []
+        world.admit(request, [1, 2, 3])
+        orders = world.step((request, 9, True))
+
+    assert world.hear(9, Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 9)).failed == {"r"}
+
+
 def test_pages_computed_from_a_bad_one_are_withdrawn_whoever_computed_them():
     """They carry valid seals. Those filled while it was still good stay."""
     world = World()
@@ -279,8 +293,39 @@ def test_a_request_must_read_one_unbroken_chain():
         lambda blocks: blocks.pop(0),
     ):
         world = holes(damage)
+        filled = {block for block, chain in world.hashed.items() if chain == b"x"}  # from whatever it read
         assert world.hear(2).again == {"o"}
         assert world.counts["chains_broken"] == 1
+        assert filled <= world.evicted
+        assert filled <= set(world.step().forget)
+
+
+def test_a_request_must_read_the_very_pages_it_was_let_in_with():
+    """Not another copy of one, which nobody has looked at."""
+    world = World()
+    running(world)
+    world.hashed[40] = b"b"
+    other = FakeRequest("o", "abxy", 12)
+    world.admit(other, [7], hit=2)
+    other.blocks[1] = 40
+    world.step((other, 4, True))
+
+    assert world.hear(2).again == {"o"}
+
+
+def test_a_request_must_have_been_let_in_with_all_that_it_reads():
+    """Where the gate saw fewer pages than it reads, some were never looked at."""
+    world = World()
+    running(world)
+    del world.hashed[2]
+    other = FakeRequest("o", "abxy", 12)
+    world.half.may_read(other, 8)
+    world.requests["o"], other.blocks = other, [1, 2, 7]
+    world.half.admitted(other)
+    other.num_computed_tokens = 8
+    world.step((other, 4, True))
+
+    assert world.hear(2).again == {"o"}
 
 
 def test_a_window_may_leave_pages_behind():
@@ -312,3 +357,76 @@ def test_a_session_that_goes_on_has_held_its_pages_all_the_time():
     assert [page.block for page in orders.seal] == [3]
     assert orders.release == ("r",)
     assert orders.hold == (("r", (1, 2, 3, 4)),)
+
+
+class Everything:
+    """A store that has whatever it is asked for."""
+
+    def held(self, keys: Sequence[bytes]) -> int:
+        return len(keys)
+
+
+def waiting(world: World) -> tuple[FakeRequest, Orders]:
+    """A request that gets its second and third page from a store; its first is here."""
+    running(world, "r", "a")
+    world.hear(1)
+    request, plans = FakeRequest("w", "abcd", 14), Plans(Everything(), lambda chain: chain, TOKENS)
+    assert plans.beyond("w", request.block_hashes, request.num_tokens, TOKENS) == 2 * TOKENS
+    world.requests["w"], request.blocks = request, [1, 5, 6]
+    world.half.waits(request, plans)
+    return request, world.step()
+
+
+def test_blocks_that_wait_for_their_pages_are_given_out_and_not_believed():
+    """Whatever was in them; they hold nothing yet."""
+    _, orders = waiting(World())
+
+    assert orders.load == (Load("w", (Page(5, 1, 0, b"b", 4), Page(6, 1, 0, b"c", 8)), b"a"),)
+    assert {5, 6} <= set(orders.forget)
+    assert orders.seal == ()
+
+
+def test_what_was_loaded_continues_what_was_here():
+    """It goes with it, when that is found bad; and its request has no hole."""
+    world = World()
+    request, orders = waiting(world)
+    (load,) = orders.load
+    world.half.hear(Report(2, b"m", loaded=frozenset(load.pages)), ["r"])
+    request.num_computed_tokens = 3 * TOKENS
+    world.hashed |= {5: b"b", 6: b"c"}
+    world.half.admitted(request)
+    request.blocks.append(7)
+    world.step((request, 2, True))
+    assert not world.hear(3)
+
+    world.hear(3, Lost(world.half._residents.page(1, 0, b"a", 0), Kind.CHANGED, Where.SCRUB, 1))
+    assert world.evicted == {1, 5, 6}
+    assert world.counts["pages_loaded"] == 2
+
+
+def test_a_page_that_went_bad_while_a_request_waited_spoils_its_first_step():
+    """It was verified before that, it cannot be stopped now, and nobody would look at it again."""
+    world = World()
+    request, orders = waiting(world)
+    first = world.half._residents.page(1, 0, b"a", 0)
+    report = Report(2, b"m", lost=(Lost(first, Kind.CHANGED, Where.SCRUB, 1),), loaded=frozenset(orders.load[0].pages))
+    assert not world.half.hear(report, [])
+
+    request.num_computed_tokens = 3 * TOKENS
+    world.half.admitted(request)
+    request.blocks.append(7)
+    world.step((request, 2, True))
+    assert world.half.hear(Report(3, b"m"), ["w"]).again == {"w"}
+
+
+def test_what_was_not_loaded_is_not_resident():
+    """It is computed, and sealed then."""
+    world = World()
+    _, orders = waiting(world)
+    one, two = orders.load[0].pages
+    world.half.hear(Report(2, b"m", lost=(Lost(two, Kind.CHANGED, Where.LOAD, -1),), loaded=frozenset([one])), ["r"])
+
+    assert world.counts["pages_loaded"] == 1
+    assert world.half.model == b"m"
+    assert world.half._residents.holds(one)
+    assert not world.half._residents.holds(two)

@@ -19,6 +19,15 @@ def test_what_is_held_comes_first_and_the_longest_unseen_first_among_that():
     assert scrub.pick(None) == [4, 2, 0]
 
 
+def test_what_is_held_from_now_on_was_not_looked_at_for_long():
+    """So it comes before what is held already, and was."""
+    scrub = scrubber(6)
+    scrub.hold("a", [5])
+    scrub.hold("b", [1])
+
+    assert scrub.pick(None)[:2] == [1, 5]
+
+
 def test_a_budget_is_kept():
     """By what a page was seen to cost."""
     scrub = scrubber(100)

@@ -18,10 +18,12 @@ def test_all_may_be_said():
     """Each setting has its word."""
     said = {
         "verify": "sampled:0.25", "scrub": "all", "scrub_floor_ms": 2, "tails": False, "on_corruption": "abort",
-        "unprotected": ["v2-runner"],
+        "unprotected": ["v2-runner"], "store": "lmdb:///dev/shm/holdfast",
     }  # fmt: skip
 
-    assert Settings.of(said) == Settings(0.25, None, 0.002, False, True, frozenset(["v2-runner"]))
+    assert Settings.of(said) == Settings(
+        0.25, None, 0.002, False, True, frozenset(["v2-runner"]), "lmdb:///dev/shm/holdfast"
+    )
     assert Settings.of({"verify": "off"}).verify == 0
 
 
@@ -29,6 +31,7 @@ def test_all_may_be_said():
     {"verfy": "always"}, {"verify": "sometimes"}, {"verify": "sampled:2"}, {"verify": "sampled:x"}, {"scrub": "some"},
     {"scrub": 2}, {"scrub": True}, {"scrub_floor_ms": -1}, {"tails": "yes"}, {"on_corruption": "ignore"},
     {"on_corruption": []}, {"unprotected": "everything"}, {"unprotected": {}},
+    {"store": "here"}, {"store": 1},
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_by_name(said):
     """With what to write instead."""
@@ -61,6 +64,14 @@ def test_what_is_not_proved_is_refused_in_one_line(fact, word):
 
     assert word in line
     assert "\n" not in line
+
+
+def test_a_store_of_many_workers_is_refused():
+    """A page is whole only when all have their part of it."""
+    (line,) = refusals(Facts(workers=2), frozenset(), "lmdb:///dev/shm/x")
+
+    assert "store" in line
+    assert refusals(Facts(workers=2), frozenset()) == []
 
 
 @pytest.mark.parametrize("word", ["async-scheduling", "v2-runner", "speculative-decoding", "pipeline-parallel"])

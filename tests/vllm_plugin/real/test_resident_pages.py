@@ -171,3 +171,23 @@ def test_answers_of_one_prompt_share_its_pages(engine, families):
     right = both(damaged=False)
     assert len(right) == 2
     assert both(damaged=True) == right
+
+
+def test_a_page_filled_from_a_bad_one_is_not_read_either(engine, families):
+    """It has a valid seal, of what should never have been computed: it is withdrawn, and filled anew."""
+    prompt = families[2][0][0][: 4 * BLOCK - 2]
+    engine.forget()
+    right = engine.ask(prompt, 20)
+    engine.forget()
+    name = engine.add(prompt, 20)
+    while len(engine.tokens.get(name, [])) < 2:
+        engine.step()
+    filling = engine.tables[name][3]
+    withdrawn = engine.metric("holdfast_pages_withdrawn")
+    engine.damage("zero", engine.tables[name][1])
+    engine.step()  # fills the page, and finds the other one bad
+
+    assert engine.metric("holdfast_pages_withdrawn") == withdrawn + 1
+    assert engine.scheduler.kv_cache_manager.block_pool.blocks[filling].block_hash is None
+    assert engine.run([name]) == [right]
+    assert engine.ask([*prompt, *right[:10]], 10) == right[10:]
