@@ -25,6 +25,7 @@ def said(tmp_path_factory):
         "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",  # whatever tests before this one have set
     }  # fmt: skip
     folder = tmp_path_factory.mktemp("vllm")
     for command in (
