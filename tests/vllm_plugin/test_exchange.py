@@ -8,7 +8,7 @@ from tests.vllm_plugin.tensors import LAYOUTS, logical, pages
 from vllm_plugin.digest import Pages, Part, Rank
 from vllm_plugin.digests import Digests
 from vllm_plugin.exchange import Exchange
-from vllm_plugin.page import Kind, Load, Orders, Page, Where
+from vllm_plugin.page import Kind, Load, Orders, Page, Tail, Where
 from vllm_plugin.plans import Plans
 from vllm_plugin.worker_side import WorkerHalf
 
@@ -114,6 +114,18 @@ def test_a_copy_that_goes_wrong_on_the_way_is_found_in_its_place(store):
 def test_pages_of_another_model_are_not_found(store):
     """They are under other keys."""
     assert World(store, b"n").step(load=(Load("r", WANTED, b""),)).loaded == set()
+
+
+def test_a_page_that_was_bad_before_it_was_full_is_not_kept():
+    """It has a seal of what it became; the scheduler withdraws it, and no other engine must find it."""
+    store = stores.DictStore()
+    world = World(store)
+    world.step(tails=(Tail("r", page(1, b"")),))
+    world.memory[1, 0] ^= 1
+    report = world.step(seal=(page(1, b"a"), page(2, b"b", 16)))
+
+    assert [lost.where for lost in report.lost] == [Where.TAIL]
+    assert list(store.pages) == [b"mb"]
 
 
 def plans(store) -> Plans:
