@@ -48,20 +48,22 @@ class Exchange:
         self._pages, self._write, self._digest, self._key = pages, write, digest, key
         self._block_tokens, self._session = block_tokens, session
 
-    def save(self, sealed: Sequence[tuple[Page, bytes]]) -> int:
-        """Keep pages that were just sealed, with their digests. Returns how many the store took."""
-        put = [
-            self._stored(
-                self._key(page.chain),
-                self._manifest(
-                    digest, page.chain, page.position, self._block_tokens, self._pages.page_bytes, self._pages.form,
-                    self._session, time.time(),
-                ),
-                self._pages.bytes(page.block),
-            )
-            for page, digest in sealed
-        ]  # fmt: skip
-        return len(put) if put and self._store.put_soon(put) else 0
+    def copy(self, page: Page, digest: bytes) -> Any:
+        """A page that was just sealed, as it is stored."""
+        manifest = self._manifest(
+            digest, page.chain, page.position, self._block_tokens, self._pages.page_bytes, self._pages.form,
+            self._session, time.time(),
+        )  # fmt: skip
+        return self._stored(self._key(page.chain), manifest, self._pages.bytes(page.block))
+
+    def save(self, copies: Sequence[Any]) -> int:
+        """Keep these. Returns how many the store took."""
+        return len(copies) if copies and self._store.put_soon(copies) else 0
+
+    def withdraw(self, page: Page, digest: bytes) -> None:
+        """It should never have been computed: no engine must find it."""
+        log.warning("holdfast.stored_page_withdrawn position=%d put_aside=%s", page.position,
+                    self._store.quarantine(self._key(page.chain), digest))  # fmt: skip
 
     def load(self, pages: Sequence[Page]) -> list[Arrived]:
         """Bring pages to their blocks, and look at them there."""

@@ -68,7 +68,8 @@ class Load(NamedTuple):
 class Orders:
     """For one step. Before the forward pass: forget, hold, release, rewind. After it: load, seal, then check.
 
-    forget: blocks given out anew, or withdrawn. hold: (request, blocks) that it holds from now on besides those before;
+    forget: blocks given out anew, or withdrawn; withdraw: those of them that may have been computed from a bad page, so
+    that no store must have them either. hold: (request, blocks) that it holds from now on besides those before;
     release: requests that hold nothing any more. rewind: requests whose last sampled token was thrown away.
     tails: of the step's requests, while they are not full.
     """
@@ -82,6 +83,7 @@ class Orders:
     seal: tuple[Page, ...] = ()
     check: tuple[Page, ...] = ()
     load: tuple[Load, ...] = ()
+    withdraw: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

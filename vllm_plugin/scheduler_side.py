@@ -94,6 +94,7 @@ class _Next:
     """What goes with the next orders."""
 
     forget: list[int] = field(default_factory=list)
+    withdraw: list[int] = field(default_factory=list)
     rewind: list[str] = field(default_factory=list)
     release: list[str] = field(default_factory=list)
     load: list[Load] = field(default_factory=list)
@@ -166,8 +167,9 @@ class SchedulerHalf:
         assert self.cache is not None
         self._step += 1
         check = self._gate.take(self._residents.holds)
-        gone = [*self._next.release, *preempted]
-        forget, rewind, load, self._next = self._next.forget, self._next.rewind, self._next.load, _Next()
+        gone = [*self._next.release, *preempted]  # before anybody holds anything anew
+        now, self._next = self._next, _Next()
+        forget = now.forget
         hold: list[tuple[str, tuple[int, ...]]] = []
         seal: list[Page] = []
         tails: list[Tail] = []
@@ -190,8 +192,8 @@ class SchedulerHalf:
             seal += self._filled(one, kept)
             tails += self._tail(one, count)
         return Orders(
-            self._step, tuple(forget), tuple(hold), tuple(gone), tuple(rewind), tuple(tails), tuple(seal), check,
-            tuple(load),
+            self._step, tuple(forget), tuple(hold), tuple(gone), tuple(now.rewind), tuple(tails),
+            tuple(seal), check, tuple(now.load), tuple(now.withdraw),
         )  # fmt: skip
 
     # ---- when a step is over
@@ -292,6 +294,7 @@ class SchedulerHalf:
             if self._residents.filled_in(block) == self._step:
                 self._residents.forget(block)
                 self._next.forget.append(block)
+                self._next.withdraw.append(block)
 
     def _has_holes(self, request: Request, kept: _Kept) -> bool:
         """A request that was admitted must read one unbroken chain, of the very pages that it was let in with.
@@ -355,6 +358,7 @@ class SchedulerHalf:
         for block in blocks:
             self._residents.forget(block)
         self._next.forget += sorted(blocks)
+        self._next.withdraw += sorted(blocks - {lost.page.block} if lost.page.chain else blocks)
         self._count("pages_evicted", 1)
         self._count("pages_withdrawn", len(blocks) - 1)
         log.warning(

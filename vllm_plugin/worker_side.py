@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from vllm_plugin.digests import Row
 from vllm_plugin.exchange import Exchange
@@ -57,6 +57,7 @@ class WorkerHalf:
         self._tails: dict[str, Sealed] = {}
         self._lost: list[Lost] = []
         self._began_s = 0.0
+        self._unsaved: dict[int, Any] = {}
         self._loaded: set[Page] = set()
         self._unloaded: set[int] = set()
         self._waiting: set[str] = set()
@@ -74,6 +75,8 @@ class WorkerHalf:
     def before(self, orders: Orders) -> None:
         """Before the forward pass."""
         self._began_s = self._clock()
+        for block in orders.withdraw:
+            self._withdraw(block)
         for block in orders.forget:
             self._forget(block)
         for request_id in orders.release:
@@ -114,9 +117,10 @@ class WorkerHalf:
         sealed = [(page, self.digests.of(page, next(rows))) for page in orders.seal]
         for page, digest in sealed:
             self._keep(page, digest, orders.step)
-        if self.exchange is not None and sealed:
-            bad = {lost.page.block for lost in self._lost}  # a tail that was not what it was, and is full by now
-            self._count("pages_saved", self.exchange.save([one for one in sealed if one[0].block not in bad]))
+        if self.exchange is not None:
+            # A step later: by then it is known whether they were computed from what was intact.
+            self._count("pages_saved", self.exchange.save(list(self._unsaved.values())))
+            self._unsaved = {page.block: self.exchange.copy(page, digest) for page, digest in sealed}
         full = {page.block for page in orders.seal}
         self._tails = {name: tail for name, tail in self._tails.items() if tail.page.block not in full}
         for request_id, page in tails.items():
@@ -184,6 +188,13 @@ class WorkerHalf:
         self._forget(page.block)
         self._count(f"corrupt.{kind}.{where}", 1)
         log.error("holdfast.page_corrupt block=%d position=%d kind=%s where=%s", page.block, page.position, kind, where)
+
+    def _withdraw(self, block: int) -> None:
+        """What was stored of it too, unless the block was given out anew since: then nobody here knows its page."""
+        sealed = self._sealed.get(block)
+        if self.exchange is None or self._unsaved.pop(block, None) is not None or sealed is None:
+            return
+        self.exchange.withdraw(sealed.page, sealed.digest)
 
     def _keep(self, page: Page, digest: bytes, step: int) -> None:
         self._sealed[page.block] = Sealed(page, digest, step)

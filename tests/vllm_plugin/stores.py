@@ -45,7 +45,8 @@ class DictStore:
         yield [self.pages.get(key) for key in keys]
 
     def quarantine(self, key: bytes, digest: bytes) -> str:
-        if self.pages[key].manifest.digest == digest:
-            del self.pages[key]
-            self.quarantined.append(key)
+        if key not in self.pages or self.pages[key].manifest.digest != digest:
+            return "gone"
+        del self.pages[key]
+        self.quarantined.append(key)
         return "removed"

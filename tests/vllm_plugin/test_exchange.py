@@ -34,9 +34,10 @@ class World:
     def write(self, block: int, content: bytes) -> None:
         self.memory[block] = np.frombuffer(content, np.uint32)
 
-    def step(self, **orders):
+    def step(self, between=lambda: None, **orders):
         sent = Orders(1, **orders)
         self.half.before(sent)
+        between()
         self.half.load(sent)
         self.half.seal(sent)
         return self.half.check(sent)
@@ -46,7 +47,9 @@ class World:
 def store() -> stores.DictStore:
     """With three pages that another engine sealed."""
     store = stores.DictStore()
-    World(store).step(seal=(page(1, b"a"), page(2, b"b", 16), page(3, b"c", 32)))
+    world = World(store)
+    world.step(seal=(page(1, b"a"), page(2, b"b", 16), page(3, b"c", 32)))
+    world.step()
     assert len(store.pages) == 3
     return store
 
@@ -114,6 +117,30 @@ def test_a_copy_that_goes_wrong_on_the_way_is_found_in_its_place(store):
 def test_pages_of_another_model_are_not_found(store):
     """They are under other keys."""
     assert World(store, b"n").step(load=(Load("r", WANTED, b""),)).loaded == set()
+
+
+def test_a_page_is_stored_when_the_step_that_filled_it_is_known_to_be_good():
+    """One step later, whatever became of its block meanwhile."""
+    store = stores.DictStore()
+    world = World(store)
+    world.step(seal=(page(1, b"a"), page(2, b"b", 16)))
+    assert not store.pages
+    right = world.memory[1].tobytes()
+    world.step(forget=(1,), between=lambda: world.write(1, bytes(256)))
+
+    assert store.pages[b"ma"].payload == right
+
+
+def test_what_was_computed_from_a_bad_page_is_not_stored_and_not_left_there():
+    """It has a valid seal, and any engine would believe it."""
+    store = stores.DictStore()
+    world = World(store)
+    world.step(seal=(page(1, b"a"), page(2, b"b", 16)))
+    world.step(seal=(page(3, b"c", 32), page(4, b"d", 48)))
+    world.step(forget=(2, 4), withdraw=(2, 4))
+
+    assert sorted(store.pages) == [b"ma", b"mc"]
+    assert store.quarantined == [b"mb"]
 
 
 def plans(store) -> Plans:

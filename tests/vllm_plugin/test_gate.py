@@ -137,6 +137,19 @@ def test_not_more_is_verified_in_a_step_than_a_step_can_bear():
     assert len(passed(guard)) == 2400
 
 
+def test_who_may_go_is_known_however_many_asked_before():
+    """What it was let in with is asked for later."""
+    guard = gate()
+    guard.opens("r", [ONE])
+    passed(guard)
+    guard.hear(Report(1, b"m", frozenset([ONE])))
+    for n in range(2):
+        guard.opens(str(n), [Page(1000 * n + i, 0, 0, b"c", 0) for i in range(600)])
+
+    assert guard.opens("r", [ONE])
+    assert guard.admitted("r") == (ONE,)
+
+
 def test_off_is_off():
     """Nobody waits and nothing is verified."""
     guard = gate(0)

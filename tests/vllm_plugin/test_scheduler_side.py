@@ -213,6 +213,7 @@ def test_pages_computed_from_a_bad_one_are_withdrawn_whoever_computed_them():
     spoiled = world.hear(3, Lost(orders.seal[1], Kind.CHANGED, Where.SCRUB, 2))
 
     assert world.evicted == {2, 7}
+    assert world.step().withdraw == (7,)  # what the bad page was when it was full, a store may keep
     assert spoiled.again == {"r"}
     assert world.counts["pages_withdrawn"] == 1
 
@@ -261,6 +262,7 @@ def test_a_tail_spoils_its_request_and_the_page_it_became():
 
     assert world.hear(2, Lost(tail.page, Kind.CHANGED, Where.TAIL, 1)).again == {"r"}
     assert world.evicted == {3, 4}
+    assert world.step().withdraw == (3, 4)
 
 
 def test_a_tail_that_is_not_full_spoils_its_request_alone():

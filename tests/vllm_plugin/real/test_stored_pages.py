@@ -77,3 +77,25 @@ def test_bad_pages_of_the_store_are_put_aside_and_computed(engine, asked, store)
         assert engine.metric("holdfast_pages_corrupt", where="load") == before + 1, f"seed {seed}"
         assert len(store.quarantined) == seed + 1
         assert store.pages[key].payload == bad.payload  # it was sealed again
+
+
+def test_a_page_computed_from_a_bad_one_does_not_reach_the_store(engine, asked, store):
+    """It waits for the verdict on the step that filled it; what is stored in its place is right."""
+    prompt = asked[0][0][: 4 * BLOCK - 2][::-1]
+    engine.forget()
+    right = engine.ask(prompt, 20)
+    engine.forget()
+    store.pages.clear()
+    name = engine.add(prompt, 20)
+    while len(engine.tokens.get(name, [])) < 2:
+        engine.step()
+    engine.damage("zero", engine.tables[name][1])
+    engine.step()  # fills the fourth page, and finds the second one bad
+    engine.step()
+    assert 3 * BLOCK not in {page.manifest.position for page in store.pages.values()}
+
+    assert engine.run([name]) == [right]
+    engine.step()
+    assert 3 * BLOCK in {page.manifest.position for page in store.pages.values()}
+    engine.forget()
+    assert engine.ask([*prompt, *right[:10]], 10) == right[10:]
