@@ -52,7 +52,7 @@ def test_vllm_has_all_ways_that_are_watched(said):
 
 
 def test_all_weights_of_the_model_are_read(said):
-    """Those too that oneDNN has taken: four of four layers, and the embedding's two. 7 million of 4 bytes, and the rope's cache."""
+    """Those too that oneDNN has taken: four of each layer, and the two of the vocabulary."""
     forms = said["first"]["forms"]
 
     assert sum(name.endswith("cpu_linear.handler") for name in forms) == 4 * 4 + 2
