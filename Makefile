@@ -1,6 +1,7 @@
 # Two commands on a fresh machine (Python 3.11 or later, pip and make):  make demo   make test
 PYTHON ?= python3
 BIN := .venv/bin
+PLUGIN := .venv-vllm/bin/python -m pytest -c tests/vllm_plugin/pytest.ini
 # Hundreds of processes are started: without compiled files each would compile all of Holdfast, or of vLLM, anew.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -14,15 +15,18 @@ demo: install    ## kill a real vLLM server in the middle of a stream, and see n
 	@$(BIN)/holdfast demo
 
 test: lint install ## lint, types and all tests, those with real vLLM servers included
-	@$(PYTHON) scripts/install.py redis triton
-	@.cache/triton-env/bin/python -m pytest -c tests/vllm_plugin/pytest.ini tests/vllm_plugin -m triton
-	@.venv-vllm/bin/python -m pytest -c tests/vllm_plugin/pytest.ini tests/vllm_plugin -m "not triton and not prove"
+	@$(PYTHON) scripts/install.py redis
+	@$(PLUGIN) -q tests/vllm_plugin/real -m "not prove" & real=$$!; \
+	 $(PLUGIN) -q tests/vllm_plugin --ignore=tests/vllm_plugin/real -m "not triton and not prove and not vllm"; unit=$$?; \
+	 wait $$real && exit $$unit
 	@$(BIN)/python -m pytest -m "not vllm" -n 3 --dist loadfile --no-loadscope-reorder
 	@$(BIN)/python -m pytest -m vllm
 
 prove: install   ## the measured proofs behind the promises
 	@$(BIN)/python -m tests.prove
-	@.venv-vllm/bin/python -m pytest -c tests/vllm_plugin/pytest.ini tests/vllm_plugin -m prove
+	@$(PYTHON) scripts/install.py triton
+	@.cache/triton-env/bin/python -m pytest -c tests/vllm_plugin/pytest.ini tests/vllm_plugin -m triton
+	@$(PLUGIN) tests/vllm_plugin -m "prove or vllm"
 
 sim:             ## simulated worlds: make sim WORLDS=10000, or one of them step by step: make sim SEED=123
 	@$(PYTHON) scripts/install.py gateway
