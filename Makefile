@@ -16,9 +16,7 @@ demo: install    ## kill a real vLLM server in the middle of a stream, and see n
 
 test: lint install ## lint, types and all tests, those with real vLLM servers included
 	@$(PYTHON) scripts/install.py redis
-	@$(PLUGIN) -q tests/vllm_plugin/real -m "not prove" & real=$$!; \
-	 $(PLUGIN) -q tests/vllm_plugin --ignore=tests/vllm_plugin/real -m "not triton and not prove and not vllm"; unit=$$?; \
-	 wait $$real && exit $$unit
+	@$(PLUGIN) -q tests/vllm_plugin --ignore=tests/vllm_plugin/real -m "not triton and not prove and not vllm"
 	@$(BIN)/python -m pytest -m "not vllm" -n 3 --dist loadfile --no-loadscope-reorder
 	@$(BIN)/python -m pytest -m vllm
 
@@ -26,7 +24,8 @@ prove: install   ## the measured proofs behind the promises
 	@$(BIN)/python -m tests.prove
 	@$(PYTHON) scripts/install.py triton
 	@.cache/triton-env/bin/python -m pytest -c tests/vllm_plugin/pytest.ini tests/vllm_plugin -m triton
-	@$(PLUGIN) tests/vllm_plugin -m "prove or vllm"
+	@$(PLUGIN) tests/vllm_plugin -m vllm
+	@$(PLUGIN) tests/vllm_plugin/real
 
 sim:             ## simulated worlds: make sim WORLDS=10000, or one of them step by step: make sim SEED=123
 	@$(PYTHON) scripts/install.py gateway
