@@ -62,6 +62,7 @@ class Tenants:
             tenant = self._known[name] = Tenant(name, weight, 0.0)
         if not tenant.held:
             tenant.weight = weight
+        # Else nothing is learnt of the floor: what it was charged for a moment, and given back, must not raise it.
         at_floor = tenant is self.last and least is None and tenant.served >= self._floor
         if not (at_floor or tenant.ready):
             self.lift(tenant, least)

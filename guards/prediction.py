@@ -1,8 +1,9 @@
 """How long a request will wait for its first token on a replica, and between tokens: a p90 of each. Pure.
 
 Several models are asked, and each is believed the more the better it was lately, by its pinball loss, which is what a
-quantile is measured by (an exponentially weighted forecaster: Cesa-Bianchi and Lugosi, «Prediction, Learning, and
-Games», 2006, chapter 2; since that loss is convex, a mean of models that are alike is better than any of them):
+quantile is measured by (an exponentially weighted forecaster, as in Cesa-Bianchi and Lugosi, «Prediction, Learning, and
+Games», 2006, chapter 2, but of losses that are forgotten; that loss is convex, so a mean is no worse than its models
+are in the mean):
 
 - *Usual*: the p90 of such prompts, by powers of two of their tokens.
 - *As it stands*: that, and what is known of the replica, in a line: tokens to compute, tokens ahead, streams that run
@@ -140,7 +141,7 @@ class Quantile:
             guess_s = usual_at * unit_s
             return Guess(guess_s, (guess_s,) * len(self._losses), bucket, False, work, x)
         usual = corrections[0].threshold
-        standing = max(0.0, max(0.0, self._line.value(x)) + corrections[1].threshold * self._error)
+        standing = max(0.0, min(self._line_at(x) + corrections[1].threshold * self._error, OUTCOME_S_MOST / unit_s))
         if target.bounded:
             standing = min(corrections[0].most, standing)
         each_s: tuple[float, ...] = usual * unit_s, standing * unit_s
@@ -161,7 +162,7 @@ class Quantile:
         if guess.own:
             for one, said_s in zip(corrections, guess.each_s, strict=True):
                 one.adapt(said_s < actual_s)
-        line = max(0.0, self._line.value(guess.x))  # as it is now: the one that was asked may have known nothing yet
+        line = self._line_at(guess.x)  # as it is now: the one that was asked may have known nothing yet
         usual = corrections[0]
         news = not usual.enough
         usual.note(y)
@@ -195,6 +196,10 @@ class Quantile:
         weights = [exp((least - loss) / (WORSE * least)) for loss in losses]
         total = sum(weights)
         self._believed = tuple(weight / total for weight in weights)
+
+    def _line_at(self, x: tuple[float, ...]) -> float:
+        """What the line says, as far as that can be: one that was thrown off is not believed without bound."""
+        return max(0.0, min(self._line.value(x), OUTCOME_S_MOST / self._target.guess_s))
 
     def _learn(self, x: tuple[float, ...], y: float, line: float) -> None:
         size = self._typical + line  # errors are taken relative to what is usual and what was expected

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from guards.admission import RETRY_S_MAX, Admission, Bounds
 from guards.concurrency import Aimd
+from guards.fairness import INPUT, OUTPUT
 from guards.permits import lacking
 from guards.place import BANDS, Ask, Place, Share
 from guards.refusal import Reason, Refused
@@ -763,3 +764,19 @@ def test_a_full_queue_is_foreseen_by_who_would_have_to_wait_in_it():
 
     assert foreseen is not None
     assert foreseen_as(foreseen) == foreseen_as(entered(gateway.admission, ask, gateway.now_s)[1])
+
+
+@pytest.mark.parametrize("sent", [True, False])
+@pytest.mark.parametrize("used", [(10, 1_000), (3, 1), (None, 5), (400, 0)])
+def test_who_leaves_with_what_it_has_used_is_charged_as_if_that_had_been_counted_before(used, sent):
+    """Most answers are shorter than a count is apart from the next: else they would be free."""
+    counted, told = Gateway(), Gateway()
+    for gateway in (counted, told):
+        gateway.ask("acme", input_tokens=50)
+    (first,), (second,) = counted.started, told.started
+    counted.admission.count(first, *used)
+    counted.admission.leave(first, counted.now_s, sent=sent)
+    told.admission.leave(second, told.now_s, sent=sent, used=used)
+
+    assert first.tenant.served == second.tenant.served == (INPUT * (used[0] or 50) + OUTPUT * used[1] if sent else 0)
+    assert told.admission._permits.server("a").room.tokens == 0

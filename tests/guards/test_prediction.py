@@ -230,3 +230,28 @@ def test_the_model_that_was_better_lately_is_believed():
 
     assert after(1000, 1.0, 2.0) < 0.01
     assert after(3000, 2.0, 1.0) > 0.99
+
+
+@pytest.mark.parametrize("target", [FIRST_TOKEN, BETWEEN_TOKENS])
+def test_a_line_that_was_thrown_off_is_not_believed_for_ever(target):
+    """However far off: what it says has a bound, and so has how wrong it was."""
+    one, _ = taught(200, target)
+    one._line.model = (1e308,) * len(one._line.model)
+    wild = one.guess(IDLE)
+    one.note(wild, 0.1)
+    one._line.model = one._line.start
+    for _ in range(3000):
+        one.note(one.guess(IDLE), 0.1)
+
+    assert wild.p90_s <= OUTCOME_S_MOST
+    assert one.guess(IDLE).p90_s == pytest.approx(0.1, rel=0.5)
+
+
+@pytest.mark.parametrize("target", [FIRST_TOKEN, BETWEEN_TOKENS])
+def test_what_takes_no_time_at_all_is_learnt_too(target):
+    """No model is off, and none takes anything relative to it."""
+    one = Quantile(target)
+    for _ in range(3 * ENOUGH):
+        one.note(one.guess(IDLE), 0.0)
+
+    assert one.guess(IDLE).p90_s == pytest.approx(0.0, abs=1e-3)
