@@ -351,6 +351,8 @@ class Upstream:
             connecting.cancel()
         if leg.over:
             connection.abort()
+        elif connection.transport is None or connection.transport.is_closing():  # before this task had its turn
+            leg.end(LegEnd(Cause.UNREACHED, "it could not be reached"))
         else:
             connection.send(leg)
 

@@ -644,6 +644,24 @@ async def test_a_connection_that_is_there_when_we_wake_is_used():
     assert (end.cause, end.body) == (Cause.DONE, b"yes")
 
 
+async def test_a_connection_that_ended_before_anything_was_sent_is_told(monkeypatch):
+    """A server may die between our being connected and our turn: it was not reached, and that is no bug of ours."""
+    async with serving(always(plain(b"yes"))) as (_, upstream, target):
+        real = upstream.loop.create_connection
+
+        async def short_lived(*given, **more):
+            made = await real(*given, **more)
+            made[0].abort()
+            await asyncio.sleep(0.01)
+            return made
+
+        monkeypatch.setattr(upstream, "loop", SimpleNamespace(**{name: getattr(upstream.loop, name) for name in LOOP}))
+        upstream.loop.create_connection = short_lived
+        end = await asyncio.wait_for(upstream.open(target, "/", b"{}").ended, 2.0)
+
+    assert (end.cause, end.reached) == (Cause.UNREACHED, False)
+
+
 async def stay_silent(server, reader, writer):
     await server.request(reader)
     await server.until_left(reader)
