@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from vllm_plugin.gate import Gate
-from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Tail
+from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Tail, Where
 from vllm_plugin.plans import Plans
 from vllm_plugin.residents import Residents
 
@@ -160,9 +160,7 @@ class SchedulerHalf:
         self._waiting.add(request.request_id)
         self._loading |= {page.block: load for page in load.pages}
 
-    def orders(
-        self, scheduled: Iterable[Scheduled], preempted: Iterable[str] = ()
-    ) -> Orders:
+    def orders(self, scheduled: Iterable[Scheduled], preempted: Iterable[str] = ()) -> Orders:
         """Of this step, once the scheduler has made up its mind."""
         assert self.cache is not None
         self._step += 1
@@ -218,8 +216,9 @@ class SchedulerHalf:
             for request_id in running:
                 if not blocks.isdisjoint(self._table(request_id)):
                     (failed if self._emitted(request_id) > lost.good_step else again).add(request_id)
-            # Who waits, with blocks, cannot be stopped before it is admitted.
-            self._doomed |= {name for name in self._waiting if not blocks.isdisjoint(self._table(name))}
+            # Who waits, with blocks, cannot be stopped before it is admitted. What it could not load, it will compute.
+            if lost.where != Where.LOAD:
+                self._doomed |= {name for name in self._waiting if not blocks.isdisjoint(self._table(name))}
         for request_id in self._broken:
             self._distrust(request_id)
         self._broken.clear()
