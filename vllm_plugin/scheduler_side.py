@@ -211,14 +211,13 @@ class SchedulerHalf:
             if not self._residents.is_current(lost.page):
                 continue
             blocks = self._withdraw(lost)
-            if lost.kind == Kind.ABSENT:  # nobody knows anything bad of it, and whoever holds it was let through
+            if not _spoils(lost):
                 continue
             for request_id in running:
                 if not blocks.isdisjoint(self._table(request_id)):
                     (failed if self._emitted(request_id) > lost.good_step else again).add(request_id)
-            # Who waits, with blocks, cannot be stopped before it is admitted. What it could not load, it will compute.
-            if lost.where != Where.LOAD:
-                self._doomed |= {name for name in self._waiting if not blocks.isdisjoint(self._table(name))}
+            # Who waits, with blocks, cannot be stopped before it is admitted.
+            self._doomed |= {name for name in self._waiting if not blocks.isdisjoint(self._table(name))}
         for request_id in self._broken:
             self._distrust(request_id)
         self._broken.clear()
@@ -350,7 +349,7 @@ class SchedulerHalf:
         """Evict a page and what may have been computed from it. Returns their blocks."""
         assert self.cache is not None
         chain = lost.page.chain or self._residents.chain(lost.page.block)
-        spoils = bool(chain) and lost.kind != Kind.ABSENT  # a page that is not full has none that continue it
+        spoils = bool(chain) and _spoils(lost)  # a page that is not full has none that continue it
         below = self._residents.descended(chain, lost.good_step) if spoils else set()
         blocks = {lost.page.block} | below
         self.cache.evict(blocks)
@@ -382,3 +381,10 @@ class SchedulerHalf:
     def _table(self, request_id: str) -> Sequence[int | None]:
         assert self.cache is not None
         return self.cache.table(request_id)
+
+
+def _spoils(lost: Lost) -> bool:
+    """Whether anybody may have read it while it was bad. Of an absent page nobody knows anything bad, and whoever holds
+    it was let through; a page that could not be loaded was never there, and is computed.
+    """
+    return lost.kind != Kind.ABSENT and lost.where != Where.LOAD

@@ -426,16 +426,17 @@ def test_what_was_not_loaded_is_not_resident():
     world = World()
     request, orders = waiting(world)
     one, two = orders.load[0].pages
-    world.half.hear(Report(2, b"m", lost=(Lost(two, Kind.CHANGED, Where.LOAD, -1),), loaded=frozenset([one])), ["r"])
+    world.half.hear(Report(2, b"m", lost=(Lost(one, Kind.CHANGED, Where.LOAD, -1),), loaded=frozenset([two])), ["r"])
 
     assert world.counts["pages_loaded"] == 1
     assert world.half.model == b"m"
-    assert world.half._residents.holds(one)
-    assert not world.half._residents.holds(two)
+    assert not world.half._residents.holds(one)
+    assert world.half._residents.holds(two)
 
-    request.num_computed_tokens = 2 * TOKENS
+    request.num_computed_tokens = TOKENS
     world.half.admitted(request)
     request.blocks.append(7)
-    sealed = world.step((request, 6, True)).seal
-    assert [page.block for page in sealed] == [6]
+    orders = world.step((request, 10, True))
+    assert [page.block for page in orders.seal] == [5, 6]
+    assert orders.withdraw == ()
     assert not world.half.hear(Report(3, b"m"), ["w"])
