@@ -125,6 +125,14 @@ def test_the_entry_point_imports_nothing():
     assert at_import(Path("vllm_plugin/register.py")) == set()
 
 
+@pytest.mark.parametrize("path", [p for p in EVERYTHING if p.values[0].parts[:2] == ("vllm_plugin", "store")])
+def test_a_store_needs_neither_vllm_nor_torch(path):
+    """The standard library, lmdb and msgspec; its commands what the command line has."""
+    allowed = (*sys.stdlib_module_names, "lmdb", "msgspec", "vllm_plugin.store")
+    shown = ("typer", "rich") if path.stem == "commands" else ()
+    assert imports(path) == of(path, *allowed, *shown)
+
+
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 

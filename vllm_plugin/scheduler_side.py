@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from vllm_plugin.gate import Gate
-from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Tail
+from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Tail, Where
 from vllm_plugin.plans import Plans
 from vllm_plugin.residents import Residents
 
@@ -160,9 +160,7 @@ class SchedulerHalf:
         self._waiting.add(request.request_id)
         self._loading |= {page.block: load for page in load.pages}
 
-    def orders(
-        self, scheduled: Iterable[Scheduled], preempted: Iterable[str] = ()
-    ) -> Orders:
+    def orders(self, scheduled: Iterable[Scheduled], preempted: Iterable[str] = ()) -> Orders:
         """Of this step, once the scheduler has made up its mind."""
         assert self.cache is not None
         self._step += 1
@@ -213,7 +211,7 @@ class SchedulerHalf:
             if not self._residents.is_current(lost.page):
                 continue
             blocks = self._withdraw(lost)
-            if lost.kind == Kind.ABSENT:  # nobody knows anything bad of it, and whoever holds it was let through
+            if not _spoils(lost):
                 continue
             for request_id in running:
                 if not blocks.isdisjoint(self._table(request_id)):
@@ -351,7 +349,7 @@ class SchedulerHalf:
         """Evict a page and what may have been computed from it. Returns their blocks."""
         assert self.cache is not None
         chain = lost.page.chain or self._residents.chain(lost.page.block)
-        spoils = bool(chain) and lost.kind != Kind.ABSENT  # a page that is not full has none that continue it
+        spoils = bool(chain) and _spoils(lost)  # a page that is not full has none that continue it
         below = self._residents.descended(chain, lost.good_step) if spoils else set()
         blocks = {lost.page.block} | below
         self.cache.evict(blocks)
@@ -383,3 +381,10 @@ class SchedulerHalf:
     def _table(self, request_id: str) -> Sequence[int | None]:
         assert self.cache is not None
         return self.cache.table(request_id)
+
+
+def _spoils(lost: Lost) -> bool:
+    """Whether anybody may have read it while it was bad. Of an absent page nobody knows anything bad, and whoever holds
+    it was let through; a page that could not be loaded was never there, and is computed.
+    """
+    return lost.kind != Kind.ABSENT and lost.where != Where.LOAD

@@ -422,13 +422,21 @@ def test_a_page_that_went_bad_while_a_request_waited_spoils_its_first_step():
 
 
 def test_what_was_not_loaded_is_not_resident():
-    """It is computed, and sealed then."""
+    """It is computed, and sealed then; nothing is thrown away for it."""
     world = World()
-    _, orders = waiting(world)
+    request, orders = waiting(world)
     one, two = orders.load[0].pages
-    world.half.hear(Report(2, b"m", lost=(Lost(two, Kind.CHANGED, Where.LOAD, -1),), loaded=frozenset([one])), ["r"])
+    world.half.hear(Report(2, b"m", lost=(Lost(one, Kind.CHANGED, Where.LOAD, -1),), loaded=frozenset([two])), ["r"])
 
     assert world.counts["pages_loaded"] == 1
     assert world.half.model == b"m"
-    assert world.half._residents.holds(one)
-    assert not world.half._residents.holds(two)
+    assert not world.half._residents.holds(one)
+    assert world.half._residents.holds(two)
+
+    request.num_computed_tokens = TOKENS
+    world.half.admitted(request)
+    request.blocks.append(7)
+    orders = world.step((request, 10, True))
+    assert [page.block for page in orders.seal] == [5, 6]
+    assert orders.withdraw == ()
+    assert not world.half.hear(Report(3, b"m"), ["w"])

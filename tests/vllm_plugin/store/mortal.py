@@ -1,0 +1,50 @@
+"""A process that uses a store until it is killed:  python -m tests.vllm_plugin.store.mortal URL SEED [what]"""
+
+import contextlib
+import random
+import sys
+import time
+
+from tests.vllm_plugin.store.pages import digest_of, key_of, page
+from vllm_plugin.store import StoreBusy, open_store
+
+
+def main(url: str, seed: str, what: str = "use") -> None:
+    store = open_store(url, populate=what == "use")
+    print("ready", flush=True)
+    if what == "hold":  # the lock of all who write
+        with store._tables.writing():
+            print("holds", flush=True)
+            time.sleep(60)
+    if what == "read":
+        with store.read([key_of(1)]):
+            print("reads", flush=True)
+            time.sleep(60)
+    if what == "wait":
+        time.sleep(60)
+    use(store, random.Random(seed))
+
+
+def use(store, rng: random.Random) -> None:
+    """More than there is room for, so that all the time something is put, evicted, zeroed, found and erased."""
+    while True:
+        numbers = [rng.randrange(400) for _ in range(rng.randint(1, 30))]
+        session = f"session {rng.randrange(20)}"
+        act = rng.random()
+        if act < 0.7:
+            version = rng.randrange(2)
+            store.put([page(number, session, version=version, size=rng.choice((5000, 32768))) for number in numbers])
+        elif act < 0.8:
+            store.used_soon([key_of(number) for number in numbers], session)
+        elif act < 0.9:
+            with store.read([key_of(number) for number in numbers]) as found:
+                read = [(one.key, one.manifest.digest, digest_of(one.payload)) for one in found if one]
+            for key, digest, _ in read[:3]:
+                store.quarantine(key, digest)
+        else:
+            with contextlib.suppress(StoreBusy):
+                store.erase(session)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,377 @@
+"""Pages in shared memory: one LMDB environment, used by all engines of a host.
+
+LMDB, because a process that dies at any moment leaves it readable: it never writes over what can be seen, and its
+lock is one that the kernel takes back. Flags: `writemap` writes into the map, which is one copy of a page and not
+three; `sync=False`, since what lies in shared memory outlives processes and nothing else, whatever is flushed.
+
+There is one lock for all who write, of all processes, and waiting for it has no limit. So whatever writes is a job of
+one thread, and only that waits; whoever gave the job waits as long as they say, or not at all.
+"""
+
+import logging
+import os
+import shlex
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as NotInTime
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import lmdb
+
+from vllm_plugin.store import address
+from vllm_plugin.store.contract import (
+    DIGEST_BYTES,
+    KEY_BYTES_MAX,
+    QUARANTINE_S,
+    READ_S_MAX,
+    WAIT_S,
+    Erased,
+    Manifest,
+    Page,
+    Quarantine,
+    Session,
+    Stats,
+    StoreBusy,
+    StoreRefused,
+)
+from vllm_plugin.store.directory import Directory
+from vllm_plugin.store.entries import Entry, decoded
+from vllm_plugin.store.memory import Lent, Map, Populating, map_of
+from vllm_plugin.store.reads import Ended, Reads, Snapshot
+from vllm_plugin.store.tables import Tables
+from vllm_plugin.store.writer import Writer
+from vllm_plugin.store.writes import Seen, Writes
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+READERS_MAX = 512  # of all processes, at once
+OPEN_S_MAX = 10.0
+TIDY_S_MAX = READ_S_MAX / 2
+
+_opened: dict[tuple[int, Path], "LmdbStore"] = {}  # of this process: LMDB's files must not be opened twice in one
+_opening = threading.Lock()
+
+
+class _Found(NamedTuple):
+    key: bytes
+    manifest: Manifest
+    payload: memoryview
+
+
+class LmdbStore:
+    """A `PageStore` in shared memory. Made by `open`; two openings of one directory in one process are one store."""
+
+    @classmethod
+    def open(cls, url: str, *, populate: bool = True, make: bool = True) -> "LmdbStore":
+        """Open what an address names: see `stores.open_store`. Raises StoreRefused."""
+        wanted = address.read(url)
+        with _opening:
+            place = (os.getpid(), wanted.directory.resolve())
+            if any(pid != place[0] and path == place[1] for pid, path in _opened):
+                raise StoreRefused(f"{wanted.directory} was opened before this process was forked: open it behind that")
+            store = _opened.get(place)
+            if store is None:
+                store = _opened[place] = cls(wanted, populate=populate, make=make)
+            elif store._openings:
+                store._openings += 1
+            else:
+                raise StoreRefused(f"{wanted.directory} could not be closed by this process, which must end first")
+            return store
+
+    def __init__(self, wanted: address.Address, *, populate: bool, make: bool, clock: Callable[[], float] = time.time):
+        self._openings = 1
+        self._directory = Directory(wanted.directory, wanted.size_bytes)
+        self._seen = Seen(str(wanted.directory))
+        with self._directory.begun(make=make) as first:
+            self._env, where = self._environment(first)
+            self._tables = self._readied(where, first)
+        self._writes = Writes(self._tables, self._seen, clock, wanted.retention_s)
+        self._denied: set[tuple[bytes, bytes]] = set()  # wrong versions that are not removed yet; as many as pages
+        self._left_behind = False
+        self._reads = Reads(self._tables.reading)
+        self._populating = Populating(where) if populate else None
+        self._writer = Writer(wanted.queue_bytes, self._tidy, min(TIDY_S_MAX, wanted.retention_s / 4))
+
+    def put(self, pages: Sequence[Page], within_s: float = WAIT_S) -> bool:
+        """See `PageStore.put`."""
+        done = self._awaited(self._queued(pages), within_s)
+        return done is True
+
+    def put_soon(self, pages: Sequence[Page]) -> bool:
+        """See `PageStore.put_soon`."""
+        return self._queued(pages) is not None
+
+    def used_soon(self, keys: Sequence[bytes], session: str) -> bool:
+        """See `PageStore.used_soon`."""
+        noted = list(keys)
+        return self._writer.submit(lambda: self._writes.note(noted, session), sum(map(len, noted))) is not None
+
+    def held(self, keys: Sequence[bytes]) -> int:
+        """See `PageStore.held`."""
+        with self._quietly(), self._reads.snapshot() as snapshot:
+            for count, key in enumerate(keys):
+                if not self._entry(snapshot, key):
+                    return count
+            return len(keys)
+        return 0
+
+    @contextmanager
+    def read(self, keys: Sequence[bytes]) -> Iterator[list[Page | None]]:
+        """See `PageStore.read`."""
+        found: list[Page | None] = [None] * len(keys)
+        lent: list[Lent] = []
+        with self._quietly(lambda: not lent), self._reads.snapshot() as snapshot:
+            pages = [self._page(snapshot, key) for key in keys]
+            lent = [Lent(page.payload) for page in pages if page]
+            views = iter(lent)
+            found = [page and Page(page.key, page.manifest, next(views).view) for page in pages]
+            snapshot.lent = True
+            try:
+                yield found
+            except BaseException:
+                self._take_back(lent)
+                raise
+            if not self._take_back(lent):
+                raise BufferError("a page's payload is still looked at, behind its read: copy what is to be kept")
+            return
+        yield found
+
+    def quarantine(self, key: bytes, digest: bytes) -> Quarantine:
+        """See `PageStore.quarantine`."""
+        self._denied.add((key, digest))
+        answer = self._writer.submit(lambda: self._removed(key, digest), urgent=True)
+        return self._awaited(answer, QUARANTINE_S) or Quarantine.PENDING
+
+    def erase(self, session: str, within_s: float = WAIT_S) -> Erased:
+        """See `PageStore.erase`."""
+        return self._done(lambda: self._tables.erase(session), within_s)
+
+    def erase_all(self, within_s: float = WAIT_S) -> Erased:
+        """See `PageStore.erase_all`."""
+        return self._done(self._tables.erase_all, within_s)
+
+    def sweep(self, keep: bytes, within_s: float = WAIT_S) -> Erased:
+        """See `PageStore.sweep`."""
+        assert 0 < len(keep) <= KEY_BYTES_MAX, "a fingerprint"
+        return self._awaited(self._writer.submit(lambda: self._writes.sweep(keep)), within_s) or Erased()
+
+    def sessions(self) -> list[Session]:
+        """See `PageStore.sessions`."""
+        with self._quietly(), self._reads.snapshot() as snapshot:
+            return self._tables.told(snapshot.txn)
+        return []
+
+    def stats(self) -> Stats:
+        """See `PageStore.stats`."""
+        pages = taken = sessions = 0
+        with self._quietly(), self._reads.snapshot() as snapshot:
+            pages = snapshot.txn.stat(self._tables.manifests)["entries"]
+            sessions = snapshot.txn.stat(self._tables.sessions)["entries"]
+            taken = self._tables.used_bytes(snapshot.txn)
+        return Stats(
+            pages=pages,
+            bytes=taken,
+            sessions=sessions,
+            size_bytes=self._directory.size_bytes,
+            populated_bytes=self._populating.done_bytes if self._populating else 0,
+            queued_bytes=self._writer.waiting_bytes,
+            failure=self._seen.failure,
+            aside=self._directory.aside,
+            **self._seen.numbers(),
+        )
+
+    def close(self, within_s: float = WAIT_S) -> None:
+        """See `PageStore.close`. Of several openings in one process, the last one's counts.
+
+        Where a write does not end, or a payload is still looked at, the map stays until the process ends.
+        """
+        with _opening:
+            self._openings -= 1
+            if self._openings:
+                return  # to others in this process
+            deadline_s = time.monotonic() + within_s
+            if self._populating:
+                self._populating.close()
+            written = self._writer.close(within_s)
+            over = self._reads.close(max(0.0, deadline_s - time.monotonic()))
+            if written and over and not self._left_behind:
+                self._env.close()
+                self._directory.close()
+                _opened.pop((os.getpid(), self._directory.path.resolve()), None)
+            else:
+                log.warning("pages: %s stays open until this process ends", self._directory.path)
+
+    # What waits, and what fails.
+
+    def _queued(self, pages: Sequence[Page]) -> "Future[bool] | None":
+        copied = list(pages)
+        for page in copied:
+            assert 0 < len(page.key) <= KEY_BYTES_MAX, "a key of 1 to 255 bytes"
+            assert len(page.manifest.digest) == DIGEST_BYTES, "a digest of 16 bytes"
+            assert memoryview(page.payload).nbytes == page.manifest.page_bytes, "as many bytes as the manifest says"
+        answer = self._writer.submit(lambda: self._writes.put(copied), sum(page.manifest.page_bytes for page in copied))
+        if answer is None:
+            self._seen.count("shed", len(copied))
+            return None
+        answer.add_done_callback(lambda done: self._seen.count("shed", len(copied)) if _lost(done) else None)
+        return answer
+
+    def _awaited(self, answer: "Future[T] | None", within_s: float) -> T | None:
+        """A job's answer; None where there is none in time, or at all."""
+        if answer is None:
+            return None
+        try:
+            return answer.result(within_s)
+        except (NotInTime, CancelledError):
+            return None
+        except Exception as error:
+            self._seen.failed(error)
+            return None
+
+    def _done(self, job: Callable[[], Erased], within_s: float) -> Erased:
+        gone = self._awaited(self._writer.submit(job), within_s)
+        if gone is None:
+            why = self._seen.failure or "others write"
+            raise StoreBusy(f"{self._directory.path}: not done within {within_s:g} s: {why}")
+        return gone
+
+    @contextmanager
+    def _quietly(self, ours: Callable[[], bool] = lambda: True) -> Iterator[None]:
+        """What fails here is told and counted, and answers nothing."""
+        try:
+            yield
+        except Ended:
+            pass
+        except lmdb.Error as error:
+            if not ours():
+                raise
+            self._seen.failed(error)
+
+    # What reads.
+
+    def _entry(self, snapshot: Snapshot, key: bytes) -> Entry | None:
+        """What a key stands for here; what is damaged is removed."""
+        stored = snapshot.txn.get(key, None, self._tables.manifests)
+        if stored is None:
+            return None
+        entry = decoded(key, stored)
+        if entry is None:
+            self._writer.submit(lambda: self._writes.drop_damaged(key))
+        elif (key, entry.manifest.digest) in self._denied:
+            return None
+        return entry
+
+    def _page(self, snapshot: Snapshot, key: bytes) -> "_Found | None":
+        entry = self._entry(snapshot, key)
+        if entry is None:
+            return None
+        payload = self._tables.payload(snapshot.txn, entry)
+        if payload is None:
+            self._writer.submit(lambda: self._writes.drop_damaged(key))
+            return None
+        return _Found(key, entry.manifest, payload)
+
+    def _take_back(self, lent: list[Lent]) -> bool:
+        """Whether nobody looks at the memory any more. If somebody does, it stays mapped for ever."""
+        over = all([one.take_back() for one in lent])
+        self._left_behind |= not over
+        return over
+
+    def _removed(self, key: bytes, digest: bytes) -> Quarantine:
+        done = self._writes.quarantine(key, digest)
+        self._denied.discard((key, digest))
+        return done
+
+    def _tidy(self) -> None:
+        """From time to time."""
+        self._seen.count("overdue", self._reads.end_overdue())
+        self._env.reader_check()  # of processes that died while they read
+        for version in list(self._denied):  # those that could not be removed when they were found
+            self._removed(*version)
+        self._tables.clear_all()
+        self._writes.forget()
+
+    def _environment(self, first: bool) -> tuple[lmdb.Environment, Map]:
+        """LMDB's environment, and where it lies in memory. Raises StoreRefused."""
+        try:
+            env = self._opened_by_lmdb()
+        except lmdb.Error as error:
+            if first:
+                self._directory.remove()
+            raise StoreRefused(f"{self._directory.path}: {error}") from error
+        try:
+            if first:
+                self._directory.preallocate()
+            where = map_of(self._directory.data)
+            if where is None:
+                raise StoreRefused(f"{self._directory.data} is not to be found in /proc/self/maps: Linux is needed")
+            return env, where
+        except BaseException:
+            env.close()
+            if first:
+                self._directory.remove()
+            raise
+
+    def _readied(self, where: Map, first: bool) -> Tables:
+        """The tables, mended by who is first. Raises StoreRefused: after OPEN_S_MAX too, as that takes the lock."""
+        answer: Future[Tables] = Future()
+        env, size_bytes = self._env, self._directory.size_bytes
+
+        def ready() -> None:
+            try:
+                tables = Tables(env, size_bytes, where.zero)
+                self._seen.count("damaged", tables.mend() if first else 0)
+            except Exception as error:
+                answer.set_exception(error)
+            else:
+                if answer.set_running_or_notify_cancel():
+                    return answer.set_result(tables)
+            return env.close()
+
+        threading.Thread(target=ready, name="holdfast-open", daemon=True).start()
+        place = self._directory.path
+        try:
+            return answer.result(OPEN_S_MAX)
+        except NotInTime:
+            answer.cancel()
+            who = f"fuser {shlex.quote(str(self._directory.data))}"
+            raise StoreRefused(f"another process has held the lock of {place} for {OPEN_S_MAX:g} s: {who}") from None
+        except lmdb.Error as error:
+            raise StoreRefused(f"{place}: {error}. Run: holdfast pages erase --all") from error
+
+    def _opened_by_lmdb(self) -> lmdb.Environment:
+        directory = self._directory
+        env = lmdb.open(
+            str(directory.path),
+            map_size=directory.size_bytes,
+            mode=0o600,
+            max_dbs=Tables.COUNT,
+            max_readers=READERS_MAX,
+            writemap=True,
+            sync=False,
+            metasync=False,
+            readahead=False,
+            lib_version=0,
+        )
+        directory.make_private()
+        return env
+
+
+def remove_files(url: str) -> bool:
+    """Remove a store's files, damaged ones too, if no process uses them; whether they were. Raises StoreRefused."""
+    wanted = address.read(url)
+    directory = Directory(wanted.directory, wanted.size_bytes)
+    with directory.alone() as alone:
+        if alone:
+            directory.remove()
+    return alone
+
+
+def _lost(done: "Future[bool]") -> bool:
+    """Whether a job was never done: its own count of what it shed is missing."""
+    return done.cancelled() or done.exception() is not None

@@ -1,0 +1,19 @@
+"""Which store an address means."""
+
+from urllib.parse import urlsplit
+
+from vllm_plugin.store.contract import PageStore, StoreRefused
+
+
+def open_store(url: str, *, populate: bool = True, make: bool = True) -> PageStore:
+    """Open a store, such as `lmdb:///dev/shm/holdfast?size=8GiB&retention=1h`.
+
+    populate: have all of it at hand before it is needed, in a thread; for whoever writes. make: also where there is
+    none yet. Raises StoreRefused.
+    """
+    scheme = urlsplit(url).scheme
+    if scheme != "lmdb":
+        raise StoreRefused(f"{url}: a store's address begins with lmdb://, such as lmdb:///dev/shm/holdfast")
+    from vllm_plugin.store.lmdb import LmdbStore
+
+    return LmdbStore.open(url, populate=populate, make=make)
