@@ -21,10 +21,11 @@ from vllm_plugin.digest.keys import KEYS, TILE_WORDS
 LAYERS, TOKENS, HEADS, DIM = 32, 16, 8, 128
 SHAPES = {  # as vLLM allocates them: the layout in words, and the size of each axis
     "contiguous": ("block kv token head dim", {"kv": 2, "token": TOKENS, "head": HEADS, "dim": DIM}),
-    "vLLM 0.32 CPU": ("block head token kv.dim", {"head": HEADS, "token": TOKENS, "kv.dim": 2 * DIM}),
+    "vLLM 0.32 CPU": ("block head kv token dim", {"head": HEADS, "kv": 2, "token": TOKENS, "dim": DIM}),
+    "vLLM 0.32 GPU": ("block head token kv.dim", {"head": HEADS, "token": TOKENS, "kv.dim": 2 * DIM}),
     "vLLM 0.20 CPU": ("kv block head token dim", {"kv": 2, "head": HEADS, "token": TOKENS, "dim": DIM}),
     "FlashAttention": ("kv block token head dim", {"kv": 2, "token": TOKENS, "head": HEADS, "dim": DIM}),
-    "0.32 CPU, float32, heads of 32": ("block head token kv.dim", {"head": 8, "token": 32, "kv.dim": 64}),
+    "0.32 CPU, float32, heads of 32": ("block head kv token dim", {"head": 8, "kv": 2, "token": 32, "dim": 32}),
 }
 MANY, ROUNDS = 128, 15
 AGAIN = 32  # times in a row for one page

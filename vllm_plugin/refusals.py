@@ -25,6 +25,7 @@ class Facts:
 
 
 ATTENTION = {"full attention", "sliding window", "latent attention"}
+WEIGHTS = "weights"  # may be others' than those that a store's pages were computed with
 UNPROVED = (
     ("async-scheduling", "async_scheduling", "--no-async-scheduling"),
     ("v2-runner", "v2_runner", "VLLM_USE_V2_MODEL_RUNNER=0"),
@@ -51,6 +52,12 @@ def refusals(facts: Facts, unprotected: frozenset[str], store: str = "") -> list
         lines.append(f"its KV cache is {', '.join(facts.groups)}; only one group of attention layers is guarded so far")
     if store and facts.workers > 1:
         lines.append(f"the pages of {facts.workers} workers are in no store together so far: leave «store» out")
+    if store and WEIGHTS not in unprotected:
+        lines.append(
+            "pages are bound to what was asked to be loaded, not yet to the weights that were: a store would give out "
+            'those of another model. Leave «store» out, or, if they are never changed under one name, write '
+            f'"unprotected":["{WEIGHTS}"] in kv_connector_extra_config'
+        )
     for word, field, instead in UNPROVED:
         if getattr(facts, field) and word not in unprotected:
             lines.append(

@@ -2,28 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
+from vllm_plugin.store.contract import Manifest, Page, Quarantine
 
-class Manifest(NamedTuple):
-    """What a page must be."""
-
-    digest: bytes
-    chain: bytes
-    position: int
-    tokens: int
-    page_bytes: int
-    form: str
-    session: str
-    written_s: float
-
-
-class Page(NamedTuple):
-    """A page as it is put and read."""
-
-    key: bytes
-    manifest: Manifest
-    payload: bytes
+__all__ = ["DictStore", "Manifest", "Page"]
 
 
 class DictStore:
@@ -44,9 +26,9 @@ class DictStore:
     def read(self, keys: Sequence[bytes]) -> Iterator[list[Page | None]]:
         yield [self.pages.get(key) for key in keys]
 
-    def quarantine(self, key: bytes, digest: bytes) -> str:
+    def quarantine(self, key: bytes, digest: bytes) -> Quarantine:
         if key not in self.pages or self.pages[key].manifest.digest != digest:
-            return "gone"
+            return Quarantine.GONE
         del self.pages[key]
         self.quarantined.append(key)
-        return "removed"
+        return Quarantine.REMOVED

@@ -68,10 +68,19 @@ def test_what_is_not_proved_is_refused_in_one_line(fact, word):
 
 def test_a_store_of_many_workers_is_refused():
     """A page is whole only when all have their part of it."""
-    (line,) = refusals(Facts(workers=2), frozenset(), "lmdb:///dev/shm/x")
+    (line,) = refusals(Facts(workers=2), frozenset(["weights"]), "lmdb:///dev/shm/x")
 
     assert "store" in line
     assert refusals(Facts(workers=2), frozenset()) == []
+
+
+def test_a_store_is_refused_while_pages_are_not_bound_to_weights():
+    """Unless somebody says that they are never changed under one name."""
+    (line,) = refusals(Facts(), frozenset(), "lmdb:///dev/shm/x")
+
+    assert "weights" in line
+    assert refusals(Facts(), frozenset(["weights"]), "lmdb:///dev/shm/x") == []
+    assert refusals(Facts(), frozenset()) == []
 
 
 @pytest.mark.parametrize("word", ["async-scheduling", "v2-runner", "speculative-decoding", "pipeline-parallel"])

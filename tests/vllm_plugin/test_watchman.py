@@ -203,10 +203,8 @@ def large() -> nn.Module:
     return model
 
 
-def test_a_step_reads_a_slice_and_no_more_once_its_time_is_up(generation, monkeypatch):
-    """With all the time there is, as many slices as fit: here four look-ups of the clock each."""
-    clock = Clock(0.0)
-    model = large()
+def a_millisecond_each(clock, monkeypatch) -> list[int]:
+    """Have each slice that is read take one. Returns where their sizes will be noted."""
     from vllm_plugin.fingerprint import watchman as module
 
     right, read_of = module.slice_sums, []
@@ -217,6 +215,14 @@ def test_a_step_reads_a_slice_and_no_more_once_its_time_is_up(generation, monkey
         return right(contents, first, end)
 
     monkeypatch.setattr(module, "slice_sums", counted)
+    return read_of
+
+
+def test_a_step_reads_a_slice_and_no_more_once_its_time_is_up(generation, monkeypatch):
+    """With all the time there is, as many slices as fit: here four look-ups of the clock each."""
+    clock = Clock(0.0)
+    model = large()
+    read_of = a_millisecond_each(clock, monkeypatch)
     for step_s, slices in ((0.0, 1), (0.0035, 4), (0.0095, 10)):
         watching = Watchman({"": model}, read(model), generation, Pace(step_s, 1.0, SLICE_BYTES), clock)
         read_of.clear()
@@ -228,16 +234,7 @@ def test_it_takes_its_share_of_the_time_and_no_more(generation, monkeypatch):
     """Steps of a millisecond, of which a slice takes one: with a tenth it reads in every tenth of them."""
     clock = Clock(0.0)
     model = large()
-    from vllm_plugin.fingerprint import watchman as module
-
-    right, count = module.slice_sums, []
-
-    def slow(contents, first, end):
-        clock.now_s += 0.001
-        count.append(1)
-        return right(contents, first, end)
-
-    monkeypatch.setattr(module, "slice_sums", slow)
+    count = a_millisecond_each(clock, monkeypatch)
     watching = Watchman({"": model}, read(model), generation, Pace(0.0, 0.1, SLICE_BYTES), clock)
     begun = clock.now_s
     while watching.last is None:

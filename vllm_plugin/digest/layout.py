@@ -1,6 +1,7 @@
 """Which axis of a cache tensor is what. Pure.
 
-    "block head token kv.dim"    vLLM 0.32 on the CPU: K and V are the halves of the last axis
+    "block head kv token dim"    vLLM 0.32 on the CPU, as compat.py sees it: a head's keys, and then its values
+    "block head token kv.dim"    K and V are the halves of the last axis: vLLM 0.32 elsewhere
     "kv block head token dim"    vLLM 0.20 on the CPU
     "kv block token head dim"    FlashAttention
     "block kv token head dim"    FlashInfer, and FlashAttention since

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Pages:
     """All pages of one KV cache group, by the number of their block.
 
-        group = Pages([Part.of(kv_caches[name], "block head token kv.dim") for name in layer_names])
+        group = Pages([Part.of(kv_caches[name], "block head kv token dim") for name in layer_names])
         group.warm()
         header = Header(model=fingerprint, form=group.form, page_bytes=group.page_bytes, rank=rank, pool="0")
         for block, row in zip(ids, group.sums(ids)):

@@ -30,7 +30,8 @@ def store():
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory, store):
-    engine = Engine(tmp_path_factory.mktemp("stored"), {"scrub": "all", "store": "test://here"})
+    settings = {"scrub": "all", "store": "test://here", "unprotected": ["weights"]}
+    engine = Engine(tmp_path_factory.mktemp("stored"), settings)
     yield engine
     engine.stop()
 

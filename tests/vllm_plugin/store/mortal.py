@@ -1,28 +1,38 @@
-"""A process that uses a store until it is killed:  python -m tests.vllm_plugin.store.mortal URL SEED [what]"""
+"""A process that uses a store until it is killed:  python -m tests.vllm_plugin.store.mortal URL SEED [what]
+
+It ends with whoever started it, however that ends: its standard input is closed then.
+"""
 
 import contextlib
+import os
 import random
 import sys
-import time
+import threading
 
 from tests.vllm_plugin.store.pages import digest_of, key_of, page
 from vllm_plugin.store import StoreBusy, open_store
 
 
 def main(url: str, seed: str, what: str = "use") -> None:
+    threading.Thread(target=end_with_owner, daemon=True).start()
     store = open_store(url, populate=what == "use")
     print("ready", flush=True)
     if what == "hold":  # the lock of all who write
         with store._tables.writing():
             print("holds", flush=True)
-            time.sleep(60)
+            threading.Event().wait()
     if what == "read":
         with store.read([key_of(1)]):
             print("reads", flush=True)
-            time.sleep(60)
+            threading.Event().wait()
     if what == "wait":
-        time.sleep(60)
+        threading.Event().wait()
     use(store, random.Random(seed))
+
+
+def end_with_owner() -> None:
+    sys.stdin.read()
+    os._exit(1)
 
 
 def use(store, rng: random.Random) -> None:

@@ -12,7 +12,9 @@ class Mortal:
 
     def __init__(self, url: str, seed: int = 0, what: str = "use") -> None:
         command = [sys.executable, "-m", "tests.vllm_plugin.store.mortal", url, str(seed), what]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, cwd=ROOT, 
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
 
     def says(self, word: str) -> None:
         """Wait until it says so."""
