@@ -19,14 +19,17 @@ from vllm_plugin.digest import Header, Pages, Part, Rank, seal, seal_keyed
 from vllm_plugin.digest.keys import KEYS, TILE_WORDS
 
 LAYERS, TOKENS, HEADS, DIM = 32, 16, 8, 128
-SHAPES = {  # as vLLM allocates them: the layout in words, and the size of each axis
-    "contiguous": ("block kv token head dim", {"kv": 2, "token": TOKENS, "head": HEADS, "dim": DIM}),
-    "vLLM 0.32 CPU": ("block head kv token dim", {"head": HEADS, "kv": 2, "token": TOKENS, "dim": DIM}),
-    "vLLM 0.32 GPU": ("block head token kv.dim", {"head": HEADS, "token": TOKENS, "kv.dim": 2 * DIM}),
-    "vLLM 0.20 CPU": ("kv block head token dim", {"kv": 2, "head": HEADS, "token": TOKENS, "dim": DIM}),
-    "FlashAttention": ("kv block token head dim", {"kv": 2, "token": TOKENS, "head": HEADS, "dim": DIM}),
-    "0.32 CPU, float32, heads of 32": ("block head kv token dim", {"head": 8, "kv": 2, "token": 32, "dim": 32}),
-}
+BF16 = torch.bfloat16
+SHAPES = {  # as vLLM allocates them: the layout in words, the size of each axis, the dtype
+    "contiguous": ("block kv token head dim", {"kv": 2, "token": TOKENS, "head": HEADS, "dim": DIM}, BF16),
+    "vLLM 0.32 CPU": ("block head kv token dim", {"head": HEADS, "kv": 2, "token": TOKENS, "dim": DIM}, BF16),
+    "vLLM 0.32 GPU": ("block head token kv.dim", {"head": HEADS, "token": TOKENS, "kv.dim": 2 * DIM}, BF16),
+    "vLLM 0.20 CPU": ("kv block head token dim", {"kv": 2, "head": HEADS, "token": TOKENS, "dim": DIM}, BF16),
+    "FlashAttention": ("kv block token head dim", {"kv": 2, "token": TOKENS, "head": HEADS, "dim": DIM}, BF16),
+    "0.32 CPU, float32, heads of 32": (
+        "block head kv token dim", {"head": 8, "kv": 2, "token": 32, "dim": 32}, torch.float32
+    ),
+}  # fmt: skip
 MANY, ROUNDS = 128, 15
 AGAIN = 32  # times in a row for one page
 
@@ -95,11 +98,10 @@ def works(groups: dict[str, Pages], count: int) -> dict[str, Callable[[], object
     return work | {"sums and seal, contiguous": sealed, "keyed seal of bytes": keyed, "numpy": by_numpy}
 
 
-def contents(shape: tuple[str, dict[str, int]], count: int) -> Pages:
+def contents(shape: tuple[str, dict[str, int], torch.dtype], count: int) -> Pages:
     """Layers of any bits, as many tensors as vLLM would have."""
-    layout, sizes = shape
+    layout, sizes, dtype = shape
     rng = np.random.default_rng(3)
-    dtype = torch.float32 if 64 in sizes.values() else torch.bfloat16
     size = [sizes.get(word, count) for word in layout.split()]
     size[-1] *= dtype.itemsize
     bits = (torch.from_numpy(rng.integers(0, 256, size, dtype=np.uint8)).view(dtype) for _ in range(LAYERS))
