@@ -44,6 +44,17 @@ def prompts(seed: int, families: int, each: int, shared: int, own: int) -> list[
     ]
 
 
+def look_at_own_modules() -> None:
+    """vLLM puts its CPU kernels in place of others by looking through all modules, and falls over llvmlite, should
+    numba be there already: as it is when this process had an engine before. Its own modules are enough.
+    """
+    try:
+        from vllm.triton_utils import dispatcher
+    except ImportError:  # before 0.32
+        return
+    dispatcher.sys = OwnModules()
+
+
 class OwnModules:
     """What stands for `sys` there."""
 
@@ -70,11 +81,8 @@ class Engine:
             script = REPOSITORY / "gateway" / "local" / "tiny_model.py"
             subprocess.run([sys.executable, str(script), str(MODEL)], check=True, capture_output=True)
         from vllm import LLM
-        from vllm.triton_utils import dispatcher
 
-        # vLLM puts its CPU kernels in place of others by looking through all modules, and falls over llvmlite, should
-        # numba be there already: as it is when this process had an engine before. Its own modules are enough.
-        dispatcher.sys = OwnModules()
+        look_at_own_modules()
         transfer = {
             "kv_connector": "HoldfastConnector", "kv_role": "kv_both", "kv_load_failure_policy": "recompute",
             "kv_connector_extra_config": plugin,
