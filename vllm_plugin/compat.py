@@ -5,7 +5,6 @@
     what is wrapped         Scheduler.update_from_output, GPUModelRunner.sample_tokens
 """
 
-import functools
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,12 @@ from blake3 import blake3
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata, KVConnectorWorkerMetadata
 from vllm.v1.core.kv_cache_utils import BlockHash, make_block_hash_with_group_id
 
+from vllm_plugin import companions
 from vllm_plugin.digest import LayoutRefused, Pages, Part, Rank
 from vllm_plugin.page import Orders, Report
 from vllm_plugin.refusals import Facts
 from vllm_plugin.scheduler_side import Scheduled, Spoiled
+from vllm_plugin.wrapping import wrap
 
 GROUP = 0  # the only one
 KINDS = {
@@ -26,7 +27,6 @@ KINDS = {
     "SlidingWindowSpec": "sliding window",
     "MLAAttentionSpec": "latent attention",
 }
-WRAPPED = "_holdfast_wrapped"
 
 
 @dataclass
@@ -54,7 +54,6 @@ def facts(vllm_config: Any, kv_cache_config: Any) -> Facts:
     """What refusals.py asks about."""
     parallel = vllm_config.parallel_config
     return Facts(
-        load_failure_policy=getattr(vllm_config.kv_transfer_config, "kv_load_failure_policy", "fail"),
         prefix_caching=bool(vllm_config.cache_config.enable_prefix_caching),
         encoder_decoder=bool(vllm_config.model_config.is_encoder_decoder),
         context_parallel=getattr(parallel, "decode_context_parallel_size", 1) > 1
@@ -183,40 +182,27 @@ def guard_scheduler() -> None:
     """From now on, what a step computed from bad pages is thrown away before anybody sees it."""
     from vllm.v1.core.sched.scheduler import Scheduler
 
-    _wrap(Scheduler, "update_from_output", _update_from_output)
+    wrap(Scheduler, "update_from_output", _update_from_output)
 
 
 def keep_draws() -> None:
     """From now on, a worker's connector is told of what seeded requests draw from, before they do."""
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    _wrap(GPUModelRunner, "sample_tokens", _sample_tokens)
-
-
-def _wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
-    original = getattr(owner, name)
-    if getattr(original, WRAPPED, False):
-        return
-
-    @functools.wraps(original)
-    def wrapped(self: Any, *args: Any, **kw: Any) -> Any:
-        return around(original, self, *args, **kw)
-
-    setattr(wrapped, WRAPPED, True)
-    setattr(owner, name, wrapped)
+    wrap(GPUModelRunner, "sample_tokens", _sample_tokens)
 
 
 def _update_from_output(original: Callable[..., Any], self: Any, scheduler_output: Any, output: Any, **kw: Any) -> Any:
-    guard = getattr(self.connector, "hear", None)
-    if guard is None:
+    found = companions.find(self.connector)
+    if found is None:
         return original(self, scheduler_output, output, **kw)
-    sent = getattr(output.kv_connector_output, "kv_connector_worker_meta", None)
-    spoiled: Spoiled = guard(sent, {request.request_id for request in self.running})
+    sent = found.part(getattr(output.kv_connector_output, "kv_connector_worker_meta", None))
+    spoiled: Spoiled = found.connector.hear(sent, {request.request_id for request in self.running})
     spoiled = _that_can(self, spoiled)
     for request_id in spoiled.again | spoiled.failed:
         _empty(output, request_id)
     outputs = original(self, scheduler_output, output, **kw)
-    self.connector.emitted(
+    found.connector.emitted(
         [one.request_id for outs in outputs.values() for one in outs.outputs or () if one.new_token_ids]
     )
     _compute_again(self, spoiled.again)
@@ -279,8 +265,9 @@ def _fail(scheduler: Any, outputs: dict[int, Any], request_ids: Collection[str])
 def _sample_tokens(original: Callable[..., Any], self: Any, *args: Any, **kw: Any) -> Any:
     from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 
-    draws = getattr(get_kv_transfer_group(), "draws", None) if has_kv_transfer_group() else None
-    if draws is not None and self.execute_model_state is not None:
+    found = companions.find(get_kv_transfer_group()) if has_kv_transfer_group() else None
+    if found is not None and self.execute_model_state is not None:
+        draws = found.connector.draws
         draws.clear()
         for index, generator in self.input_batch.generators.items():
             draws[self.input_batch.req_ids[index]] = (generator, generator.get_state())

@@ -15,15 +15,16 @@ from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
 
-from vllm_plugin import compat
+from vllm_plugin import companions, compat
 from vllm_plugin.digests import Digests
 from vllm_plugin.exchange import Exchange
 from vllm_plugin.gate import Gate
 from vllm_plugin.page import Orders, Report
 from vllm_plugin.plans import Plans
-from vllm_plugin.refusals import RefusedAtStart, is_protected, refusals
+from vllm_plugin.refusals import RefusedAtStart, is_protected, refusals, refusals_of_policy
 from vllm_plugin.scheduler_side import SchedulerHalf, Spoiled
 from vllm_plugin.settings import Settings
+from vllm_plugin.strangers import Strangers
 from vllm_plugin.telemetry import AGE, Metrics, Stats
 from vllm_plugin.worker_side import WorkerHalf
 
@@ -35,10 +36,10 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any = None, **kw: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        self._settings = settings = Settings.of(self._kv_transfer_config.kv_connector_extra_config)
+        self.settings = settings = Settings.of(self._kv_transfer_config.kv_connector_extra_config)
         facts = compat.facts(vllm_config, kv_cache_config)
         if lines := refusals(facts, settings.unprotected, settings.store):
-            raise RefusedAtStart("Holdfast does not start:\n" + "\n".join(f"    {line}" for line in lines))
+            raise RefusedAtStart.saying(lines)
         self._stats = Stats()
         self._block_tokens = compat.block_tokens(kv_cache_config)
         if role == KVConnectorRole.SCHEDULER:
@@ -55,7 +56,9 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             self._plans: Plans | None = None
             if settings.store:
                 self._plans = Plans(self._open().open_store(settings.store), self._stored_key, self._block_tokens)
+            self._whole: Any = self
             compat.guard_scheduler()
+            companions.guard()
         else:
             self.draws: dict[str, tuple[Any, Any]] = {}  # of seeded requests: what they draw from, before they did
             self._worker_half = WorkerHalf(
@@ -71,7 +74,17 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
 
     # ---- the scheduler's
 
+    def join(self, whole: Any, others: list[str]) -> None:
+        """It is a member of that one, beside these."""
+        self._whole = whole
+        if others:
+            self._scheduler_half.strangers = Strangers()
+            log.info("holdfast.joined others=%s", ",".join(others))
+
     def bind_kv_cache_manager(self, kv_cache_manager: Any) -> None:
+        """All connectors are there. Raises RefusedAtStart."""
+        if lines := refusals_of_policy(companions.policy(self._whole)):
+            raise RefusedAtStart.saying(lines)
         super().bind_kv_cache_manager(kv_cache_manager)
         self._scheduler_half.cache = compat.BlockCache(kv_cache_manager)
 
@@ -86,6 +99,10 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             request.request_id, request.block_hashes, request.num_tokens, num_computed_tokens
         )
         return tokens, tokens > 0
+
+    def others_may_not(self, request: Any, num_computed_tokens: int) -> bool:
+        """Whether a companion must not bring it anything: it has brought a bad page of its chain before."""
+        return self._scheduler_half.others_may_not(request, num_computed_tokens)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int, **kw: Any) -> None:
         self._requests[request.request_id] = request
@@ -108,6 +125,10 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
     def emitted(self, request_ids: list[str]) -> None:
         """They were."""
         self._scheduler_half.emitted(request_ids)
+
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        """Beside a connector that knows one group only, vLLM says it so."""
+        return self.request_finished_all_groups(request, (block_ids,))
 
     def request_finished_all_groups(self, request: Any, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
         self._requests.pop(request.request_id, None)
@@ -134,7 +155,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             block_tokens=self._block_tokens,
             count=self._count,
         )
-        if self._settings.store:
+        if self.settings.store:
             self._worker_half.exchange = self._exchange(self._worker_half.digests)
         log.info(
             "holdfast.pages blocks=%d page_bytes=%d form=%s warm_s=%.2f",
@@ -179,7 +200,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
     def _exchange(self, digests: Digests) -> Exchange:
         opened, pages = self._open(), self._pages
         return Exchange(
-            opened.open_store(self._settings.store),
+            opened.open_store(self.settings.store),
             manifest=opened.Manifest,
             stored=opened.Page,
             pages=pages,

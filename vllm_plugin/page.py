@@ -38,6 +38,7 @@ class Where(StrEnum):
     SCRUB = "scrub"
     TAIL = "tail"
     LOAD = "load"
+    BROUGHT = "brought"  # by another connector
 
 
 class Lost(NamedTuple):
@@ -72,6 +73,8 @@ class Orders:
     that no store must have them either. hold: (request, blocks) that it holds from now on besides those before;
     release: requests that hold nothing any more. rewind: requests whose last sampled token was thrown away.
     tails: of the step's requests, while they are not full.
+    brought: what requests that were admitted now read, where another connector brought some of it. remember: whether
+    digests are kept when their blocks are given out anew, as other connectors may bring those pages back.
     """
 
     step: int
@@ -84,6 +87,8 @@ class Orders:
     check: tuple[Page, ...] = ()
     load: tuple[Load, ...] = ()
     withdraw: tuple[int, ...] = ()
+    brought: tuple[Page, ...] = ()
+    remember: bool = False
 
 
 @dataclass(frozen=True, slots=True)

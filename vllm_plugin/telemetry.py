@@ -23,6 +23,7 @@ COUNTERS = {
     "prefix_hit_tokens": "Tokens that were not computed again, as their pages were resident and intact.",
     "pages_saved": "Pages that the page store took.",
     "pages_loaded": "Pages brought from the page store, and found intact in their place.",
+    "pages_brought": "Pages brought by another connector that are what this engine once sealed.",
     "digest_seconds": "Time spent on sums of pages.",
     "digest_bytes": "Bytes of pages summed.",
 }

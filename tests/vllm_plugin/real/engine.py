@@ -55,6 +55,15 @@ def look_at_own_modules() -> None:
     dispatcher.sys = OwnModules()
 
 
+def among(ours: dict[str, Any], beside: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """As a member of a MultiConnector, in the place of the empty one. The policy is said once, of the whole."""
+    policy = {"kv_load_failure_policy": ours.pop("kv_load_failure_policy")}
+    connectors = [one or ours for one in beside]
+    return {
+        "kv_connector": "MultiConnector", "kv_role": "kv_both", "kv_connector_extra_config": {"connectors": connectors},
+    } | policy  # fmt: skip
+
+
 class OwnModules:
     """What stands for `sys` there."""
 
@@ -66,10 +75,13 @@ class OwnModules:
 class Engine:
     """One vLLM. plugin: what goes into `kv_connector_extra_config`, or None for vLLM as it is.
 
-    options: of `vllm.LLM`. One engine at a time in a process.
+    beside: the configurations of other connectors, ours among them as an empty one. options: of `vllm.LLM`. One engine
+    at a time in a process.
     """
 
-    def __init__(self, folder: Path, plugin: dict[str, Any] | None, **options: Any) -> None:
+    def __init__(
+        self, folder: Path, plugin: dict[str, Any] | None, beside: Sequence[dict[str, Any]] = (), **options: Any
+    ) -> None:
         secret_file = folder / "secret"
         self._secret = secrets.token_hex()
         secret_file.write_text(self._secret)
@@ -87,6 +99,8 @@ class Engine:
             "kv_connector": "HoldfastConnector", "kv_role": "kv_both", "kv_load_failure_policy": "recompute",
             "kv_connector_extra_config": plugin,
         }  # fmt: skip
+        if beside:
+            transfer = among(transfer, beside)
         self._llm = LLM(
             str(MODEL),
             **{
