@@ -80,12 +80,12 @@ def refusals_of_policy(policy: str) -> list[str]:
 
 def refusals_beside(names: Sequence[str], *, nested: bool, unprotected: frozenset[str]) -> list[str]:
     """Why not to start among these members of a MultiConnector. nested: one of them has Holdfast as a member itself."""
-    lines = []
     if nested:
-        lines.append(
+        return [
             "HoldfastConnector is a member of a member, where nobody asks it: write it into the outer "
             '"connectors":[{"kv_connector":"HoldfastConnector",...},...]'
-        )
+        ]
+    lines = []
     if names.count("HoldfastConnector") > 1:
         lines.append("HoldfastConnector is there twice, and each would wait for the other: write it once")
     strangers = sorted({name for name in names if name not in BESIDE})
