@@ -15,7 +15,7 @@ from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
 
-from vllm_plugin import companions, compat
+from vllm_plugin import companions, compat, versions
 from vllm_plugin.digests import Digests
 from vllm_plugin.exchange import Exchange
 from vllm_plugin.gate import Gate
@@ -35,6 +35,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
     """One in the scheduler's process and one in each worker's: which it is, its role says. Raises RefusedAtStart."""
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any = None, **kw: Any) -> None:
+        _check_version(role)
         super().__init__(vllm_config, role, kv_cache_config)
         self.settings = settings = Settings.of(self._kv_transfer_config.kv_connector_extra_config)
         facts = compat.facts(vllm_config, kv_cache_config)
@@ -236,3 +237,15 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
 
     def _count(self, name: str, number: float) -> None:
         self._stats.count(name, number)
+
+
+def _check_version(role: KVConnectorRole) -> None:
+    """Raises RefusedAtStart."""
+    from vllm import __version__
+
+    hooks = versions.SCHEDULER if role == KVConnectorRole.SCHEDULER else versions.WORKER
+    refused, warning = versions.judge(__version__, versions.missing_of(versions.CONNECTOR, hooks))
+    if refused:
+        raise RefusedAtStart.saying(refused)
+    if warning:
+        log.warning("holdfast.version %s", warning)
