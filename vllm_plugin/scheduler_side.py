@@ -237,6 +237,9 @@ class SchedulerHalf:
                 if not blocks.isdisjoint(self._table(request_id)):
                     bad |= {request_id} if lost.kind != Kind.ABSENT else set()
                     (failed if self._emitted(request_id) > lost.good_step else again).add(request_id)
+            for request_id in self._kept.keys() - set(running):  # a session between two turns keeps its blocks
+                if not blocks.isdisjoint(self._table(request_id)):
+                    (failed if self._emitted(request_id) > lost.good_step else self._doomed).add(request_id)
             # Who waits, with blocks, cannot be stopped before it is admitted.
             self._doomed |= {name for name in self._waiting if not blocks.isdisjoint(self._table(name))}
         for request_id in self._broken:
