@@ -59,7 +59,6 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
                 self._plans = Plans(self._open().open_store(settings.store), self._stored_key, self._block_tokens)
             self._whole: Any = self
             compat.guard_scheduler()
-            companions.guard()
         else:
             self.draws: dict[str, tuple[Any, Any]] = {}  # of seeded requests: what they draw from, before they did
             self._worker_half = WorkerHalf(
