@@ -2,7 +2,8 @@
 
     what is sent            ToWorker, FromWorker
     what is looked at       facts, window, BlockCache, scheduled, pages, rank
-    what is wrapped         Scheduler.update_from_output, GPUModelRunner.sample_tokens
+    what is wrapped         Scheduler.update_from_output, GPUModelRunner.initialize_kv_cache, .sample_tokens
+                            and what changes weights: fingerprint/changes.py
 """
 
 import functools
@@ -11,14 +12,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from blake3 import blake3
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata, KVConnectorWorkerMetadata
 from vllm.v1.core.kv_cache_utils import BlockHash, make_block_hash_with_group_id
 
 from vllm_plugin.digest import LayoutRefused, Pages, Part, Rank
+from vllm_plugin.fingerprint import CALLS, Reason, facts_of, watch_all
+from vllm_plugin.fingerprint.changes import CORE
 from vllm_plugin.page import Orders, Report
 from vllm_plugin.refusals import Facts
 from vllm_plugin.scheduler_side import Scheduled, Spoiled
+from vllm_plugin.served import Named, Served
 
 GROUP = 0  # the only one
 KINDS = {
@@ -120,14 +123,38 @@ def _part(name: str, tensor: Any, spec: Any, blocks: int) -> Part:
     return Part.of(tensor, f"block {words}")
 
 
-def model_of(vllm_config: Any, kv_cache_config: Any) -> bytes:
-    """A stand-in for the fingerprint of the weights, 32 bytes: what was asked for, not what was loaded."""
-    model, cache = vllm_config.model_config, vllm_config.cache_config
-    said = (
-        model.model, model.revision, model.quantization, model.dtype, model.hf_config.to_json_string(use_diff=False),
-        cache.cache_dtype, [str(group.kv_cache_spec) for group in kv_cache_config.kv_cache_groups],
+def served(vllm_config: Any, runner: Any, kv_form: str, *, by_weights: bool, watch_share: float) -> Served | Named:
+    """What pages are bound to. runner: of the worker, which has loaded its model. by_weights: and not by names only.
+
+    Raises WeightsRefused, FactRefused.
+    """
+    import vllm
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    tokenizer = cached_tokenizer_from_config(vllm_config.model_config)
+    facts = facts_of(vllm_config, engine=vllm.__version__, kv_form=kv_form, tokenizer=tokenizer)
+    tensor, tensors, pipeline, pipelines, *_ = rank(vllm_config)
+    number, ranks = pipeline * tensors + tensor, tensors * pipelines
+    if not by_weights:
+        model = vllm_config.model_config
+        return Named(facts | {"name": [model.model, model.revision]}, number, ranks)
+    return Served(
+        lambda: _models(runner), facts, rank=number, ranks=ranks, adapters=lambda: _adapters(runner),
+        watch_share=watch_share,
     )  # fmt: skip
-    return blake3(repr(said).encode()).digest()
+
+
+def _models(runner: Any) -> dict[str, Any]:
+    draft = runner.get_draft_model()
+    return {"": runner.get_model()} | ({"draft.": draft} if draft is not None else {})
+
+
+def _adapters(runner: Any) -> Iterator[tuple[object, Any]]:
+    """Those that this step's requests have, as hashes of blocks name them."""
+    for number, request in runner.input_batch.lora_id_to_lora_request.items():
+        adapter = runner.lora_manager._adapter_manager.get_adapter(number)
+        if adapter is not None:
+            yield (request.lora_name, request.lora_path), adapter
 
 
 class BlockCache:
@@ -158,6 +185,9 @@ class BlockCache:
     def evict(self, blocks: Collection[int]) -> None:
         self._pool.evict_blocks(set(blocks))
 
+    def evict_all(self) -> None:
+        self._pool.evict_blocks(set(range(len(self._pool.blocks))))
+
     def _blocks(self, request_id: str) -> Sequence[Any]:
         found: Sequence[Any] = self._manager.get_blocks(request_id).blocks[GROUP]
         return found
@@ -186,11 +216,24 @@ def guard_scheduler() -> None:
     _wrap(Scheduler, "update_from_output", _update_from_output)
 
 
-def keep_draws() -> None:
-    """From now on, a worker's connector is told of what seeded requests draw from, before they do."""
+def know_runner() -> None:
+    """From now on, a worker's connector knows its runner before it is told of the cache, and is told of what seeded
+    requests draw from, before they do.
+    """
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+    _wrap(GPUModelRunner, "initialize_kv_cache", _initialize_kv_cache)
     _wrap(GPUModelRunner, "sample_tokens", _sample_tokens)
+
+
+def watch_engine(on_change: Callable[[Reason], None]) -> Callable[[], None]:
+    """Be told of what the engine's process does that may change weights. Returns what undoes it. Raises WaysAbsent."""
+    return watch_all(on_change, [call for call in CALLS if call.module == CORE])
+
+
+def watch_worker(on_change: Callable[[Reason], None]) -> Callable[[], None]:
+    """The same of a worker's process."""
+    return watch_all(on_change, [call for call in CALLS if call.module != CORE])
 
 
 def _wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
@@ -274,6 +317,15 @@ def _fail(scheduler: Any, outputs: dict[int, Any], request_ids: Collection[str])
             trace_headers=request.trace_headers,
         )
         outputs.setdefault(request.client_index, EngineCoreOutputs(outputs=[])).outputs.append(one)
+
+
+def _initialize_kv_cache(original: Callable[..., Any], self: Any, *args: Any, **kw: Any) -> Any:
+    from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
+
+    group: Any = get_kv_transfer_group() if has_kv_transfer_group() else None
+    if hasattr(group, "runner"):
+        group.runner = self
+    return original(self, *args, **kw)
 
 
 def _sample_tokens(original: Callable[..., Any], self: Any, *args: Any, **kw: Any) -> Any:

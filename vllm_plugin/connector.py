@@ -11,6 +11,7 @@ import importlib
 import logging
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
@@ -18,13 +19,15 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 from vllm_plugin import compat
 from vllm_plugin.digests import Digests
 from vllm_plugin.exchange import Exchange
+from vllm_plugin.fingerprint import FactRefused, OnChange, Reason, WaysAbsent, WeightsRefused
 from vllm_plugin.gate import Gate
 from vllm_plugin.page import Orders, Report
 from vllm_plugin.plans import Plans
-from vllm_plugin.refusals import RefusedAtStart, is_protected, refusals
+from vllm_plugin.refusals import WEIGHTS, RefusedAtStart, is_protected, of_weights, refusals
 from vllm_plugin.scheduler_side import SchedulerHalf, Spoiled
+from vllm_plugin.served import Named, Served
 from vllm_plugin.settings import Settings
-from vllm_plugin.telemetry import AGE, Metrics, Stats
+from vllm_plugin.telemetry import AGE, WEIGHTS_CYCLE, Metrics, Stats
 from vllm_plugin.worker_side import WorkerHalf
 
 log = logging.getLogger("vllm.holdfast")
@@ -41,6 +44,8 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             raise RefusedAtStart("Holdfast does not start:\n" + "\n".join(f"    {line}" for line in lines))
         self._stats = Stats()
         self._block_tokens = compat.block_tokens(kv_cache_config)
+        self._by_weights = WEIGHTS not in settings.unprotected
+        self._watching: list[Callable[[], None]] = []
         if role == KVConnectorRole.SCHEDULER:
             self._requests: dict[str, Any] = {}
             self._scheduler_half = SchedulerHalf(
@@ -54,14 +59,17 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             )
             self._plans: Plans | None = None
             if settings.store:
-                self._plans = Plans(self._open().open_store(settings.store), self._stored_key, self._block_tokens)
+                store = self._open().open_store(settings.store, populate=False)
+                self._plans = Plans(store, self._stored_key, self._block_tokens)
             compat.guard_scheduler()
+            self._watch(compat.watch_engine, self._engine_did)
         else:
+            self.runner: Any = None  # told by compat.know_runner
             self.draws: dict[str, tuple[Any, Any]] = {}  # of seeded requests: what they draw from, before they did
             self._worker_half = WorkerHalf(
                 scrub_share=settings.scrub_share, scrub_floor_s=settings.scrub_floor_s, count=self._count
             )
-            compat.keep_draws()
+            compat.know_runner()
         log.info("holdfast.started role=%s protected=%s settings=%s", role.name, is_protected(facts), settings)
 
     @property
@@ -78,10 +86,12 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         if not self._scheduler_half.may_read(request, num_computed_tokens):
             return None, False
-        if self._plans is None or request.skip_reading_prefix_cache:
+        if self._plans is None or request.skip_reading_prefix_cache or request.lora_request is not None:
             return 0, False
         if not self._scheduler_half.model:  # the first report tells it, after a step without requests
             return None, False
+        if not self._scheduler_half.settled:
+            return 0, False
         tokens = self._plans.beyond(
             request.request_id, request.block_hashes, request.num_tokens, num_computed_tokens
         )
@@ -126,9 +136,11 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         self._pages = pages = compat.pages(kv_caches, self._kv_cache_config)
         started_s = time.perf_counter()
         pages.warm()
+        self._worker_half.model = self._model = model = self._served(pages.form)
+        self._watch(compat.watch_worker, model.announce)
         self._worker_half.digests = Digests(
             pages,
-            model=compat.model_of(self._vllm_config, self._kv_cache_config),
+            model=model.id,
             rank=compat.rank(self._vllm_config),
             pool=" ".join(compat.layer_names(self._kv_cache_config)),
             block_tokens=self._block_tokens,
@@ -137,8 +149,9 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         if self._settings.store:
             self._worker_half.exchange = self._exchange(self._worker_half.digests)
         log.info(
-            "holdfast.pages blocks=%d page_bytes=%d form=%s warm_s=%.2f",
-            pages.blocks, pages.page_bytes, pages.form, time.perf_counter() - started_s,
+            "holdfast.pages blocks=%d page_bytes=%d form=%s model=%s weights_s=%.2f start_s=%.2f",
+            pages.blocks, pages.page_bytes, pages.form, model.id.hex()[:16], model.read_s,
+            time.perf_counter() - started_s,
         )  # fmt: skip
 
     def bind_connector_metadata(self, connector_metadata: Any) -> None:
@@ -189,7 +202,33 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             block_tokens=self._block_tokens,
         )
 
+    def _served(self, kv_form: str) -> Served | Named:
+        try:
+            return compat.served(
+                self._vllm_config, self.runner, kv_form, by_weights=self._by_weights,
+                watch_share=self._settings.weights_share,
+            )  # fmt: skip
+        except (WeightsRefused, FactRefused) as error:
+            raise RefusedAtStart(of_weights(str(error))) from error
+
     # ---- both
+
+    def shutdown(self) -> None:
+        for undo in self._watching:
+            undo()
+        self._watching.clear()
+
+    def _watch(self, watch: Callable[[OnChange], Callable[[], None]], told: OnChange) -> None:
+        if not self._by_weights:
+            return
+        try:
+            self._watching.append(watch(told))
+        except WaysAbsent as error:
+            raise RefusedAtStart(of_weights(str(error))) from error
+
+    def _engine_did(self, reason: Reason) -> None:
+        if reason.changes == "weights":
+            self._scheduler_half.weights_may_differ()
 
     def _open(self) -> Any:
         """The room of page stores; only where one is asked for."""
@@ -202,6 +241,8 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
     def get_kv_connector_stats(self) -> Stats | None:
         if self._role == KVConnectorRole.WORKER:
             self._stats.state(AGE, self._worker_half.scrub_age_s())
+            if self._model.cycle_s is not None:
+                self._stats.state(WEIGHTS_CYCLE, self._model.cycle_s)
         stats, self._stats = self._stats, Stats()
         return None if stats.is_empty() else stats
 

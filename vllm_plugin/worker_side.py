@@ -7,6 +7,7 @@ a request is filling is looked at before, as the forward pass itself writes to i
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
@@ -19,6 +20,7 @@ from vllm_plugin.scrub import Scrubber
 log = logging.getLogger("vllm.holdfast.worker")
 
 SEARCHED_MAX = 4096  # pages that a bad one is compared with, to tell a misplaced page from a changed one
+MARK_EVERY_S, MARKS_MAX = 1.0, 4096  # of time, so that it can be told which step was when; before them is any time
 
 
 class Digesting(Protocol):
@@ -29,6 +31,16 @@ class Digesting(Protocol):
     def sums(self, blocks: Sequence[int]) -> list[Row]: ...
     def of(self, page: Page, row: Row) -> bytes: ...
     def use_model(self, model: bytes) -> None: ...
+
+
+class Model(Protocol):
+    """What served.py does."""
+
+    id: bytes
+    settled: bool
+
+    def look(self, again: bool = False) -> bool: ...
+    def watch(self) -> float | None: ...
 
 
 class Sealed(NamedTuple):
@@ -61,22 +73,23 @@ class WorkerHalf:
         self._loaded: set[Page] = set()
         self._unloaded: set[int] = set()
         self._waiting: set[str] = set()
+        self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS_MAX)
+        self._void = False
         self.digests: Digesting | None = None
         self.exchange: Exchange | None = None
-
-    def use_model(self, model: bytes) -> None:
-        """The weights are others now: every page is of another model, and none is known."""
-        assert self.digests is not None
-        self.digests.use_model(model)
-        for block in list(self._sealed):
-            self._forget(block)
-        self._tails.clear()
+        self.model: Model | None = None
 
     def before(self, orders: Orders) -> None:
-        """Before the forward pass."""
-        self._began_s = self._clock()
+        """Before the forward pass. Reads the weights, where they may be others."""
+        assert self.model is not None
         for block in orders.withdraw:
             self._withdraw(block)
+        self._void = self.model.look(orders.reread)
+        if self._void:
+            self._forget_all()
+        self._began_s = self._clock()
+        if not self._marks or self._began_s - self._marks[-1][0] >= MARK_EVERY_S:
+            self._marks.append((self._began_s, orders.step))
         for block in orders.forget:
             self._forget(block)
         for request_id in orders.release:
@@ -91,6 +104,9 @@ class WorkerHalf:
         for load in orders.load:
             assert self.exchange is not None
             self._waiting.add(load.request_id)
+            if self._void:  # it was planned for another model, and is computed instead
+                self._unloaded |= {page.block for page in load.pages}
+                continue
             for page, digest, kind in self.exchange.load(load.pages):
                 if kind is None:
                     self._keep(page, digest, orders.step)
@@ -110,8 +126,10 @@ class WorkerHalf:
         return blocks
 
     def seal(self, orders: Orders) -> None:
-        """After it: what was filled, and what is being filled."""
+        """After it: what was filled, and what is being filled. Nothing, where another model had a part in it."""
         assert self.digests is not None
+        if self._void:
+            return
         tails = {tail.request_id: tail.page for tail in orders.tails}
         rows = iter(self.digests.sums([page.block for page in (*orders.seal, *tails.values())]))
         sealed = [(page, self.digests.of(page, next(rows))) for page in orders.seal]
@@ -120,7 +138,10 @@ class WorkerHalf:
         if self.exchange is not None:
             # A step later: by then it is known whether they were computed from what was intact.
             self._count("pages_saved", self.exchange.save(list(self._unsaved.values())))
-            self._unsaved = {page.block: self.exchange.copy(page, digest) for page, digest in sealed}
+            self.exchange.sweep(self.digests.model)
+            self._unsaved = {
+                page.block: self.exchange.copy(page, digest) for page, digest in sealed if self._is_kept(page, orders)
+            }
         full = {page.block for page in orders.seal}
         self._tails = {name: tail for name, tail in self._tails.items() if tail.page.block not in full}
         for request_id, page in tails.items():
@@ -130,6 +151,12 @@ class WorkerHalf:
     def check(self, orders: Orders) -> Report:
         """After that: what the gate asks for, and what there is time for."""
         assert self.digests is not None
+        assert self.model is not None
+        differs_since_s = None if self._void else self.model.watch()
+        if differs_since_s is not None:
+            self._forget_all()
+        if self._void or differs_since_s is not None:
+            return self._all_is_void(orders.step, differs_since_s)
         started_s = self._clock()
         budget_s = None if self._share is None else max(self._floor_s, self._share * (started_s - self._began_s))
         asked = {page.block for page in orders.check}
@@ -151,13 +178,42 @@ class WorkerHalf:
         self._count("pages_scrubbed", len(scrubbed))
         lost, self._lost = tuple(self._lost), []
         loaded, self._loaded = frozenset(self._loaded), set()
-        return Report(orders.step, self.digests.model, frozenset(intact), lost, loaded)
+        return Report(orders.step, self.model.id, frozenset(intact), lost, loaded, self.model.settled)
 
     def scrub_age_s(self) -> float:
         """How long ago the page was looked at that was not for the longest time: a round of the scrubber."""
         return self._scrubber.age_s(self._clock())
 
     # ---- leaves
+
+    def _forget_all(self) -> None:
+        """The weights are others now: every page is of another model, and none is known."""
+        assert self.digests is not None
+        assert self.model is not None
+        self.digests.use_model(self.model.id)
+        for block in list(self._sealed):
+            self._forget(block)
+        self._tails.clear()
+        self._unsaved.clear()
+        self._loaded.clear()
+
+    def _all_is_void(self, step: int, since_s: float | None) -> Report:
+        """since_s: of `Model.watch`, where it was that which found it."""
+        assert self.model is not None
+        self._lost.clear()
+        self._count("models_changed", 1)
+        mixed_since = None
+        if since_s is not None:
+            mixed_since = max((at for at_s, at in self._marks if at_s <= since_s), default=0)
+            self._count("models_changed_unannounced", 1)
+        log.warning("holdfast.model_changed model=%s settled=%s mixed_since=%s step=%d",
+                    self.model.id.hex()[:16], self.model.settled, mixed_since, step)  # fmt: skip
+        return Report(step, self.model.id, settled=self.model.settled, void=True, mixed_since=mixed_since)
+
+    def _is_kept(self, page: Page, orders: Orders) -> bool:
+        """Whether a store gets it."""
+        assert self.model is not None
+        return self.model.settled and page.block not in orders.unstored
 
     def _wrong(self, page: Page, row: Row) -> Kind | None:
         """What is wrong with a block that should hold this page. row: what it holds."""
