@@ -46,6 +46,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         self._block_tokens = compat.block_tokens(kv_cache_config)
         self._by_weights = WEIGHTS not in settings.unprotected
         self._watching: list[Callable[[], None]] = []
+        self._store: Any = None
         if role == KVConnectorRole.SCHEDULER:
             self._requests: dict[str, Any] = {}
             self._scheduler_half = SchedulerHalf(
@@ -59,8 +60,8 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             )
             self._plans: Plans | None = None
             if settings.store:
-                store = self._open().open_store(settings.store, populate=False)
-                self._plans = Plans(store, self._stored_key, self._block_tokens)
+                self._store = self._open().open_store(settings.store, populate=False)
+                self._plans = Plans(self._store, self._stored_key, self._block_tokens)
             compat.guard_scheduler()
             self._watch(compat.watch_engine, self._engine_did)
         else:
@@ -191,8 +192,9 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
 
     def _exchange(self, digests: Digests) -> Exchange:
         opened, pages = self._open(), self._pages
+        self._store = opened.open_store(self._settings.store)
         return Exchange(
-            opened.open_store(self._settings.store),
+            self._store,
             manifest=opened.Manifest,
             stored=opened.Page,
             pages=pages,
@@ -217,6 +219,8 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         for undo in self._watching:
             undo()
         self._watching.clear()
+        if self._store is not None:
+            self._store.close()  # writes what waits
 
     def _watch(self, watch: Callable[[OnChange], Callable[[], None]], told: OnChange) -> None:
         if not self._by_weights:

@@ -8,6 +8,7 @@ use a page of before:
 3. Nobody says anything: the watchman finds it (`watch`), within a cycle, and can say since when it may be so.
 """
 
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -21,9 +22,12 @@ from vllm_plugin.fingerprint import (
     Reading,
     Reason,
     Watchman,
+    WeightsRefused,
     adapter_contents,
     weights_of,
 )
+
+log = logging.getLogger("vllm.holdfast.served")
 
 ADAPTERS_MAX = 1024  # whose contents are remembered; at one more, all are forgotten, and all pages with them
 
@@ -44,8 +48,8 @@ class Served:
     adapters: those of this step's requests, each with what names it in the hashes of its tokens. watch_share: of all
     time, for the watchman; with 0 there is none. Raises WeightsRefused, FactRefused.
 
-    id: 32 bytes, with which pages are sealed now. settled: whether the weights are whole. While they are not, `id` is
-    of nothing, and new after each step of the change: what is computed then is not found afterwards.
+    id: 32 bytes, with which pages are sealed now. settled: whether the weights are whole, and could be read. While they
+    are not, `id` is of nothing, and new after each step of the change: what is computed then is not found afterwards.
     changes: how often it became another.
     """
 
@@ -117,10 +121,14 @@ class Served:
         """Read anew; whether it is another model."""
         before, self._told = self.id, self._generation.number
         self.settled = self._generation.whole
+        try:
+            if self.settled:
+                self._read()
+        except WeightsRefused as error:  # such as the memory of a server that sleeps
+            log.warning("holdfast.weights_unreadable why=%s", error)
+            self.settled = False
         if not self.settled:
             self.id = secrets.token_bytes(FINGERPRINT_BYTES)
-            return True
-        self._read()
         return self.id != before
 
     def _read(self) -> None:

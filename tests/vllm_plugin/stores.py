@@ -31,6 +31,9 @@ class DictStore:
         self.swept.append((keep, within_s))
         return Erased()
 
+    def close(self) -> None:
+        pass
+
     def quarantine(self, key: bytes, digest: bytes) -> Quarantine:
         if key not in self.pages or self.pages[key].manifest.digest != digest:
             return Quarantine.GONE

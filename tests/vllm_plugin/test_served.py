@@ -94,6 +94,20 @@ def test_while_weights_are_not_whole_they_are_of_no_model():
     assert (world.served.settled, world.served.id) == (True, first)
 
 
+def test_weights_that_cannot_be_read_are_of_no_model_until_they_can():
+    """A server that runs is not stopped by it."""
+    world = World()
+    first = world.served.id
+    right, world.model.layers["odd"].weight = world.model.layers["odd"].weight, torch.nn.Parameter(
+        torch.empty(4, device="meta"), requires_grad=False
+    )  # fmt: skip
+    assert world.served.look(again=True)
+    assert not world.served.settled
+    world.model.layers["odd"].weight = right
+    assert world.served.look(again=True)
+    assert (world.served.settled, world.served.id) == (True, first)
+
+
 def test_an_adapter_that_is_loaded_is_not_another_model_of_weights():
     """What is announced of adapters is looked at when a request has one."""
     world = World()

@@ -80,8 +80,8 @@ class Engine:
             "kv_connector_extra_config": plugin,
         }  # fmt: skip
         self._llm = LLM(
-            str(MODEL),
             **{
+                "model": str(MODEL),
                 "dtype": "float32", "max_model_len": 2048, "enforce_eager": True, "disable_log_stats": False,
                 "worker_extension_cls": "tests.vllm_plugin.real.injector.Injector",
                 "num_gpu_blocks_override": 256, "block_size": 32,
@@ -144,6 +144,16 @@ class Engine:
     def keep(self) -> None:
         """What all pages hold now, for «replay»."""
         self._engine.collective_rpc("holdfast_keep", args=(self._secret,))
+
+    def call(self, method: str, *args: Any) -> Any:
+        """One of the worker's methods, as an operator would call it."""
+        (answer,) = self._engine.collective_rpc(method, args=args)
+        return answer
+
+    @property
+    def model(self) -> Any:
+        """The model itself, behind everybody's back."""
+        return self._engine.engine_core.engine_core.model_executor.driver_worker.worker.get_model()
 
     def forget(self) -> None:
         """Empty the prefix cache."""
