@@ -8,14 +8,13 @@ looks (`build_connector_worker_meta`). The scheduler hears of it before it hands
 """
 
 import importlib
-import logging
 import random
 import time
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
 
-from vllm_plugin import compat
+from vllm_plugin import compat, logs
 from vllm_plugin.digests import Digests
 from vllm_plugin.exchange import Exchange
 from vllm_plugin.gate import Gate
@@ -27,7 +26,7 @@ from vllm_plugin.settings import Settings
 from vllm_plugin.telemetry import AGE, Metrics, Stats
 from vllm_plugin.worker_side import WorkerHalf
 
-log = logging.getLogger("vllm.holdfast")
+log = logs.logger()
 
 
 class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
@@ -62,7 +61,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
                 scrub_share=settings.scrub_share, scrub_floor_s=settings.scrub_floor_s, count=self._count
             )
             compat.keep_draws()
-        log.info("holdfast.started role=%s protected=%s settings=%s", role.name, is_protected(facts), settings)
+        log.info("holdfast.started", role=role.name, protected=is_protected(facts), settings=settings)
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -137,8 +136,8 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         if self._settings.store:
             self._worker_half.exchange = self._exchange(self._worker_half.digests)
         log.info(
-            "holdfast.pages blocks=%d page_bytes=%d form=%s warm_s=%.2f",
-            pages.blocks, pages.page_bytes, pages.form, time.perf_counter() - started_s,
+            "holdfast.pages", blocks=pages.blocks, page_bytes=pages.page_bytes, form=pages.form,
+            warm_s=round(time.perf_counter() - started_s, 2),
         )  # fmt: skip
 
     def bind_connector_metadata(self, connector_metadata: Any) -> None:

@@ -5,18 +5,18 @@ was intact before may have changed on the way. No token leaves before the schedu
 a request is filling is looked at before, as the forward pass itself writes to it.
 """
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
+from vllm_plugin import logs
 from vllm_plugin.digests import Row
 from vllm_plugin.exchange import Exchange
 from vllm_plugin.page import Kind, Lost, Orders, Page, Report, Where
 from vllm_plugin.scrub import Scrubber
 
-log = logging.getLogger("vllm.holdfast.worker")
+log = logs.logger("worker")
 
 SEARCHED_MAX = 4096  # pages that a bad one is compared with, to tell a misplaced page from a changed one
 
@@ -180,14 +180,17 @@ class WorkerHalf:
                 self._lost.append(Lost(tail.page, Kind.CHANGED, Where.TAIL, step - 1))
                 del self._tails[request_id]
                 self._count("corrupt.changed.tail", 1)
-                log.error("holdfast.page_corrupt block=%d kind=changed where=tail", tail.page.block)
+                log.error(
+                    "holdfast.page_corrupt", block=tail.page.block, position=tail.page.position, kind=Kind.CHANGED,
+                    where=Where.TAIL,
+                )  # fmt: skip
 
     def _lose(self, page: Page, kind: Kind, where: Where) -> None:
         sealed = self._sealed.get(page.block)
         self._lost.append(Lost(page, kind, where, sealed.good_step if sealed else -1))
         self._forget(page.block)
         self._count(f"corrupt.{kind}.{where}", 1)
-        log.error("holdfast.page_corrupt block=%d position=%d kind=%s where=%s", page.block, page.position, kind, where)
+        log.error("holdfast.page_corrupt", block=page.block, position=page.position, kind=kind, where=where)
 
     def _withdraw(self, block: int) -> None:
         """What was stored of it too, unless the block was given out anew since: then nobody here knows its page."""
