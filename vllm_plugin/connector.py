@@ -20,6 +20,7 @@ from vllm_plugin.exchange import Exchange
 from vllm_plugin.gate import Gate
 from vllm_plugin.page import Orders, Report
 from vllm_plugin.plans import Plans
+from vllm_plugin.prefix import Prefixes
 from vllm_plugin.refusals import RefusedAtStart, is_protected, refusals
 from vllm_plugin.scheduler_side import SchedulerHalf, Spoiled
 from vllm_plugin.settings import Settings
@@ -38,10 +39,11 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         facts = compat.facts(vllm_config, kv_cache_config)
         if lines := refusals(facts, settings.unprotected, settings.store):
             raise RefusedAtStart("Holdfast does not start:\n" + "\n".join(f"    {line}" for line in lines))
-        self._stats = Stats()
+        self._stats, self._totals = Stats(), Stats()
         self._block_tokens = compat.block_tokens(kv_cache_config)
         if role == KVConnectorRole.SCHEDULER:
             self._requests: dict[str, Any] = {}
+            self._prefixes = Prefixes(self._count)
             self._scheduler_half = SchedulerHalf(
                 gate=Gate(settings.verify, random.Random()),
                 block_tokens=self._block_tokens,
@@ -95,7 +97,8 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             self._scheduler_half.admitted(request)
 
     def build_connector_meta(self, scheduler_output: Any) -> compat.ToWorker:
-        scheduled = compat.scheduled(scheduler_output, self._requests, self._block_tokens)
+        scheduled = list(compat.scheduled(scheduler_output, self._requests, self._block_tokens))
+        self._prefixes.step(scheduled)
         preempted = scheduler_output.preempted_req_ids or ()
         return compat.ToWorker(self._scheduler_half.orders(scheduled, preempted))
 
@@ -111,6 +114,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished_all_groups(self, request: Any, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
         self._requests.pop(request.request_id, None)
         self._scheduler_half.finished(request.request_id)
+        self._prefixes.finished(request.request_id)
         if self._plans is not None:
             self._plans.drop(request.request_id)
         return False, None
@@ -214,3 +218,4 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
 
     def _count(self, name: str, number: float) -> None:
         self._stats.count(name, number)
+        self._totals.count(name, number)

@@ -1,7 +1,7 @@
 """Counters of both halves, as vLLM carries them from its processes to /metrics.
 
 In every step each half gives away what it counted; vLLM adds that up over workers and hands it to `Metrics`, in the
-process that answers /metrics.
+process that answers /metrics. Of the same each half keeps the totals, for the plugin's own status: status.py.
 """
 
 from dataclasses import dataclass, field
@@ -9,6 +9,8 @@ from typing import Any
 
 from prometheus_client import REGISTRY, Counter, Gauge
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
+
+from vllm_plugin.prefix import PREFIX
 
 AGE = "scrub_cycle_seconds"  # a state and not a sum: the latest counts, and of many workers the worst
 COUNTERS = {
@@ -82,6 +84,11 @@ class Metrics(KVConnectorPromMetrics):
             documentation="Pages that were not what they were when they were written, by kind and by who found it.",
             labelnames=[*labelnames, "kind", "where"],
         )
+        self._prefix = counter_of(
+            name="holdfast_prefix_tokens",
+            documentation="Tokens of prompts, and those of them that were there, by length and by the step's batch.",
+            labelnames=[*labelnames, "what", "input", "batch"],
+        )
         self._age = gauge_of(
             name=f"holdfast_{AGE}",
             documentation="How long ago the resident page was looked at that was not for the longest time.",
@@ -101,6 +108,8 @@ class Metrics(KVConnectorPromMetrics):
                 self._age.labels(*labels).set(number)
             elif kind[0] == CORRUPT:
                 self._corrupt.labels(*labels, *kind[1:]).inc(number)
+            elif kind[0] == PREFIX:
+                self._prefix.labels(*labels, *kind[1:]).inc(number)
             elif name in self._counters:
                 self._counters[name].labels(*labels).inc(number)
 
