@@ -24,8 +24,9 @@ from vllm_plugin.prefix import Prefixes
 from vllm_plugin.refusals import RefusedAtStart, is_protected, refusals
 from vllm_plugin.scheduler_side import SchedulerHalf, Spoiled
 from vllm_plugin.settings import Settings
+from vllm_plugin.status import of_scheduler, of_worker
 from vllm_plugin.telemetry import AGE, Metrics, Stats
-from vllm_plugin.worker_side import WorkerHalf
+from vllm_plugin.worker_side import Scrubbed, WorkerHalf
 
 log = logs.logger()
 
@@ -36,7 +37,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any = None, **kw: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         self._settings = settings = Settings.of(self._kv_transfer_config.kv_connector_extra_config)
-        facts = compat.facts(vllm_config, kv_cache_config)
+        self._facts = facts = compat.facts(vllm_config, kv_cache_config)
         if lines := refusals(facts, settings.unprotected, settings.store):
             raise RefusedAtStart("Holdfast does not start:\n" + "\n".join(f"    {line}" for line in lines))
         self._stats, self._totals = Stats(), Stats()
@@ -57,12 +58,14 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             if settings.store:
                 self._plans = Plans(self._open().open_store(settings.store), self._stored_key, self._block_tokens)
             compat.guard_scheduler()
+            compat.answer_in_engine()
         else:
             self.draws: dict[str, tuple[Any, Any]] = {}  # of seeded requests: what they draw from, before they did
             self._worker_half = WorkerHalf(
                 scrub_share=settings.scrub_share, scrub_floor_s=settings.scrub_floor_s, count=self._count
             )
             compat.keep_draws()
+            compat.answer_in_worker()
         log.info("holdfast.started", role=role.name, protected=is_protected(facts), settings=settings)
 
     @property
@@ -219,3 +222,15 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
     def _count(self, name: str, number: float) -> None:
         self._stats.count(name, number)
         self._totals.count(name, number)
+
+    # ---- when somebody asks: status.py, endpoint.py
+
+    def status(self) -> dict[str, Any]:
+        """This half's part of it."""
+        if self._role == KVConnectorRole.SCHEDULER:
+            return of_scheduler(self._settings, self._facts, self._scheduler_half.model, self._totals.data)
+        return of_worker(self._worker_half.resident(), self._worker_half.scrub_age_s(), self._totals.data)
+
+    def scrub(self, name: str, slice_s: float) -> Scrubbed:
+        """A worker's: a part of a scrub of all pages."""
+        return self._worker_half.scrub(name, slice_s)

@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY, Counter, Gauge
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
 from vllm_plugin.prefix import PREFIX
+from vllm_plugin.status import CORRUPT
 
 AGE = "scrub_cycle_seconds"  # a state and not a sum: the latest counts, and of many workers the worst
 COUNTERS = {
@@ -28,7 +29,6 @@ COUNTERS = {
     "digest_seconds": "Time spent on sums of pages.",
     "digest_bytes": "Bytes of pages summed.",
 }
-CORRUPT = "corrupt"  # corrupt.KIND.WHERE
 
 
 @dataclass
