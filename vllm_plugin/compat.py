@@ -4,6 +4,7 @@
     what is looked at       facts, window, BlockCache, scheduled, pages, rank
     what is wrapped         Scheduler.update_from_output, GPUModelRunner.initialize_kv_cache, .sample_tokens
                             and what changes weights: fingerprint/changes.py
+    what is asked           EngineCore.holdfast_status, .holdfast_scrub; Worker's; ask
 """
 
 import functools
@@ -337,3 +338,78 @@ def _sample_tokens(original: Callable[..., Any], self: Any, *args: Any, **kw: An
         for index, generator in self.input_batch.generators.items():
             draws[self.input_batch.req_ids[index]] = (generator, generator.get_state())
     return original(self, *args, **kw)
+
+
+# ---- what is asked from outside: by endpoint.py, of engines by name, and by those of their workers
+
+STATUS, SCRUB = "holdfast_status", "holdfast_scrub"
+CONNECTOR = "HoldfastConnector"
+
+
+def answer_in_engine() -> None:
+    """From now on this process's engine has two more methods, which answer for it and for its workers."""
+    from vllm.v1.engine.core import EngineCore
+
+    setattr(EngineCore, STATUS, _engine_status)
+    setattr(EngineCore, SCRUB, _engine_scrub)
+
+
+def answer_in_worker() -> None:
+    """From now on this process's worker has two more methods."""
+    from vllm.v1.worker.gpu_worker import Worker
+
+    setattr(Worker, STATUS, _worker_status)
+    setattr(Worker, SCRUB, _worker_scrub)
+
+
+def has_connector(vllm_config: Any) -> bool:
+    """Whether an engine of this configuration has the plugin's connector, alone or among others."""
+    transfer = getattr(vllm_config, "kv_transfer_config", None)
+    if transfer is None:
+        return False
+    members = (transfer.kv_connector_extra_config or {}).get("connectors", [])
+    return CONNECTOR in (transfer.kv_connector, *(member.get("kv_connector") for member in members))
+
+
+async def ask(engine_client: Any, method: str, *args: Any) -> list[Any]:
+    """What each engine answers that this API server's client knows: where engines are many, it may know some of them.
+
+    args: what msgpack carries. Raises whatever vLLM does where an engine is dead, or fails to answer.
+    """
+    core = engine_client.engine_core
+    if hasattr(core, "call_utility_all_async"):
+        return list(await core.call_utility_all_async(method, *args))
+    return [await core.call_utility_async(method, *args)]
+
+
+def _engine_status(self: Any) -> dict[str, Any]:
+    return {"scheduler": _ours(self.scheduler.connector).status(), "workers": _of_workers(self, STATUS)}
+
+
+def _engine_scrub(self: Any, name: str, slice_s: float) -> list[Any]:
+    return _of_workers(self, SCRUB, name, slice_s)
+
+
+def _of_workers(core: Any, method: str, *args: Any) -> list[Any]:
+    """Without a timeout: after one, vLLM would take the late answer for that to its next question."""
+    answers: list[Any] = core.model_executor.collective_rpc(method, args=args)
+    return answers
+
+
+def _worker_status(self: Any) -> dict[str, Any]:
+    from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+    answer: dict[str, Any] = _ours(get_kv_transfer_group()).status()
+    return answer
+
+
+def _worker_scrub(self: Any, name: str, slice_s: float) -> list[int]:
+    from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+    return list(_ours(get_kv_transfer_group()).scrub(name, slice_s))
+
+
+def _ours(connector: Any) -> Any:
+    """The plugin's own, where it is one of several."""
+    members = getattr(connector, "_connectors", [connector])
+    return next(member for member in members if type(member).__name__ == CONNECTOR)

@@ -8,7 +8,6 @@ looks (`build_connector_worker_meta`). The scheduler hears of it before it hands
 """
 
 import importlib
-import logging
 import random
 import time
 from collections.abc import Callable
@@ -16,21 +15,23 @@ from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
 
-from vllm_plugin import compat
+from vllm_plugin import compat, logs
 from vllm_plugin.digests import Digests
 from vllm_plugin.exchange import Exchange
 from vllm_plugin.fingerprint import FactRefused, OnChange, Reason, WaysAbsent, WeightsRefused
 from vllm_plugin.gate import Gate
 from vllm_plugin.page import Orders, Report
 from vllm_plugin.plans import Plans
+from vllm_plugin.prefix import Prefixes
 from vllm_plugin.refusals import WEIGHTS, RefusedAtStart, is_protected, of_weights, refusals
 from vllm_plugin.scheduler_side import SchedulerHalf, Spoiled
 from vllm_plugin.served import Named, Served
 from vllm_plugin.settings import Settings
+from vllm_plugin.status import of_scheduler, of_worker
 from vllm_plugin.telemetry import AGE, WEIGHTS_CYCLE, Metrics, Stats
-from vllm_plugin.worker_side import WorkerHalf
+from vllm_plugin.worker_side import Scrubbed, WorkerHalf
 
-log = logging.getLogger("vllm.holdfast")
+log = logs.logger()
 
 
 class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
@@ -39,16 +40,17 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any = None, **kw: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         self._settings = settings = Settings.of(self._kv_transfer_config.kv_connector_extra_config)
-        facts = compat.facts(vllm_config, kv_cache_config)
+        self._facts = facts = compat.facts(vllm_config, kv_cache_config)
         if lines := refusals(facts, settings.unprotected, settings.store):
             raise RefusedAtStart("Holdfast does not start:\n" + "\n".join(f"    {line}" for line in lines))
-        self._stats = Stats()
+        self._stats, self._totals = Stats(), Stats()
         self._block_tokens = compat.block_tokens(kv_cache_config)
         self._by_weights = WEIGHTS not in settings.unprotected
         self._watching: list[Callable[[], None]] = []
         self._store: Any = None
         if role == KVConnectorRole.SCHEDULER:
             self._requests: dict[str, Any] = {}
+            self._prefixes = Prefixes(self._count)
             self._scheduler_half = SchedulerHalf(
                 gate=Gate(settings.verify, random.Random()),
                 block_tokens=self._block_tokens,
@@ -63,6 +65,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
                 self._store = self._open().open_store(settings.store, populate=False)
                 self._plans = Plans(self._store, self._stored_key, self._block_tokens)
             compat.guard_scheduler()
+            compat.answer_in_engine()
             self._watch(compat.watch_engine, self._engine_did)
         else:
             self.runner: Any = None  # told by compat.know_runner
@@ -71,7 +74,8 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
                 scrub_share=settings.scrub_share, scrub_floor_s=settings.scrub_floor_s, count=self._count
             )
             compat.know_runner()
-        log.info("holdfast.started role=%s protected=%s settings=%s", role.name, is_protected(facts), settings)
+            compat.answer_in_worker()
+        log.info("holdfast.started", role=role.name, protected=is_protected(facts), settings=settings)
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -107,7 +111,8 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             self._scheduler_half.admitted(request)
 
     def build_connector_meta(self, scheduler_output: Any) -> compat.ToWorker:
-        scheduled = compat.scheduled(scheduler_output, self._requests, self._block_tokens)
+        scheduled = list(compat.scheduled(scheduler_output, self._requests, self._block_tokens))
+        self._prefixes.step(scheduled)
         preempted = scheduler_output.preempted_req_ids or ()
         return compat.ToWorker(self._scheduler_half.orders(scheduled, preempted))
 
@@ -123,6 +128,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished_all_groups(self, request: Any, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
         self._requests.pop(request.request_id, None)
         self._scheduler_half.finished(request.request_id)
+        self._prefixes.finished(request.request_id)
         if self._plans is not None:
             self._plans.drop(request.request_id)
         return False, None
@@ -150,9 +156,9 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         if self._settings.store:
             self._worker_half.exchange = self._exchange(self._worker_half.digests)
         log.info(
-            "holdfast.pages blocks=%d page_bytes=%d form=%s model=%s weights_s=%.2f start_s=%.2f",
-            pages.blocks, pages.page_bytes, pages.form, model.id.hex()[:16], model.read_s,
-            time.perf_counter() - started_s,
+            "holdfast.pages", blocks=pages.blocks, page_bytes=pages.page_bytes, form=pages.form,
+            model=model.id.hex()[:16], weights_s=round(model.read_s, 2),
+            start_s=round(time.perf_counter() - started_s, 2),
         )  # fmt: skip
 
     def bind_connector_metadata(self, connector_metadata: Any) -> None:
@@ -260,3 +266,18 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
 
     def _count(self, name: str, number: float) -> None:
         self._stats.count(name, number)
+        self._totals.count(name, number)
+
+    # ---- when somebody asks: status.py, endpoint.py
+
+    def status(self) -> dict[str, Any]:
+        """This half's part of it."""
+        if self._role == KVConnectorRole.SCHEDULER:
+            mine = self._scheduler_half
+            return of_scheduler(self._settings, self._facts, mine.model if mine.settled else b"", self._totals.data)
+        half = self._worker_half
+        return of_worker(half.resident(), half.scrub_age_s(), self._totals.data, self._model.cycle_s)
+
+    def scrub(self, name: str, slice_s: float) -> Scrubbed:
+        """A worker's: a part of a scrub of all pages."""
+        return self._worker_half.scrub(name, slice_s)

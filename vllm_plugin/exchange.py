@@ -6,15 +6,15 @@ arrived wrong are found, and so is a page that was stored as another. What is ba
 else it would be loaded again, for ever.
 """
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from vllm_plugin import logs
 from vllm_plugin.digest import DIGEST_BYTES
 from vllm_plugin.page import Kind, Page
 
-log = logging.getLogger("vllm.holdfast.exchange")
+log = logs.logger("exchange")
 
 SWEEP_EVERY_S = 60.0
 
@@ -68,8 +68,8 @@ class Exchange:
 
     def withdraw(self, page: Page, digest: bytes) -> None:
         """It should never have been computed: no engine must find it."""
-        log.warning("holdfast.stored_page_withdrawn position=%d put_aside=%s", page.position,
-                    self._store.quarantine(self._key(page.chain), digest))  # fmt: skip
+        aside = self._store.quarantine(self._key(page.chain), digest)
+        log.warning("holdfast.stored_page_withdrawn", position=page.position, put_aside=aside)
 
     def sweep(self, model: bytes) -> None:
         """When it is time: keep this model's pages, remove what nobody uses, of other models too. Does not wait."""
@@ -94,7 +94,7 @@ class Exchange:
             if kind == Kind.CHANGED:
                 assert right is not None
                 assert len(right) == DIGEST_BYTES
-                log.error("holdfast.stored_page_corrupt position=%d put_aside=%s", page.position,
-                          self._store.quarantine(key, right))  # fmt: skip
+                aside = self._store.quarantine(key, right)
+                log.error("holdfast.stored_page_corrupt", position=page.position, put_aside=aside)
             arrived.append(Arrived(page, is_now, kind))
         return arrived

@@ -3,17 +3,17 @@
 It knows neither torch nor vLLM: requests and the cache are seen through the two protocols below.
 """
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from vllm_plugin import logs
 from vllm_plugin.gate import Gate
 from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Tail, Where
 from vllm_plugin.plans import Plans
 from vllm_plugin.residents import Residents
 
-log = logging.getLogger("vllm.holdfast.scheduler")
+log = logs.logger("scheduler")
 
 AGAIN_MAX = 8  # times that a request is computed again: a block that cannot keep anything would have it run for ever
 
@@ -283,7 +283,7 @@ class SchedulerHalf:
         failed = {name for name in running if since is not None and self._emitted(name) >= since}
         if not self._protected:
             failed = set(running)
-        log.warning("holdfast.all_pages_void model=%s requests=%d", report.model.hex()[:16], len(running))
+        log.warning("holdfast.all_pages_void", model=report.model.hex()[:16], requests=len(running))
         return self._spoil(Spoiled(frozenset(running) - failed, frozenset(failed)))
 
     def _hit(self, request: Request, local_tokens: int) -> list[Page]:
@@ -350,7 +350,7 @@ class SchedulerHalf:
         ]
         broken = tuple(in_place) != kept.let_in or len(in_place) != max(0, count - first)
         if broken:
-            log.error("holdfast.chain_broken request=%s pages=%d", request.request_id, count)
+            log.error("holdfast.chain_broken", request=request.request_id, pages=count)
             self._count("chains_broken", 1)
         return broken
 
@@ -398,8 +398,8 @@ class SchedulerHalf:
         self._count("pages_evicted", 1)
         self._count("pages_withdrawn", len(blocks) - 1)
         log.warning(
-            "holdfast.page_lost block=%d position=%d kind=%s where=%s withdrawn=%d",
-            lost.page.block, lost.page.position, lost.kind, lost.where, len(blocks) - 1,
+            "holdfast.page_lost", block=lost.page.block, position=lost.page.position, kind=lost.kind,
+            where=lost.where, withdrawn=len(blocks) - 1,
         )  # fmt: skip
         return blocks
 
@@ -408,9 +408,9 @@ class SchedulerHalf:
         self._count("requests_recomputed", len(spoiled.again))
         self._count("requests_aborted", len(spoiled.failed))
         for request_id in sorted(spoiled.again):
-            log.warning("holdfast.request_recomputed request=%s step=%d", request_id, self._step)
+            log.warning("holdfast.request_recomputed", request=request_id, step=self._step)
         for request_id in sorted(spoiled.failed):
-            log.error("holdfast.request_aborted request=%s step=%d", request_id, self._step)
+            log.error("holdfast.request_aborted", request=request_id, step=self._step)
         return spoiled
 
     def _emitted(self, request_id: str) -> int:

@@ -8,12 +8,12 @@ use a page of before:
 3. Nobody says anything: the watchman finds it (`watch`), within a cycle, and can say since when it may be so.
 """
 
-import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from vllm_plugin import logs
 from vllm_plugin.fingerprint import (
     FINGERPRINT_BYTES,
     Fingerprint,
@@ -27,7 +27,7 @@ from vllm_plugin.fingerprint import (
     weights_of,
 )
 
-log = logging.getLogger("vllm.holdfast.served")
+log = logs.logger("served")
 
 ADAPTERS_MAX = 1024  # whose contents are remembered; at one more, all are forgotten, and all pages with them
 
@@ -125,7 +125,7 @@ class Served:
             if self.settled:
                 self._read()
         except WeightsRefused as error:  # such as the memory of a server that sleeps
-            log.warning("holdfast.weights_unreadable why=%s", error)
+            log.warning("holdfast.weights_unreadable", why=str(error))
             self.settled = False
         if not self.settled:
             self.id = secrets.token_bytes(FINGERPRINT_BYTES)

@@ -1,7 +1,7 @@
 """Counters of both halves, as vLLM carries them from its processes to /metrics.
 
 In every step each half gives away what it counted; vLLM adds that up over workers and hands it to `Metrics`, in the
-process that answers /metrics.
+process that answers /metrics. Of the same each half keeps the totals, for the plugin's own status: status.py.
 """
 
 from dataclasses import dataclass, field
@@ -9,6 +9,9 @@ from typing import Any
 
 from prometheus_client import REGISTRY, Counter, Gauge
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
+
+from vllm_plugin.prefix import PREFIX
+from vllm_plugin.status import CORRUPT
 
 AGE = "scrub_cycle_seconds"  # a state and not a sum: the latest counts, and of many workers the worst
 WEIGHTS_CYCLE = "weights_cycle_seconds"
@@ -33,7 +36,6 @@ COUNTERS = {
     "digest_seconds": "Time spent on sums of pages.",
     "digest_bytes": "Bytes of pages summed.",
 }
-CORRUPT = "corrupt"  # corrupt.KIND.WHERE
 
 
 @dataclass
@@ -95,6 +97,11 @@ class Metrics(KVConnectorPromMetrics):
             )
             for name, text in STATES.items()
         }
+        self._prefix = counter_of(
+            name="holdfast_prefix_tokens",
+            documentation="Tokens of prompts, and those of them that were there, by length and by the step's batch.",
+            labelnames=[*labelnames, "what", "input", "batch"],
+        )
         for labels in per_engine_labelvalues.values():
             for counter in self._counters.values():
                 counter.labels(*labels)  # so that they are there before anything happens, as zeros
@@ -108,6 +115,8 @@ class Metrics(KVConnectorPromMetrics):
                 self._states[name].labels(*labels).set(number)
             elif kind[0] == CORRUPT:
                 self._corrupt.labels(*labels, *kind[1:]).inc(number)
+            elif kind[0] == PREFIX:
+                self._prefix.labels(*labels, *kind[1:]).inc(number)
             elif name in self._counters:
                 self._counters[name].labels(*labels).inc(number)
 

@@ -5,20 +5,22 @@ was intact before may have changed on the way. No token leaves before the schedu
 a request is filling is looked at before, as the forward pass itself writes to it.
 """
 
-import logging
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
+from vllm_plugin import logs
 from vllm_plugin.digests import Row
 from vllm_plugin.exchange import Exchange
 from vllm_plugin.page import Kind, Lost, Orders, Page, Report, Where
 from vllm_plugin.scrub import Scrubber
 
-log = logging.getLogger("vllm.holdfast.worker")
+log = logs.logger("worker")
 
+SLICE_PAGES = 64  # that a scrub between two steps looks at before it looks at the clock
+ROUNDS_MAX = 8  # scrubs at once
 SEARCHED_MAX = 4096  # pages that a bad one is compared with, to tell a misplaced page from a changed one
 MARK_EVERY_S, MARKS_MAX = 1.0, 4096  # of time, so that it can be told which step was when; before them is any time
 
@@ -51,6 +53,14 @@ class Sealed(NamedTuple):
     good_step: int
 
 
+class Scrubbed(NamedTuple):
+    """Of a part of a scrub. left: pages that it has not come to yet."""
+
+    checked: int
+    corrupt: int
+    left: int
+
+
 class WorkerHalf:
     """One for each worker. scrub_share, scrub_floor_s: see settings.py. count: told (name, how many), for metrics."""
 
@@ -69,6 +79,8 @@ class WorkerHalf:
         self._tails: dict[str, Sealed] = {}
         self._lost: list[Lost] = []
         self._began_s = 0.0
+        self._step = 0
+        self._rounds: OrderedDict[str, float] = OrderedDict()
         self._unsaved: dict[int, Any] = {}
         self._loaded: set[Page] = set()
         self._unloaded: set[int] = set()
@@ -161,7 +173,8 @@ class WorkerHalf:
         budget_s = None if self._share is None else max(self._floor_s, self._share * (started_s - self._began_s))
         asked = {page.block for page in orders.check}
         scrubbed = self._scrubber.pick(budget_s, skip=asked | {page.block for page in orders.seal})
-        pages = [(page, Where.GATE) for page in orders.check]
+        known = {lost.page for lost in self._lost}  # found by a scrub since the last step, and reported with this one
+        pages = [(page, Where.GATE) for page in orders.check if page not in known]
         pages += [(self._sealed[block].page, Where.SCRUB) for block in scrubbed]
         rows = self.digests.sums([page.block for page, _ in pages])
         intact = []
@@ -178,11 +191,55 @@ class WorkerHalf:
         self._count("pages_scrubbed", len(scrubbed))
         lost, self._lost = tuple(self._lost), []
         loaded, self._loaded = frozenset(self._loaded), set()
+        self._step = orders.step
         return Report(orders.step, self.model.id, frozenset(intact), lost, loaded, self.model.settled)
 
     def scrub_age_s(self) -> float:
         """How long ago the page was looked at that was not for the longest time: a round of the scrubber."""
         return self._scrubber.age_s(self._clock())
+
+    # ---- between two steps, when somebody asks
+
+    def resident(self) -> int:
+        """How many pages are here and sealed."""
+        return len(self._sealed)
+
+    def scrub(self, name: str, slice_s: float) -> Scrubbed:
+        """A part of a scrub of all pages that were here when it began: of those not looked at since, as many as so long
+        allows. What is bad is reported with the next step.
+
+        name: of the scrub, which begins when it is heard of for the first time. Of more than ROUNDS_MAX at once the
+        oldest begins anew.
+        """
+        started_s = self._clock()
+        since_s = self._rounds.setdefault(name, started_s)
+        while len(self._rounds) > ROUNDS_MAX:
+            self._rounds.popitem(last=False)
+        left = self._scrubber.unseen(since_s)
+        checked = corrupt = 0
+        while checked < len(left) and (not checked or self._clock() - started_s < slice_s):
+            blocks = left[checked : checked + SLICE_PAGES]
+            corrupt += self._look_at(blocks)
+            checked += len(blocks)
+        self._scrubber.cost(checked, self._clock() - started_s)
+        self._count("pages_scrubbed", checked)
+        if checked == len(left):
+            del self._rounds[name]
+        return Scrubbed(checked, corrupt, len(left) - checked)
+
+    def _look_at(self, blocks: Sequence[int]) -> int:
+        """Returns how many of them are bad."""
+        assert self.digests is not None
+        pages = [self._sealed[block].page for block in blocks]
+        rows = self.digests.sums(blocks)
+        wrong = [self._wrong(page, row) for page, row in zip(pages, rows, strict=True)]  # before any is forgotten
+        for page, kind in zip(pages, wrong, strict=True):
+            if kind:
+                self._lose(page, kind, Where.SCRUB)
+            else:
+                sealed = self._sealed[page.block]
+                self._keep(page, sealed.digest, max(sealed.good_step, self._step))
+        return len(wrong) - wrong.count(None)
 
     # ---- leaves
 
@@ -206,8 +263,10 @@ class WorkerHalf:
         if since_s is not None:
             mixed_since = max((at for at_s, at in self._marks if at_s <= since_s), default=0)
             self._count("models_changed_unannounced", 1)
-        log.warning("holdfast.model_changed model=%s settled=%s mixed_since=%s step=%d",
-                    self.model.id.hex()[:16], self.model.settled, mixed_since, step)  # fmt: skip
+        log.warning(
+            "holdfast.model_changed", model=self.model.id.hex()[:16], settled=self.model.settled,
+            mixed_since=mixed_since, step=step,
+        )  # fmt: skip
         return Report(step, self.model.id, settled=self.model.settled, void=True, mixed_since=mixed_since)
 
     def _is_kept(self, page: Page, orders: Orders) -> bool:
@@ -236,14 +295,17 @@ class WorkerHalf:
                 self._lost.append(Lost(tail.page, Kind.CHANGED, Where.TAIL, step - 1))
                 del self._tails[request_id]
                 self._count("corrupt.changed.tail", 1)
-                log.error("holdfast.page_corrupt block=%d kind=changed where=tail", tail.page.block)
+                log.error(
+                    "holdfast.page_corrupt", block=tail.page.block, position=tail.page.position, kind=Kind.CHANGED,
+                    where=Where.TAIL,
+                )  # fmt: skip
 
     def _lose(self, page: Page, kind: Kind, where: Where) -> None:
         sealed = self._sealed.get(page.block)
         self._lost.append(Lost(page, kind, where, sealed.good_step if sealed else -1))
         self._forget(page.block)
         self._count(f"corrupt.{kind}.{where}", 1)
-        log.error("holdfast.page_corrupt block=%d position=%d kind=%s where=%s", page.block, page.position, kind, where)
+        log.error("holdfast.page_corrupt", block=page.block, position=page.position, kind=kind, where=where)
 
     def _withdraw(self, block: int) -> None:
         """What was stored of it too, unless the block was given out anew since: then nobody here knows its page."""

@@ -27,11 +27,14 @@ ENVIRONMENT = {
 
 
 def installed(folder: Path) -> Path:
-    """A folder that makes the plugin's entry point known as an installed distribution would."""
+    """A folder that makes the plugin's entry points known as an installed distribution would."""
     about = folder / "holdfast-0.dist-info"
     about.mkdir(parents=True)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: holdfast\nVersion: 0\n")
-    (about / "entry_points.txt").write_text("[vllm.general_plugins]\nholdfast = vllm_plugin.register:register\n")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: holdfast\nVersion: 0.1.0\n")
+    (about / "entry_points.txt").write_text(
+        "[vllm.general_plugins]\nholdfast = vllm_plugin.register:register\n"
+        "[vllm.endpoint_plugins]\nholdfast = vllm_plugin.endpoint:HoldfastEndpoint\n"
+    )
     return folder
 
 
