@@ -99,8 +99,8 @@ class Engine:
         self.tokens: dict[str, list[int]] = {}
         self.ended: dict[str, str | None] = {}
 
-    def add(self, prompt: Sequence[int], tokens: int = 8, salt: str | None = None, **sampling: Any) -> str:
-        """A request, from the next step on; greedy unless said otherwise. Returns its name."""
+    def add(self, prompt: Sequence[int], tokens: int = 8, salt: str | None = None, lora: Any = None, **sampling: Any) -> str:
+        """A request, from the next step on; greedy unless said otherwise. lora: of vLLM. Returns its name."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -112,7 +112,7 @@ class Engine:
         body: dict[str, Any] = {"prompt_token_ids": list(prompt)}
         if salt is not None:
             body["cache_salt"] = salt
-        self._engine.add_request(name, body, params)
+        self._engine.add_request(name, body, params, lora_request=lora)
         return name
 
     def step(self) -> None:
