@@ -99,7 +99,9 @@ class Engine:
         self.tokens: dict[str, list[int]] = {}
         self.ended: dict[str, str | None] = {}
 
-    def add(self, prompt: Sequence[int], tokens: int = 8, salt: str | None = None, lora: Any = None, **sampling: Any) -> str:
+    def add(
+        self, prompt: Sequence[int], tokens: int = 8, salt: str | None = None, lora: Any = None, **sampling: Any
+    ) -> str:
         """A request, from the next step on; greedy unless said otherwise. lora: of vLLM. Returns its name."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
