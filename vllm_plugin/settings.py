@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 GATE_WORDS = {"always": 1.0, "off": 0.0}
-WHAT_MAY_BE_UNPROTECTED = ("async-scheduling", "v2-runner", "speculative-decoding", "pipeline-parallel", "weights")
+WHAT_MAY_BE_UNPROTECTED = (
+    "async-scheduling", "v2-runner", "speculative-decoding", "pipeline-parallel", "weights", "other-connectors",
+)  # fmt: skip
 
 
 class SettingsRefused(ValueError):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from vllm_plugin import logs
 from vllm_plugin.digests import Row
 from vllm_plugin.exchange import Exchange
+from vllm_plugin.known import Known
 from vllm_plugin.page import Kind, Lost, Orders, Page, Report, Where
 from vllm_plugin.scrub import Scrubber
 
@@ -75,6 +76,7 @@ class WorkerHalf:
         self._share, self._floor_s = scrub_share, scrub_floor_s
         self._count, self._clock = count, clock
         self._scrubber = Scrubber()
+        self._known = Known()
         self._sealed: dict[int, Sealed] = {}
         self._tails: dict[str, Sealed] = {}
         self._lost: list[Lost] = []
@@ -122,6 +124,7 @@ class WorkerHalf:
             for page, digest, kind in self.exchange.load(load.pages):
                 if kind is None:
                     self._keep(page, digest, orders.step)
+                    self._remember(orders, page, digest)
                     self._loaded.add(page)
                 else:
                     self._unloaded.add(page.block)
@@ -147,6 +150,7 @@ class WorkerHalf:
         sealed = [(page, self.digests.of(page, next(rows))) for page in orders.seal]
         for page, digest in sealed:
             self._keep(page, digest, orders.step)
+            self._remember(orders, page, digest)
         if self.exchange is not None:
             # A step later: by then it is known whether they were computed from what was intact.
             self._count("pages_saved", self.exchange.save(list(self._unsaved.values())))
@@ -171,22 +175,26 @@ class WorkerHalf:
             return self._all_is_void(orders.step, differs_since_s)
         started_s = self._clock()
         budget_s = None if self._share is None else max(self._floor_s, self._share * (started_s - self._began_s))
-        asked = {page.block for page in orders.check}
+        asked = {page.block for page in (*orders.brought, *orders.check)}
         scrubbed = self._scrubber.pick(budget_s, skip=asked | {page.block for page in orders.seal})
         known = {lost.page for lost in self._lost}  # found by a scrub since the last step, and reported with this one
         pages = [(page, Where.GATE) for page in orders.check if page not in known]
         pages += [(self._sealed[block].page, Where.SCRUB) for block in scrubbed]
-        rows = self.digests.sums([page.block for page, _ in pages])
+        rows = self.digests.sums([page.block for page in (*orders.brought, *(page for page, _ in pages))])
+        count = len(orders.brought)
+        strange = self._take_in(orders, rows[:count])
+        seen = [(page, where, row) for (page, where), row in zip(pages, rows[count:], strict=True)
+                if page.block not in strange]  # fmt: skip
         intact = []
-        wrong = [self._wrong(page, row) for (page, _), row in zip(pages, rows, strict=True)]  # before any is forgotten
-        for (page, where), kind in zip(pages, wrong, strict=True):
+        wrong = [self._wrong(page, row) for page, _, row in seen]  # before any is forgotten
+        for (page, where, _), kind in zip(seen, wrong, strict=True):
             if kind:
                 self._lose(page, kind, where)
             else:
-                self._keep(page, self._sealed[page.block].digest, orders.step)
+                self._seen(page.block, orders.step)
                 intact += [page] if where == Where.GATE else []
         now_s = self._clock()
-        self._scrubber.cost(len(pages), now_s - started_s)
+        self._scrubber.cost(len(rows), now_s - started_s)
         self._count("pages_verified", len(orders.check))
         self._count("pages_scrubbed", len(scrubbed))
         lost, self._lost = tuple(self._lost), []
@@ -250,6 +258,7 @@ class WorkerHalf:
         self.digests.use_model(self.model.id)
         for block in list(self._sealed):
             self._forget(block)
+        self._known.clear()
         self._tails.clear()
         self._unsaved.clear()
         self._loaded.clear()
@@ -282,10 +291,35 @@ class WorkerHalf:
             return Kind.ABSENT
         if self.digests.of(page, row) == sealed.digest:
             return None
-        others = (sealed, *islice(self._sealed.values(), SEARCHED_MAX))
-        if any(self.digests.of(other.page, row) == other.digest for other in others):
+        if self.digests.of(sealed.page, row) == sealed.digest or self._is_another(row):
             return Kind.MISPLACED
         return Kind.CHANGED
+
+    def _is_another(self, row: Row) -> bool:
+        """Whether this is an intact page, of another block."""
+        assert self.digests is not None
+        others = islice(self._sealed.values(), SEARCHED_MAX)
+        return any(self.digests.of(other.page, row) == other.digest for other in others)
+
+    def _take_in(self, orders: Orders, rows: Sequence[Row]) -> set[int]:
+        """What others brought is sealed where it is now, if it was sealed so before. Returns the blocks of the rest.
+
+        All that such a request reads is looked at: whoever brings pages may have written over those beside them.
+        """
+        assert self.digests is not None
+        strange = []
+        for page, row in zip(orders.brought, rows, strict=True):
+            digest, sealed = self.digests.of(page, row), self._sealed.get(page.block)
+            known = self._known.of(page.chain) + ((sealed.digest,) if sealed else ())
+            if digest in known:
+                self._keep(page, digest, orders.step)
+                self._count("pages_brought", 0 if sealed else 1)
+            else:
+                kind = (Kind.MISPLACED if self._is_another(row) else Kind.CHANGED) if known else Kind.ABSENT
+                strange.append((page, kind, sealed.good_step if sealed else orders.step - 1))
+        for page, kind, good_step in strange:
+            self._lose(page, kind, Where.BROUGHT, good_step)
+        return {page.block for page, _, _ in strange}
 
     def _look_at_tails(self, step: int) -> None:
         assert self.digests is not None
@@ -300,9 +334,11 @@ class WorkerHalf:
                     where=Where.TAIL,
                 )  # fmt: skip
 
-    def _lose(self, page: Page, kind: Kind, where: Where) -> None:
+    def _lose(self, page: Page, kind: Kind, where: Where, good_step: int | None = None) -> None:
         sealed = self._sealed.get(page.block)
-        self._lost.append(Lost(page, kind, where, sealed.good_step if sealed else -1))
+        if good_step is None:
+            good_step = sealed.good_step if sealed else -1
+        self._lost.append(Lost(page, kind, where, good_step))
         self._forget(page.block)
         self._count(f"corrupt.{kind}.{where}", 1)
         log.error("holdfast.page_corrupt", block=page.block, position=page.position, kind=kind, where=where)
@@ -310,6 +346,8 @@ class WorkerHalf:
     def _withdraw(self, block: int) -> None:
         """What was stored of it too, unless the block was given out anew since: then nobody here knows its page."""
         sealed = self._sealed.get(block)
+        if sealed is not None:
+            self._known.forget(sealed.page.chain, sealed.digest)
         if self.exchange is None or self._unsaved.pop(block, None) is not None or sealed is None:
             return
         self.exchange.withdraw(sealed.page, sealed.digest)
@@ -317,6 +355,15 @@ class WorkerHalf:
     def _keep(self, page: Page, digest: bytes, step: int) -> None:
         self._sealed[page.block] = Sealed(page, digest, step)
         self._scrubber.seen(page.block, self._clock())
+
+    def _seen(self, block: int, step: int) -> None:
+        """Intact, as what it was sealed as: whoever asked may have named it before its block was given out."""
+        sealed = self._sealed[block]
+        self._keep(sealed.page, sealed.digest, step)
+
+    def _remember(self, orders: Orders, page: Page, digest: bytes) -> None:
+        if orders.remember:
+            self._known.add(page.chain, digest)
 
     def _forget(self, block: int) -> None:
         self._sealed.pop(block, None)
