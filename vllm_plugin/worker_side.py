@@ -20,7 +20,7 @@ from vllm_plugin.scrub import Scrubber
 log = logs.logger("worker")
 
 SLICE_PAGES = 64  # that a scrub between two steps looks at before it looks at the clock
-ROUNDS_MAX = 8  # scrubs at once
+ROUNDS_MAX = 8  # scrubs at once: of several API servers, each of which has one
 SEARCHED_MAX = 4096  # pages that a bad one is compared with, to tell a misplaced page from a changed one
 
 
@@ -182,8 +182,7 @@ class WorkerHalf:
         """A part of a scrub of all pages that were here when it began: of those not looked at since, as many as so long
         allows. What is bad is reported with the next step.
 
-        name: of the scrub, which begins when it is heard of for the first time. Of more than ROUNDS_MAX at once the
-        oldest begins anew.
+        name: of the scrub, which begins when it is heard of for the first time; the last ROUNDS_MAX are remembered.
         """
         started_s = self._clock()
         since_s = self._rounds.setdefault(name, started_s)
@@ -197,8 +196,6 @@ class WorkerHalf:
             checked += len(blocks)
         self._scrubber.cost(checked, self._clock() - started_s)
         self._count("pages_scrubbed", checked)
-        if checked == len(left):
-            del self._rounds[name]
         return Scrubbed(checked, corrupt, len(left) - checked)
 
     def _look_at(self, blocks: Sequence[int]) -> int:
