@@ -44,13 +44,15 @@ def of_scheduler(settings: Settings, facts: Facts, model: bytes, totals: Mapping
     }
 
 
-def of_worker(resident: int, age_s: float, totals: Mapping[str, float]) -> Plain:
-    """A worker half's part. age_s: of the scrubber's round."""
+def of_worker(
+    resident: int, age_s: float, totals: Mapping[str, float], weights_cycle_s: float | None = None
+) -> Plain:
+    """A worker half's part. age_s: of the scrubber's round; weights_cycle_s: of the watchman's, None without one."""
     return {
         "totals": dict(totals),
         "resident": resident,
         "scrub_cycle_s": age_s,
-        "weights": {"changes": 0, "cycle_s": None},
+        "weights": {"changes": int(totals.get("models_changed", 0)), "cycle_s": weights_cycle_s},
     }
 
 
