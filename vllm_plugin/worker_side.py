@@ -7,7 +7,7 @@ a request is filling is looked at before, as the forward pass itself writes to i
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
@@ -212,17 +212,18 @@ class WorkerHalf:
         """How many pages are here and sealed."""
         return len(self._sealed)
 
-    def scrub(self, name: str, slice_s: float) -> Scrubbed:
+    def scrub(self, name: str, slice_s: float, given_up: Collection[int] = ()) -> Scrubbed:
         """A part of a scrub of all pages that were here when it began: of those not looked at since, as many as so long
         allows. What is bad is reported with the next step.
 
         name: of the scrub, which begins when it is heard of for the first time; the last ROUNDS_MAX are remembered.
+        given_up: blocks that are left alone.
         """
         started_s = self._clock()
         since_s = self._rounds.setdefault(name, started_s)
         while len(self._rounds) > ROUNDS_MAX:
             self._rounds.popitem(last=False)
-        left = self._scrubber.unseen(since_s)
+        left = self._scrubber.unseen(since_s, set(given_up))
         checked = corrupt = 0
         while checked < len(left) and (not checked or self._clock() - started_s < slice_s):
             blocks = left[checked : checked + SLICE_PAGES]

@@ -535,3 +535,22 @@ def test_pages_computed_with_an_adapter_are_for_no_store():
 
     assert world.step((request, 9, True)).unstored == {1, 2}
     assert running(World())[1].unstored == frozenset()
+
+
+def test_after_a_reset_only_what_is_held_is_looked_at():
+    """The rest is not there for anybody, and its memory may be given back to the device."""
+    world = World()
+    _, orders = running(world)
+    running(world, "gone", "xyz", first_block=7)
+    world.half.finished("gone")
+    del world.requests["gone"]
+    world.hear(2)
+    world.table = lambda request_id: world.requests[request_id].blocks if request_id in world.requests else []
+    assert world.half.given_up() == []
+
+    world.half.reset()
+
+    assert world.half.given_up() == [7, 8]
+    assert world.step().forget == (7, 8)
+    assert world.half.given_up() == []
+    assert world.hear(3, Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 1)).again == {"r"}

@@ -113,3 +113,11 @@ def test_scrubs_that_are_given_up_are_forgotten(world, monkeypatch):
 def test_where_there_is_nothing_there_is_nothing_to_do():
     """An engine that has just started."""
     assert World().half.scrub("one", 1.0) == Scrubbed(0, 0, 0)
+
+
+def test_blocks_that_were_given_up_are_left_alone(world):
+    """Where an engine sleeps their memory may be gone, and is no page that changed in any case."""
+    world.memory[:] = 0
+
+    assert world.half.scrub("one", 100.0, given_up=[1, 2, 3, 4]) == Scrubbed(0, 0, 0)
+    assert world.half.scrub("two", 100.0, given_up=[1, 2, 3]) == Scrubbed(1, 1, 0)
