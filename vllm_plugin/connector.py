@@ -10,7 +10,7 @@ looks (`build_connector_worker_meta`). The scheduler hears of it before it hands
 import importlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
@@ -300,6 +300,10 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         half = self._worker_half
         return of_worker(half.resident(), half.scrub_age_s(), self._totals.data, self._model.cycle_s)
 
-    def scrub(self, name: str, slice_s: float) -> Scrubbed:
+    def given_up(self) -> list[int]:
+        """The scheduler's: blocks that a scrub must leave alone."""
+        return self._scheduler_half.given_up()
+
+    def scrub(self, name: str, slice_s: float, given_up: Collection[int]) -> Scrubbed:
         """A worker's: a part of a scrub of all pages."""
-        return self._worker_half.scrub(name, slice_s)
+        return self._worker_half.scrub(name, slice_s, given_up)

@@ -279,11 +279,19 @@ class SchedulerHalf:
         self._next.release.append(request_id)
 
     def reset(self) -> None:
-        """The prefix cache was emptied."""
+        """The prefix cache was emptied: what nobody holds is not to be looked at any more, whatever is there."""
+        held = {block for name in self._kept for block in self._table(name)}
+        self._next.forget += sorted(self._residents.blocks() - held)
         self._gate.reset()
         self._residents.clear()
         if self.strangers is not None:
             self.strangers.clear()
+
+    def given_up(self) -> list[int]:
+        """The blocks whose pages are no more, of which the workers hear with the next orders only. Where an engine
+        sleeps, their memory may be gone already.
+        """
+        return list(self._next.forget)
 
     # ---- leaves
 

@@ -548,3 +548,22 @@ def test_one_tail_after_the_other_where_not_all_are_asked_for():
         seen += [tail.request_id for tail in world.step(*((one, 0, False) for one in requests)).tails]
 
     assert sorted(seen) == ["r", "s", "t", "u"]
+
+
+def test_after_a_reset_only_what_is_held_is_looked_at():
+    """The rest is not there for anybody, and its memory may be given back to the device."""
+    world = World()
+    _, orders = running(world)
+    running(world, "gone", "xyz", first_block=7)
+    world.half.finished("gone")
+    del world.requests["gone"]
+    world.hear(2)
+    world.table = lambda request_id: world.requests[request_id].blocks if request_id in world.requests else []
+    assert world.half.given_up() == []
+
+    world.half.reset()
+
+    assert world.half.given_up() == [7, 8]
+    assert world.step().forget == (7, 8)
+    assert world.half.given_up() == []
+    assert world.hear(3, Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 1)).again == {"r"}
