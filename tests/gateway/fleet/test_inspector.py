@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.fleet.inspector import ABSENT_S, Inspector
 from gateway.fleet.page_status import PATH, Plugin
@@ -155,7 +156,7 @@ async def test_an_operator_brings_a_replica_back():
 PLUGINS = [
     (ABSENT, Plugin.NONE), (status(), Plugin.TOLD), (SILENT, Plugin.UNASKED), (REFUSED, Plugin.UNASKED),
     (LegEnd(Cause.REFUSED, "", 401), Plugin.UNREADABLE), (LegEnd(Cause.PROTOCOL, "too long"), Plugin.UNREADABLE),
-    (LegEnd(Cause.DONE, "", 200, b"<html>"), Plugin.UNREADABLE),
+    (LegEnd(Cause.DONE, "", 200, b"<html>"), Plugin.UNREADABLE), (status()._replace(status=500), Plugin.UNREADABLE),
 ]  # fmt: skip
 
 
@@ -193,11 +194,13 @@ async def test_a_replica_without_the_plugin_is_asked_seldom():
     ward.statuses["a"] = status()
 
     asked = await ward.rounds(ABSENT_S)
+    again = await ward.rounds(ABSENT_S + 5.0)
     ward.fleet.named("b").since_s = ward.now_s
-    again = await ward.rounds(5.0)
+    back = await ward.rounds(5.0)
 
     assert (asked.count("a"), asked.count("b")) == (12, 1)
-    assert again == ["a", "b"]
+    assert (again.count("a"), again.count("b")) == (13, 2)
+    assert back == ["a", "b"]
 
 
 async def test_one_that_is_down_or_cannot_be_asked_keeps_nobody_from_being_asked():
@@ -207,8 +210,14 @@ async def test_one_that_is_down_or_cannot_be_asked_keeps_nobody_from_being_asked
     ward.fleet.named("a").health = Health(up=False, why="gone")
     ward.broken.add("b")
 
-    await ward.rounds(5.0)
+    task = asyncio.create_task(ward.inspector.run())
+    with capture_logs() as logs:
+        for _ in range(12):
+            await asyncio.sleep(0)
 
+    assert task.cancel()  # it goes on
+    assert [(log["event"], log["replica"]) for log in logs] == [("inspector.fault", "b")]
+    assert ("a", PATH) not in ward.asked
     assert ward.fleet.named("a").pages.plugin is ward.fleet.named("b").pages.plugin is Plugin.UNASKED
     assert ward.fleet.named("c").pages.plugin is Plugin.TOLD
 
