@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -246,19 +247,29 @@ def hit(prompt: list[int], before: list[int]) -> int:
 
 
 @contextlib.contextmanager
+def store_of(setting: str) -> Iterator[tuple[dict[str, Any] | None, str]]:
+    """What is said to the plugin, with a store in shared memory, and its address; both empty without the plugin."""
+    said = SETTINGS[setting]
+    if said is None:
+        yield None, ""
+        return
+    place = Path(f"/dev/shm/holdfast-test-{os.getpid()}")
+    address = f"lmdb://{place}?size=64MiB"
+    try:
+        yield said | {"store": address, "unprotected": STORE_UNPROTECTED}, address
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def prepared(folder: Path, setting: str) -> Iterator[Injections]:
     """An engine with a store of its own, ready to be damaged."""
-    place = Path(f"/dev/shm/holdfast-injections-{os.getpid()}")
-    address = f"lmdb://{place}?size=64MiB"
-    said, more = SETTINGS[setting], {"store": address, "unprotected": STORE_UNPROTECTED}
-    engine = Engine(folder, said if said is None else said | more, num_gpu_blocks_override=128)
-    hand = StoreHand(address, place) if said is not None else None
-    try:
-        yield Injections(engine, hand, slow=setting == "scarce")
-    finally:
-        engine.stop()
-        if hand is not None:
-            hand.close()
+    with store_of(setting) as (settings, address):
+        engine = Engine(folder, settings, num_gpu_blocks_override=128)
+        try:
+            yield Injections(engine, StoreHand(address) if address else None, slow=setting == "scarce")
+        finally:
+            engine.stop()
 
 
 def seeds(setting: str, first: int, count: int) -> Iterator[Injection]:

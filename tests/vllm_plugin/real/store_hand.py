@@ -2,10 +2,8 @@
 
 import ctypes
 import random
-import shutil
 import struct
 import time
-from pathlib import Path
 from typing import Any
 
 from vllm_plugin.store import open_store
@@ -21,12 +19,11 @@ _SERIAL = struct.Struct("@Q")
 
 
 class StoreHand:
-    """In the store at an address, which this process has open too. folder: where that is."""
+    """In the store at an address, which an engine of this process has open too."""
 
-    def __init__(self, address: str, folder: Path) -> None:
-        self._store: Any = open_store(address)
-        self._tables, self._env = self._store._tables, self._store._env
-        self._folder = folder
+    def __init__(self, address: str) -> None:
+        store: Any = open_store(address)
+        self._tables = store._tables
         self._old: dict[bytes, bytes] = {}
 
     def keys(self, chains: list[bytes]) -> list[bytes]:
@@ -60,11 +57,6 @@ class StoreHand:
         else:
             self._write(route, key, spoiled(kind, before, random.Random(seed), whole=route == "map"))
         return self.payload(key) != before
-
-    def close(self) -> None:
-        """And remove the store."""
-        self._store.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _stored(self) -> dict[bytes, bytes]:
         """Keys by the chains of their pages."""
