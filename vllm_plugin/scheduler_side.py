@@ -3,17 +3,17 @@
 It knows neither torch nor vLLM: requests and the cache are seen through the two protocols below.
 """
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from vllm_plugin import logs
 from vllm_plugin.gate import Gate
 from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Tail, Where
 from vllm_plugin.plans import Plans
 from vllm_plugin.residents import Residents
 
-log = logging.getLogger("vllm.holdfast.scheduler")
+log = logs.logger("scheduler")
 
 AGAIN_MAX = 8  # times that a request is computed again: a block that cannot keep anything would have it run for ever
 
@@ -25,6 +25,7 @@ class Request(Protocol):
     num_tokens: int
     num_computed_tokens: int
     block_hashes: Any
+    lora_request: Any
 
 
 class Cache(Protocol):
@@ -47,6 +48,9 @@ class Cache(Protocol):
 
     def evict(self, blocks: Collection[int]) -> None:
         """No look-up hits them any more; who holds them, holds them."""
+
+    def evict_all(self) -> None:
+        """The same of all."""
 
 
 class Scheduled(NamedTuple):
@@ -98,6 +102,7 @@ class _Next:
     rewind: list[str] = field(default_factory=list)
     release: list[str] = field(default_factory=list)
     load: list[Load] = field(default_factory=list)
+    reread: bool = False
 
 
 class SchedulerHalf:
@@ -121,7 +126,7 @@ class SchedulerHalf:
         self._gate = gate
         self._block_tokens = block_tokens
         self._window = window
-        self._fails = abort or not protected
+        self._abort, self._protected = abort, protected
         self._tails = tails
         self._count = count
         self._residents = Residents()
@@ -130,7 +135,7 @@ class SchedulerHalf:
         self._waiting: set[str] = set()
         self._doomed: set[str] = set()
         self._loading: dict[int, Load] = {}
-        self.model = b""
+        self.model, self.settled = b"", True
         self._step = 0
         self._next = _Next()
         self.cache: Cache | None = None
@@ -160,6 +165,10 @@ class SchedulerHalf:
         self._waiting.add(request.request_id)
         self._loading |= {page.block: load for page in load.pages}
 
+    def weights_may_differ(self) -> None:
+        """Something was done that may have changed them: they are read again before the next forward pass."""
+        self._next.reread = True
+
     def orders(self, scheduled: Iterable[Scheduled], preempted: Iterable[str] = ()) -> Orders:
         """Of this step, once the scheduler has made up its mind."""
         assert self.cache is not None
@@ -170,6 +179,7 @@ class SchedulerHalf:
         forget = now.forget
         hold: list[tuple[str, tuple[int, ...]]] = []
         seal: list[Page] = []
+        unstored: set[int] = set()
         tails: list[Tail] = []
         for one in scheduled:
             forget += one.given_out
@@ -187,11 +197,14 @@ class SchedulerHalf:
             kept.held = count
             if new:
                 hold.append((name, tuple(block for block in new if block is not None)))
-            seal += self._filled(one, kept)
+            filled = self._filled(one, kept)
+            seal += filled
+            if one.request.lora_request is not None:  # its chain names its adapter, and not what is in that
+                unstored |= {page.block for page in filled}
             tails += self._tail(one, count)
         return Orders(
             self._step, tuple(forget), tuple(hold), tuple(gone), tuple(now.rewind), tuple(tails),
-            tuple(seal), check, tuple(now.load), tuple(now.withdraw),
+            tuple(seal), check, tuple(now.load), tuple(now.withdraw), frozenset(unstored), now.reread,
         )  # fmt: skip
 
     # ---- when a step is over
@@ -202,11 +215,15 @@ class SchedulerHalf:
         running: requests that hold blocks, and whose output of this step was not handed out yet.
         """
         self._gate.hear(report)
-        self.model = report.model or self.model
+        running = list(running)
+        if report.model:
+            other = report.void or self.model not in (b"", report.model)
+            self.model, self.settled = report.model, report.settled
+            if other:
+                return self._all_is_void(report, running)
         self._arrived(report)
         again = set(self._broken)
         failed: set[str] = set()
-        running = list(running)
         for lost in report.lost:
             if not self._residents.is_current(lost.page):
                 continue
@@ -223,7 +240,8 @@ class SchedulerHalf:
         self._broken.clear()
         for request_id in again:
             self._kept[request_id].times += 1
-        failed |= {name for name in again if self._fails or self._kept[name].times > AGAIN_MAX}
+        fail = self._abort or not self._protected
+        failed |= {name for name in again if fail or self._kept[name].times > AGAIN_MAX}
         return self._spoil(Spoiled(frozenset(again - failed), frozenset(failed)))
 
     def emitted(self, request_ids: Iterable[str]) -> None:
@@ -247,6 +265,26 @@ class SchedulerHalf:
         self._residents.clear()
 
     # ---- leaves
+
+    def _all_is_void(self, report: Report, running: Collection[str]) -> Spoiled:
+        """What was computed before, and in this step, is another model's: nobody reads it, all are computed anew.
+
+        Tokens that were given out before the change are right, of the model before; but not those that were given out
+        since, where that was found late.
+        """
+        assert self.cache is not None
+        self.cache.evict_all()
+        self._count("pages_evicted", len(self._residents))
+        self._residents.clear()
+        self._loading.clear()
+        self._broken.clear()
+        self._doomed |= self._waiting
+        since = report.mixed_since
+        failed = {name for name in running if since is not None and self._emitted(name) >= since}
+        if not self._protected:
+            failed = set(running)
+        log.warning("holdfast.all_pages_void", model=report.model.hex()[:16], requests=len(running))
+        return self._spoil(Spoiled(frozenset(running) - failed, frozenset(failed)))
 
     def _hit(self, request: Request, local_tokens: int) -> list[Page]:
         """The pages that a look-up just hit, those left of the window not among them."""
@@ -312,7 +350,7 @@ class SchedulerHalf:
         ]
         broken = tuple(in_place) != kept.let_in or len(in_place) != max(0, count - first)
         if broken:
-            log.error("holdfast.chain_broken request=%s pages=%d", request.request_id, count)
+            log.error("holdfast.chain_broken", request=request.request_id, pages=count)
             self._count("chains_broken", 1)
         return broken
 
@@ -360,8 +398,8 @@ class SchedulerHalf:
         self._count("pages_evicted", 1)
         self._count("pages_withdrawn", len(blocks) - 1)
         log.warning(
-            "holdfast.page_lost block=%d position=%d kind=%s where=%s withdrawn=%d",
-            lost.page.block, lost.page.position, lost.kind, lost.where, len(blocks) - 1,
+            "holdfast.page_lost", block=lost.page.block, position=lost.page.position, kind=lost.kind,
+            where=lost.where, withdrawn=len(blocks) - 1,
         )  # fmt: skip
         return blocks
 
@@ -370,9 +408,9 @@ class SchedulerHalf:
         self._count("requests_recomputed", len(spoiled.again))
         self._count("requests_aborted", len(spoiled.failed))
         for request_id in sorted(spoiled.again):
-            log.warning("holdfast.request_recomputed request=%s step=%d", request_id, self._step)
+            log.warning("holdfast.request_recomputed", request=request_id, step=self._step)
         for request_id in sorted(spoiled.failed):
-            log.error("holdfast.request_aborted request=%s step=%d", request_id, self._step)
+            log.error("holdfast.request_aborted", request=request_id, step=self._step)
         return spoiled
 
     def _emitted(self, request_id: str) -> int:

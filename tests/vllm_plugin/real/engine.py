@@ -27,11 +27,14 @@ ENVIRONMENT = {
 
 
 def installed(folder: Path) -> Path:
-    """A folder that makes the plugin's entry point known as an installed distribution would."""
+    """A folder that makes the plugin's entry points known as an installed distribution would."""
     about = folder / "holdfast-0.dist-info"
     about.mkdir(parents=True)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: holdfast\nVersion: 0\n")
-    (about / "entry_points.txt").write_text("[vllm.general_plugins]\nholdfast = vllm_plugin.register:register\n")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: holdfast\nVersion: 0.1.0\n")
+    (about / "entry_points.txt").write_text(
+        "[vllm.general_plugins]\nholdfast = vllm_plugin.register:register\n"
+        "[vllm.endpoint_plugins]\nholdfast = vllm_plugin.endpoint:HoldfastEndpoint\n"
+    )
     return folder
 
 
@@ -55,10 +58,10 @@ class OwnModules:
 class Engine:
     """One vLLM. plugin: what goes into `kv_connector_extra_config`, or None for vLLM as it is.
 
-    model: a folder that is made by now, or the tiny model. options: of `vllm.LLM`. One engine at a time in a process.
+    options: of `vllm.LLM`. One engine at a time in a process.
     """
 
-    def __init__(self, folder: Path, plugin: dict[str, Any] | None, model: Path = MODEL, **options: Any) -> None:
+    def __init__(self, folder: Path, plugin: dict[str, Any] | None, **options: Any) -> None:
         secret_file = folder / "secret"
         self._secret = secrets.token_hex()
         secret_file.write_text(self._secret)
@@ -66,9 +69,9 @@ class Engine:
         paths = [str(installed(folder / "installed")), str(REPOSITORY)]
         sys.path[:0] = paths
         os.environ["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
-        if not (model / "complete").exists():
+        if not (MODEL / "complete").exists():
             script = REPOSITORY / "gateway" / "local" / "tiny_model.py"
-            subprocess.run([sys.executable, str(script), str(model)], check=True, capture_output=True)
+            subprocess.run([sys.executable, str(script), str(MODEL)], check=True, capture_output=True)
         from vllm import LLM
         from vllm.triton_utils import dispatcher
 
@@ -80,8 +83,8 @@ class Engine:
             "kv_connector_extra_config": plugin,
         }  # fmt: skip
         self._llm = LLM(
-            str(model),
             **{
+                "model": str(MODEL),
                 "dtype": "float32", "max_model_len": 2048, "enforce_eager": True, "disable_log_stats": False,
                 "worker_extension_cls": "tests.vllm_plugin.real.injector.Injector",
                 "num_gpu_blocks_override": 256, "block_size": 32,
@@ -154,6 +157,16 @@ class Engine:
     def keep(self) -> None:
         """What all pages hold now, for «replay»."""
         self._engine.collective_rpc("holdfast_keep", args=(self._secret,))
+
+    def call(self, method: str, *args: Any) -> Any:
+        """One of the worker's methods, as an operator would call it."""
+        (answer,) = self._engine.collective_rpc(method, args=args)
+        return answer
+
+    @property
+    def model(self) -> Any:
+        """The model itself, behind everybody's back."""
+        return self._engine.engine_core.engine_core.model_executor.driver_worker.worker.get_model()
 
     def forget(self) -> None:
         """Empty the prefix cache."""
