@@ -202,6 +202,8 @@ class SchedulerHalf:
             if one.request.lora_request is not None:  # its chain names its adapter, and not what is in that
                 unstored |= {page.block for page in filled}
             tails += self._tail(one, count)
+        # Some had to make room, after they were asked for in this very pass.
+        check = tuple(page for page in check if self._residents.is_current(page))
         return Orders(
             self._step, tuple(forget), tuple(hold), tuple(gone), tuple(now.rewind), tuple(tails),
             tuple(seal), check, tuple(now.load), tuple(now.withdraw), frozenset(unstored), now.reread,

@@ -179,7 +179,8 @@ class WorkerHalf:
         rows = self.digests.sums([page.block for page, _ in pages])
         intact = []
         wrong = [self._wrong(page, row) for (page, _), row in zip(pages, rows, strict=True)]  # before any is forgotten
-        for (page, where), kind in zip(pages, wrong, strict=True):
+        judged = sorted(zip(pages, wrong, strict=True), key=lambda one: one[1] is not None)  # a block may be of both
+        for (page, where), kind in judged:
             if kind:
                 self._lose(page, kind, where)
             else:

@@ -31,7 +31,6 @@ FAMILIES, EACH = 8, 3
 ANSWER_MAX = 40
 LATE_TOKENS = 24  # more steps than a request and its neighbours hold pages
 LOGPROB_MOVED = 1e-5  # float32 and one way to compute: most are equal to the last bit
-STORE_UNPROTECTED = ["weights"]  # what must be said with a store, as long as pages are not bound to weights
 SETTINGS: dict[str, dict[str, Any] | None] = {
     "recompute": {"scrub": "all"},
     "abort": {"scrub": "all", "on_corruption": "abort"},
@@ -256,7 +255,7 @@ def store_of(setting: str) -> Iterator[tuple[dict[str, Any] | None, str]]:
     place = Path(f"/dev/shm/holdfast-test-{os.getpid()}")
     address = f"lmdb://{place}?size=64MiB"
     try:
-        yield said | {"store": address, "unprotected": STORE_UNPROTECTED}, address
+        yield said | {"store": address}, address
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
