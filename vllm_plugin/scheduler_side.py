@@ -213,6 +213,8 @@ class SchedulerHalf:
                 seal += filled
                 if request.lora_request is not None:  # its chain names its adapter, and not what is in that
                     unstored |= {page.block for page in filled}
+        # Some had to make room, after they were asked for in this very pass.
+        check = tuple(page for page in check if self._residents.is_current(page))
         return Orders(
             self._step, tuple(forget), tuple(hold), tuple(gone), tuple(now.rewind), self._tails_of(scheduled),
             tuple(seal), check, tuple(now.load), tuple(now.withdraw), frozenset(unstored), now.reread,

@@ -189,7 +189,8 @@ class WorkerHalf:
                 if page.block not in strange]  # fmt: skip
         intact = []
         wrong = [self._wrong(page, row) for page, _, row in seen]  # before any is forgotten
-        for (page, where, _), kind in zip(seen, wrong, strict=True):
+        judged = sorted(zip(seen, wrong, strict=True), key=lambda one: one[1] is not None)  # a block may be of both
+        for (page, where, _), kind in judged:
             if kind:
                 self._lose(page, kind, where)
             else:

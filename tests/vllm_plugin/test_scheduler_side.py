@@ -138,6 +138,18 @@ def test_hits_wait_and_are_let_in_by_what_was_seen():
     assert world.half.may_read(other, 8)
 
 
+def test_a_page_that_makes_room_in_the_pass_that_asks_for_it_is_not_looked_at():
+    """Its block is somebody else's by then, and what is in it no news of the page: that would be a false alarm."""
+    world = World()
+    running(world)
+    world.half.finished("r")
+
+    assert not world.half.may_read(FakeRequest("o", "abxyz", 9), 8)
+    third = FakeRequest("t", "pq", 4)
+    world.admit(third, [1])
+    assert [page.block for page in world.step((third, 4, True)).check] == [2]
+
+
 def test_a_bad_page_is_evicted_and_who_did_not_hold_it_goes_on():
     """The next look-up does not hit it."""
     world = World()
