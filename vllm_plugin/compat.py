@@ -21,7 +21,7 @@ from vllm_plugin.fingerprint import CALLS, Reason, facts_of, watch_all
 from vllm_plugin.fingerprint.changes import CORE
 from vllm_plugin.page import Orders, Report
 from vllm_plugin.refusals import Facts
-from vllm_plugin.scheduler_side import Scheduled, Spoiled
+from vllm_plugin.schedule import Scheduled, Spoiled
 from vllm_plugin.served import Named, Served
 from vllm_plugin.wrapping import wrap
 

@@ -13,7 +13,7 @@ A request counts once, in the step that admits it first: not again when it was p
 
 from collections.abc import Callable, Sequence
 
-from vllm_plugin.scheduler_side import Request, Scheduled
+from vllm_plugin.schedule import Request, Scheduled
 
 PREFIX = "prefix"  # prefix.WHAT.INPUT.BATCH
 ASKED, HIT = "asked", "hit"

@@ -187,6 +187,8 @@ class WorkerHalf:
         strange = self._take_in(orders, rows[:count])
         seen = [(page, where, row) for (page, where), row in zip(pages, rows[count:], strict=True)
                 if page.block not in strange]  # fmt: skip
+        for page, _, row in seen:
+            self._take_in_hit(page, row, orders.step)
         intact = []
         wrong = [self._wrong(page, row) for page, _, row in seen]  # before any is forgotten
         judged = sorted(zip(seen, wrong, strict=True), key=lambda one: one[1] is not None)  # a block may be of both
@@ -329,6 +331,15 @@ class WorkerHalf:
         for page, kind, good_step in strange:
             self._lose(page, kind, Where.BROUGHT, good_step)
         return {page.block for page, _, _ in strange}
+
+    def _take_in_hit(self, page: Page, row: Row, step: int) -> None:
+        """A page that others brought, and that another request hits before the one it was brought for reads it."""
+        assert self.digests is not None
+        if page.block in self._sealed or not self._known.of(page.chain):
+            return
+        digest = self.digests.of(page, row)
+        if digest in self._known.of(page.chain):
+            self._keep(page, digest, step)
 
     def _look_at_tails(self, step: int) -> None:
         assert self.digests is not None

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from vllm_plugin.gate import Gate
 from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Where
 from vllm_plugin.plans import Plans
-from vllm_plugin.scheduler_side import AGAIN_MAX, Scheduled, SchedulerHalf, Spoiled
+from vllm_plugin.schedule import Scheduled, Spoiled
+from vllm_plugin.scheduler_side import AGAIN_MAX, SchedulerHalf
 
 TOKENS = 4
 
