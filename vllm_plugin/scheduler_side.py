@@ -253,7 +253,8 @@ class SchedulerHalf:
         self._residents.clear()
         self._loading.clear()
         self._broken.clear()
-        self._doomed |= self._waiting
+        # Who waits for pages, and sessions between two turns, hold theirs and cannot be stopped before they go on.
+        self._doomed |= self._waiting | {name for name in self._kept.keys() - set(running) if self._table(name)}
         since = report.mixed_since
         failed = {name for name in running if since is not None and self._emitted(name) >= since}
         if not self._protected:

@@ -53,7 +53,7 @@ class World:
         return self.hashed.get(block) == chain
 
     def table(self, request_id: str) -> Sequence[int | None]:
-        return self.requests[request_id].blocks
+        return self.requests[request_id].blocks if request_id in self.requests else []
 
     def count(self, request_id: str) -> int:
         return len(self.table(request_id))
