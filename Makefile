@@ -16,7 +16,7 @@ demo: install    ## kill a real vLLM server in the middle of a stream, and see n
 
 test: lint install ## lint, types and all tests, those with real vLLM servers included
 	@$(PYTHON) scripts/install.py redis
-	@$(PLUGIN) -q tests/vllm_plugin --ignore=tests/vllm_plugin/real --ignore=tests/vllm_plugin/store -m "not triton and not prove and not vllm"
+	@$(PLUGIN) -q tests/vllm_plugin --ignore=tests/vllm_plugin/real -m "not triton and not prove and not vllm"
 	@$(BIN)/python -m pytest -m "not vllm" -n 3 --dist loadfile --no-loadscope-reorder
 	@$(BIN)/python -m pytest -m vllm
 
@@ -24,7 +24,7 @@ prove: install   ## the measured proofs behind the promises
 	@$(BIN)/python -m tests.prove
 	@$(PYTHON) scripts/install.py triton
 	@.cache/triton-env/bin/python -m pytest -c tests/vllm_plugin/pytest.ini tests/vllm_plugin -m triton
-	@$(PLUGIN) tests/vllm_plugin --ignore=tests/vllm_plugin/store -m vllm
+	@$(PLUGIN) tests/vllm_plugin -m vllm
 	@$(PLUGIN) tests/vllm_plugin/real
 
 sim:             ## simulated worlds: make sim WORLDS=10000, or one of them step by step: make sim SEED=123
