@@ -21,7 +21,7 @@ from vllm_plugin.fingerprint import CALLS, Reason, facts_of, watch_all
 from vllm_plugin.fingerprint.changes import CORE
 from vllm_plugin.page import Orders, Report
 from vllm_plugin.refusals import Facts
-from vllm_plugin.scheduler_side import Scheduled, Spoiled
+from vllm_plugin.schedule import Scheduled, Spoiled
 from vllm_plugin.served import Named, Served
 from vllm_plugin.wrapping import wrap
 
@@ -375,7 +375,9 @@ def _engine_status(self: Any) -> dict[str, Any]:
 
 
 def _engine_scrub(self: Any, name: str, slice_s: float) -> list[Any]:
-    return _of_workers(self, SCRUB, name, slice_s)
+    found = companions.find(self.scheduler.connector)
+    assert found is not None, "it was put there by it"
+    return _of_workers(self, SCRUB, name, slice_s, found.connector.given_up())
 
 
 def _of_workers(core: Any, method: str, *args: Any) -> list[Any]:
@@ -389,5 +391,5 @@ def _worker_status(self: Any) -> dict[str, Any]:
     return answer
 
 
-def _worker_scrub(self: Any, name: str, slice_s: float) -> list[int]:
-    return list(_of_worker().scrub(name, slice_s))
+def _worker_scrub(self: Any, name: str, slice_s: float, given_up: list[int]) -> list[int]:
+    return list(_of_worker().scrub(name, slice_s, given_up))

@@ -235,6 +235,15 @@ def test_a_page_sealed_in_its_place_that_was_written_over_is_changed(sealed):
     assert report.lost == (Lost(page(2), Kind.CHANGED, Where.BROUGHT, 2),)
 
 
+def test_a_brought_page_may_be_hit_before_it_is_read(sealed):
+    """The request that it was brought for may not be admitted yet, or be no more."""
+    bring(sealed, 2, 7)
+    bring(sealed, 3, 8)
+    report = sealed.step(forget=(7, 8), check=(moved(2, 7), moved(4, 8)))
+    assert report.intact == {moved(2, 7)}
+    assert [(one.page, one.kind, one.where) for one in report.lost] == [(moved(4, 8), Kind.ABSENT, Where.GATE)]
+
+
 def test_what_was_withdrawn_is_not_right_any_more(sealed):
     """It had a valid seal, and should never have been computed."""
     sealed.step(withdraw=(2,), forget=(2,))
