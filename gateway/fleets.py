@@ -60,7 +60,7 @@ def fleet(config: Config, ask: Ask, metrics: Metrics, clock: Callable[[], float]
 
 def inspector(config: Config, ask: Ask, fleet: Fleet, clock: Callable[[], float], listener: Verdicts) -> Inspector:
     """Build who asks after KV pages."""
-    return Inspector(fleet.all(), ask, listener, clock, config.integrity.ask_every_s, config.timeouts.probe_s)
+    return Inspector(fleet.all(), ask, listener, clock, config.integrity.ask_every_s)
 
 
 def asking(targets: dict[str, Target], upstream: Upstream, metrics: Metrics) -> Ask:

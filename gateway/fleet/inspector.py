@@ -12,6 +12,7 @@ from gateway.fleet.replica import Replica
 
 log = structlog.get_logger()
 
+ANSWER_S = 5.0  # for an answer: engines give one between two steps
 ABSENT_S = 60.0  # between questions to a server without the plugin; one that was down meanwhile is asked at once
 
 
@@ -26,7 +27,6 @@ class Inspector:
     """Nothing that it hears is a verdict on whether a replica is up: that is the fleet's.
 
     ask: puts a small question to a replica. every_s: between questions to one replica, in seconds; 0: none is asked.
-    ask_s: for one answer.
     """
 
     def __init__(
@@ -36,11 +36,10 @@ class Inspector:
         listener: Hears,
         clock: Callable[[], float],
         every_s: float,
-        ask_s: float,
     ) -> None:
         self._replicas = {one.name: one for one in replicas}
         self._ask, self._listener, self._clock = ask, listener, clock
-        self._every_s, self._ask_s = every_s, ask_s
+        self._every_s = every_s
 
     async def run(self) -> None:
         """Ask for as long as the gateway lives; one that cannot be asked does not end the others."""
@@ -55,14 +54,14 @@ class Inspector:
     async def look(self, replica: Replica) -> None:
         """Ask one replica once. There are three cases.
 
-        1. No answer: that is for the probes to judge, and what is known stays.
+        1. No answer, or 503, as from engines in a long step: that is for the probes to judge, and what is known stays.
         2. No plugin, or nothing that can be read: noted. It does not clear a replica that is drained.
         3. A status: it may drain the replica, or bring it back, if its engines were started anew.
         """
-        answer = await self._ask(replica.name, PATH, None, self._ask_s)
+        answer = await self._ask(replica.name, PATH, None, ANSWER_S)
         pages, now_s = replica.pages, self._clock()
         pages.asked_s = now_s
-        if answer.silent or not answer.reached:
+        if answer.silent or not answer.reached or answer.status >= 500:
             return
         if answer.status == 404:
             pages.plugin, pages.status = Plugin.NONE, None

@@ -15,15 +15,16 @@ BYTES_MAX = 256 << 10  # of an answer; an engine has less than one kilobyte to s
 ENGINES_MAX = 1024
 KINDS_MAX = 64  # of corruption, by kind and place; there are a dozen
 COUNT_MAX = 1 << 53
-# Not the server's own memory: pages of which nobody can say what they were, and such as a page store gave it.
-UNKNOWN, LOADED = "absent", "load"
+# Not the server's own memory: pages of which nobody can say what they were, and such as came from elsewhere, out of a
+# page store or by another connector.
+UNKNOWN, ELSEWHERE = "absent", ("load", "brought")
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=float(COUNT_MAX))]
 Word = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[!-~]*$")]  # it is shown on terminals
 Words = Annotated[list[Word], msgspec.Meta(max_length=KINDS_MAX)]
-Hex = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[0-9a-f]*$")]
+Hexes = Annotated[str, msgspec.Meta(max_length=8192, pattern=r"^[0-9a-f,]*$")]
 
 
 class Plugin(StrEnum):
@@ -67,7 +68,7 @@ class _Engine(msgspec.Struct):
     corrupt: Annotated[list[_Bad], msgspec.Meta(max_length=KINDS_MAX)]
     version: Word = ""
     unprotected: Words = []
-    fingerprint: Hex = ""
+    fingerprint: Hexes = ""  # with a comma between those of several models
     weights: _Cycle = msgspec.field(default_factory=_Cycle)
     pages: _Pages = msgspec.field(default_factory=_Pages)
     requests: _Requests = msgspec.field(default_factory=_Requests)
@@ -104,7 +105,7 @@ class PageStatus(NamedTuple):
     @property
     def bad(self) -> int:
         """Pages that went bad in its own memory."""
-        return sum(n for (kind, where), n in self.corrupt.items() if kind != UNKNOWN and where != LOADED)
+        return sum(n for (kind, where), n in self.corrupt.items() if kind != UNKNOWN and where not in ELSEWHERE)
 
 
 @dataclass(slots=True)
@@ -150,7 +151,7 @@ def _together(engines: list[_Engine], at_s: float) -> PageStatus:
         all(one.protected for one in engines),
         _once(word for one in engines for word in one.unprotected),
         _once(one.version for one in engines),
-        _once(one.fingerprint for one in engines),
+        _once(each for one in engines for each in one.fingerprint.split(",")),
         corrupt,
         _sums(one.pages for one in engines),
         _sums(one.requests for one in engines),

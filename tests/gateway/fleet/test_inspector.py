@@ -34,7 +34,7 @@ class Ward(World):
         super().__init__(*(Replica(name, model="m", health=Health(up=True, why="answers")) for name in names))
         self.statuses: dict[str, LegEnd] = {}
         self.told: list[tuple[str, bool, str]] = []
-        self.inspector = Inspector(self.fleet.all(), self.ask, self, lambda: self.now_s, every_s, 1.0)
+        self.inspector = Inspector(self.fleet.all(), self.ask, self, lambda: self.now_s, every_s)
 
     async def ask(self, name: str, path: str, body: bytes | None, timeout_s: float) -> LegEnd:
         if path != PATH or name in self.broken:
@@ -156,7 +156,8 @@ async def test_an_operator_brings_a_replica_back():
 PLUGINS = [
     (ABSENT, Plugin.NONE), (status(), Plugin.TOLD), (SILENT, Plugin.UNASKED), (REFUSED, Plugin.UNASKED),
     (LegEnd(Cause.REFUSED, "", 401), Plugin.UNREADABLE), (LegEnd(Cause.PROTOCOL, "too long"), Plugin.UNREADABLE),
-    (LegEnd(Cause.DONE, "", 200, b"<html>"), Plugin.UNREADABLE), (status()._replace(status=500), Plugin.UNREADABLE),
+    (LegEnd(Cause.DONE, "", 200, b"<html>"), Plugin.UNREADABLE), (status()._replace(status=206), Plugin.UNREADABLE),
+    (status()._replace(status=503), Plugin.UNASKED),
 ]  # fmt: skip
 
 
@@ -177,7 +178,7 @@ async def test_a_status_that_cannot_be_read_any_more_is_kept_with_its_age():
     """And one that is gone is not."""
     ward = Ward("a")
     replica = await ward.looks("a", 3)
-    ward.statuses["a"] = LegEnd(Cause.FAILED, "", 502)
+    ward.statuses["a"] = LegEnd(Cause.PROTOCOL)
     await ward.inspector.look(replica)
     kept = replica.pages.status
     ward.statuses["a"] = ABSENT

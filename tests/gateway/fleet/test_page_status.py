@@ -58,14 +58,23 @@ def test_engines_are_added_up():
     assert found.fingerprints == ("aa", "3fa9c1d2" * 8)
 
 
+def test_engines_that_are_added_up_already_may_have_several_fingerprints():
+    """As an API server of several engines tells them, with a comma in between."""
+    found = read(said(fingerprint="aa,bb"), 0.0)
+
+    assert found is not None
+    assert found.fingerprints == ("aa", "bb")
+
+
 def test_pages_that_say_nothing_of_its_memory_are_not_its_fault():
-    """A page that was never sealed is unknown; one that a store gave went bad elsewhere."""
+    """A page that was never sealed is unknown; one that a store or another connector gave went bad elsewhere."""
     corrupt = [bad("absent", "gate", 50), bad("changed", "load", 50), bad("misplaced", "scrub", 1)]
+    corrupt += [bad("changed", "brought", 50)]
 
     found = read(said(corrupt=corrupt), 0.0)
 
     assert found is not None
-    assert (found.bad, sum(found.corrupt.values())) == (1, 101)
+    assert (found.bad, sum(found.corrupt.values())) == (1, 151)
 
 
 @pytest.mark.parametrize(
