@@ -3,17 +3,18 @@
 It knows neither torch nor vLLM: requests and the cache are seen through the two protocols below.
 """
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from vllm_plugin import logs
 from vllm_plugin.gate import Gate
 from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Tail, Where
 from vllm_plugin.plans import Plans
 from vllm_plugin.residents import Residents
+from vllm_plugin.strangers import Strangers
 
-log = logging.getLogger("vllm.holdfast.scheduler")
+log = logs.logger("scheduler")
 
 AGAIN_MAX = 8  # times that a request is computed again: a block that cannot keep anything would have it run for ever
 
@@ -25,6 +26,7 @@ class Request(Protocol):
     num_tokens: int
     num_computed_tokens: int
     block_hashes: Any
+    lora_request: Any
 
 
 class Cache(Protocol):
@@ -39,14 +41,14 @@ class Cache(Protocol):
     def table(self, request_id: str) -> Sequence[int | None]:
         """The blocks of a request in order; None where the window has left one behind."""
 
-    def count(self, request_id: str) -> int:
-        """How many blocks a request has, those left behind among them."""
-
     def block(self, request_id: str, number: int) -> int | None:
         """One of them."""
 
     def evict(self, blocks: Collection[int]) -> None:
         """No look-up hits them any more; who holds them, holds them."""
+
+    def evict_all(self) -> None:
+        """The same of all."""
 
 
 class Scheduled(NamedTuple):
@@ -80,6 +82,7 @@ class Spoiled:
 class _Kept:
     """What is remembered of a request. let_in: the blocks that it hit, None where it kept its own. sealed: how many of
     its pages were; held: how many blocks it has. emitted_step: of its last token. times: that it was computed again.
+    expects: whether others may bring pages to it, or have, until it computes for the first time.
     """
 
     let_in: tuple[int, ...] | None = ()
@@ -87,6 +90,7 @@ class _Kept:
     held: int = 0
     emitted_step: int = -1
     times: int = 0
+    expects: bool = False
 
 
 @dataclass(slots=True)
@@ -98,13 +102,15 @@ class _Next:
     rewind: list[str] = field(default_factory=list)
     release: list[str] = field(default_factory=list)
     load: list[Load] = field(default_factory=list)
+    reread: bool = False
 
 
 class SchedulerHalf:
     """One for the engine. block_tokens: of a page. window: how many tokens attention looks back, None for all.
 
     abort: running requests that hold a corrupt page fail. protected: whether their output of the step at hand can be
-    thrown away; where it cannot, they fail too. count: told (name, how many), for metrics.
+    thrown away; where it cannot, they fail too. tails: whether pages that are being filled are looked at; every_tail:
+    all in each step, or one. count: told (name, how many), for metrics.
     """
 
     def __init__(
@@ -116,13 +122,14 @@ class SchedulerHalf:
         abort: bool = False,
         protected: bool = True,
         tails: bool = True,
+        every_tail: bool = True,
         count: Callable[[str, float], None] = lambda name, number: None,
     ) -> None:
         self._gate = gate
         self._block_tokens = block_tokens
         self._window = window
-        self._fails = abort or not protected
-        self._tails = tails
+        self._abort, self._protected = abort, protected
+        self._tails, self._every_tail = tails, every_tail
         self._count = count
         self._residents = Residents()
         self._kept: dict[str, _Kept] = {}
@@ -130,7 +137,9 @@ class SchedulerHalf:
         self._waiting: set[str] = set()
         self._doomed: set[str] = set()
         self._loading: dict[int, Load] = {}
-        self.model = b""
+        self.model, self.settled = b"", True
+        self._hits: dict[str, int] = {}
+        self.strangers: Strangers | None = None  # where there are other connectors
         self._step = 0
         self._next = _Next()
         self.cache: Cache | None = None
@@ -139,7 +148,14 @@ class SchedulerHalf:
 
     def may_read(self, request: Request, local_tokens: int) -> bool:
         """Whether a request may be admitted with so many tokens hit in the cache. If not, it will be asked again."""
+        if self.strangers is not None:
+            self._hits[request.request_id] = local_tokens // self._block_tokens
         return self._gate.opens(request.request_id, self._hit(request, local_tokens))
+
+    def others_may_not(self, request: Request, local_tokens: int) -> bool:
+        """Whether no other connector may bring this request anything, behind what is here."""
+        chains = request.block_hashes[local_tokens // self._block_tokens :]
+        return self.strangers is not None and self.strangers.are_refused(request.request_id, chains)
 
     def admitted(self, request: Request) -> None:
         """It has its blocks. They must be one unbroken chain of what was verified, in order, or it is not believed."""
@@ -149,6 +165,8 @@ class SchedulerHalf:
         kept.sealed = kept.held = 0
         # What was loaded for it, or a session that goes on: it held its pages all the time.
         kept.let_in = None if request.num_computed_tokens else let_in
+        if self.strangers is not None and not request.num_computed_tokens:
+            self._expect(request, kept)
         self._count("prefix_hit_tokens", len(let_in) * self._block_tokens)
 
     def waits(self, request: Request, plans: Plans) -> None:
@@ -160,9 +178,14 @@ class SchedulerHalf:
         self._waiting.add(request.request_id)
         self._loading |= {page.block: load for page in load.pages}
 
-    def orders(self, scheduled: Iterable[Scheduled], preempted: Iterable[str] = ()) -> Orders:
-        """Of this step, once the scheduler has made up its mind."""
-        assert self.cache is not None
+    def weights_may_differ(self) -> None:
+        """Something was done that may have changed them: they are read again before the next forward pass."""
+        self._next.reread = True
+
+    def orders(self, scheduled: Sequence[Scheduled], preempted: Iterable[str] = ()) -> Orders:
+        """Of this step, once the scheduler has made up its mind. Most requests only go on, a token further: those cost
+        a comparison each.
+        """
         self._step += 1
         check = self._gate.take(self._residents.holds)
         gone = [*self._next.release, *preempted]  # before anybody holds anything anew
@@ -170,28 +193,30 @@ class SchedulerHalf:
         forget = now.forget
         hold: list[tuple[str, tuple[int, ...]]] = []
         seal: list[Page] = []
-        tails: list[Tail] = []
+        unstored: set[int] = set()
+        brought: list[Page] = []
         for one in scheduled:
-            forget += one.given_out
-            self._residents.given_out(one.given_out)
-            name = one.request.request_id
-            kept = self._kept[name]
-            if one.fresh:
-                kept.sealed, kept.held = one.request.num_computed_tokens // self._block_tokens, 0
-                gone.append(name)  # what it held before it was preempted
-                if name in self._doomed or self._has_holes(one.request, kept):
-                    self._doomed.discard(name)
-                    self._broken.add(name)
-            count = self.cache.count(name)
-            new = [self.cache.block(name, number) for number in range(kept.held, count)]
-            kept.held = count
-            if new:
-                hold.append((name, tuple(block for block in new if block is not None)))
-            seal += self._filled(one, kept)
-            tails += self._tail(one, count)
+            request, tokens, given_out, fresh = one
+            kept = self._kept[request.request_id]
+            if given_out:
+                forget += given_out
+                self._residents.given_out(given_out)
+            if fresh:
+                gone.append(request.request_id)  # what it held before it was preempted
+                brought += self._begun(request, kept)
+                hold.append((request.request_id, self._held(request, kept)))
+            elif given_out:
+                kept.held += len(given_out)
+                hold.append((request.request_id, given_out))
+            if (request.num_computed_tokens + tokens) // self._block_tokens > kept.sealed:
+                filled = self._filled(one, kept)
+                seal += filled
+                if request.lora_request is not None:  # its chain names its adapter, and not what is in that
+                    unstored |= {page.block for page in filled}
         return Orders(
-            self._step, tuple(forget), tuple(hold), tuple(gone), tuple(now.rewind), tuple(tails),
-            tuple(seal), check, tuple(now.load), tuple(now.withdraw),
+            self._step, tuple(forget), tuple(hold), tuple(gone), tuple(now.rewind), self._tails_of(scheduled),
+            tuple(seal), check, tuple(now.load), tuple(now.withdraw), frozenset(unstored), now.reread,
+            tuple(brought), self.strangers is not None,
         )  # fmt: skip
 
     # ---- when a step is over
@@ -202,19 +227,27 @@ class SchedulerHalf:
         running: requests that hold blocks, and whose output of this step was not handed out yet.
         """
         self._gate.hear(report)
-        self.model = report.model or self.model
+        running = list(running)
+        if report.model:
+            other = report.void or self.model not in (b"", report.model)
+            self.model, self.settled = report.model, report.settled
+            if other:
+                return self._all_is_void(report, running)
         self._arrived(report)
         again = set(self._broken)
         failed: set[str] = set()
-        running = list(running)
+        bad = set(self._broken)
         for lost in report.lost:
             if not self._residents.is_current(lost.page):
                 continue
             blocks = self._withdraw(lost)
+            if lost.where == Where.BROUGHT and self.strangers is not None:
+                self.strangers.refuse(lost.page.chain)
             if not _spoils(lost):
                 continue
             for request_id in running:
                 if not blocks.isdisjoint(self._table(request_id)):
+                    bad |= {request_id} if lost.kind != Kind.ABSENT else set()
                     (failed if self._emitted(request_id) > lost.good_step else again).add(request_id)
             # Who waits, with blocks, cannot be stopped before it is admitted.
             self._doomed |= {name for name in self._waiting if not blocks.isdisjoint(self._table(name))}
@@ -223,7 +256,8 @@ class SchedulerHalf:
         self._broken.clear()
         for request_id in again:
             self._kept[request_id].times += 1
-        failed |= {name for name in again if self._fails or self._kept[name].times > AGAIN_MAX}
+        failed |= {name for name in again if not self._protected or self._kept[name].times > AGAIN_MAX}
+        failed |= again & bad if self._abort else set()  # a page that nobody here knows need not be corrupt
         return self._spoil(Spoiled(frozenset(again - failed), frozenset(failed)))
 
     def emitted(self, request_ids: Iterable[str]) -> None:
@@ -239,14 +273,59 @@ class SchedulerHalf:
         self._broken.discard(request_id)
         self._waiting.discard(request_id)
         self._doomed.discard(request_id)
+        self._hits.pop(request_id, None)
+        if self.strangers is not None:
+            self.strangers.finished(request_id)
         self._next.release.append(request_id)
 
     def reset(self) -> None:
         """The prefix cache was emptied."""
         self._gate.reset()
         self._residents.clear()
+        if self.strangers is not None:
+            self.strangers.clear()
 
     # ---- leaves
+
+    def _all_is_void(self, report: Report, running: Collection[str]) -> Spoiled:
+        """What was computed before, and in this step, is another model's: nobody reads it, all are computed anew.
+
+        Tokens that were given out before the change are right, of the model before; but not those that were given out
+        since, where that was found late.
+        """
+        assert self.cache is not None
+        self.cache.evict_all()
+        self._count("pages_evicted", len(self._residents))
+        self._residents.clear()
+        self._loading.clear()
+        self._broken.clear()
+        self._doomed |= self._waiting
+        since = report.mixed_since
+        failed = {name for name in running if since is not None and self._emitted(name) >= since}
+        if not self._protected:
+            failed = set(running)
+        log.warning("holdfast.all_pages_void", model=report.model.hex()[:16], requests=len(running))
+        return self._spoil(Spoiled(frozenset(running) - failed, frozenset(failed)))
+
+    def _expect(self, request: Request, kept: _Kept) -> None:
+        """Whatever is in the blocks that it did not hit: somebody writes to them from now on, it itself or others."""
+        kept.expects = True
+        hits = self._hits.pop(request.request_id, 0)
+        blocks = [block for block in self._table(request.request_id)[hits:] if block is not None]
+        self._residents.given_out(blocks)
+        self._next.forget += blocks
+
+    def _brought(self, request: Request, kept: _Kept) -> list[Page]:
+        """All pages that it reads from this step on, if others have brought some of them."""
+        if not kept.expects or self.strangers is None:
+            return []
+        kept.expects = False
+        first = self._first_seen(request.num_computed_tokens)
+        table = self._table(request.request_id)
+        looked_at = self.strangers.pages(request, first, table, self._block_tokens, self._residents, self._step)
+        if looked_at is None:
+            self._broken.add(request.request_id)
+        return looked_at or []
 
     def _hit(self, request: Request, local_tokens: int) -> list[Page]:
         """The pages that a look-up just hit, those left of the window not among them."""
@@ -294,11 +373,12 @@ class SchedulerHalf:
                 self._next.forget.append(block)
                 self._next.withdraw.append(block)
 
-    def _has_holes(self, request: Request, kept: _Kept) -> bool:
+    def _has_holes(self, request: Request, kept: _Kept, looked_at: bool) -> bool:
         """A request that was admitted must read one unbroken chain, of the very pages that it was let in with.
 
         The chain begins with its first token, or with the first that the window reaches. It was admitted already: so
-        it computes this step, and what comes of it is thrown away.
+        it computes this step, and what comes of it is thrown away. looked_at: whether all of its pages are looked at in
+        this step anyhow, as others brought some of them.
         """
         assert self.cache is not None
         if kept.let_in is None:
@@ -310,11 +390,25 @@ class SchedulerHalf:
             for number, block in enumerate(table[first:count], first)
             if block is not None and self.cache.is_cached_as(block, bytes(request.block_hashes[number]))
         ]
-        broken = tuple(in_place) != kept.let_in or len(in_place) != max(0, count - first)
+        broken = len(in_place) != max(0, count - first) or (tuple(in_place) != kept.let_in and not looked_at)
         if broken:
-            log.error("holdfast.chain_broken request=%s pages=%d", request.request_id, count)
+            log.error("holdfast.chain_broken", request=request.request_id, pages=count)
             self._count("chains_broken", 1)
         return broken
+
+    def _begun(self, request: Request, kept: _Kept) -> list[Page]:
+        """It was admitted, and computes for the first time since. Returns what of it others brought."""
+        kept.sealed = request.num_computed_tokens // self._block_tokens
+        looked_at = self._brought(request, kept)
+        if request.request_id in self._doomed or self._has_holes(request, kept, bool(looked_at)):
+            self._doomed.discard(request.request_id)
+            self._broken.add(request.request_id)
+        return looked_at
+
+    def _held(self, request: Request, kept: _Kept) -> tuple[int, ...]:
+        table = self._table(request.request_id)
+        kept.held = len(table)
+        return tuple(block for block in table if block is not None)
 
     def _filled(self, one: Scheduled, kept: _Kept) -> list[Page]:
         """The pages that this step fills. Draft tokens that may be taken back do not count."""
@@ -334,16 +428,23 @@ class SchedulerHalf:
         kept.sealed = max(full, kept.sealed)
         return pages
 
-    def _tail(self, one: Scheduled, count: int) -> list[Tail]:
+    def _tails_of(self, scheduled: Sequence[Scheduled]) -> tuple[Tail, ...]:
+        """Of all, or of one after the other."""
+        if not self._tails or not scheduled:
+            return ()
+        some = scheduled if self._every_tail else (scheduled[self._step % len(scheduled)],)
+        return tuple(tail for one in some if (tail := self._tail(one)) is not None)
+
+    def _tail(self, one: Scheduled) -> Tail | None:
         assert self.cache is not None
+        name = one.request.request_id
         known = one.request.num_computed_tokens + one.tokens
         number = known // self._block_tokens
-        if not self._tails or not known % self._block_tokens or number >= count:
-            return []
-        block = self.cache.block(one.request.request_id, number)
+        if not known % self._block_tokens or number >= self._kept[name].held:
+            return None
+        block = self.cache.block(name, number)
         assert block is not None, "nobody leaves behind what is being written"
-        page = self._residents.page(block, 0, b"", number * self._block_tokens)
-        return [Tail(one.request.request_id, page)]
+        return Tail(name, self._residents.page(block, 0, b"", number * self._block_tokens))
 
     def _withdraw(self, lost: Lost) -> set[int]:
         """Evict a page and what may have been computed from it. Returns their blocks."""
@@ -360,8 +461,8 @@ class SchedulerHalf:
         self._count("pages_evicted", 1)
         self._count("pages_withdrawn", len(blocks) - 1)
         log.warning(
-            "holdfast.page_lost block=%d position=%d kind=%s where=%s withdrawn=%d",
-            lost.page.block, lost.page.position, lost.kind, lost.where, len(blocks) - 1,
+            "holdfast.page_lost", block=lost.page.block, position=lost.page.position, kind=lost.kind,
+            where=lost.where, withdrawn=len(blocks) - 1,
         )  # fmt: skip
         return blocks
 
@@ -370,9 +471,9 @@ class SchedulerHalf:
         self._count("requests_recomputed", len(spoiled.again))
         self._count("requests_aborted", len(spoiled.failed))
         for request_id in sorted(spoiled.again):
-            log.warning("holdfast.request_recomputed request=%s step=%d", request_id, self._step)
+            log.warning("holdfast.request_recomputed", request=request_id, step=self._step)
         for request_id in sorted(spoiled.failed):
-            log.error("holdfast.request_aborted request=%s step=%d", request_id, self._step)
+            log.error("holdfast.request_aborted", request=request_id, step=self._step)
         return spoiled
 
     def _emitted(self, request_id: str) -> int:
@@ -385,6 +486,7 @@ class SchedulerHalf:
 
 def _spoils(lost: Lost) -> bool:
     """Whether anybody may have read it while it was bad. Of an absent page nobody knows anything bad, and whoever holds
-    it was let through; a page that could not be loaded was never there, and is computed.
+    it was let through, but for one that another connector brought; a page that could not be loaded was never there, and
+    is computed.
     """
-    return lost.kind != Kind.ABSENT and lost.where != Where.LOAD
+    return lost.where == Where.BROUGHT or (lost.kind != Kind.ABSENT and lost.where != Where.LOAD)

@@ -65,6 +65,10 @@ class Scrubber:
         left = PER_STEP_MIN if budget_s is None else max(PER_STEP_MIN, room - len(held))
         return held + list(islice((block for block in self._idle if block not in known), left))
 
+    def unseen(self, since_s: float) -> list[int]:
+        """All that were not looked at since then, those that are held first."""
+        return [block for ring in (self._held, self._idle) for block, seen_s in ring.items() if seen_s < since_s]
+
     def age_s(self, now_s: float) -> float:
         """How long ago the page was seen that was not seen for the longest time: a whole round takes that long."""
         oldest = [next(iter(ring.values())) for ring in (self._held, self._idle) if ring]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from vllm_plugin.store.contract import Manifest, Page, Quarantine
+from vllm_plugin.store.contract import Erased, Manifest, Page, Quarantine
 
 __all__ = ["DictStore", "Manifest", "Page"]
 
@@ -14,6 +14,7 @@ class DictStore:
     def __init__(self) -> None:
         self.pages: dict[bytes, Page] = {}
         self.quarantined: list[bytes] = []
+        self.swept: list[tuple[bytes, float]] = []
 
     def put_soon(self, pages: Sequence[Page]) -> bool:
         self.pages |= {page.key: page for page in pages if page.key not in self.pages}
@@ -25,6 +26,13 @@ class DictStore:
     @contextmanager
     def read(self, keys: Sequence[bytes]) -> Iterator[list[Page | None]]:
         yield [self.pages.get(key) for key in keys]
+
+    def sweep(self, keep: bytes, within_s: float) -> Erased:
+        self.swept.append((keep, within_s))
+        return Erased()
+
+    def close(self) -> None:
+        pass
 
     def quarantine(self, key: bytes, digest: bytes) -> Quarantine:
         if key not in self.pages or self.pages[key].manifest.digest != digest:

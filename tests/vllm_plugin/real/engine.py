@@ -27,11 +27,14 @@ ENVIRONMENT = {
 
 
 def installed(folder: Path) -> Path:
-    """A folder that makes the plugin's entry point known as an installed distribution would."""
+    """A folder that makes the plugin's entry points known as an installed distribution would."""
     about = folder / "holdfast-0.dist-info"
     about.mkdir(parents=True)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: holdfast\nVersion: 0\n")
-    (about / "entry_points.txt").write_text("[vllm.general_plugins]\nholdfast = vllm_plugin.register:register\n")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: holdfast\nVersion: 0.1.0\n")
+    (about / "entry_points.txt").write_text(
+        "[vllm.general_plugins]\nholdfast = vllm_plugin.register:register\n"
+        "[vllm.endpoint_plugins]\nholdfast = vllm_plugin.endpoint:HoldfastEndpoint\n"
+    )
     return folder
 
 
@@ -42,6 +45,26 @@ def prompts(seed: int, families: int, each: int, shared: int, own: int) -> list[
         [prefix + [rng.randrange(10, 8000) for _ in range(own)] for _ in range(each)]
         for prefix in ([rng.randrange(10, 8000) for _ in range(shared)] for _ in range(families))
     ]
+
+
+def look_at_own_modules() -> None:
+    """vLLM puts its CPU kernels in place of others by looking through all modules, and falls over llvmlite, should
+    numba be there already: as it is when this process had an engine before. Its own modules are enough.
+    """
+    try:
+        from vllm.triton_utils import dispatcher
+    except ImportError:  # before 0.32
+        return
+    dispatcher.sys = OwnModules()
+
+
+def among(ours: dict[str, Any], beside: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """As a member of a MultiConnector, in the place of the empty one. The policy is said once, of the whole."""
+    policy = {"kv_load_failure_policy": ours.pop("kv_load_failure_policy")}
+    connectors = [one or ours for one in beside]
+    return {
+        "kv_connector": "MultiConnector", "kv_role": "kv_both", "kv_connector_extra_config": {"connectors": connectors},
+    } | policy  # fmt: skip
 
 
 class OwnModules:
@@ -55,10 +78,13 @@ class OwnModules:
 class Engine:
     """One vLLM. plugin: what goes into `kv_connector_extra_config`, or None for vLLM as it is.
 
-    options: of `vllm.LLM`. One engine at a time in a process.
+    beside: the configurations of other connectors, ours among them as an empty one. options: of `vllm.LLM`. One engine
+    at a time in a process.
     """
 
-    def __init__(self, folder: Path, plugin: dict[str, Any] | None, **options: Any) -> None:
+    def __init__(
+        self, folder: Path, plugin: dict[str, Any] | None, beside: Sequence[dict[str, Any]] = (), **options: Any
+    ) -> None:
         secret_file = folder / "secret"
         self._secret = secrets.token_hex()
         secret_file.write_text(self._secret)
@@ -70,18 +96,17 @@ class Engine:
             script = REPOSITORY / "gateway" / "local" / "tiny_model.py"
             subprocess.run([sys.executable, str(script), str(MODEL)], check=True, capture_output=True)
         from vllm import LLM
-        from vllm.triton_utils import dispatcher
 
-        # vLLM puts its CPU kernels in place of others by looking through all modules, and falls over llvmlite, should
-        # numba be there already: as it is when this process had an engine before. Its own modules are enough.
-        dispatcher.sys = OwnModules()
+        look_at_own_modules()
         transfer = {
             "kv_connector": "HoldfastConnector", "kv_role": "kv_both", "kv_load_failure_policy": "recompute",
             "kv_connector_extra_config": plugin,
         }  # fmt: skip
+        if beside:
+            transfer = among(transfer, beside)
         self._llm = LLM(
-            str(MODEL),
             **{
+                "model": str(MODEL),
                 "dtype": "float32", "max_model_len": 2048, "enforce_eager": True, "disable_log_stats": False,
                 "worker_extension_cls": "tests.vllm_plugin.real.injector.Injector",
                 "num_gpu_blocks_override": 256, "block_size": 32,
@@ -96,8 +121,10 @@ class Engine:
         self.tokens: dict[str, list[int]] = {}
         self.ended: dict[str, str | None] = {}
 
-    def add(self, prompt: Sequence[int], tokens: int = 8, salt: str | None = None, **sampling: Any) -> str:
-        """A request, from the next step on; greedy unless said otherwise. Returns its name."""
+    def add(
+        self, prompt: Sequence[int], tokens: int = 8, salt: str | None = None, lora: Any = None, **sampling: Any
+    ) -> str:
+        """A request, from the next step on; greedy unless said otherwise. lora: of vLLM. Returns its name."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -109,7 +136,7 @@ class Engine:
         body: dict[str, Any] = {"prompt_token_ids": list(prompt)}
         if salt is not None:
             body["cache_salt"] = salt
-        self._engine.add_request(name, body, params)
+        self._engine.add_request(name, body, params, lora_request=lora)
         return name
 
     def step(self) -> None:
@@ -144,6 +171,16 @@ class Engine:
     def keep(self) -> None:
         """What all pages hold now, for «replay»."""
         self._engine.collective_rpc("holdfast_keep", args=(self._secret,))
+
+    def call(self, method: str, *args: Any) -> Any:
+        """One of the worker's methods, as an operator would call it."""
+        (answer,) = self._engine.collective_rpc(method, args=args)
+        return answer
+
+    @property
+    def model(self) -> Any:
+        """The model itself, behind everybody's back."""
+        return self._engine.engine_core.engine_core.model_executor.driver_worker.worker.get_model()
 
     def forget(self) -> None:
         """Empty the prefix cache."""

@@ -48,6 +48,12 @@ class Injector:
         layers = self._layers(secret)
         self._kept_pages = [[layer[block].clone() for layer in layers] for block in range(layers[0].shape[0])]
 
+    def holdfast_scale(self: Any, name: str, factor: float) -> None:
+        """An operator's own method that changes a weight in place, as trainers add them."""
+        from tests.vllm_plugin.real.weights import scale
+
+        scale(self.get_model(), factor, name)
+
     def _layers(self: Any, secret: str) -> list[Any]:
         """Of each layer, [block, head, token, content]."""
         if not os.environ.get(SECRET_FILE) or Path(os.environ[SECRET_FILE]).read_text() != secret:
