@@ -175,9 +175,6 @@ class BlockCache:
     def table(self, request_id: str) -> Sequence[int | None]:
         return [None if block.is_null else block.block_id for block in self._blocks(request_id)]
 
-    def count(self, request_id: str) -> int:
-        return len(self._blocks(request_id))
-
     def block(self, request_id: str, number: int) -> int | None:
         block = self._blocks(request_id)[number]
         return None if block.is_null else block.block_id

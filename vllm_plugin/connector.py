@@ -59,6 +59,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
                 abort=settings.abort,
                 protected=is_protected(facts),
                 tails=settings.tails,
+                every_tail=settings.scrub_share is None,
                 count=self._count,
             )
             self._plans: Plans | None = None

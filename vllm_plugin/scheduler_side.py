@@ -41,9 +41,6 @@ class Cache(Protocol):
     def table(self, request_id: str) -> Sequence[int | None]:
         """The blocks of a request in order; None where the window has left one behind."""
 
-    def count(self, request_id: str) -> int:
-        """How many blocks a request has, those left behind among them."""
-
     def block(self, request_id: str, number: int) -> int | None:
         """One of them."""
 
@@ -112,7 +109,8 @@ class SchedulerHalf:
     """One for the engine. block_tokens: of a page. window: how many tokens attention looks back, None for all.
 
     abort: running requests that hold a corrupt page fail. protected: whether their output of the step at hand can be
-    thrown away; where it cannot, they fail too. count: told (name, how many), for metrics.
+    thrown away; where it cannot, they fail too. tails: whether pages that are being filled are looked at; every_tail:
+    all in each step, or one. count: told (name, how many), for metrics.
     """
 
     def __init__(
@@ -124,13 +122,14 @@ class SchedulerHalf:
         abort: bool = False,
         protected: bool = True,
         tails: bool = True,
+        every_tail: bool = True,
         count: Callable[[str, float], None] = lambda name, number: None,
     ) -> None:
         self._gate = gate
         self._block_tokens = block_tokens
         self._window = window
         self._abort, self._protected = abort, protected
-        self._tails = tails
+        self._tails, self._every_tail = tails, every_tail
         self._count = count
         self._residents = Residents()
         self._kept: dict[str, _Kept] = {}
@@ -183,9 +182,10 @@ class SchedulerHalf:
         """Something was done that may have changed them: they are read again before the next forward pass."""
         self._next.reread = True
 
-    def orders(self, scheduled: Iterable[Scheduled], preempted: Iterable[str] = ()) -> Orders:
-        """Of this step, once the scheduler has made up its mind."""
-        assert self.cache is not None
+    def orders(self, scheduled: Sequence[Scheduled], preempted: Iterable[str] = ()) -> Orders:
+        """Of this step, once the scheduler has made up its mind. Most requests only go on, a token further: those cost
+        a comparison each.
+        """
         self._step += 1
         check = self._gate.take(self._residents.holds)
         gone = [*self._next.release, *preempted]  # before anybody holds anything anew
@@ -194,33 +194,27 @@ class SchedulerHalf:
         hold: list[tuple[str, tuple[int, ...]]] = []
         seal: list[Page] = []
         unstored: set[int] = set()
-        tails: list[Tail] = []
         brought: list[Page] = []
         for one in scheduled:
-            forget += one.given_out
-            self._residents.given_out(one.given_out)
-            name = one.request.request_id
-            kept = self._kept[name]
-            if one.fresh:
-                kept.sealed, kept.held = one.request.num_computed_tokens // self._block_tokens, 0
-                gone.append(name)  # what it held before it was preempted
-                looked_at = self._brought(one.request, kept)
-                brought += looked_at
-                if name in self._doomed or self._has_holes(one.request, kept, bool(looked_at)):
-                    self._doomed.discard(name)
-                    self._broken.add(name)
-            count = self.cache.count(name)
-            new = [self.cache.block(name, number) for number in range(kept.held, count)]
-            kept.held = count
-            if new:
-                hold.append((name, tuple(block for block in new if block is not None)))
-            filled = self._filled(one, kept)
-            seal += filled
-            if one.request.lora_request is not None:  # its chain names its adapter, and not what is in that
-                unstored |= {page.block for page in filled}
-            tails += self._tail(one, count)
+            request, tokens, given_out, fresh = one
+            kept = self._kept[request.request_id]
+            if given_out:
+                forget += given_out
+                self._residents.given_out(given_out)
+            if fresh:
+                gone.append(request.request_id)  # what it held before it was preempted
+                brought += self._begun(request, kept)
+                hold.append((request.request_id, self._held(request, kept)))
+            elif given_out:
+                kept.held += len(given_out)
+                hold.append((request.request_id, given_out))
+            if (request.num_computed_tokens + tokens) // self._block_tokens > kept.sealed:
+                filled = self._filled(one, kept)
+                seal += filled
+                if request.lora_request is not None:  # its chain names its adapter, and not what is in that
+                    unstored |= {page.block for page in filled}
         return Orders(
-            self._step, tuple(forget), tuple(hold), tuple(gone), tuple(now.rewind), tuple(tails),
+            self._step, tuple(forget), tuple(hold), tuple(gone), tuple(now.rewind), self._tails_of(scheduled),
             tuple(seal), check, tuple(now.load), tuple(now.withdraw), frozenset(unstored), now.reread,
             tuple(brought), self.strangers is not None,
         )  # fmt: skip
@@ -410,6 +404,20 @@ class SchedulerHalf:
             self._count("chains_broken", 1)
         return broken
 
+    def _begun(self, request: Request, kept: _Kept) -> list[Page]:
+        """It was admitted, and computes for the first time since. Returns what of it others brought."""
+        kept.sealed = request.num_computed_tokens // self._block_tokens
+        looked_at = self._brought(request, kept)
+        if request.request_id in self._doomed or self._has_holes(request, kept, bool(looked_at)):
+            self._doomed.discard(request.request_id)
+            self._broken.add(request.request_id)
+        return looked_at
+
+    def _held(self, request: Request, kept: _Kept) -> tuple[int, ...]:
+        table = self._table(request.request_id)
+        kept.held = len(table)
+        return tuple(block for block in table if block is not None)
+
     def _filled(self, one: Scheduled, kept: _Kept) -> list[Page]:
         """The pages that this step fills. Draft tokens that may be taken back do not count."""
         assert self.cache is not None
@@ -428,16 +436,23 @@ class SchedulerHalf:
         kept.sealed = max(full, kept.sealed)
         return pages
 
-    def _tail(self, one: Scheduled, count: int) -> list[Tail]:
+    def _tails_of(self, scheduled: Sequence[Scheduled]) -> tuple[Tail, ...]:
+        """Of all, or of one after the other."""
+        if not self._tails or not scheduled:
+            return ()
+        some = scheduled if self._every_tail else (scheduled[self._step % len(scheduled)],)
+        return tuple(tail for one in some if (tail := self._tail(one)) is not None)
+
+    def _tail(self, one: Scheduled) -> Tail | None:
         assert self.cache is not None
+        name = one.request.request_id
         known = one.request.num_computed_tokens + one.tokens
         number = known // self._block_tokens
-        if not self._tails or not known % self._block_tokens or number >= count:
-            return []
-        block = self.cache.block(one.request.request_id, number)
+        if not known % self._block_tokens or number >= self._kept[name].held:
+            return None
+        block = self.cache.block(name, number)
         assert block is not None, "nobody leaves behind what is being written"
-        page = self._residents.page(block, 0, b"", number * self._block_tokens)
-        return [Tail(one.request.request_id, page)]
+        return Tail(name, self._residents.page(block, 0, b"", number * self._block_tokens))
 
     def _withdraw(self, lost: Lost) -> set[int]:
         """Evict a page and what may have been computed from it. Returns their blocks."""

@@ -7,7 +7,7 @@ a request is filling is looked at before, as the forward pass itself writes to i
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence, Set
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
@@ -23,6 +23,7 @@ log = logs.logger("worker")
 SLICE_PAGES = 64  # that a scrub between two steps looks at before it looks at the clock
 ROUNDS_MAX = 8  # scrubs at once: of several API servers, each of which has one
 SEARCHED_MAX = 4096  # pages that a bad one is compared with, to tell a misplaced page from a changed one
+CREDIT_S_MAX = 0.05  # for scrubbing, that steps may save up while there is nothing to scrub
 MARK_EVERY_S, MARKS_MAX = 1.0, 4096  # of time, so that it can be told which step was when; before them is any time
 
 
@@ -80,7 +81,7 @@ class WorkerHalf:
         self._sealed: dict[int, Sealed] = {}
         self._tails: dict[str, Sealed] = {}
         self._lost: list[Lost] = []
-        self._began_s = 0.0
+        self._began_s = self._credit_s = 0.0
         self._step = 0
         self._rounds: OrderedDict[str, float] = OrderedDict()
         self._unsaved: dict[int, Any] = {}
@@ -159,7 +160,9 @@ class WorkerHalf:
                 page.block: self.exchange.copy(page, digest) for page, digest in sealed if self._is_kept(page, orders)
             }
         full = {page.block for page in orders.seal}
-        self._tails = {name: tail for name, tail in self._tails.items() if tail.page.block not in full}
+        # Where only some are ordered, nobody says which of the others were written on.
+        still = self._tails.items() if self._share is None else ()
+        self._tails = {name: tail for name, tail in still if tail.page.block not in full}
         for request_id, page in tails.items():
             self._tails[request_id] = Sealed(page, self.digests.of(page, next(rows)), orders.step)
         self._count("pages_sealed", len(orders.seal))
@@ -174,9 +177,8 @@ class WorkerHalf:
         if self._void or differs_since_s is not None:
             return self._all_is_void(orders.step, differs_since_s)
         started_s = self._clock()
-        budget_s = None if self._share is None else max(self._floor_s, self._share * (started_s - self._began_s))
         asked = {page.block for page in (*orders.brought, *orders.check)}
-        scrubbed = self._scrubber.pick(budget_s, skip=asked | {page.block for page in orders.seal})
+        scrubbed = self._to_scrub(started_s, asked.union(page.block for page in orders.seal))
         known = {lost.page for lost in self._lost}  # found by a scrub since the last step, and reported with this one
         pages = [(page, Where.GATE) for page in orders.check if page not in known]
         pages += [(self._sealed[block].page, Where.SCRUB) for block in scrubbed]
@@ -195,6 +197,7 @@ class WorkerHalf:
                 intact += [page] if where == Where.GATE else []
         now_s = self._clock()
         self._scrubber.cost(len(rows), now_s - started_s)
+        self._credit_s -= (now_s - started_s) * len(scrubbed) / max(1, len(rows))
         self._count("pages_verified", len(orders.check))
         self._count("pages_scrubbed", len(scrubbed))
         lost, self._lost = tuple(self._lost), []
@@ -248,6 +251,13 @@ class WorkerHalf:
         return len(wrong) - wrong.count(None)
 
     # ---- leaves
+
+    def _to_scrub(self, now_s: float, skip: Set[int]) -> list[int]:
+        """Each step brings its share of time; what a look takes beyond that is owed, and paid by the next steps."""
+        if self._share is None:
+            return self._scrubber.pick(None, skip)
+        self._credit_s = min(self._credit_s, CREDIT_S_MAX) + max(self._floor_s, self._share * (now_s - self._began_s))
+        return self._scrubber.pick(self._credit_s, skip) if self._credit_s > 0 else []
 
     def _forget_all(self) -> None:
         """The weights are others now: every page is of another model, and none is known."""

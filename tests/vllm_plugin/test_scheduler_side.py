@@ -554,3 +554,16 @@ def test_after_a_reset_only_what_is_held_is_looked_at():
     assert world.step().forget == (7, 8)
     assert world.half.given_up() == []
     assert world.hear(3, Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 1)).again == {"r"}
+
+
+def test_one_tail_after_the_other_where_not_all_are_asked_for():
+    """Each request has its turn."""
+    world = World(every_tail=False)
+    requests = [FakeRequest(name, name * 6, 5) for name in "rstu"]
+    for number, request in enumerate(requests):
+        world.admit(request, [3 * number + 1, 3 * number + 2, 3 * number + 3])
+    seen = [tail.request_id for tail in world.step(*((one, 5, True) for one in requests)).tails]
+    for _ in range(3):
+        seen += [tail.request_id for tail in world.step(*((one, 0, False) for one in requests)).tails]
+
+    assert sorted(seen) == ["r", "s", "t", "u"]
