@@ -1,6 +1,8 @@
 """The plugin's two routes, over engines of this file."""
 
 import asyncio
+import subprocess
+import sys
 from argparse import Namespace
 
 import pytest
@@ -255,3 +257,12 @@ def test_the_connector_is_found_alone_and_among_others(connector, members, is_th
 
     assert compat.has_connector(Namespace(kv_transfer_config=transfer)) is is_there
     assert not compat.has_connector(Namespace(kv_transfer_config=None))
+
+
+def test_nothing_that_vllm_loads_brings_numba_or_vllm_before_its_time():
+    """vLLM on the CPU looks through all modules when it starts, and falls over numba's."""
+    code = "import sys, vllm_plugin.endpoint; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+    assert "fastapi" in loaded
+    assert {"numba", "llvmlite", "vllm", "torch", "triton"}.isdisjoint(loaded)
