@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PLUGIN := .venv-vllm/bin/python -m pytest -c tests/vllm_plugin/pytest.ini
+OLDEST := .cache/vllm-oldest/bin/python -m pytest -c tests/vllm_plugin/pytest.ini
 VLLM := tests/e2e tests/gateway/local  # where tests marked «vllm» are: tests/conftest.py sees to it
 # Hundreds of processes are started: without compiled files each would compile all of Holdfast, or of vLLM, anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -29,6 +30,8 @@ prove: install   ## the measured proofs behind the promises
 	@.cache/triton-env/bin/python -m pytest -c tests/vllm_plugin/pytest.ini tests/vllm_plugin -m triton
 	@$(PLUGIN) tests/vllm_plugin -m vllm
 	@$(PLUGIN) tests/vllm_plugin/real
+	@$(PYTHON) scripts/install.py oldest
+	@$(OLDEST) tests/vllm_plugin/test_versions.py tests/vllm_plugin/real
 
 sim:             ## simulated worlds: make sim WORLDS=10000, or one of them step by step: make sim SEED=123
 	@$(PYTHON) scripts/install.py gateway

@@ -1,10 +1,12 @@
-"""What of vLLM changes from version to version: the only file that knows it. Written for 0.32, tried there.
+"""What of vLLM changes from version to version: the only file that knows it. Written for 0.32.
 
     what is sent            ToWorker, FromWorker
     what is looked at       facts, window, BlockCache, scheduled, pages, rank
-    what is wrapped         Scheduler.update_from_output, GPUModelRunner.initialize_kv_cache, .sample_tokens
-                            and what changes weights: fingerprint/changes.py
+    what is wrapped         Scheduler.update_from_output, GPUModelRunner.initialize_kv_cache, .sample_tokens,
+                            MultiConnector: companions.py; what changes weights: fingerprint/changes.py
     what is asked           EngineCore.holdfast_status, .holdfast_scrub; Worker's; ask
+
+versions.py says of which versions, and whether all of it is there.
 """
 
 import time
@@ -21,7 +23,7 @@ from vllm_plugin.fingerprint import CALLS, Reason, facts_of, watch_all
 from vllm_plugin.fingerprint.changes import CORE
 from vllm_plugin.page import Orders, Report
 from vllm_plugin.refusals import Facts
-from vllm_plugin.scheduler_side import Scheduled, Spoiled
+from vllm_plugin.schedule import Scheduled, Spoiled
 from vllm_plugin.served import Named, Served
 from vllm_plugin.wrapping import wrap
 
@@ -207,9 +209,13 @@ def scheduled(scheduler_output: Any, requests: Mapping[str, Any], tokens: int) -
 
 
 def guard_scheduler() -> None:
-    """From now on, what a step computed from bad pages is thrown away before anybody sees it."""
+    """From now on, what a step computed from bad pages is thrown away before anybody sees it, with companions or
+    without.
+    """
+    from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiConnector
     from vllm.v1.core.sched.scheduler import Scheduler
 
+    companions.guard(MultiConnector)
     wrap(Scheduler, "update_from_output", _update_from_output)
 
 
@@ -375,7 +381,9 @@ def _engine_status(self: Any) -> dict[str, Any]:
 
 
 def _engine_scrub(self: Any, name: str, slice_s: float) -> list[Any]:
-    return _of_workers(self, SCRUB, name, slice_s)
+    found = companions.find(self.scheduler.connector)
+    assert found is not None, "it was put there by it"
+    return _of_workers(self, SCRUB, name, slice_s, found.connector.given_up())
 
 
 def _of_workers(core: Any, method: str, *args: Any) -> list[Any]:
@@ -389,5 +397,5 @@ def _worker_status(self: Any) -> dict[str, Any]:
     return answer
 
 
-def _worker_scrub(self: Any, name: str, slice_s: float) -> list[int]:
-    return list(_of_worker().scrub(name, slice_s))
+def _worker_scrub(self: Any, name: str, slice_s: float, given_up: list[int]) -> list[int]:
+    return list(_of_worker().scrub(name, slice_s, given_up))

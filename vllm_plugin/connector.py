@@ -10,12 +10,12 @@ looks (`build_connector_worker_meta`). The scheduler hears of it before it hands
 import importlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
 
-from vllm_plugin import companions, compat, logs
+from vllm_plugin import companions, compat, logs, versions
 from vllm_plugin.digests import Digests
 from vllm_plugin.exchange import Exchange
 from vllm_plugin.fingerprint import FactRefused, OnChange, Reason, WaysAbsent, WeightsRefused
@@ -24,7 +24,8 @@ from vllm_plugin.page import Orders, Report
 from vllm_plugin.plans import Plans
 from vllm_plugin.prefix import Prefixes
 from vllm_plugin.refusals import WEIGHTS, RefusedAtStart, is_protected, of_weights, refusals, refusals_of_policy
-from vllm_plugin.scheduler_side import SchedulerHalf, Spoiled
+from vllm_plugin.schedule import Spoiled
+from vllm_plugin.scheduler_side import SchedulerHalf
 from vllm_plugin.served import Named, Served
 from vllm_plugin.settings import Settings
 from vllm_plugin.status import of_scheduler, of_worker
@@ -39,6 +40,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
     """One in the scheduler's process and one in each worker's: which it is, its role says. Raises RefusedAtStart."""
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any = None, **kw: Any) -> None:
+        _check_version(role)
         super().__init__(vllm_config, role, kv_cache_config)
         self.settings = settings = Settings.of(self._kv_transfer_config.kv_connector_extra_config)
         self._facts = facts = compat.facts(vllm_config, kv_cache_config)
@@ -69,7 +71,6 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             self._whole: Any = self
             compat.guard_scheduler()
             compat.answer_in_engine()
-            companions.guard()
             self._watch(compat.watch_engine, self._engine_did)
         else:
             self.runner: Any = None  # told by compat.know_runner
@@ -300,6 +301,22 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         half = self._worker_half
         return of_worker(half.resident(), half.scrub_age_s(), self._totals.data, self._model.cycle_s)
 
-    def scrub(self, name: str, slice_s: float) -> Scrubbed:
+    def given_up(self) -> list[int]:
+        """The scheduler's: blocks that a scrub must leave alone."""
+        return self._scheduler_half.given_up()
+
+    def scrub(self, name: str, slice_s: float, given_up: Collection[int]) -> Scrubbed:
         """A worker's: a part of a scrub of all pages."""
-        return self._worker_half.scrub(name, slice_s)
+        return self._worker_half.scrub(name, slice_s, given_up)
+
+
+def _check_version(role: KVConnectorRole) -> None:
+    """Raises RefusedAtStart."""
+    from vllm import __version__
+
+    hooks = versions.SCHEDULER if role == KVConnectorRole.SCHEDULER else versions.WORKER
+    refused, warning = versions.judge(__version__, versions.missing_of(versions.CONNECTOR, hooks))
+    if refused:
+        raise RefusedAtStart.saying(refused)
+    if warning:
+        log.warning("holdfast.version", why=warning)

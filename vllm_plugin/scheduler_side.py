@@ -1,81 +1,22 @@
 """The scheduler's half: which pages exist, who holds them, what is to be looked at, and what a bad page spoils.
 
-It knows neither torch nor vLLM: requests and the cache are seen through the two protocols below.
+It knows neither torch nor vLLM: requests and the cache are seen through the two protocols of schedule.py.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
 
 from vllm_plugin import logs
 from vllm_plugin.gate import Gate
 from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Tail, Where
 from vllm_plugin.plans import Plans
 from vllm_plugin.residents import Residents
+from vllm_plugin.schedule import Cache, Request, Scheduled, Spoiled
 from vllm_plugin.strangers import Strangers
 
 log = logs.logger("scheduler")
 
 AGAIN_MAX = 8  # times that a request is computed again: a block that cannot keep anything would have it run for ever
-
-
-class Request(Protocol):
-    """What of vLLM's request is looked at."""
-
-    request_id: str
-    num_tokens: int
-    num_computed_tokens: int
-    block_hashes: Any
-    lora_request: Any
-
-
-class Cache(Protocol):
-    """What of vLLM's block pool is looked at, of one group."""
-
-    def cached(self, chain: bytes) -> int | None:
-        """The block that a look-up of this chain hits."""
-
-    def is_cached_as(self, block: int, chain: bytes) -> bool:
-        """Whether that block is registered under that chain."""
-
-    def table(self, request_id: str) -> Sequence[int | None]:
-        """The blocks of a request in order; None where the window has left one behind."""
-
-    def block(self, request_id: str, number: int) -> int | None:
-        """One of them."""
-
-    def evict(self, blocks: Collection[int]) -> None:
-        """No look-up hits them any more; who holds them, holds them."""
-
-    def evict_all(self) -> None:
-        """The same of all."""
-
-
-class Scheduled(NamedTuple):
-    """A request of this step. tokens: how many of it are computed now. fresh: admitted in this step.
-
-    given_out: the blocks that it got in this step to write to, those that it hit not among them.
-    """
-
-    request: Request
-    tokens: int
-    given_out: tuple[int, ...]
-    fresh: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Spoiled:
-    """Requests that computed this step's tokens from what was not intact.
-
-    Their output of this step is thrown away. again: these are computed anew, from the last page that is good. failed:
-    these end with an error, as tokens that may be wrong were given to the client before, or because it was said so.
-    """
-
-    again: frozenset[str] = frozenset()
-    failed: frozenset[str] = frozenset()
-
-    def __bool__(self) -> bool:
-        return bool(self.again or self.failed)
 
 
 @dataclass(slots=True)
@@ -213,6 +154,8 @@ class SchedulerHalf:
                 seal += filled
                 if request.lora_request is not None:  # its chain names its adapter, and not what is in that
                     unstored |= {page.block for page in filled}
+        # Some had to make room, after they were asked for in this very pass.
+        check = tuple(page for page in check if self._residents.is_current(page))
         return Orders(
             self._step, tuple(forget), tuple(hold), tuple(gone), tuple(now.rewind), self._tails_of(scheduled),
             tuple(seal), check, tuple(now.load), tuple(now.withdraw), frozenset(unstored), now.reread,
@@ -249,6 +192,9 @@ class SchedulerHalf:
                 if not blocks.isdisjoint(self._table(request_id)):
                     bad |= {request_id} if lost.kind != Kind.ABSENT else set()
                     (failed if self._emitted(request_id) > lost.good_step else again).add(request_id)
+            for request_id in self._kept.keys() - set(running):  # a session between two turns keeps its blocks
+                if not blocks.isdisjoint(self._table(request_id)):
+                    (failed if self._emitted(request_id) > lost.good_step else self._doomed).add(request_id)
             # Who waits, with blocks, cannot be stopped before it is admitted.
             self._doomed |= {name for name in self._waiting if not blocks.isdisjoint(self._table(name))}
         for request_id in self._broken:
@@ -279,11 +225,19 @@ class SchedulerHalf:
         self._next.release.append(request_id)
 
     def reset(self) -> None:
-        """The prefix cache was emptied."""
+        """The prefix cache was emptied: what nobody holds is not to be looked at any more, whatever is there."""
+        held = {block for name in self._kept for block in self._table(name)}
+        self._next.forget += sorted(self._residents.blocks() - held)
         self._gate.reset()
         self._residents.clear()
         if self.strangers is not None:
             self.strangers.clear()
+
+    def given_up(self) -> list[int]:
+        """The blocks whose pages are no more, of which the workers hear with the next orders only. Where an engine
+        sleeps, their memory may be gone already.
+        """
+        return list(self._next.forget)
 
     # ---- leaves
 
@@ -299,7 +253,8 @@ class SchedulerHalf:
         self._residents.clear()
         self._loading.clear()
         self._broken.clear()
-        self._doomed |= self._waiting
+        # Who waits for pages, and sessions between two turns, hold theirs and cannot be stopped before they go on.
+        self._doomed |= self._waiting | {name for name in self._kept.keys() - set(running) if self._table(name)}
         since = report.mixed_since
         failed = {name for name in running if since is not None and self._emitted(name) >= since}
         if not self._protected:

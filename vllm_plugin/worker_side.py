@@ -7,7 +7,7 @@ a request is filling is looked at before, as the forward pass itself writes to i
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Collection, Sequence, Set
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
@@ -21,7 +21,7 @@ from vllm_plugin.scrub import Scrubber
 log = logs.logger("worker")
 
 SLICE_PAGES = 64  # that a scrub between two steps looks at before it looks at the clock
-ROUNDS_MAX = 8  # scrubs at once
+ROUNDS_MAX = 8  # scrubs at once: of several API servers, each of which has one
 SEARCHED_MAX = 4096  # pages that a bad one is compared with, to tell a misplaced page from a changed one
 CREDIT_S_MAX = 0.05  # for scrubbing, that steps may save up while there is nothing to scrub
 MARK_EVERY_S, MARKS_MAX = 1.0, 4096  # of time, so that it can be told which step was when; before them is any time
@@ -187,9 +187,12 @@ class WorkerHalf:
         strange = self._take_in(orders, rows[:count])
         seen = [(page, where, row) for (page, where), row in zip(pages, rows[count:], strict=True)
                 if page.block not in strange]  # fmt: skip
+        for page, _, row in seen:
+            self._take_in_hit(page, row, orders.step)
         intact = []
         wrong = [self._wrong(page, row) for page, _, row in seen]  # before any is forgotten
-        for (page, where, _), kind in zip(seen, wrong, strict=True):
+        judged = sorted(zip(seen, wrong, strict=True), key=lambda one: one[1] is not None)  # a block may be of both
+        for (page, where, _), kind in judged:
             if kind:
                 self._lose(page, kind, where)
             else:
@@ -215,18 +218,18 @@ class WorkerHalf:
         """How many pages are here and sealed."""
         return len(self._sealed)
 
-    def scrub(self, name: str, slice_s: float) -> Scrubbed:
+    def scrub(self, name: str, slice_s: float, given_up: Collection[int] = ()) -> Scrubbed:
         """A part of a scrub of all pages that were here when it began: of those not looked at since, as many as so long
         allows. What is bad is reported with the next step.
 
-        name: of the scrub, which begins when it is heard of for the first time. Of more than ROUNDS_MAX at once the
-        oldest begins anew.
+        name: of the scrub, which begins when it is heard of for the first time; the last ROUNDS_MAX are remembered.
+        given_up: blocks that are left alone.
         """
         started_s = self._clock()
         since_s = self._rounds.setdefault(name, started_s)
         while len(self._rounds) > ROUNDS_MAX:
             self._rounds.popitem(last=False)
-        left = self._scrubber.unseen(since_s)
+        left = self._scrubber.unseen(since_s, set(given_up))
         checked = corrupt = 0
         while checked < len(left) and (not checked or self._clock() - started_s < slice_s):
             blocks = left[checked : checked + SLICE_PAGES]
@@ -234,8 +237,6 @@ class WorkerHalf:
             checked += len(blocks)
         self._scrubber.cost(checked, self._clock() - started_s)
         self._count("pages_scrubbed", checked)
-        if checked == len(left):
-            del self._rounds[name]
         return Scrubbed(checked, corrupt, len(left) - checked)
 
     def _look_at(self, blocks: Sequence[int]) -> int:
@@ -330,6 +331,15 @@ class WorkerHalf:
         for page, kind, good_step in strange:
             self._lose(page, kind, Where.BROUGHT, good_step)
         return {page.block for page, _, _ in strange}
+
+    def _take_in_hit(self, page: Page, row: Row, step: int) -> None:
+        """A page that others brought, and that another request hits before the one it was brought for reads it."""
+        assert self.digests is not None
+        if page.block in self._sealed or not self._known.of(page.chain):
+            return
+        digest = self.digests.of(page, row)
+        if digest in self._known.of(page.chain):
+            self._keep(page, digest, step)
 
     def _look_at_tails(self, step: int) -> None:
         assert self.digests is not None

@@ -87,6 +87,10 @@ class Metrics:
         if hung:
             self._ejections.add(replica)
 
+    def drained(self, replica: str) -> None:
+        """Count a replica that gets no new requests any more, for its KV pages were corrupt."""
+        self._drains.add(replica)
+
     def hold_opened(self) -> None:
         """Note that a request holds budget now; `hold_settled` must follow."""
         self._holding += 1
@@ -169,6 +173,7 @@ class Metrics:
         self._hedges_won = tally("hedges_won", "Those that were faster.", "model")
         self._canaries = tally("canaries", "Requests for one token, by outcome.", "replica", "outcome")
         self._ejections = tally("ejections", "Servers found to hang.", "replica")
+        self._drains = tally("drains", "Servers drained, for too many of their KV pages were corrupt.", "replica")
         self._turns = tally("breaker_turns", "Breakers that came into a state.", "level", "state")
         self._replica_turns = tally(
             "replica_breaker_turns", "Failure breakers that came into a state.", "replica", "model", "state"

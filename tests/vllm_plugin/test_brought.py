@@ -163,8 +163,11 @@ def test_where_a_step_cannot_be_thrown_away_both_do():
 def test_a_part_of_a_page_is_thrown_away_and_nothing_is_brought_any_more():
     """Nobody can look at it before it is full, and then it is sealed as it is."""
     one = world()
-    request = brought(one)
+    request = FakeRequest("r", "abcdef", 9)
+    one.admit(request, (1, 2, 3))
+    one.step()  # it waits meanwhile
     request.num_computed_tokens = 7
+    one.half.admitted(request)
     one.step((request, 2, True))
     assert one.hear(1).again == {"r"}
     assert one.half.others_may_not(request, 0)
@@ -233,6 +236,15 @@ def test_a_page_sealed_in_its_place_that_was_written_over_is_changed(sealed):
     sealed.step(check=(page(2),))
     report = sealed.step(lambda: bring(sealed, 6, 2), brought=(page(2),))
     assert report.lost == (Lost(page(2), Kind.CHANGED, Where.BROUGHT, 2),)
+
+
+def test_a_brought_page_may_be_hit_before_it_is_read(sealed):
+    """The request that it was brought for may not be admitted yet, or be no more."""
+    bring(sealed, 2, 7)
+    bring(sealed, 3, 8)
+    report = sealed.step(forget=(7, 8), check=(moved(2, 7), moved(4, 8)))
+    assert report.intact == {moved(2, 7)}
+    assert [(one.page, one.kind, one.where) for one in report.lost] == [(moved(4, 8), Kind.ABSENT, Where.GATE)]
 
 
 def test_what_was_withdrawn_is_not_right_any_more(sealed):

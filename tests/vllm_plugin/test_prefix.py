@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from vllm_plugin.prefix import Prefixes
-from vllm_plugin.scheduler_side import Scheduled
+from vllm_plugin.schedule import Scheduled
 
 
 @dataclass

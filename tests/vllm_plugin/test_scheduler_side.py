@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from vllm_plugin.gate import Gate
 from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Where
 from vllm_plugin.plans import Plans
-from vllm_plugin.scheduler_side import AGAIN_MAX, Scheduled, SchedulerHalf, Spoiled
+from vllm_plugin.schedule import Scheduled, Spoiled
+from vllm_plugin.scheduler_side import AGAIN_MAX, SchedulerHalf
 
 TOKENS = 4
 
@@ -52,7 +53,7 @@ class World:
         return self.hashed.get(block) == chain
 
     def table(self, request_id: str) -> Sequence[int | None]:
-        return self.requests[request_id].blocks
+        return self.requests[request_id].blocks if request_id in self.requests else []
 
     def count(self, request_id: str) -> int:
         return len(self.table(request_id))
@@ -136,6 +137,18 @@ def test_hits_wait_and_are_let_in_by_what_was_seen():
     assert [page.block for page in orders.check] == [1, 2]
     world.hear(2, intact=orders.check)
     assert world.half.may_read(other, 8)
+
+
+def test_a_page_that_makes_room_in_the_pass_that_asks_for_it_is_not_looked_at():
+    """Its block is somebody else's by then, and what is in it no news of the page: that would be a false alarm."""
+    world = World()
+    running(world)
+    world.half.finished("r")
+
+    assert not world.half.may_read(FakeRequest("o", "abxyz", 9), 8)
+    third = FakeRequest("t", "pq", 4)
+    world.admit(third, [1])
+    assert [page.block for page in world.step((third, 4, True)).check] == [2]
 
 
 def test_a_bad_page_is_evicted_and_who_did_not_hold_it_goes_on():
@@ -548,3 +561,22 @@ def test_one_tail_after_the_other_where_not_all_are_asked_for():
         seen += [tail.request_id for tail in world.step(*((one, 0, False) for one in requests)).tails]
 
     assert sorted(seen) == ["r", "s", "t", "u"]
+
+
+def test_after_a_reset_only_what_is_held_is_looked_at():
+    """The rest is not there for anybody, and its memory may be given back to the device."""
+    world = World()
+    _, orders = running(world)
+    running(world, "gone", "xyz", first_block=7)
+    world.half.finished("gone")
+    del world.requests["gone"]
+    world.hear(2)
+    world.table = lambda request_id: world.requests[request_id].blocks if request_id in world.requests else []
+    assert world.half.given_up() == []
+
+    world.half.reset()
+
+    assert world.half.given_up() == [7, 8]
+    assert world.step().forget == (7, 8)
+    assert world.half.given_up() == []
+    assert world.hear(3, Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 1)).again == {"r"}

@@ -64,6 +64,14 @@ def test_what_was_sealed_is_intact(world):
     assert report.model == b"m"
 
 
+def test_a_block_that_is_asked_for_as_two_pages_is_one_of_them(world):
+    """Whichever is asked for first."""
+    report = world.step(check=(page(1, b"other", 32), page(1)))
+
+    assert report.intact == {page(1)}
+    assert [lost.page for lost in report.lost] == [page(1, b"other", 32)]
+
+
 def flip(memory):
     memory[2, 7] ^= 1 << 30
 

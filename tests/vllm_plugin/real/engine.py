@@ -106,8 +106,8 @@ class Engine:
             transfer = among(transfer, beside)
         self._llm = LLM(
             **{
-                "model": str(MODEL),
-                "dtype": "float32", "max_model_len": 2048, "enforce_eager": True, "disable_log_stats": False,
+                "model": str(MODEL), "dtype": "float32", "max_model_len": 2048, "enforce_eager": True,
+                "disable_log_stats": False,
                 "worker_extension_cls": "tests.vllm_plugin.real.injector.Injector",
                 "num_gpu_blocks_override": 256, "block_size": 32,
                 "kv_transfer_config": transfer if plugin is not None else None,
@@ -117,8 +117,10 @@ class Engine:
         self.scheduler = self._engine.engine_core.engine_core.scheduler
         self._number = 0
         self.tables: dict[str, list[int]] = {}
+        self.chains: dict[str, list[bytes]] = {}
         self.done: dict[str, list[Any]] = {}
         self.tokens: dict[str, list[int]] = {}
+        self.logprobs: dict[str, list[float]] = {}
         self.ended: dict[str, str | None] = {}
 
     def add(
@@ -139,16 +141,43 @@ class Engine:
         self._engine.add_request(name, body, params, lora_request=lora)
         return name
 
+    def turn(self, name: str, prompt: Sequence[int], tokens: int = 8) -> None:
+        """Of a session of that name, which is begun with its first one, and goes on until it is stopped."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
+        body: Any = {"prompt_token_ids": list(prompt)}
+        tasks = self._engine.get_supported_tasks()
+        request = self._engine.input_processor.process_inputs(
+            name, body, params, supported_tasks=tasks, resumable=True
+        )
+        request.external_req_id = name
+        self._engine.output_processor.add_request(request, None, None, 0)
+        self._engine.engine_core.add_request(request)
+
+    def embed(self, prompt: Sequence[int]) -> list[float]:
+        """What a pooling model makes of it."""
+        (output,) = self._llm.embed([{"prompt_token_ids": list(prompt)}], use_tqdm=False)
+        return list(output.outputs.embedding)
+
     def step(self) -> None:
-        """One step of the engine. What it gives out is in `tokens`, `ended` and `tables` then."""
+        """One step of the engine. What it gives out is in `tokens` and `ended` then, and in `tables` and `chains` what
+        those hold that go on.
+        """
         outputs = self._engine.step()
         for output in outputs:
             self.done[output.request_id] = [list(one.token_ids) for one in output.outputs]
-            self.tokens[output.request_id] = list(output.outputs[0].token_ids)
+            first = output.outputs[0]
+            self.tokens[output.request_id] = list(first.token_ids)
+            if first.logprobs is not None:  # of the tokens that were chosen, where that was asked for
+                pairs = zip(first.token_ids, first.logprobs, strict=True)
+                self.logprobs[output.request_id] = [said[token].logprob for token, said in pairs]
             if output.finished:
-                self.ended[output.request_id] = output.outputs[0].finish_reason
-        for name in list(self.scheduler.requests):
-            self.tables[name.rpartition("-")[0] or name] = self.scheduler.kv_cache_manager.get_block_ids(name)[0]
+                self.ended[output.request_id] = first.finish_reason
+        for internal, request in self.scheduler.requests.items():
+            name = internal.rpartition("-")[0] or internal
+            self.tables[name] = self.scheduler.kv_cache_manager.get_block_ids(internal)[0]
+            self.chains[name] = [bytes(chain) for chain in request.block_hashes]
 
     def run(self, names: Iterable[str], steps_max: int = 4000) -> list[list[int]]:
         """Until they have ended. Returns their tokens."""

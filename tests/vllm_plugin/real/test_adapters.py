@@ -1,79 +1,96 @@
-"""Real vLLM with adapters: one that is replaced under its name and path is another model, and others are not."""
+"""Real vLLM with LoRA adapters: pages are of the adapter that computed them, and the answers those of vLLM alone."""
 
 import json
+import random
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from tests.vllm_plugin.real.engine import Engine, prompts
+from tests.vllm_plugin.real.injector import KINDS
 
 TOKENS = 12
+FULL = 160  # of 180 tokens, in pages of 32
 RANK = 4
-TARGETS = {"q_proj": (256, 256), "v_proj": (128, 256)}
+SHAPES = {"q_proj": (256, 256), "v_proj": (256, 128)}  # in, out
 
 
-def written(folder, seed: int):
-    """An adapter of random weights, as peft writes them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn = torch.Generator().manual_seed(seed)
-    tensors = {}
+def adapter(folder, seed: int):
+    """Random, and strong enough to be seen in every answer."""
+    import torch
+    from safetensors.torch import save_file
+    from vllm.lora.request import LoRARequest
+
+    folder.mkdir()
+    about = {
+        "peft_type": "LORA", "r": RANK, "lora_alpha": 16, "target_modules": list(SHAPES), "bias": "none",
+        "task_type": "CAUSAL_LM",
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(about))
+    torch.manual_seed(seed)
+    weights = {}
     for layer in range(4):
-        for name, (outputs, inputs) in TARGETS.items():
-            path = f"base_model.model.model.layers.{layer}.self_attn.{name}"
-            tensors[f"{path}.lora_A.weight"] = torch.randn(RANK, inputs, generator=drawn)
-            tensors[f"{path}.lora_B.weight"] = torch.randn(outputs, RANK, generator=drawn)
-    save_file(tensors, folder / "adapter_model.safetensors")
-    said = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": list(TARGETS), "bias": "none"}
-    (folder / "adapter_config.json").write_text(json.dumps(said | {"base_model_name_or_path": "tiny"}))
-    return str(folder)
+        for name, (inward, outward) in SHAPES.items():
+            prefix = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            weights[f"{prefix}.lora_A.weight"] = torch.randn(RANK, inward) * 0.1
+            weights[f"{prefix}.lora_B.weight"] = torch.randn(outward, RANK) * 0.1
+    save_file(weights, folder / "adapter_model.safetensors")
+    return LoRARequest(f"adapter{seed}", seed, str(folder))
+
+
+def start(folder, plugin):
+    return Engine(folder, plugin, enable_lora=True, max_loras=2, max_lora_rank=8)
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
+def adapters(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters")
-    settings = {"scrub": "all", "store": f"lmdb://{folder}/pages?size=64MiB"}
-    engine = Engine(folder, settings, enable_lora=True, max_lora_rank=8, max_loras=2)
+    return [None, adapter(folder / "one", 1), adapter(folder / "two", 2)]
+
+
+@pytest.fixture(scope="module")
+def prompt():
+    return prompts(61, families=1, each=1, shared=0, own=180)[0][0]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, adapters, prompt):
+    """The answers of vLLM without the plugin: computed, and from the cache."""
+    engine = start(tmp_path_factory.mktemp("alone"), None)
+    answers = [engine.ask(prompt, TOKENS, lora=lora) for lora in adapters]
+    assert [engine.ask(prompt, TOKENS, lora=lora) for lora in adapters] == answers
+    engine.stop()
+    assert len({tuple(answer) for answer in answers}) == 3
+    return answers
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory, alone):
+    engine = start(tmp_path_factory.mktemp("adapted"), {"scrub": "all"})
     yield engine
     engine.stop()
 
 
-def test_an_adapter_replaced_under_its_name_and_path_voids_its_pages(engine, tmp_path):
-    """vLLM's hashes name both, and not what is in it. Loaded anew under another number, and in place."""
-    from vllm.lora.request import LoRARequest
-
-    ((prompt,),) = prompts(51, families=1, each=1, shared=100, own=40)
-    right = {}
-    for seed in (1, 2, 3):
-        path = written(tmp_path / f"apart{seed}", seed)
-        right[seed] = engine.ask(prompt, TOKENS, lora=LoRARequest(f"apart{seed}", 10 + seed, path))
-    assert len({tuple(answer) for answer in right.values()}) == 3
-    assert engine.metric("holdfast_models_changed") == 0  # others' names are others' pages
-
-    path = written(tmp_path / "one", 1)
-    first = LoRARequest("one", 1, path)
-    hits = engine.metric("holdfast_prefix_hit_tokens")
-    assert [engine.ask(prompt, TOKENS, lora=first) for _ in range(2)] == [right[1]] * 2
-    written(tmp_path / "one", 2)
-    second = LoRARequest("one", 2, path)
-    assert [engine.ask(prompt, TOKENS, lora=second) for _ in range(2)] == [right[2]] * 2
-    written(tmp_path / "one", 3)
-    engine.call("add_lora", LoRARequest("one", 2, path, load_inplace=True))
-    assert [engine.ask(prompt, TOKENS, lora=second) for _ in range(2)] == [right[3]] * 2
-    assert engine.metric("holdfast_models_changed") == 2
-    assert engine.metric("holdfast_prefix_hit_tokens") >= hits + 3 * 128
+def test_the_answers_are_those_of_vllm_alone(engine, adapters, prompt, alone):
+    """Computed, and from pages that were verified: each of its own adapter."""
+    assert [engine.ask(prompt, TOKENS, lora=lora) for lora in adapters] == alone
+    assert engine.metric("holdfast_prefix_hit_tokens") == 0
+    assert [engine.ask(prompt, TOKENS, lora=lora) for lora in adapters] == alone
+    assert engine.metric("holdfast_prefix_hit_tokens") == 3 * FULL
+    assert engine.metric("holdfast_pages_verified") >= 3 * FULL // 32
     assert engine.metric("holdfast_pages_corrupt") == 0
 
 
-def test_no_page_of_an_adapter_is_stored(engine, tmp_path):
-    """Another engine may have another adapter of that name. Those of the model itself are."""
-    from vllm.lora.request import LoRARequest
-
-    ((prompt,),) = prompts(52, families=1, each=1, shared=100, own=40)
-    saved = engine.metric("holdfast_pages_saved")
-    lora = LoRARequest("stored", 20, written(tmp_path / "stored", 4))
-    engine.ask(prompt, TOKENS, lora=lora)
-    engine.ask(prompt[::-1], 1)
-    assert engine.metric("holdfast_pages_saved") in (saved, saved + 4)  # the last ones are saved in the next step
-    engine.ask(prompt[:8], 2)
-    assert engine.metric("holdfast_pages_saved") == saved + 140 // 32
+def test_damaged_pages_of_adapters_are_not_read(engine, adapters, prompt, alone):
+    """Nor one of the other adapter in their place: the same tokens, at the same position."""
+    names = [engine.add(prompt, TOKENS, lora=lora) for lora in adapters]
+    engine.run(names)
+    for seed in range(6):
+        mine, yours = engine.tables[names[seed % 3]], engine.tables[names[(seed + 1) % 3]]
+        number = seed % 5
+        kind = "swap" if seed < 3 else random.Random(seed).choice(KINDS[:1])
+        assert engine.damage(kind, mine[number], yours[number], seed)
+        corrupt = engine.metric("holdfast_pages_corrupt")
+        names = [engine.add(prompt, TOKENS, lora=lora) for lora in adapters]
+        assert engine.run(names) == alone, f"seed {seed}"
+        assert engine.metric("holdfast_pages_corrupt") > corrupt
+    assert engine.metric("holdfast_requests_aborted") == 0
