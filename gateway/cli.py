@@ -1,4 +1,5 @@
 """The command line: serve, keys, budgets, holds, replicas, sla, spend, journal, ledger, check, demo, version.
+Other packages add theirs, such as pages: gateway/cli_added.py.
 
 Standard output holds only what was asked for, so that scripts can use it; everything else goes to
 standard error. Heavy modules are imported by the command that needs them.
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gateway import cli_books, cli_budgets, cli_ledger, cli_replicas, cli_sla
+from gateway.cli_added import WithAdded
 from gateway.cli_common import DATA, AsJson, ConfigFile, DataDir, books, explained, fail, keys_of, limit_of
 from gateway.config import Config
 from gateway.config_file import ConfigErrors, from_upstreams, load, overridden
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 UPSTREAM_KEY = "HOLDFAST_UPSTREAM_KEY"  # from the environment: options can be read by everybody on the machine
 
 app = typer.Typer(
+    cls=WithAdded,
     name="holdfast",
     help="An OpenAI-compatible gateway in front of vLLM servers: bounded, alive, intact.",
     no_args_is_help=True,

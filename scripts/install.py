@@ -22,7 +22,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,10 +47,8 @@ def main() -> int:
     try:
         check_python()
         CACHE.mkdir(exist_ok=True)
-        with (CACHE / "install.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            for name in wanted:
-                INSTALLERS[name]()
+        for name in wanted:
+            INSTALLERS[name]()
     except InstallFailed as failure:
         print(f"\nholdfast: {failure}", file=sys.stderr)
         return 1
@@ -129,7 +128,11 @@ def see_vllm(venv: "Environment") -> None:
 
 
 def install_redis() -> None:
-    work = CACHE / "redis"
+    with alone("redis"):
+        provide_redis(CACHE / "redis")
+
+
+def provide_redis(work: Path) -> None:
     program = work / "redis-server"
     for found in (shutil.which("redis-server"), str(program)):
         if found and redis_version(found) >= REDIS_MAJOR:
@@ -164,6 +167,14 @@ INSTALLERS: dict[str, Callable[[], None]] = {
     "gateway": install_gateway, "vllm": install_vllm, "redis": install_redis, "triton": install_triton,
     "oldest": install_oldest,
 }  # fmt: skip
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """One process at a time makes what has this name; others wait for it."""
+    with (CACHE / f"install-{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class Commands:
@@ -211,6 +222,10 @@ class Environment(Commands):
 
     def ensure(self, fill: Callable[["Environment"], None]) -> None:
         """Do nothing when whole; install on top when only the sources changed; start afresh when it was interrupted."""
+        with alone(self.path.name):
+            self._ensure(fill)
+
+    def _ensure(self, fill: Callable[["Environment"], None]) -> None:
         found = self._stamp.read_text() if self._stamp.exists() else None
         if found == self._wanted and self.python.exists():
             return

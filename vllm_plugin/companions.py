@@ -5,14 +5,11 @@ them. Whichever that is, and whether it does so in a step or between steps, what
 forward pass that reads it first. So no order leaves pages unprotected; whoever comes first is asked first.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from vllm_plugin.refusals import RefusedAtStart, refusals_beside
 from vllm_plugin.wrapping import wrap
-
-log = logging.getLogger("vllm.holdfast")
 
 OURS = "HoldfastConnector"
 MULTI = "MultiConnector"

@@ -2,7 +2,9 @@
 
     what is sent            ToWorker, FromWorker
     what is looked at       facts, window, BlockCache, scheduled, pages, rank
-    what is wrapped         Scheduler.update_from_output, GPUModelRunner.sample_tokens, MultiConnector: companions.py
+    what is wrapped         Scheduler.update_from_output, GPUModelRunner.initialize_kv_cache, .sample_tokens,
+                            MultiConnector: companions.py; what changes weights: fingerprint/changes.py
+    what is asked           EngineCore.holdfast_status, .holdfast_scrub; Worker's; ask
 
 versions.py says of which versions, and whether all of it is there.
 """
@@ -12,15 +14,17 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from blake3 import blake3
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata, KVConnectorWorkerMetadata
 from vllm.v1.core.kv_cache_utils import BlockHash, make_block_hash_with_group_id
 
 from vllm_plugin import companions
 from vllm_plugin.digest import LayoutRefused, Pages, Part, Rank
+from vllm_plugin.fingerprint import CALLS, Reason, facts_of, watch_all
+from vllm_plugin.fingerprint.changes import CORE
 from vllm_plugin.page import Orders, Report
 from vllm_plugin.refusals import Facts
-from vllm_plugin.scheduler_side import Scheduled, Spoiled
+from vllm_plugin.schedule import Scheduled, Spoiled
+from vllm_plugin.served import Named, Served
 from vllm_plugin.wrapping import wrap
 
 GROUP = 0  # the only one
@@ -121,14 +125,38 @@ def _part(name: str, tensor: Any, spec: Any, blocks: int) -> Part:
     return Part.of(tensor, f"block {words}")
 
 
-def model_of(vllm_config: Any, kv_cache_config: Any) -> bytes:
-    """A stand-in for the fingerprint of the weights, 32 bytes: what was asked for, not what was loaded."""
-    model, cache = vllm_config.model_config, vllm_config.cache_config
-    said = (
-        model.model, model.revision, model.quantization, model.dtype, model.hf_config.to_json_string(use_diff=False),
-        cache.cache_dtype, [str(group.kv_cache_spec) for group in kv_cache_config.kv_cache_groups],
+def served(vllm_config: Any, runner: Any, kv_form: str, *, by_weights: bool, watch_share: float) -> Served | Named:
+    """What pages are bound to. runner: of the worker, which has loaded its model. by_weights: and not by names only.
+
+    Raises WeightsRefused, FactRefused.
+    """
+    import vllm
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    tokenizer = cached_tokenizer_from_config(vllm_config.model_config)
+    facts = facts_of(vllm_config, engine=vllm.__version__, kv_form=kv_form, tokenizer=tokenizer)
+    tensor, tensors, pipeline, pipelines, *_ = rank(vllm_config)
+    number, ranks = pipeline * tensors + tensor, tensors * pipelines
+    if not by_weights:
+        model = vllm_config.model_config
+        return Named(facts | {"name": [model.model, model.revision]}, number, ranks)
+    return Served(
+        lambda: _models(runner), facts, rank=number, ranks=ranks, adapters=lambda: _adapters(runner),
+        watch_share=watch_share,
     )  # fmt: skip
-    return blake3(repr(said).encode()).digest()
+
+
+def _models(runner: Any) -> dict[str, Any]:
+    draft = runner.get_draft_model()
+    return {"": runner.get_model()} | ({"draft.": draft} if draft is not None else {})
+
+
+def _adapters(runner: Any) -> Iterator[tuple[object, Any]]:
+    """Those that this step's requests have, as hashes of blocks name them."""
+    for number, request in runner.input_batch.lora_id_to_lora_request.items():
+        adapter = runner.lora_manager._adapter_manager.get_adapter(number)
+        if adapter is not None:
+            yield (request.lora_name, request.lora_path), adapter
 
 
 class BlockCache:
@@ -149,15 +177,15 @@ class BlockCache:
     def table(self, request_id: str) -> Sequence[int | None]:
         return [None if block.is_null else block.block_id for block in self._blocks(request_id)]
 
-    def count(self, request_id: str) -> int:
-        return len(self._blocks(request_id))
-
     def block(self, request_id: str, number: int) -> int | None:
         block = self._blocks(request_id)[number]
         return None if block.is_null else block.block_id
 
     def evict(self, blocks: Collection[int]) -> None:
         self._pool.evict_blocks(set(blocks))
+
+    def evict_all(self) -> None:
+        self._pool.evict_blocks(set(range(len(self._pool.blocks))))
 
     def _blocks(self, request_id: str) -> Sequence[Any]:
         found: Sequence[Any] = self._manager.get_blocks(request_id).blocks[GROUP]
@@ -191,11 +219,24 @@ def guard_scheduler() -> None:
     wrap(Scheduler, "update_from_output", _update_from_output)
 
 
-def keep_draws() -> None:
-    """From now on, a worker's connector is told of what seeded requests draw from, before they do."""
+def know_runner() -> None:
+    """From now on, a worker's connector knows its runner before it is told of the cache, and is told of what seeded
+    requests draw from, before they do.
+    """
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+    wrap(GPUModelRunner, "initialize_kv_cache", _initialize_kv_cache)
     wrap(GPUModelRunner, "sample_tokens", _sample_tokens)
+
+
+def watch_engine(on_change: Callable[[Reason], None]) -> Callable[[], None]:
+    """Be told of what the engine's process does that may change weights. Returns what undoes it. Raises WaysAbsent."""
+    return watch_all(on_change, [call for call in CALLS if call.module == CORE])
+
+
+def watch_worker(on_change: Callable[[Reason], None]) -> Callable[[], None]:
+    """The same of a worker's process."""
+    return watch_all(on_change, [call for call in CALLS if call.module != CORE])
 
 
 def _update_from_output(original: Callable[..., Any], self: Any, scheduler_output: Any, output: Any, **kw: Any) -> Any:
@@ -268,13 +309,93 @@ def _fail(scheduler: Any, outputs: dict[int, Any], request_ids: Collection[str])
         outputs.setdefault(request.client_index, EngineCoreOutputs(outputs=[])).outputs.append(one)
 
 
+def _initialize_kv_cache(original: Callable[..., Any], self: Any, *args: Any, **kw: Any) -> Any:
+    found = _of_worker()
+    if found is not None:
+        found.runner = self
+    return original(self, *args, **kw)
+
+
 def _sample_tokens(original: Callable[..., Any], self: Any, *args: Any, **kw: Any) -> Any:
+    found = _of_worker()
+    if found is not None and self.execute_model_state is not None:
+        found.draws.clear()
+        for index, generator in self.input_batch.generators.items():
+            found.draws[self.input_batch.req_ids[index]] = (generator, generator.get_state())
+    return original(self, *args, **kw)
+
+
+def _of_worker() -> Any:
+    """The plugin's connector in this worker, if there is one."""
     from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 
     found = companions.find(get_kv_transfer_group()) if has_kv_transfer_group() else None
-    if found is not None and self.execute_model_state is not None:
-        draws = found.connector.draws
-        draws.clear()
-        for index, generator in self.input_batch.generators.items():
-            draws[self.input_batch.req_ids[index]] = (generator, generator.get_state())
-    return original(self, *args, **kw)
+    return found.connector if found is not None else None
+
+
+# ---- what is asked from outside: by endpoint.py, of engines by name, and by those of their workers
+
+STATUS, SCRUB = "holdfast_status", "holdfast_scrub"
+
+
+def answer_in_engine() -> None:
+    """From now on this process's engine has two more methods, which answer for it and for its workers."""
+    from vllm.v1.engine.core import EngineCore
+
+    setattr(EngineCore, STATUS, _engine_status)
+    setattr(EngineCore, SCRUB, _engine_scrub)
+
+
+def answer_in_worker() -> None:
+    """From now on this process's worker has two more methods."""
+    from vllm.v1.worker.gpu_worker import Worker
+
+    setattr(Worker, STATUS, _worker_status)
+    setattr(Worker, SCRUB, _worker_scrub)
+
+
+def has_connector(vllm_config: Any) -> bool:
+    """Whether an engine of this configuration has the plugin's connector, alone or among others."""
+    transfer = getattr(vllm_config, "kv_transfer_config", None)
+    if transfer is None:
+        return False
+    members = (transfer.kv_connector_extra_config or {}).get("connectors", [])
+    return companions.OURS in (transfer.kv_connector, *(member.get("kv_connector") for member in members))
+
+
+async def ask(engine_client: Any, method: str, *args: Any) -> list[Any]:
+    """What each engine answers that this API server's client knows: where engines are many, it may know some of them.
+
+    args: what msgpack carries. Raises whatever vLLM does where an engine is dead, or fails to answer.
+    """
+    core = engine_client.engine_core
+    if hasattr(core, "call_utility_all_async"):
+        return list(await core.call_utility_all_async(method, *args))
+    return [await core.call_utility_async(method, *args)]
+
+
+def _engine_status(self: Any) -> dict[str, Any]:
+    found = companions.find(self.scheduler.connector)
+    assert found is not None, "it was put there by it"
+    return {"scheduler": found.connector.status(), "workers": _of_workers(self, STATUS)}
+
+
+def _engine_scrub(self: Any, name: str, slice_s: float) -> list[Any]:
+    found = companions.find(self.scheduler.connector)
+    assert found is not None, "it was put there by it"
+    return _of_workers(self, SCRUB, name, slice_s, found.connector.given_up())
+
+
+def _of_workers(core: Any, method: str, *args: Any) -> list[Any]:
+    """Without a timeout: after one, vLLM would take the late answer for that to its next question."""
+    answers: list[Any] = core.model_executor.collective_rpc(method, args=args)
+    return answers
+
+
+def _worker_status(self: Any) -> dict[str, Any]:
+    answer: dict[str, Any] = _of_worker().status()
+    return answer
+
+
+def _worker_scrub(self: Any, name: str, slice_s: float, given_up: list[int]) -> list[int]:
+    return list(_of_worker().scrub(name, slice_s, given_up))

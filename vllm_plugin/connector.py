@@ -8,27 +8,32 @@ looks (`build_connector_worker_meta`). The scheduler hears of it before it hands
 """
 
 import importlib
-import logging
 import random
 import time
+from collections.abc import Callable, Collection
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
 
-from vllm_plugin import companions, compat, versions
+from vllm_plugin import companions, compat, logs, versions
 from vllm_plugin.digests import Digests
 from vllm_plugin.exchange import Exchange
+from vllm_plugin.fingerprint import FactRefused, OnChange, Reason, WaysAbsent, WeightsRefused
 from vllm_plugin.gate import Gate
 from vllm_plugin.page import Orders, Report
 from vllm_plugin.plans import Plans
-from vllm_plugin.refusals import RefusedAtStart, is_protected, refusals, refusals_of_policy
-from vllm_plugin.scheduler_side import SchedulerHalf, Spoiled
+from vllm_plugin.prefix import Prefixes
+from vllm_plugin.refusals import WEIGHTS, RefusedAtStart, is_protected, of_weights, refusals, refusals_of_policy
+from vllm_plugin.schedule import Spoiled
+from vllm_plugin.scheduler_side import SchedulerHalf
+from vllm_plugin.served import Named, Served
 from vllm_plugin.settings import Settings
+from vllm_plugin.status import of_scheduler, of_worker
 from vllm_plugin.strangers import Strangers
-from vllm_plugin.telemetry import AGE, Metrics, Stats
-from vllm_plugin.worker_side import WorkerHalf
+from vllm_plugin.telemetry import AGE, WEIGHTS_CYCLE, Metrics, Stats
+from vllm_plugin.worker_side import Scrubbed, WorkerHalf
 
-log = logging.getLogger("vllm.holdfast")
+log = logs.logger()
 
 
 class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
@@ -38,13 +43,17 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         _check_version(role)
         super().__init__(vllm_config, role, kv_cache_config)
         self.settings = settings = Settings.of(self._kv_transfer_config.kv_connector_extra_config)
-        facts = compat.facts(vllm_config, kv_cache_config)
+        self._facts = facts = compat.facts(vllm_config, kv_cache_config)
         if lines := refusals(facts, settings.unprotected, settings.store):
             raise RefusedAtStart.saying(lines)
-        self._stats = Stats()
+        self._stats, self._totals = Stats(), Stats()
         self._block_tokens = compat.block_tokens(kv_cache_config)
+        self._by_weights = WEIGHTS not in settings.unprotected
+        self._watching: list[Callable[[], None]] = []
+        self._store: Any = None
         if role == KVConnectorRole.SCHEDULER:
             self._requests: dict[str, Any] = {}
+            self._prefixes = Prefixes(self._count)
             self._scheduler_half = SchedulerHalf(
                 gate=Gate(settings.verify, random.Random()),
                 block_tokens=self._block_tokens,
@@ -52,20 +61,26 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
                 abort=settings.abort,
                 protected=is_protected(facts),
                 tails=settings.tails,
+                every_tail=settings.scrub_share is None,
                 count=self._count,
             )
             self._plans: Plans | None = None
             if settings.store:
-                self._plans = Plans(self._open().open_store(settings.store), self._stored_key, self._block_tokens)
+                self._store = self._open().open_store(settings.store, populate=False)
+                self._plans = Plans(self._store, self._stored_key, self._block_tokens)
             self._whole: Any = self
             compat.guard_scheduler()
+            compat.answer_in_engine()
+            self._watch(compat.watch_engine, self._engine_did)
         else:
+            self.runner: Any = None  # told by compat.know_runner
             self.draws: dict[str, tuple[Any, Any]] = {}  # of seeded requests: what they draw from, before they did
             self._worker_half = WorkerHalf(
                 scrub_share=settings.scrub_share, scrub_floor_s=settings.scrub_floor_s, count=self._count
             )
-            compat.keep_draws()
-        log.info("holdfast.started role=%s protected=%s settings=%s", role.name, is_protected(facts), settings)
+            compat.know_runner()
+            compat.answer_in_worker()
+        log.info("holdfast.started", role=role.name, protected=is_protected(facts), settings=settings)
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -79,7 +94,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         self._whole = whole
         if others:
             self._scheduler_half.strangers = Strangers()
-            log.info("holdfast.joined others=%s", ",".join(others))
+            log.info("holdfast.joined", others=",".join(others))
 
     def bind_kv_cache_manager(self, kv_cache_manager: Any) -> None:
         """All connectors are there. Raises RefusedAtStart."""
@@ -91,10 +106,12 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         if not self._scheduler_half.may_read(request, num_computed_tokens):
             return None, False
-        if self._plans is None or request.skip_reading_prefix_cache:
+        if self._plans is None or request.skip_reading_prefix_cache or request.lora_request is not None:
             return 0, False
         if not self._scheduler_half.model:  # the first report tells it, after a step without requests
             return None, False
+        if not self._scheduler_half.settled:
+            return 0, False
         tokens = self._plans.beyond(
             request.request_id, request.block_hashes, request.num_tokens, num_computed_tokens
         )
@@ -113,7 +130,8 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             self._scheduler_half.admitted(request)
 
     def build_connector_meta(self, scheduler_output: Any) -> compat.ToWorker:
-        scheduled = compat.scheduled(scheduler_output, self._requests, self._block_tokens)
+        scheduled = list(compat.scheduled(scheduler_output, self._requests, self._block_tokens))
+        self._prefixes.step(scheduled)
         preempted = scheduler_output.preempted_req_ids or ()
         return compat.ToWorker(self._scheduler_half.orders(scheduled, preempted))
 
@@ -133,6 +151,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished_all_groups(self, request: Any, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
         self._requests.pop(request.request_id, None)
         self._scheduler_half.finished(request.request_id)
+        self._prefixes.finished(request.request_id)
         if self._plans is not None:
             self._plans.drop(request.request_id)
         return False, None
@@ -147,9 +166,11 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         self._pages = pages = compat.pages(kv_caches, self._kv_cache_config)
         started_s = time.perf_counter()
         pages.warm()
+        self._worker_half.model = self._model = model = self._served(pages.form)
+        self._watch(compat.watch_worker, model.announce)
         self._worker_half.digests = Digests(
             pages,
-            model=compat.model_of(self._vllm_config, self._kv_cache_config),
+            model=model.id,
             rank=compat.rank(self._vllm_config),
             pool=" ".join(compat.layer_names(self._kv_cache_config)),
             block_tokens=self._block_tokens,
@@ -158,8 +179,9 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         if self.settings.store:
             self._worker_half.exchange = self._exchange(self._worker_half.digests)
         log.info(
-            "holdfast.pages blocks=%d page_bytes=%d form=%s warm_s=%.2f",
-            pages.blocks, pages.page_bytes, pages.form, time.perf_counter() - started_s,
+            "holdfast.pages", blocks=pages.blocks, page_bytes=pages.page_bytes, form=pages.form,
+            model=model.id.hex()[:16], weights_s=round(model.read_s, 2),
+            start_s=round(time.perf_counter() - started_s, 2),
         )  # fmt: skip
 
     def bind_connector_metadata(self, connector_metadata: Any) -> None:
@@ -199,8 +221,9 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
 
     def _exchange(self, digests: Digests) -> Exchange:
         opened, pages = self._open(), self._pages
+        self._store = opened.open_store(self.settings.store)
         return Exchange(
-            opened.open_store(self.settings.store),
+            self._store,
             manifest=opened.Manifest,
             stored=opened.Page,
             pages=pages,
@@ -210,7 +233,35 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             block_tokens=self._block_tokens,
         )
 
+    def _served(self, kv_form: str) -> Served | Named:
+        try:
+            return compat.served(
+                self._vllm_config, self.runner, kv_form, by_weights=self._by_weights,
+                watch_share=self.settings.weights_share,
+            )  # fmt: skip
+        except (WeightsRefused, FactRefused) as error:
+            raise RefusedAtStart(of_weights(str(error))) from error
+
     # ---- both
+
+    def shutdown(self) -> None:
+        for undo in self._watching:
+            undo()
+        self._watching.clear()
+        if self._store is not None:
+            self._store.close()  # writes what waits
+
+    def _watch(self, watch: Callable[[OnChange], Callable[[], None]], told: OnChange) -> None:
+        if not self._by_weights:
+            return
+        try:
+            self._watching.append(watch(told))
+        except WaysAbsent as error:
+            raise RefusedAtStart(of_weights(str(error))) from error
+
+    def _engine_did(self, reason: Reason) -> None:
+        if reason.changes == "weights":
+            self._scheduler_half.weights_may_differ()
 
     def _open(self) -> Any:
         """The room of page stores; only where one is asked for."""
@@ -223,6 +274,8 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
     def get_kv_connector_stats(self) -> Stats | None:
         if self._role == KVConnectorRole.WORKER:
             self._stats.state(AGE, self._worker_half.scrub_age_s())
+            if self._model.cycle_s is not None:
+                self._stats.state(WEIGHTS_CYCLE, self._model.cycle_s)
         stats, self._stats = self._stats, Stats()
         return None if stats.is_empty() else stats
 
@@ -236,6 +289,25 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
 
     def _count(self, name: str, number: float) -> None:
         self._stats.count(name, number)
+        self._totals.count(name, number)
+
+    # ---- when somebody asks: status.py, endpoint.py
+
+    def status(self) -> dict[str, Any]:
+        """This half's part of it."""
+        if self._role == KVConnectorRole.SCHEDULER:
+            mine = self._scheduler_half
+            return of_scheduler(self.settings, self._facts, mine.model if mine.settled else b"", self._totals.data)
+        half = self._worker_half
+        return of_worker(half.resident(), half.scrub_age_s(), self._totals.data, self._model.cycle_s)
+
+    def given_up(self) -> list[int]:
+        """The scheduler's: blocks that a scrub must leave alone."""
+        return self._scheduler_half.given_up()
+
+    def scrub(self, name: str, slice_s: float, given_up: Collection[int]) -> Scrubbed:
+        """A worker's: a part of a scrub of all pages."""
+        return self._worker_half.scrub(name, slice_s, given_up)
 
 
 def _check_version(role: KVConnectorRole) -> None:
@@ -247,4 +319,4 @@ def _check_version(role: KVConnectorRole) -> None:
     if refused:
         raise RefusedAtStart.saying(refused)
     if warning:
-        log.warning("holdfast.version %s", warning)
+        log.warning("holdfast.version", why=warning)

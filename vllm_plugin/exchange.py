@@ -6,15 +6,22 @@ arrived wrong are found, and so is a page that was stored as another. What is ba
 else it would be loaded again, for ever.
 """
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from vllm_plugin import logs
 from vllm_plugin.digest import DIGEST_BYTES
 from vllm_plugin.page import Kind, Page
 
-log = logging.getLogger("vllm.holdfast.exchange")
+log = logs.logger("exchange")
+
+SWEEP_EVERY_S = 60.0
+
+
+def this_minute() -> str:
+    """A session for pages of nobody in particular: what was stored, or used, in the same minute (UTC)."""
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime())
 
 
 class Arrived(NamedTuple):
@@ -28,7 +35,10 @@ class Arrived(NamedTuple):
 class Exchange:
     """store: of `vllm_plugin.store`, or anything with its contract; manifest, stored: its two values, `Manifest` and
     `Page`. pages: the group. write: puts a page's bytes into a block. digest: of some pages, in their places. key: of a
-    page's chain.
+    page's chain. sweep_every_s: see `sweep`.
+
+    session: whose pages these are, asked for each time. A store evicts whole sessions, those first that were not used
+    for longest, and never for the sake of pages of the same one: one session for everything would fill it for good.
     """
 
     def __init__(
@@ -42,17 +52,21 @@ class Exchange:
         digest: Callable[[Sequence[Page]], list[bytes]],
         key: Callable[[bytes], bytes],
         block_tokens: int,
-        session: str = "",
+        session: Callable[[], str] = this_minute,
+        sweep_every_s: float = SWEEP_EVERY_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._manifest, self._stored = store, manifest, stored
         self._pages, self._write, self._digest, self._key = pages, write, digest, key
         self._block_tokens, self._session = block_tokens, session
+        self._sweep_every_s, self._clock = sweep_every_s, clock
+        self._swept_s = clock() - sweep_every_s
 
     def copy(self, page: Page, digest: bytes) -> Any:
         """A page that was just sealed, as it is stored."""
         manifest = self._manifest(
             digest, page.chain, page.position, self._block_tokens, self._pages.page_bytes, self._pages.form,
-            self._session, time.time(),
+            self._session(), time.time(),
         )  # fmt: skip
         return self._stored(self._key(page.chain), manifest, self._pages.bytes(page.block))
 
@@ -62,8 +76,15 @@ class Exchange:
 
     def withdraw(self, page: Page, digest: bytes) -> None:
         """It should never have been computed: no engine must find it."""
-        log.warning("holdfast.stored_page_withdrawn position=%d put_aside=%s", page.position,
-                    self._store.quarantine(self._key(page.chain), digest))  # fmt: skip
+        aside = self._store.quarantine(self._key(page.chain), digest)
+        log.warning("holdfast.stored_page_withdrawn", position=page.position, put_aside=aside)
+
+    def sweep(self, model: bytes) -> None:
+        """When it is time: keep this model's pages, remove what nobody uses, of other models too. Does not wait."""
+        now_s = self._clock()
+        if now_s - self._swept_s >= self._sweep_every_s:
+            self._swept_s = now_s
+            self._store.sweep(model, 0)
 
     def load(self, pages: Sequence[Page]) -> list[Arrived]:
         """Bring pages to their blocks, and look at them there."""
@@ -81,7 +102,9 @@ class Exchange:
             if kind == Kind.CHANGED:
                 assert right is not None
                 assert len(right) == DIGEST_BYTES
-                log.error("holdfast.stored_page_corrupt position=%d put_aside=%s", page.position,
-                          self._store.quarantine(key, right))  # fmt: skip
+                aside = self._store.quarantine(key, right)
+                log.error("holdfast.stored_page_corrupt", position=page.position, put_aside=aside)
             arrived.append(Arrived(page, is_now, kind))
+        if used := [self._key(one.page.chain) for one in arrived if one.kind is None]:
+            self._store.used_soon(used, self._session())
         return arrived

@@ -53,11 +53,12 @@ class Gate:
         return tuple(page for page in pages if page not in self._intact) if self._verify else ()
 
     def hear(self, report: Report) -> None:
-        """What was found. A verdict of other weights is none: pages of both cannot be told apart from here."""
-        if self._model not in (b"", report.model):
+        """What was found. Verdicts of another model are none."""
+        if report.void or self._model not in (b"", report.model):
             self._intact = frozenset()
         self._model = report.model
-        self._intact = (self._intact | report.intact) - {lost.page for lost in report.lost}
+        found = frozenset() if report.void else report.intact
+        self._intact = (self._intact | found) - {lost.page for lost in report.lost}
 
     def reset(self) -> None:
         """Nothing is known any more."""

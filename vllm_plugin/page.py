@@ -72,7 +72,8 @@ class Orders:
     forget: blocks given out anew, or withdrawn; withdraw: those of them that may have been computed from a bad page, so
     that no store must have them either. hold: (request, blocks) that it holds from now on besides those before;
     release: requests that hold nothing any more. rewind: requests whose last sampled token was thrown away.
-    tails: of the step's requests, while they are not full.
+    tails: of the step's requests, while they are not full. unstored: blocks of `seal` whose pages no store gets.
+    reread: the weights may be others now, and are to be read before anything else.
     brought: what requests that were admitted now read, where another connector brought some of it. remember: whether
     digests are kept when their blocks are given out anew, as other connectors may bring those pages back.
     """
@@ -87,22 +88,35 @@ class Orders:
     check: tuple[Page, ...] = ()
     load: tuple[Load, ...] = ()
     withdraw: tuple[int, ...] = ()
+    unstored: frozenset[int] = frozenset()
+    reread: bool = False
     brought: tuple[Page, ...] = ()
     remember: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Of one worker and one step, or of all workers. model: the fingerprint of the weights that it was made with."""
+    """Of one worker and one step, or of all workers.
+
+    model: the fingerprint of what it was computed with; settled: whether that is whole, and may be stored.
+    void: no page of before is this model's. mixed_since: the step since which that may be so, where it was found late.
+    """
 
     step: int
     model: bytes
     intact: frozenset[Page] = frozenset()
     lost: tuple[Lost, ...] = ()
     loaded: frozenset[Page] = frozenset()
+    settled: bool = True
+    void: bool = False
+    mixed_since: int | None = None
 
     def merged(self, other: "Report") -> "Report":
         """What two workers found together: a page is intact only where all its shards are, and bad wins."""
         model = self.model if self.model == other.model else self.model + other.model
         lost = dict.fromkeys(self.lost + other.lost)
-        return Report(self.step, model, self.intact & other.intact, tuple(lost), self.loaded & other.loaded)
+        since = [one for one in (self.mixed_since, other.mixed_since) if one is not None]
+        return Report(
+            self.step, model, self.intact & other.intact, tuple(lost), self.loaded & other.loaded,
+            self.settled and other.settled, self.void or other.void, min(since, default=None),
+        )  # fmt: skip

@@ -29,7 +29,7 @@ class Facts:
 
 
 ATTENTION = {"full attention", "sliding window", "latent attention"}
-WEIGHTS = "weights"  # may be others' than those that a store's pages were computed with
+WEIGHTS = "weights"  # are not looked at: pages are bound to what was asked to be loaded
 BESIDE = {"HoldfastConnector", "OffloadingConnector", "ExampleConnector"}  # members that were tried together
 OTHERS = "other-connectors"
 UNPROVED = (
@@ -53,12 +53,6 @@ def refusals(facts: Facts, unprotected: frozenset[str], store: str = "") -> list
         lines.append(f"its KV cache is {', '.join(facts.groups)}; only one group of attention layers is guarded so far")
     if store and facts.workers > 1:
         lines.append(f"the pages of {facts.workers} workers are in no store together so far: leave «store» out")
-    if store and WEIGHTS not in unprotected:
-        lines.append(
-            "pages are bound to what was asked to be loaded, not yet to the weights that were: a store would give out "
-            'those of another model. Leave «store» out, or, if they are never changed under one name, write '
-            f'"unprotected":["{WEIGHTS}"] in kv_connector_extra_config'
-        )
     for word, field, instead in UNPROVED:
         if getattr(facts, field) and word not in unprotected:
             lines.append(
@@ -66,6 +60,14 @@ def refusals(facts: Facts, unprotected: frozenset[str], store: str = "") -> list
                 f'have prefix hits verified only, "unprotected":["{word}"] in kv_connector_extra_config'
             )
     return lines
+
+
+def of_weights(why: str) -> str:
+    """The line for weights that cannot be bound to pages. why: in words."""
+    return (
+        f"pages cannot be bound to these weights: {why}. Where they are never changed under one name, write "
+        f'"unprotected":["{WEIGHTS}"] in kv_connector_extra_config'
+    )
 
 
 def refusals_of_policy(policy: str) -> list[str]:

@@ -1,80 +1,22 @@
 """The scheduler's half: which pages exist, who holds them, what is to be looked at, and what a bad page spoils.
 
-It knows neither torch nor vLLM: requests and the cache are seen through the two protocols below.
+It knows neither torch nor vLLM: requests and the cache are seen through the two protocols of schedule.py.
 """
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
 
+from vllm_plugin import logs
 from vllm_plugin.gate import Gate
 from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Tail, Where
 from vllm_plugin.plans import Plans
 from vllm_plugin.residents import Residents
+from vllm_plugin.schedule import Cache, Request, Scheduled, Spoiled
 from vllm_plugin.strangers import Strangers
 
-log = logging.getLogger("vllm.holdfast.scheduler")
+log = logs.logger("scheduler")
 
 AGAIN_MAX = 8  # times that a request is computed again: a block that cannot keep anything would have it run for ever
-
-
-class Request(Protocol):
-    """What of vLLM's request is looked at."""
-
-    request_id: str
-    num_tokens: int
-    num_computed_tokens: int
-    block_hashes: Any
-
-
-class Cache(Protocol):
-    """What of vLLM's block pool is looked at, of one group."""
-
-    def cached(self, chain: bytes) -> int | None:
-        """The block that a look-up of this chain hits."""
-
-    def is_cached_as(self, block: int, chain: bytes) -> bool:
-        """Whether that block is registered under that chain."""
-
-    def table(self, request_id: str) -> Sequence[int | None]:
-        """The blocks of a request in order; None where the window has left one behind."""
-
-    def count(self, request_id: str) -> int:
-        """How many blocks a request has, those left behind among them."""
-
-    def block(self, request_id: str, number: int) -> int | None:
-        """One of them."""
-
-    def evict(self, blocks: Collection[int]) -> None:
-        """No look-up hits them any more; who holds them, holds them."""
-
-
-class Scheduled(NamedTuple):
-    """A request of this step. tokens: how many of it are computed now. fresh: admitted in this step.
-
-    given_out: the blocks that it got in this step to write to, those that it hit not among them.
-    """
-
-    request: Request
-    tokens: int
-    given_out: tuple[int, ...]
-    fresh: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Spoiled:
-    """Requests that computed this step's tokens from what was not intact.
-
-    Their output of this step is thrown away. again: these are computed anew, from the last page that is good. failed:
-    these end with an error, as tokens that may be wrong were given to the client before, or because it was said so.
-    """
-
-    again: frozenset[str] = frozenset()
-    failed: frozenset[str] = frozenset()
-
-    def __bool__(self) -> bool:
-        return bool(self.again or self.failed)
 
 
 @dataclass(slots=True)
@@ -101,13 +43,15 @@ class _Next:
     rewind: list[str] = field(default_factory=list)
     release: list[str] = field(default_factory=list)
     load: list[Load] = field(default_factory=list)
+    reread: bool = False
 
 
 class SchedulerHalf:
     """One for the engine. block_tokens: of a page. window: how many tokens attention looks back, None for all.
 
     abort: running requests that hold a corrupt page fail. protected: whether their output of the step at hand can be
-    thrown away; where it cannot, they fail too. count: told (name, how many), for metrics.
+    thrown away; where it cannot, they fail too. tails: whether pages that are being filled are looked at; every_tail:
+    all in each step, or one. count: told (name, how many), for metrics.
     """
 
     def __init__(
@@ -119,13 +63,14 @@ class SchedulerHalf:
         abort: bool = False,
         protected: bool = True,
         tails: bool = True,
+        every_tail: bool = True,
         count: Callable[[str, float], None] = lambda name, number: None,
     ) -> None:
         self._gate = gate
         self._block_tokens = block_tokens
         self._window = window
         self._abort, self._protected = abort, protected
-        self._tails = tails
+        self._tails, self._every_tail = tails, every_tail
         self._count = count
         self._residents = Residents()
         self._kept: dict[str, _Kept] = {}
@@ -133,9 +78,9 @@ class SchedulerHalf:
         self._waiting: set[str] = set()
         self._doomed: set[str] = set()
         self._loading: dict[int, Load] = {}
+        self.model, self.settled = b"", True
         self._hits: dict[str, int] = {}
         self.strangers: Strangers | None = None  # where there are other connectors
-        self.model = b""
         self._step = 0
         self._next = _Next()
         self.cache: Cache | None = None
@@ -174,9 +119,14 @@ class SchedulerHalf:
         self._waiting.add(request.request_id)
         self._loading |= {page.block: load for page in load.pages}
 
-    def orders(self, scheduled: Iterable[Scheduled], preempted: Iterable[str] = ()) -> Orders:
-        """Of this step, once the scheduler has made up its mind."""
-        assert self.cache is not None
+    def weights_may_differ(self) -> None:
+        """Something was done that may have changed them: they are read again before the next forward pass."""
+        self._next.reread = True
+
+    def orders(self, scheduled: Sequence[Scheduled], preempted: Iterable[str] = ()) -> Orders:
+        """Of this step, once the scheduler has made up its mind. Most requests only go on, a token further: those cost
+        a comparison each.
+        """
         self._step += 1
         check = self._gate.take(self._residents.holds)
         gone = [*self._next.release, *preempted]  # before anybody holds anything anew
@@ -184,31 +134,32 @@ class SchedulerHalf:
         forget = now.forget
         hold: list[tuple[str, tuple[int, ...]]] = []
         seal: list[Page] = []
-        tails: list[Tail] = []
+        unstored: set[int] = set()
         brought: list[Page] = []
         for one in scheduled:
-            forget += one.given_out
-            self._residents.given_out(one.given_out)
-            name = one.request.request_id
-            kept = self._kept[name]
-            if one.fresh:
-                kept.sealed, kept.held = one.request.num_computed_tokens // self._block_tokens, 0
-                gone.append(name)  # what it held before it was preempted
-                looked_at = self._brought(one.request, kept)
-                brought += looked_at
-                if name in self._doomed or self._has_holes(one.request, kept, bool(looked_at)):
-                    self._doomed.discard(name)
-                    self._broken.add(name)
-            count = self.cache.count(name)
-            new = [self.cache.block(name, number) for number in range(kept.held, count)]
-            kept.held = count
-            if new:
-                hold.append((name, tuple(block for block in new if block is not None)))
-            seal += self._filled(one, kept)
-            tails += self._tail(one, count)
+            request, tokens, given_out, fresh = one
+            kept = self._kept[request.request_id]
+            if given_out:
+                forget += given_out
+                self._residents.given_out(given_out)
+            if fresh:
+                gone.append(request.request_id)  # what it held before it was preempted
+                brought += self._begun(request, kept)
+                hold.append((request.request_id, self._held(request, kept)))
+            elif given_out:
+                kept.held += len(given_out)
+                hold.append((request.request_id, given_out))
+            if (request.num_computed_tokens + tokens) // self._block_tokens > kept.sealed:
+                filled = self._filled(one, kept)
+                seal += filled
+                if request.lora_request is not None:  # its chain names its adapter, and not what is in that
+                    unstored |= {page.block for page in filled}
+        # Some had to make room, after they were asked for in this very pass.
+        check = tuple(page for page in check if self._residents.is_current(page))
         return Orders(
-            self._step, tuple(forget), tuple(hold), tuple(gone), tuple(now.rewind), tuple(tails),
-            tuple(seal), check, tuple(now.load), tuple(now.withdraw), tuple(brought), self.strangers is not None,
+            self._step, tuple(forget), tuple(hold), tuple(gone), tuple(now.rewind), self._tails_of(scheduled),
+            tuple(seal), check, tuple(now.load), tuple(now.withdraw), frozenset(unstored), now.reread,
+            tuple(brought), self.strangers is not None,
         )  # fmt: skip
 
     # ---- when a step is over
@@ -219,12 +170,16 @@ class SchedulerHalf:
         running: requests that hold blocks, and whose output of this step was not handed out yet.
         """
         self._gate.hear(report)
-        self.model = report.model or self.model
+        running = list(running)
+        if report.model:
+            other = report.void or self.model not in (b"", report.model)
+            self.model, self.settled = report.model, report.settled
+            if other:
+                return self._all_is_void(report, running)
         self._arrived(report)
         again = set(self._broken)
         failed: set[str] = set()
         bad = set(self._broken)
-        running = list(running)
         for lost in report.lost:
             if not self._residents.is_current(lost.page):
                 continue
@@ -270,13 +225,42 @@ class SchedulerHalf:
         self._next.release.append(request_id)
 
     def reset(self) -> None:
-        """The prefix cache was emptied."""
+        """The prefix cache was emptied: what nobody holds is not to be looked at any more, whatever is there."""
+        held = {block for name in self._kept for block in self._table(name)}
+        self._next.forget += sorted(self._residents.blocks() - held)
         self._gate.reset()
         self._residents.clear()
         if self.strangers is not None:
             self.strangers.clear()
 
+    def given_up(self) -> list[int]:
+        """The blocks whose pages are no more, of which the workers hear with the next orders only. Where an engine
+        sleeps, their memory may be gone already.
+        """
+        return list(self._next.forget)
+
     # ---- leaves
+
+    def _all_is_void(self, report: Report, running: Collection[str]) -> Spoiled:
+        """What was computed before, and in this step, is another model's: nobody reads it, all are computed anew.
+
+        Tokens that were given out before the change are right, of the model before; but not those that were given out
+        since, where that was found late.
+        """
+        assert self.cache is not None
+        self.cache.evict_all()
+        self._count("pages_evicted", len(self._residents))
+        self._residents.clear()
+        self._loading.clear()
+        self._broken.clear()
+        # Who waits for pages, and sessions between two turns, hold theirs and cannot be stopped before they go on.
+        self._doomed |= self._waiting | {name for name in self._kept.keys() - set(running) if self._table(name)}
+        since = report.mixed_since
+        failed = {name for name in running if since is not None and self._emitted(name) >= since}
+        if not self._protected:
+            failed = set(running)
+        log.warning("holdfast.all_pages_void", model=report.model.hex()[:16], requests=len(running))
+        return self._spoil(Spoiled(frozenset(running) - failed, frozenset(failed)))
 
     def _expect(self, request: Request, kept: _Kept) -> None:
         """Whatever is in the blocks that it did not hit: somebody writes to them from now on, it itself or others."""
@@ -363,9 +347,23 @@ class SchedulerHalf:
         ]
         broken = len(in_place) != max(0, count - first) or (tuple(in_place) != kept.let_in and not looked_at)
         if broken:
-            log.error("holdfast.chain_broken request=%s pages=%d", request.request_id, count)
+            log.error("holdfast.chain_broken", request=request.request_id, pages=count)
             self._count("chains_broken", 1)
         return broken
+
+    def _begun(self, request: Request, kept: _Kept) -> list[Page]:
+        """It was admitted, and computes for the first time since. Returns what of it others brought."""
+        kept.sealed = request.num_computed_tokens // self._block_tokens
+        looked_at = self._brought(request, kept)
+        if request.request_id in self._doomed or self._has_holes(request, kept, bool(looked_at)):
+            self._doomed.discard(request.request_id)
+            self._broken.add(request.request_id)
+        return looked_at
+
+    def _held(self, request: Request, kept: _Kept) -> tuple[int, ...]:
+        table = self._table(request.request_id)
+        kept.held = len(table)
+        return tuple(block for block in table if block is not None)
 
     def _filled(self, one: Scheduled, kept: _Kept) -> list[Page]:
         """The pages that this step fills. Draft tokens that may be taken back do not count."""
@@ -385,16 +383,23 @@ class SchedulerHalf:
         kept.sealed = max(full, kept.sealed)
         return pages
 
-    def _tail(self, one: Scheduled, count: int) -> list[Tail]:
+    def _tails_of(self, scheduled: Sequence[Scheduled]) -> tuple[Tail, ...]:
+        """Of all, or of one after the other."""
+        if not self._tails or not scheduled:
+            return ()
+        some = scheduled if self._every_tail else (scheduled[self._step % len(scheduled)],)
+        return tuple(tail for one in some if (tail := self._tail(one)) is not None)
+
+    def _tail(self, one: Scheduled) -> Tail | None:
         assert self.cache is not None
+        name = one.request.request_id
         known = one.request.num_computed_tokens + one.tokens
         number = known // self._block_tokens
-        if not self._tails or not known % self._block_tokens or number >= count:
-            return []
-        block = self.cache.block(one.request.request_id, number)
+        if not known % self._block_tokens or number >= self._kept[name].held:
+            return None
+        block = self.cache.block(name, number)
         assert block is not None, "nobody leaves behind what is being written"
-        page = self._residents.page(block, 0, b"", number * self._block_tokens)
-        return [Tail(one.request.request_id, page)]
+        return Tail(name, self._residents.page(block, 0, b"", number * self._block_tokens))
 
     def _withdraw(self, lost: Lost) -> set[int]:
         """Evict a page and what may have been computed from it. Returns their blocks."""
@@ -411,8 +416,8 @@ class SchedulerHalf:
         self._count("pages_evicted", 1)
         self._count("pages_withdrawn", len(blocks) - 1)
         log.warning(
-            "holdfast.page_lost block=%d position=%d kind=%s where=%s withdrawn=%d",
-            lost.page.block, lost.page.position, lost.kind, lost.where, len(blocks) - 1,
+            "holdfast.page_lost", block=lost.page.block, position=lost.page.position, kind=lost.kind,
+            where=lost.where, withdrawn=len(blocks) - 1,
         )  # fmt: skip
         return blocks
 
@@ -421,9 +426,9 @@ class SchedulerHalf:
         self._count("requests_recomputed", len(spoiled.again))
         self._count("requests_aborted", len(spoiled.failed))
         for request_id in sorted(spoiled.again):
-            log.warning("holdfast.request_recomputed request=%s step=%d", request_id, self._step)
+            log.warning("holdfast.request_recomputed", request=request_id, step=self._step)
         for request_id in sorted(spoiled.failed):
-            log.error("holdfast.request_aborted request=%s step=%d", request_id, self._step)
+            log.error("holdfast.request_aborted", request=request_id, step=self._step)
         return spoiled
 
     def _emitted(self, request_id: str) -> int:

@@ -3,15 +3,15 @@
 They cannot be told to forget a page. So whoever wants one that was bad is not served by them at all, and computes it.
 """
 
-import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from vllm_plugin import logs
 from vllm_plugin.page import Page
 from vllm_plugin.residents import Residents
 
-log = logging.getLogger("vllm.holdfast.strangers")
+log = logs.logger("strangers")
 
 CHAINS_MAX = 65_536  # the one that was found the longest time ago goes first, and may be brought, and found, again
 
@@ -52,7 +52,7 @@ class Strangers:
                 strange = True
             pages.append(page)
         if (first + len(pages)) * block_tokens < tokens:
-            log.error("holdfast.part_of_a_page_brought request=%s tokens=%d", request.request_id, tokens)
+            log.error("holdfast.part_of_a_page_brought", request=request.request_id, tokens=tokens)
             self._requests.add(request.request_id)
             return None
         return pages if strange else []

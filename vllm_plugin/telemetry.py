@@ -1,7 +1,7 @@
 """Counters of both halves, as vLLM carries them from its processes to /metrics.
 
 In every step each half gives away what it counted; vLLM adds that up over workers and hands it to `Metrics`, in the
-process that answers /metrics.
+process that answers /metrics. Of the same each half keeps the totals, for the plugin's own status: status.py.
 """
 
 from dataclasses import dataclass, field
@@ -10,7 +10,15 @@ from typing import Any
 from prometheus_client import REGISTRY, Counter, Gauge
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
+from vllm_plugin.prefix import PREFIX
+from vllm_plugin.status import CORRUPT
+
 AGE = "scrub_cycle_seconds"  # a state and not a sum: the latest counts, and of many workers the worst
+WEIGHTS_CYCLE = "weights_cycle_seconds"
+STATES = {
+    AGE: "How long ago the resident page was looked at that was not for the longest time.",
+    WEIGHTS_CYCLE: "How long it takes to find weights that changed without being announced, in a busy server.",
+}
 COUNTERS = {
     "pages_sealed": "KV pages digested when they were full.",
     "pages_verified": "Pages looked at because a request hit them.",
@@ -23,11 +31,12 @@ COUNTERS = {
     "prefix_hit_tokens": "Tokens that were not computed again, as their pages were resident and intact.",
     "pages_saved": "Pages that the page store took.",
     "pages_loaded": "Pages brought from the page store, and found intact in their place.",
+    "models_changed": "How often weights, or what an adapter's name stands for, became others.",
+    "models_changed_unannounced": "Those of them that nobody had announced.",
     "pages_brought": "Pages brought by another connector that are what this engine once sealed.",
     "digest_seconds": "Time spent on sums of pages.",
     "digest_bytes": "Bytes of pages summed.",
 }
-CORRUPT = "corrupt"  # corrupt.KIND.WHERE
 
 
 @dataclass
@@ -51,7 +60,7 @@ class Stats(KVConnectorStats):
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
         for name, number in other.data.items():
             mine = self.data.get(name, 0)
-            self.data[name] = max(mine, number) if name == AGE else mine + number
+            self.data[name] = max(mine, number) if name in STATES else mine + number
         return self
 
     def reduce(self) -> dict[str, int | float]:
@@ -83,11 +92,16 @@ class Metrics(KVConnectorPromMetrics):
             documentation="Pages that were not what they were when they were written, by kind and by who found it.",
             labelnames=[*labelnames, "kind", "where"],
         )
-        self._age = gauge_of(
-            name=f"holdfast_{AGE}",
-            documentation="How long ago the resident page was looked at that was not for the longest time.",
-            labelnames=labelnames,
-            multiprocess_mode="mostrecent",
+        self._states = {
+            name: gauge_of(
+                name=f"holdfast_{name}", documentation=text, labelnames=labelnames, multiprocess_mode="mostrecent"
+            )
+            for name, text in STATES.items()
+        }
+        self._prefix = counter_of(
+            name="holdfast_prefix_tokens",
+            documentation="Tokens of prompts, and those of them that were there, by length and by the step's batch.",
+            labelnames=[*labelnames, "what", "input", "batch"],
         )
         for labels in per_engine_labelvalues.values():
             for counter in self._counters.values():
@@ -98,10 +112,12 @@ class Metrics(KVConnectorPromMetrics):
         labels = self.per_engine_labelvalues[engine_idx]
         for name, number in transfer_stats_data.items():
             kind = name.split(".")
-            if name == AGE:
-                self._age.labels(*labels).set(number)
+            if name in self._states:
+                self._states[name].labels(*labels).set(number)
             elif kind[0] == CORRUPT:
                 self._corrupt.labels(*labels, *kind[1:]).inc(number)
+            elif kind[0] == PREFIX:
+                self._prefix.labels(*labels, *kind[1:]).inc(number)
             elif name in self._counters:
                 self._counters[name].labels(*labels).inc(number)
 

@@ -30,6 +30,7 @@ CONNECTOR: Hooks = {
         "get_block_ids_with_load_errors": [],
         "build_connector_worker_meta": [],
         "get_kv_connector_stats": [],
+        "shutdown": [],
     },
 }
 SCHEDULER: Hooks = {
@@ -48,7 +49,14 @@ SCHEDULER: Hooks = {
         "get_num_new_matched_tokens": ["request", "num_computed_tokens"],
     },
 }
-WORKER: Hooks = {"vllm.v1.worker.gpu_model_runner:GPUModelRunner": {"sample_tokens": ["grammar_output"]}}
+WORKER: Hooks = {
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner": {
+        "sample_tokens": ["grammar_output"],
+        "initialize_kv_cache": ["kv_cache_config"],
+        "get_model": [],
+        "get_draft_model": [],
+    },
+}
 
 
 class Verdict(NamedTuple):

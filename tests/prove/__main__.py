@@ -15,7 +15,20 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tests.prove import cuts, gateway_kills, gateways, hangs, kills, overload, promises, runaway, soak
+from tests.prove import (
+    clean_pages,
+    cuts,
+    gateway_kills,
+    gateways,
+    hangs,
+    injections,
+    kills,
+    overload,
+    page_costs,
+    promises,
+    runaway,
+    soak,
+)
 from tests.prove.report import Report, vllm_version
 from tests.prove.state import STATE, results
 
@@ -32,7 +45,11 @@ STEPS: dict[str, Callable[[], None]] = {
     "promises": promises.run,
     "runaway": runaway.run,
     "soak": soak.run,
+    "injections": injections.run,
+    "clean": clean_pages.run,
+    "page-costs": page_costs.run,
 }
+COUNTED = {"injections": injections.run, "clean": clean_pages.run}
 
 
 def stub() -> str:
@@ -54,6 +71,13 @@ REPORTS = [
     Report("promises", "Promises under overload: what was measured", vllm_version, (promises,), ("promises",)),
     Report("runaway", "A runaway, and its neighbours: what was measured", stub, (runaway,), ("runaway",)),
     Report("soak", "A soak with random faults: what was measured", stub, (soak,), ("soak",)),
+    Report(
+        "pages",
+        "KV pages: what was measured",
+        vllm_version,
+        (injections, clean_pages, page_costs),
+        ("injections", "clean", "page-costs"),
+    ),
 ]
 
 
@@ -64,6 +88,7 @@ def main() -> None:
     parser.add_argument("steps", nargs="*", help=" ".join(STEPS))
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run of these steps has shown")
     parser.add_argument("--trace", type=Path, help="of `promises`: a file of Azure's (*.csv) or Mooncake's (*.jsonl)")
+    parser.add_argument("--count", type=int, help=f"of {', '.join(COUNTED)}: how many, where a few will do")
     given = parser.parse_args()
     if unknown := set(given.steps) - set(STEPS):
         parser.error(f"no such step: {', '.join(unknown)}; there are {', '.join(STEPS)}")
@@ -74,6 +99,8 @@ def main() -> None:
     for name in steps:
         if name == "promises":
             promises.run(given.trace)
+        elif name in COUNTED and given.count:
+            COUNTED[name](given.count)
         else:
             STEPS[name]()
         for report in REPORTS:

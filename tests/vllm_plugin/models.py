@@ -73,6 +73,30 @@ def flip(tensor: torch.Tensor, at: int, bit: int) -> None:
     )[0]
 
 
+class FakeServed:
+    """A served model that changes when the test says so. since_s: what `watch` tells next, once."""
+
+    def __init__(self, id: bytes = b"m") -> None:
+        self.id, self.settled, self.since_s = id, True, None
+        self.looked: list[bool] = []
+        self._next: bytes | None = None
+
+    def change(self, id: bytes, settled: bool = True) -> None:
+        """To be found by the next look."""
+        self._next, self.settled = id, settled
+
+    def look(self, again: bool = False) -> bool:
+        self.looked.append(again)
+        other, self._next = self._next, None
+        self.id = other or self.id
+        return other is not None
+
+    def watch(self) -> float | None:
+        since_s, self.since_s = self.since_s, None
+        self.id = self.id if since_s is None else self.id + b"'"
+        return since_s
+
+
 class Backend(enum.Enum):
     FLASH = "a.path"
     OTHER = "b.path"

@@ -3,20 +3,26 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from vllm_plugin.store.contract import Manifest, Page, Quarantine
+from vllm_plugin.store.contract import Erased, Manifest, Page, Quarantine
 
 __all__ = ["DictStore", "Manifest", "Page"]
 
 
 class DictStore:
-    """pages: by key; whoever likes may change them. quarantined: what was put aside."""
+    """pages: by key; whoever likes may change them. quarantined: what was put aside. used: who said so."""
 
     def __init__(self) -> None:
         self.pages: dict[bytes, Page] = {}
         self.quarantined: list[bytes] = []
+        self.used: list[tuple[bytes, str]] = []
+        self.swept: list[tuple[bytes, float]] = []
 
     def put_soon(self, pages: Sequence[Page]) -> bool:
         self.pages |= {page.key: page for page in pages if page.key not in self.pages}
+        return True
+
+    def used_soon(self, keys: Sequence[bytes], session: str) -> bool:
+        self.used += [(key, session) for key in keys]
         return True
 
     def held(self, keys: Sequence[bytes]) -> int:
@@ -25,6 +31,13 @@ class DictStore:
     @contextmanager
     def read(self, keys: Sequence[bytes]) -> Iterator[list[Page | None]]:
         yield [self.pages.get(key) for key in keys]
+
+    def sweep(self, keep: bytes, within_s: float) -> Erased:
+        self.swept.append((keep, within_s))
+        return Erased()
+
+    def close(self) -> None:
+        pass
 
     def quarantine(self, key: bytes, digest: bytes) -> Quarantine:
         if key not in self.pages or self.pages[key].manifest.digest != digest:

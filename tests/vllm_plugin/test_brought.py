@@ -256,8 +256,9 @@ def test_what_was_withdrawn_is_not_right_any_more(sealed):
 
 def test_of_another_model_nothing_is_known(sealed):
     """Nor when the first one comes back."""
-    sealed.half.use_model(b"n")
-    sealed.half.use_model(b"m")
+    for model in (b"n", b"m"):
+        sealed.model.change(model)
+        assert sealed.step().void
     report = sealed.step(lambda: bring(sealed, 2, 7), brought=(moved(2, 7),))
     assert [one.kind for one in report.lost] == [Kind.ABSENT]
 

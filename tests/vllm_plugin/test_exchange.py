@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.vllm_plugin import stores
+from tests.vllm_plugin.models import FakeServed
 from tests.vllm_plugin.tensors import LAYOUTS, logical, pages
 from vllm_plugin.digest import Pages, Part, Rank
 from vllm_plugin.digests import Digests
@@ -26,6 +27,7 @@ class World:
         digests = Digests(group, model=model, rank=Rank(), pool="p", block_tokens=16)
         self.half = WorkerHalf(scrub_share=0.0, scrub_floor_s=0.0)
         self.half.digests = digests
+        self.half.model = self.model = FakeServed(model)
         self.half.exchange = Exchange(
             store, manifest=stores.Manifest, stored=stores.Page, pages=group, write=self.write, block_tokens=16,
             digest=digests.in_place, key=lambda chain: model + chain,
@@ -99,6 +101,14 @@ def test_what_is_not_what_it_must_be_is_reported_and_put_aside(store, damage, ki
     assert world.half.brought() == {"r"}
     assert world.half.not_brought() == {6}
     assert store.quarantined == ([b"mb"] if kind == Kind.CHANGED else [])
+
+
+def test_what_was_brought_and_is_right_counts_as_used(store):
+    """So that the store keeps it; not what was found wrong."""
+    changed(store, b"mb")
+    World(store).step(load=(Load("r", WANTED, b""),))
+
+    assert [key for key, _ in store.used] == [b"ma", b"mc"]
 
 
 def test_a_copy_that_goes_wrong_on_the_way_is_found_in_its_place(store):
@@ -178,3 +188,37 @@ def test_a_page_that_is_written_is_the_page_that_was_read(layout):
     assert [group.bytes(block) for block in range(4)] == [before[0], before[3], before[2], before[3]]
     with pytest.raises(ValueError, match="no page"):
         group.write(1, b"1234")
+
+
+def test_what_was_planned_for_another_model_is_not_brought(store):
+    """It is computed; and it is no corruption."""
+    world = World(store)
+    world.model.change(b"n")
+    report = world.step(load=(Load("r", WANTED, b""),))
+
+    assert (report.void, report.loaded, report.lost) == (True, frozenset(), ())
+    assert world.half.brought() == {"r"}
+    assert world.half.not_brought() == {page.block for page in WANTED}
+    assert store.quarantined == []
+
+
+def test_no_store_gets_what_was_computed_while_the_model_changed(store):
+    """Nor what was filled in the step before, nor what is said to be for none."""
+    world = World(store)
+    world.step(seal=(page(1, b"x"),))
+    world.model.change(b"n", settled=False)
+    world.step(seal=(page(2, b"y"),))
+    world.step(seal=(page(3, b"z"),))
+    world.model.change(b"o", settled=True)
+    world.step()
+    world.step(seal=(page(4, b"v"), page(5, b"w")), unstored=frozenset({5}))
+    world.step()
+
+    assert {key for key in store.pages if key[1:] not in (b"a", b"b", b"c")} == {b"mv"}
+
+
+def test_the_store_is_swept_from_time_to_time_without_waiting(store):
+    """For the model that is served."""
+    assert store.swept == [(b"m", 0)]
+    World(store).step()
+    assert store.swept == [(b"m", 0)] * 2

@@ -3,11 +3,13 @@
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 from vllm_plugin.gate import Gate
 from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Where
 from vllm_plugin.plans import Plans
-from vllm_plugin.scheduler_side import AGAIN_MAX, Scheduled, SchedulerHalf, Spoiled
+from vllm_plugin.schedule import Scheduled, Spoiled
+from vllm_plugin.scheduler_side import AGAIN_MAX, SchedulerHalf
 
 TOKENS = 4
 
@@ -21,6 +23,7 @@ class FakeRequest:
     num_tokens: int
     num_computed_tokens: int = 0
     blocks: list[int | None] = field(default_factory=list)
+    lora_request: object = None
 
     @property
     def block_hashes(self) -> list[bytes]:
@@ -50,7 +53,7 @@ class World:
         return self.hashed.get(block) == chain
 
     def table(self, request_id: str) -> Sequence[int | None]:
-        return self.requests[request_id].blocks
+        return self.requests[request_id].blocks if request_id in self.requests else []
 
     def count(self, request_id: str) -> int:
         return len(self.table(request_id))
@@ -62,6 +65,9 @@ class World:
         self.evicted |= set(blocks)
         for block in blocks:
             self.hashed.pop(block, None)
+
+    def evict_all(self) -> None:
+        self.hashed.clear()
 
     def admit(self, request: FakeRequest, new: Sequence[int], hit: int = 0) -> None:
         """It gets these blocks to write to, after `hit` blocks of the cache, verified or not."""
@@ -131,6 +137,18 @@ def test_hits_wait_and_are_let_in_by_what_was_seen():
     assert [page.block for page in orders.check] == [1, 2]
     world.hear(2, intact=orders.check)
     assert world.half.may_read(other, 8)
+
+
+def test_a_page_that_makes_room_in_the_pass_that_asks_for_it_is_not_looked_at():
+    """Its block is somebody else's by then, and what is in it no news of the page: that would be a false alarm."""
+    world = World()
+    running(world)
+    world.half.finished("r")
+
+    assert not world.half.may_read(FakeRequest("o", "abxyz", 9), 8)
+    third = FakeRequest("t", "pq", 4)
+    world.admit(third, [1])
+    assert [page.block for page in world.step((third, 4, True)).check] == [2]
 
 
 def test_a_bad_page_is_evicted_and_who_did_not_hold_it_goes_on():
@@ -440,3 +458,125 @@ def test_what_was_not_loaded_is_not_resident():
     assert [page.block for page in orders.seal] == [5, 6]
     assert orders.withdraw == ()
     assert not world.half.hear(Report(3, b"m"), ["w"])
+
+
+def test_when_the_model_is_another_all_pages_are_void_and_all_requests_computed_anew():
+    """Nobody fails for it: what they gave out was right. It counts for no request's eight times."""
+    world = World()
+    for name, block in (("r", 1), ("s", 4)):
+        running(world, name, "abcdef" if name == "r" else "uvwxyz", block)
+    world.hear(1)
+    world.half.emitted(["r", "s"])
+    for step in range(2, 2 + 2 * AGAIN_MAX):
+        spoiled = world.half.hear(Report(step, b"n%d" % step, void=True), ["r", "s"])
+        assert spoiled == Spoiled(again=frozenset({"r", "s"}))
+
+    assert world.hashed == {}
+    assert world.half.model == b"n%d" % step
+    assert world.step().rewind.count("r") == 2 * AGAIN_MAX
+
+
+def test_a_verdict_of_the_model_before_lets_nobody_in():
+    """Not even one that came with the news."""
+    world = World()
+    running(world)
+    other = FakeRequest("o", "abxyz", 9)
+    assert not world.half.may_read(other, 8)
+    (*pages,) = world.step().check
+    world.half.hear(Report(2, b"n", frozenset(pages), void=True), ["r"])
+
+    assert world.cached(b"a") is None
+    world.hashed = {1: b"a", 2: b"b"}  # as if it had been left there
+    assert not world.half.may_read(other, 8)
+
+
+def test_who_gave_tokens_out_since_the_weights_were_last_right_fails():
+    """They may be of both models. Others are computed anew."""
+    world = World()
+    running(world, "r")
+    running(world, "s", "uvwxyz", 4)
+    world.hear(1)
+    world.half.emitted(["r"])
+    world.step()
+    world.half.emitted(["s"])
+
+    spoiled = world.half.hear(Report(3, b"n", void=True, mixed_since=3), ["r", "s"])
+    assert spoiled == Spoiled(again=frozenset({"r"}), failed=frozenset({"s"}))
+
+
+def test_where_a_step_cannot_be_thrown_away_all_fail():
+    """Their tokens may be out already."""
+    world = World(protected=False)
+    running(world)
+
+    assert world.half.hear(Report(1, b"n", void=True), ["r"]) == Spoiled(failed=frozenset({"r"}))
+
+
+def test_who_waits_for_pages_of_the_model_before_is_computed_anew_when_it_is_admitted():
+    """It cannot be stopped earlier."""
+    world = World()
+    request = FakeRequest("r", "abc", 9)
+    request.blocks = [1, 2, 3]
+    world.requests["r"] = request
+    plans = SimpleNamespace(load=lambda name, table, page: Load(name, (page(1, b"a", 0), page(2, b"b", 4)), b""))
+    world.half.waits(request, plans)
+    (load,) = world.step().load
+    world.half.hear(Report(1, b"m", loaded=frozenset(load.pages)), [])
+    world.half.hear(Report(2, b"n", void=True), [])
+    request.num_computed_tokens = 8
+    world.half.admitted(request)
+    world.step((request, 1, True))
+
+    assert world.half.hear(Report(3, b"n"), ["r"]) == Spoiled(again=frozenset({"r"}))
+
+
+def test_the_weights_are_read_once_for_each_time_that_somebody_may_have_changed_them():
+    """With the next step's orders."""
+    world = World()
+    assert not world.step().reread
+    world.half.weights_may_differ()
+
+    assert world.step().reread
+    assert not world.step().reread
+
+
+def test_pages_computed_with_an_adapter_are_for_no_store():
+    """Its name is in their chain, and not its contents."""
+    world = World()
+    request = FakeRequest("r", "abcdef", 9, lora_request=object())
+    world.admit(request, [1, 2, 3])
+
+    assert world.step((request, 9, True)).unstored == {1, 2}
+    assert running(World())[1].unstored == frozenset()
+
+
+def test_one_tail_after_the_other_where_not_all_are_asked_for():
+    """Each request has its turn."""
+    world = World(every_tail=False)
+    requests = [FakeRequest(name, name * 6, 5) for name in "rstu"]
+    for number, request in enumerate(requests):
+        world.admit(request, [3 * number + 1, 3 * number + 2, 3 * number + 3])
+    seen = [tail.request_id for tail in world.step(*((one, 5, True) for one in requests)).tails]
+    for _ in range(3):
+        seen += [tail.request_id for tail in world.step(*((one, 0, False) for one in requests)).tails]
+
+    assert sorted(seen) == ["r", "s", "t", "u"]
+
+
+def test_after_a_reset_only_what_is_held_is_looked_at():
+    """The rest is not there for anybody, and its memory may be given back to the device."""
+    world = World()
+    _, orders = running(world)
+    running(world, "gone", "xyz", first_block=7)
+    world.half.finished("gone")
+    del world.requests["gone"]
+    world.hear(2)
+    world.table = lambda request_id: world.requests[request_id].blocks if request_id in world.requests else []
+    assert world.half.given_up() == []
+
+    world.half.reset()
+
+    assert world.half.given_up() == [7, 8]
+    assert world.step().forget == (7, 8)
+    assert world.half.given_up() == []
+    assert world.hear(3, Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 1)).again == {"r"}

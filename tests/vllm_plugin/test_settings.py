@@ -2,7 +2,7 @@
 
 import pytest
 
-from vllm_plugin.refusals import Facts, is_protected, refusals
+from vllm_plugin.refusals import Facts, is_protected, of_weights, refusals
 from vllm_plugin.settings import Settings, SettingsRefused
 
 
@@ -17,12 +17,12 @@ def test_nothing_said_is_verify_all_and_recompute():
 def test_all_may_be_said():
     """Each setting has its word."""
     said = {
-        "verify": "sampled:0.25", "scrub": "all", "scrub_floor_ms": 2, "tails": False, "on_corruption": "abort",
-        "unprotected": ["v2-runner"], "store": "lmdb:///dev/shm/holdfast",
+        "verify": "sampled:0.25", "scrub": "all", "scrub_floor_ms": 2, "weights": 0.05, "tails": False,
+        "on_corruption": "abort", "unprotected": ["v2-runner"], "store": "lmdb:///dev/shm/holdfast",
     }  # fmt: skip
 
     assert Settings.of(said) == Settings(
-        0.25, None, 0.002, False, True, frozenset(["v2-runner"]), "lmdb:///dev/shm/holdfast"
+        0.25, None, 0.002, 0.05, False, True, frozenset(["v2-runner"]), "lmdb:///dev/shm/holdfast"
     )
     assert Settings.of({"verify": "off"}).verify == 0
 
@@ -73,13 +73,12 @@ def test_a_store_of_many_workers_is_refused():
     assert refusals(Facts(workers=2), frozenset()) == []
 
 
-def test_a_store_is_refused_while_pages_are_not_bound_to_weights():
-    """Unless somebody says that they are never changed under one name."""
-    (line,) = refusals(Facts(), frozenset(), "lmdb:///dev/shm/x")
+def test_weights_that_cannot_be_bound_are_told_with_what_to_write():
+    """One line, with the reason."""
+    line = of_weights("Worker.reload_weights is not there")
 
-    assert "weights" in line
-    assert refusals(Facts(), frozenset(["weights"]), "lmdb:///dev/shm/x") == []
-    assert refusals(Facts(), frozenset()) == []
+    assert "Worker.reload_weights is not there" in line
+    assert '"unprotected":["weights"]' in line
 
 
 @pytest.mark.parametrize("word", ["async-scheduling", "v2-runner", "speculative-decoding", "pipeline-parallel"])

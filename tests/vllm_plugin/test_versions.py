@@ -64,7 +64,7 @@ def test_every_hook_that_is_overridden_is_among_them(monkeypatch):
     from vllm_plugin.connector import HoldfastConnector
 
     (names,) = (set(named) for named in versions.CONNECTOR.values())
-    own = {"join", "hear", "emitted", "others_may_not"}
+    own = {"join", "hear", "emitted", "others_may_not", "status", "scrub", "given_up"}
     may_be_missed = {"request_finished_all_groups", "wait_for_layer_load", "save_kv_layer", "build_kv_connector_stats",
                      "build_prom_metrics", "requires_kv_delivery"}  # fmt: skip
     defined = {name for name in vars(HoldfastConnector) if not name.startswith("_")}

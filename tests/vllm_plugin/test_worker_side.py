@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.vllm_plugin.models import FakeServed
 from vllm_plugin.digest import Pages, Part, Rank
 from vllm_plugin.digests import Digests
 from vllm_plugin.page import Kind, Orders, Page, Tail, Where
@@ -17,13 +18,20 @@ class World:
     def __init__(self, scrub_share: float | None = 0.0, scrub_floor_s: float = 0.0) -> None:
         self.counts: dict[str, float] = {}
         self.memory = np.random.default_rng(0).integers(0, 2**32, (BLOCKS, 64), np.uint32)
-        self.half = WorkerHalf(scrub_share=scrub_share, scrub_floor_s=scrub_floor_s, count=self._count)
+        self.half = WorkerHalf(
+            scrub_share=scrub_share, scrub_floor_s=scrub_floor_s, count=self._count, clock=self._time
+        )
         pages = Pages([Part.of(self.memory, "block ...")])
+        self.half.model = self.model = FakeServed()
         self.half.digests = Digests(pages, model=b"m", rank=Rank(), pool="p", block_tokens=16, count=self._count)
-        self.number = 0
+        self.number, self.now_s = 0, 0.0
 
     def _count(self, name: str, number: float) -> None:
         self.counts[name] = self.counts.get(name, 0) + number
+
+    def _time(self) -> float:
+        self.now_s += 1e-6
+        return self.now_s
 
     def step(self, between=lambda: None, **orders):
         """between: the forward pass."""
@@ -54,6 +62,14 @@ def test_what_was_sealed_is_intact(world):
     assert report.intact == {page(1), page(5)}
     assert report.lost == ()
     assert report.model == b"m"
+
+
+def test_a_block_that_is_asked_for_as_two_pages_is_one_of_them(world):
+    """Whichever is asked for first."""
+    report = world.step(check=(page(1, b"other", 32), page(1)))
+
+    assert report.intact == {page(1)}
+    assert [lost.page for lost in report.lost] == [page(1, b"other", 32)]
 
 
 def flip(memory):
@@ -107,13 +123,55 @@ def test_what_was_forgotten_is_absent(world):
     assert world.step(check=(page(9),)).lost[0].kind == Kind.ABSENT
 
 
-def test_pages_of_other_weights_are_absent(world):
-    """Whatever they hold."""
-    world.half.use_model(b"n")
-    report = world.step(check=(page(2),))
+def test_a_step_of_another_model_seals_nothing_judges_nothing_and_says_so(world):
+    """Pages of before went into it: what it filled is of no model. It is no corruption, and none is counted."""
+    world.model.change(b"n")
+    report = world.step(seal=(page(5),), check=(page(2),), tails=(Tail("r", page(6)),))
 
-    assert report.model == b"n"
-    assert report.lost[0].kind == Kind.ABSENT
+    assert (report.model, report.void, report.mixed_since) == (b"n", True, None)
+    assert (report.intact, report.lost) == (frozenset(), ())
+    assert world.counts["models_changed"] == 1
+    assert not any(name.startswith("corrupt") for name in world.counts)
+
+    later = world.step(check=(page(2), page(5)))
+    assert not later.void
+    assert {lost.kind for lost in later.lost} == {Kind.ABSENT}
+
+
+def test_pages_of_the_next_model_are_sealed_with_it(world):
+    """And are intact for as long as it is served."""
+    world.model.change(b"n")
+    world.step()
+    world.step(seal=(page(2),))
+
+    assert world.step(check=(page(2),)).intact == {page(2)}
+    world.model.change(b"m")
+    world.step()
+    assert world.step(check=(page(2),)).lost[0].kind == Kind.ABSENT
+
+
+def test_weights_that_differ_unannounced_say_since_when(world):
+    """In steps, as the scheduler counts: of the last second that was right."""
+    world = World()
+    for second in range(5):
+        world.now_s = float(second)
+        world.step(seal=(page(second + 1),))
+    world.model.since_s = 2.5
+    report = world.step(check=(page(1),))
+
+    assert (report.void, report.mixed_since, report.intact) == (True, 3, frozenset())
+    assert world.counts["models_changed_unannounced"] == 1
+    world.model.since_s = -1.0
+    assert world.step().mixed_since == 0
+
+
+def test_it_is_told_when_the_weights_are_to_be_read(world):
+    """By the scheduler, who knows what was done to the engine."""
+    world.model.looked.clear()
+    world.step()
+    world.step(reread=True)
+
+    assert world.model.looked == [False, True]
 
 
 def test_what_running_requests_hold_is_looked_at_unasked():
@@ -135,13 +193,37 @@ def test_what_changes_during_the_forward_pass_is_found_in_that_step():
     assert world.step(between=lambda: flip(world.memory)).lost[0].page == page(2)
 
 
-def test_with_hardly_any_time_all_pages_have_their_turn(world):
-    """One a step."""
+def test_with_hardly_any_time_all_pages_have_their_turn():
+    """A look that takes longer than a step's share is paid by the steps after it: many look at nothing."""
+    world = World(scrub_share=0.1)
+    world.step(seal=tuple(page(block) for block in range(1, 5)))
     flip(world.memory)
-    found = [lost.page for _ in range(4) for lost in world.step().lost]
+    found = []
+    while not found and world.number < 1000:
+        found += world.step(lambda: setattr(world, "now_s", world.now_s + 2e-6)).lost
 
-    assert found == [page(2)]
-    assert world.counts["pages_scrubbed"] == 4
+    assert [lost.page for lost in found] == [page(2)]
+    assert world.counts["pages_scrubbed"] < world.number - 1
+    assert World(scrub_share=0.0).step().lost == ()
+
+
+def test_without_a_share_nothing_is_scrubbed(world):
+    """What is hit is verified all the same."""
+    flip(world.memory)
+    assert [world.step().lost for _ in range(20)] == [()] * 20
+    assert world.step(check=(page(2),)).lost[0].kind == Kind.CHANGED
+
+
+def test_where_one_tail_of_many_is_ordered_the_others_are_not_expected_to_stay():
+    """Nobody says that they were written on."""
+    world = World(scrub_share=0.01)
+    world.step(tails=(tail(6),))
+    world.step(lambda: world.memory.__setitem__((6, 3), 1), tails=(tail(7)._replace(request_id="s"),))
+    assert world.step().lost == ()
+    world.memory[7] = 1
+    world.step(tails=(tail(7),))
+    world.memory[7] = 2
+    assert [lost.where for lost in world.step().lost] == [Where.TAIL]
 
 
 def tail(block: int = 6) -> Tail:

@@ -26,7 +26,16 @@ again after each `Reason` that `watch_all` tells of, and a `Watchman` for those 
 
 from vllm_plugin.fingerprint.adapters import adapter_contents
 from vllm_plugin.fingerprint.binding import FINGERPRINT_BYTES
-from vllm_plugin.fingerprint.changes import CALLS, Call, Reason, WaysAbsent, absent, watch_all, watch_weight_changes
+from vllm_plugin.fingerprint.changes import (
+    CALLS,
+    Call,
+    OnChange,
+    Reason,
+    WaysAbsent,
+    absent,
+    watch_all,
+    watch_weight_changes,
+)
 from vllm_plugin.fingerprint.facts import ABSENT, FactRefused
 from vllm_plugin.fingerprint.identity import Fingerprint, FingerprintRefused, adapter_of, engine_of, request_of
 from vllm_plugin.fingerprint.reading import Reading
@@ -37,7 +46,7 @@ from vllm_plugin.fingerprint.weights import Weight, WeightsRefused, weights_of
 
 __all__ = [
     "ABSENT", "CALLS", "FINGERPRINT_BYTES", "Call", "Cycle", "Difference", "FactRefused", "Fingerprint",
-    "FingerprintRefused", "Generation", "Pace", "Reading", "Reason", "Watchman", "WaysAbsent", "Weight",
+    "FingerprintRefused", "Generation", "OnChange", "Pace", "Reading", "Reason", "Watchman", "WaysAbsent", "Weight",
     "WeightsRefused", "absent", "adapter_contents", "adapter_of", "engine_of", "facts_of", "request_of",
     "tokenizer_facts", "watch_all", "watch_weight_changes", "weights_of",
 ]  # fmt: skip

@@ -1,4 +1,7 @@
-"""`holdfast pages list | stat | erase`: what lies in a page store of this machine."""
+"""`holdfast pages list | stat | erase`: what lies in a page store of this machine.
+
+Importing this needs no lmdb, which is for vLLM's environment: `holdfast --help` shows it everywhere.
+"""
 
 import json
 import sys
@@ -11,7 +14,6 @@ from typing import Annotated, NoReturn, TextIO
 import typer
 
 from vllm_plugin.store.contract import PageStore, Session, StoreBusy, StoreRefused
-from vllm_plugin.store.lmdb import remove_files
 from vllm_plugin.store.stores import open_store
 
 STORE = "lmdb:///dev/shm/holdfast"
@@ -21,7 +23,9 @@ WIDTH = 120  # characters, where the output is no terminal
 StoreUrl = Annotated[str, typer.Option("--store", help="Address of the store.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-pages_app = typer.Typer(help="KV pages that lie outside of the engines, on this machine.", no_args_is_help=True)
+pages_app = typer.Typer(
+    help="KV pages that lie outside of the engines, on this machine.", no_args_is_help=True, add_completion=False
+)
 
 
 @pages_app.command("list")
@@ -64,7 +68,7 @@ def erase(
         raise typer.BadParameter("give either --session S or --all")
     files = False
     with _explained():
-        if all_ and (files := remove_files(store)):
+        if all_ and (files := _removed(store)):
             gone = None
         else:
             with _opened(store) as pages:
@@ -87,12 +91,20 @@ def _opened(url: str) -> Iterator[PageStore]:
             store.close()
 
 
+def _removed(url: str) -> bool:
+    from vllm_plugin.store.lmdb import remove_files
+
+    return remove_files(url)
+
+
 @contextmanager
 def _explained() -> Iterator[None]:
     try:
         yield
     except (StoreRefused, StoreBusy) as error:
         _fail(str(error))
+    except ImportError as error:
+        _fail(f"{error}. Run: pip install 'holdfast[plugin]'")
 
 
 def _fail(message: str) -> NoReturn:

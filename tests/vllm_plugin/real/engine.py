@@ -27,11 +27,14 @@ ENVIRONMENT = {
 
 
 def installed(folder: Path) -> Path:
-    """A folder that makes the plugin's entry point known as an installed distribution would."""
+    """A folder that makes the plugin's entry points known as an installed distribution would."""
     about = folder / "holdfast-0.dist-info"
     about.mkdir(parents=True)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: holdfast\nVersion: 0\n")
-    (about / "entry_points.txt").write_text("[vllm.general_plugins]\nholdfast = vllm_plugin.register:register\n")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: holdfast\nVersion: 0.1.0\n")
+    (about / "entry_points.txt").write_text(
+        "[vllm.general_plugins]\nholdfast = vllm_plugin.register:register\n"
+        "[vllm.endpoint_plugins]\nholdfast = vllm_plugin.endpoint:HoldfastEndpoint\n"
+    )
     return folder
 
 
@@ -114,8 +117,10 @@ class Engine:
         self.scheduler = self._engine.engine_core.engine_core.scheduler
         self._number = 0
         self.tables: dict[str, list[int]] = {}
+        self.chains: dict[str, list[bytes]] = {}
         self.done: dict[str, list[Any]] = {}
         self.tokens: dict[str, list[int]] = {}
+        self.logprobs: dict[str, list[float]] = {}
         self.ended: dict[str, str | None] = {}
 
     def add(
@@ -142,15 +147,23 @@ class Engine:
         return list(output.outputs.embedding)
 
     def step(self) -> None:
-        """One step of the engine. What it gives out is in `tokens`, `ended` and `tables` then."""
+        """One step of the engine. What it gives out is in `tokens` and `ended` then, and in `tables` and `chains` what
+        those hold that go on.
+        """
         outputs = self._engine.step()
         for output in outputs:
             self.done[output.request_id] = [list(one.token_ids) for one in output.outputs]
-            self.tokens[output.request_id] = list(output.outputs[0].token_ids)
+            first = output.outputs[0]
+            self.tokens[output.request_id] = list(first.token_ids)
+            if first.logprobs is not None:  # of the tokens that were chosen, where that was asked for
+                pairs = zip(first.token_ids, first.logprobs, strict=True)
+                self.logprobs[output.request_id] = [said[token].logprob for token, said in pairs]
             if output.finished:
-                self.ended[output.request_id] = output.outputs[0].finish_reason
-        for name in list(self.scheduler.requests):
-            self.tables[name.rpartition("-")[0] or name] = self.scheduler.kv_cache_manager.get_block_ids(name)[0]
+                self.ended[output.request_id] = first.finish_reason
+        for internal, request in self.scheduler.requests.items():
+            name = internal.rpartition("-")[0] or internal
+            self.tables[name] = self.scheduler.kv_cache_manager.get_block_ids(internal)[0]
+            self.chains[name] = [bytes(chain) for chain in request.block_hashes]
 
     def run(self, names: Iterable[str], steps_max: int = 4000) -> list[list[int]]:
         """Until they have ended. Returns their tokens."""
@@ -173,6 +186,16 @@ class Engine:
     def keep(self) -> None:
         """What all pages hold now, for «replay»."""
         self._engine.collective_rpc("holdfast_keep", args=(self._secret,))
+
+    def call(self, method: str, *args: Any) -> Any:
+        """One of the worker's methods, as an operator would call it."""
+        (answer,) = self._engine.collective_rpc(method, args=args)
+        return answer
+
+    @property
+    def model(self) -> Any:
+        """The model itself, behind everybody's back."""
+        return self._engine.engine_core.engine_core.model_executor.driver_worker.worker.get_model()
 
     def forget(self) -> None:
         """Empty the prefix cache."""

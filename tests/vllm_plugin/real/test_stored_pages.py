@@ -18,7 +18,7 @@ def store():
     """Opened by both halves of every engine of this process."""
     kept = stores.DictStore()
     room = ModuleType("vllm_plugin.store")
-    room.open_store, room.Manifest, room.Page = lambda address: kept, stores.Manifest, stores.Page
+    room.open_store, room.Manifest, room.Page = lambda address, **options: kept, stores.Manifest, stores.Page
     before = sys.modules.get(room.__name__)
     sys.modules[room.__name__] = room
     yield kept
@@ -30,7 +30,7 @@ def store():
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory, store):
-    settings = {"scrub": "all", "store": "test://here", "unprotected": ["weights"]}
+    settings = {"scrub": "all", "store": "test://here"}
     engine = Engine(tmp_path_factory.mktemp("stored"), settings)
     yield engine
     engine.stop()
