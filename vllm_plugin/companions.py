@@ -47,7 +47,7 @@ def policy(connector: Any) -> str:
 
 
 def check(whole: Any) -> None:
-    """whole: what vLLM asks, Holdfast's connector or the MultiConnector that it is a member of. Raises RefusedAtStart."""
+    """whole: what vLLM asks, Holdfast's connector or the MultiConnector that it is in. Raises RefusedAtStart."""
     names = [type(member).__name__ for member in members(whole)]
     nested = any(find(member) is not None for member in members(whole) if members(member))
     found = find(whole)
