@@ -46,14 +46,12 @@ def policy(connector: Any) -> str:
     return str(getattr(connector._vllm_config.kv_transfer_config, "kv_load_failure_policy", "fail"))
 
 
-def guard() -> None:
+def guard(multi: type) -> None:
     """From now on, a MultiConnector that would not be protected does not start, and pages that were bad once are not
-    asked for again.
+    asked for again. multi: vLLM's class.
     """
-    from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiConnector
-
-    wrap(MultiConnector, "bind_kv_cache_manager", _bind)
-    wrap(MultiConnector, "get_num_new_matched_tokens", _matched)
+    wrap(multi, "bind_kv_cache_manager", _bind)
+    wrap(multi, "get_num_new_matched_tokens", _matched)
 
 
 def _bind(original: Callable[..., Any], self: Any, *args: Any, **kw: Any) -> Any:

@@ -1,10 +1,12 @@
-"""What of vLLM changes from version to version: the only file that knows it. Written for 0.32, tried there.
+"""What of vLLM changes from version to version: the only file that knows it. Written for 0.32.
 
     what is sent            ToWorker, FromWorker
     what is looked at       facts, window, BlockCache, scheduled, pages, rank
-    what is wrapped         Scheduler.update_from_output, GPUModelRunner.initialize_kv_cache, .sample_tokens
-                            and what changes weights: fingerprint/changes.py
+    what is wrapped         Scheduler.update_from_output, GPUModelRunner.initialize_kv_cache, .sample_tokens,
+                            MultiConnector: companions.py; what changes weights: fingerprint/changes.py
     what is asked           EngineCore.holdfast_status, .holdfast_scrub; Worker's; ask
+
+versions.py says of which versions, and whether all of it is there.
 """
 
 import time
@@ -207,9 +209,13 @@ def scheduled(scheduler_output: Any, requests: Mapping[str, Any], tokens: int) -
 
 
 def guard_scheduler() -> None:
-    """From now on, what a step computed from bad pages is thrown away before anybody sees it."""
+    """From now on, what a step computed from bad pages is thrown away before anybody sees it, with companions or
+    without.
+    """
+    from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiConnector
     from vllm.v1.core.sched.scheduler import Scheduler
 
+    companions.guard(MultiConnector)
     wrap(Scheduler, "update_from_output", _update_from_output)
 
 

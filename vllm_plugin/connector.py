@@ -71,7 +71,6 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             self._whole: Any = self
             compat.guard_scheduler()
             compat.answer_in_engine()
-            companions.guard()
             self._watch(compat.watch_engine, self._engine_did)
         else:
             self.runner: Any = None  # told by compat.know_runner

@@ -163,8 +163,11 @@ def test_where_a_step_cannot_be_thrown_away_both_do():
 def test_a_part_of_a_page_is_thrown_away_and_nothing_is_brought_any_more():
     """Nobody can look at it before it is full, and then it is sealed as it is."""
     one = world()
-    request = brought(one)
+    request = FakeRequest("r", "abcdef", 9)
+    one.admit(request, (1, 2, 3))
+    one.step()  # it waits meanwhile
     request.num_computed_tokens = 7
+    one.half.admitted(request)
     one.step((request, 2, True))
     assert one.hear(1).again == {"r"}
     assert one.half.others_may_not(request, 0)

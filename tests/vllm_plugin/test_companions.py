@@ -48,7 +48,7 @@ class NixlConnector(Member):
 
 def multi(*members: Any) -> Any:
     """vLLM's, without its constructor, which would start all of them."""
-    companions.guard()
+    companions.guard(MultiConnector)
     whole = MultiConnector.__new__(MultiConnector)
     whole._connectors, whole._requests_to_connector = list(members), {}
     return whole
