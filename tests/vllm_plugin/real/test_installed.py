@@ -19,7 +19,10 @@ from tests.vllm_plugin.real.engine import ENVIRONMENT, MODEL
 
 pytestmark = pytest.mark.prove
 
-OURS = ("lmdb", "structlog", "pytest", "_pytest", "hypothesis", "iniconfig", "pluggy", "sortedcontainers")  # not vLLM's
+OURS = (  # not vLLM's
+    "lmdb", "structlog", "pytest", "_pytest", "hypothesis", "iniconfig", "pluggy", "sortedcontainers", "xdist", "pytest_xdist",
+    "execnet",
+)  # fmt: skip
 FILES = ("pyproject.toml", "README.md", "gateway", "guards", "vllm_plugin")
 INSTALL_S_MAX = 300.0
 SERVES_S_MAX = 240.0
