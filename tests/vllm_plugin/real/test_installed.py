@@ -20,8 +20,8 @@ from tests.vllm_plugin.real.engine import ENVIRONMENT, MODEL
 pytestmark = pytest.mark.prove
 
 OURS = (  # not vLLM's
-    "lmdb", "structlog", "pytest", "_pytest", "hypothesis", "iniconfig", "pluggy", "sortedcontainers", "xdist", "pytest_xdist",
-    "execnet",
+    "lmdb", "structlog", "pytest", "_pytest", "hypothesis", "iniconfig", "pluggy", "sortedcontainers", "xdist",
+    "pytest_xdist", "execnet",
 )  # fmt: skip
 FILES = ("pyproject.toml", "README.md", "gateway", "guards", "vllm_plugin")
 INSTALL_S_MAX = 300.0
