@@ -29,12 +29,13 @@ class Prefixes:
         self._counted: set[str] = set()
 
     def step(self, scheduled: Sequence[Scheduled]) -> None:
-        """These are computed together, and nothing of it was yet."""
+        """These are computed together, and nothing of it was yet. Most steps admit nobody, and cost a look at each."""
+        new = [one for one in scheduled if one.fresh and one.request.request_id not in self._counted]
+        if not new:
+            return
         decoding = sum(map(_decodes, scheduled))
-        for one in scheduled:
+        for one in new:
             request = one.request
-            if request.request_id in self._counted:
-                continue
             self._counted.add(request.request_id)
             others = decoding - _decodes(one), len(scheduled) - decoding - (not _decodes(one))
             labels = f"{_length(request)}.{_batch(*others)}"

@@ -182,7 +182,7 @@ class Metrics:
         self._degraded = tally("degraded", "Requests that were answered less well, by step.", "model", "step")
         self._alerts = tally("alerts", "Alerts that were told, by kind.", "kind")
         self._webhooks = tally("webhooks", "Alerts on their way to the receiver, by outcome.", "outcome")
-        self._up = Gauge("holdfast_replica_up", "Whether it gets requests.", ["replica"], registry=registry)
+        self._up = Gauge("holdfast_replica_up", "Whether it answers and computes.", ["replica"], registry=registry)
         self._load = Gauge("holdfast_replica_load", "Legs at it now.", ["replica"], registry=registry)
         holds = Gauge("holdfast_holds", "Requests that may spend budget now.", registry=registry)
         holds.set_function(lambda: self._holding)

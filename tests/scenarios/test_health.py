@@ -328,3 +328,14 @@ async def test_servers_without_the_plugin_or_with_nonsense_for_a_status_are_serv
     assert {one.status for one in answers} == {200}
     assert set(servers(answers)) == {name(two.left), name(two.right)}
     assert states == ["up", "up"]
+
+
+async def test_a_server_with_a_key_is_asked_with_it(start_gateway):
+    """As for all of its API."""
+    with start_stub(key="sesame", pages=0) as stub:
+        replicas = [{"url": stub.url, "key": "sesame"}]
+        gateway = start_gateway([stub.url], of_model={"replicas": replicas}, **ASKED)
+        two = Two(gateway, stub, stub, gateway.key("somebody"))
+        await two.until(stub, lambda told: told["pages"]["plugin"] == "told")
+
+    assert "sesame" not in gateway.log()

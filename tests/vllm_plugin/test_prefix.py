@@ -72,6 +72,11 @@ def test_two_that_are_admitted_together_are_each_others_prefill():
     assert counts["prefix.asked.<=256.prefill"] == 30
 
 
+def test_a_step_that_admits_nobody_asks_its_requests_nothing():
+    """It is most of them, and there may be hundreds of requests in it."""
+    Prefixes(Counts().count).step([Scheduled(None, 1, (), False)])
+
+
 def test_a_request_counts_once():
     """Not when it goes on, nor when it was preempted and is admitted again; another of its name does."""
     counts = Counts()
