@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PLUGIN := .venv-vllm/bin/python -m pytest -c tests/vllm_plugin/pytest.ini
+OLDEST := .cache/vllm-oldest/bin/python -m pytest -c tests/vllm_plugin/pytest.ini
+VLLM := tests/e2e tests/gateway/local  # where tests marked «vllm» are: tests/conftest.py sees to it
 # Hundreds of processes are started: without compiled files each would compile all of Holdfast, or of vLLM, anew.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -14,11 +16,13 @@ install:         ## make .venv (gateway, tools) and .venv-vllm (real vLLM on the
 demo: install    ## kill a real vLLM server in the middle of a stream, and see nothing of it
 	@$(BIN)/holdfast demo
 
-test: lint install ## lint, types and all tests, those with real vLLM servers included
-	@$(PYTHON) scripts/install.py redis
-	@$(PLUGIN) -q tests/vllm_plugin --ignore=tests/vllm_plugin/real -m "not triton and not prove and not vllm"
-	@$(BIN)/python -m pytest -m "not vllm" -n 3 --dist loadfile --no-loadscope-reorder
-	@$(BIN)/python -m pytest -m vllm
+# Most tests of the gateway wait most of their time: five at once keep two cores busy, and no more than that.
+test:            ## lint, types and all tests, those with real vLLM servers included
+	@$(PYTHON) scripts/install.py gateway redis
+	@$(MAKE) --no-print-directory -j2 lint install
+	@$(PLUGIN) -q tests/vllm_plugin --ignore=tests/vllm_plugin/real -m "not triton and not prove and not vllm" -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m "not vllm" -n 5 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -m vllm $(VLLM)
 
 prove: install   ## the measured proofs behind the promises
 	@$(BIN)/python -m tests.prove
@@ -26,6 +30,8 @@ prove: install   ## the measured proofs behind the promises
 	@.cache/triton-env/bin/python -m pytest -c tests/vllm_plugin/pytest.ini tests/vllm_plugin -m triton
 	@$(PLUGIN) tests/vllm_plugin -m vllm
 	@$(PLUGIN) tests/vllm_plugin/real
+	@$(PYTHON) scripts/install.py oldest
+	@$(OLDEST) tests/vllm_plugin/test_versions.py tests/vllm_plugin/real
 
 sim:             ## simulated worlds: make sim WORLDS=10000, or one of them step by step: make sim SEED=123
 	@$(PYTHON) scripts/install.py gateway

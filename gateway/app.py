@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 import uvloop
 
-from gateway import replica_table, verdicts
+from gateway import fleets, replica_table, verdicts
 from gateway.affinity import Affinity
 from gateway.asides import Asides
 from gateway.books.alert_book import AlertBook
@@ -28,16 +28,12 @@ from gateway.books.vault.engines import open_vault
 from gateway.breakers import Breakers
 from gateway.changes import Changes
 from gateway.config import Config, is_loopback
-from gateway.config import Replica as ReplicaConfig
 from gateway.config_service import DEFAULT
-from gateway.config_times import ModelTimes
 from gateway.deadlines import Deadlines
 from gateway.descriptors import clients_max
 from gateway.desk import Desk
-from gateway.fleet.gauges import PAGE_BYTES_MAX
-from gateway.fleet.pulse import Pulse
-from gateway.fleet.replica import Replica
-from gateway.fleet.replicas import Care, Fleet
+from gateway.fleet.inspector import Inspector
+from gateway.fleet.replicas import Fleet
 from gateway.flow import Flow
 from gateway.forecasts import Forecasts
 from gateway.http.admin import Admin
@@ -55,8 +51,6 @@ from gateway.rates import Rates
 from gateway.record import Records
 from gateway.salt import Salts
 from gateway.stream.call import Bounds, Call
-from gateway.stream.leg import Target, UpstreamLimits
-from gateway.stream.leg_end import LegEnd
 from gateway.stream.text import Decoder, LocalDecoder, RemoteDecoder, load_tokenizer
 from gateway.stream.upstream import Upstream
 from gateway.turns import Turns
@@ -66,13 +60,11 @@ from gateway.watch.metrics import Metrics
 from gateway.worker import Worker
 from guards.admission import Admission
 from guards.place import Rank
-from guards.routing import Slack
 from guards.timeouts import UNSAID
 
 log = structlog.get_logger()
 
 ALERTS = "alerts.sqlite3"
-NO_TIMES = ModelTimes()
 KEYS_EVERY_S = 0.01  # under load many requests share one look at whether a key was made or revoked
 
 
@@ -113,14 +105,16 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         journal, ledger, corrections = books.journal, books.ledger, Corrections(books.ledger, books.outbox)
         _refuse_open_doors(config, keys)
         metrics = Metrics()
-        targets, upstream = _targets(config), Upstream(_upstream_limits(config))
+        targets, upstream = fleets.targets(config), Upstream(fleets.upstream_limits(config))
         stack.push_async_callback(upstream.close)
         listener = verdicts.Verdicts(journal.append, metrics, upstream.abandon)
-        fleet = _fleet(config, targets, upstream, metrics, clock, listener)
+        ask = fleets.asking(targets, upstream, metrics)
+        fleet = fleets.fleet(config, ask, metrics, clock, listener)
         stack.callback(fleet.close)
+        inspector = fleets.inspector(config, ask, fleet, clock, listener)
         asides = Asides(fleet, upstream, targets)
         deadlines = _deadlines(config)
-        alerts = _alerts(config, stack, journal, ledger, metrics)
+        alerts = listener.alerts = _alerts(config, stack, journal, ledger, metrics)
         breakers = _breakers(config, ledger, deadlines, alerts, metrics)
         quotes = _quotes(config, ledger, fleet, asides, breakers)
         charged = alerts.charged if config.alerts is not None else None
@@ -140,11 +134,12 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         salts = None if config.share_prefix_cache else Salts(home)
         edge = _edge(config, flow, fleet, keys, salts, ready, metrics)
         changes = Changes(keys.news, ledger, deadlines, clock, corrections.carry_out)
-        works = [fleet.run(), changes.run(), breakers.run(), alerts.run(), turns.run(), *_leases(ledger, deadlines)]
-        for work in works:
+        works = [fleet.run(), inspector.run(), changes.run(), breakers.run(), alerts.run(), turns.run()]
+        for work in [*works, *_leases(ledger, deadlines)]:
             stack.callback(asyncio.create_task(work).cancel)
         listen, clients = config.listen, _clients(config)
-        desk = _desk(config, home, corrections, records, keys, partial(_replicas, config, fleet, clock), turns)
+        shown = partial(_replicas, config, fleet, clock)
+        desk = _desk(config, home, corrections, records, keys, shown, turns, inspector)
         stack.callback(desk.close)
         admin = Admin(metrics, ready, config.admin_key_sha256, listen.admin_host, desk)
         side_door = await Door.open(admin.handle, listen.admin_host, listen.admin_port, clients)
@@ -186,10 +181,12 @@ def _desk(
     keys: Keys,
     replicas: Callable[[], list[dict[str, Any]]],
     turns: Turns,
+    inspector: Inspector,
 ) -> AdminBooks:
     open_keys = partial(Keys, home / "keys.db", config.keys, budgets=config.budgets)
     prices = {one.model: one.price for one in config.prices}
-    return AdminBooks(Desk(home, open_keys, corrections, records), prices, keys.look_again, replicas, turns.shown)
+    desk = Desk(home, open_keys, corrections, records)
+    return AdminBooks(desk, prices, keys.look_again, replicas, turns.shown, inspector.undrain)
 
 
 def _quotes(config: Config, ledger: Ledger, fleet: Fleet, asides: Asides, breakers: Breakers) -> Quotes:
@@ -362,49 +359,6 @@ def _edge(
     )
 
 
-def _fleet(
-    config: Config,
-    targets: dict[str, Target],
-    upstream: Upstream,
-    metrics: Metrics,
-    clock: Callable[[], float],
-    listener: verdicts.Verdicts,
-) -> Fleet:
-    models = {replica.name: model.name for model in config.models for replica in model.replicas}
-    timeouts, limits = config.timeouts, config.limits
-    replicas = [
-        Replica(
-            one.name, one.role == "standby", models.get(one.name), pulse=Pulse(timeouts.suspect_s), share=one.weight
-        )
-        for one in config.replicas
-    ]
-
-    for one in replicas:
-        metrics.load(one.name, partial(getattr, one, "load"))
-    metrics.replicas(lambda: verdicts.measured(replicas, clock()))
-
-    async def ask(name: str, path: str, body: bytes | None, timeout_s: float) -> LegEnd:
-        bytes_max = PAGE_BYTES_MAX if path == "/metrics" else None
-        end = await upstream.fetch(targets[name], path, body, timeout_s, bytes_max)
-        if body is not None:
-            metrics.canary(name, "answered" if end.status == 200 else "silent" if end.silent else "refused")
-        return end
-
-    care = Care(
-        probe_every_s=timeouts.probe_every_s,
-        probe_s=timeouts.probe_s,
-        canary_s=timeouts.canary_s,
-        hedges_per_s=limits.hedges_per_s,
-        hedges_burst=limits.hedges_burst,
-        retry_share=config.retries.percent / 100,
-        retries_per_s=config.retries.per_s,
-        breakers=config.health.breaker,
-        flaps=config.health.flapping,
-    )
-    slack = Slack(config.routing.load_ratio, config.routing.load_tokens)
-    return Fleet(replicas, ask, listener, care, clock, slack)
-
-
 def _decoders(config: Config, asides: Asides) -> Callable[[Call], tuple[Callable[[], Decoder], bool]]:
     """How text is made from ids: by the model's own tokenizer where it is configured, else by a replica."""
     tokenizers = {model.name: load_tokenizer(model.tokenizer) for model in config.models if model.tokenizer is not None}
@@ -421,30 +375,3 @@ def _decoders(config: Config, asides: Asides) -> Callable[[Call], tuple[Callable
 def _deadlines(config: Config) -> Deadlines:
     models, tiers = ({one.name: one.timeouts.times for one in many} for many in (config.models, config.tiers))
     return Deadlines(config.timeouts.total_s, config.timeouts.session_s, models, tiers, tiers.get(DEFAULT, UNSAID))
-
-
-def _targets(config: Config) -> dict[str, Target]:
-    """Where replicas listen, and how patient their model is, by name."""
-    found = {replica.name: _target(replica) for replica in config.upstreams}
-    for model in config.models:
-        found |= {replica.name: _target(replica, model.timeouts) for replica in model.replicas}
-    return found
-
-
-def _target(replica: ReplicaConfig, times: ModelTimes = NO_TIMES) -> Target:
-    key = replica.key.get_secret_value() if replica.key is not None else None
-    of = times.first_token_s, times.between_tokens_s
-    return Target(replica.name, replica.host, replica.port, replica.tls, key, *of)
-
-
-def _upstream_limits(config: Config) -> UpstreamLimits:
-    timeouts, limits = config.timeouts, config.limits
-    return UpstreamLimits(
-        connect_s=timeouts.connect_s,
-        first_token_s=timeouts.first_token_s,
-        between_tokens_s=timeouts.between_tokens_s,
-        event_bytes=limits.event_bytes,
-        answer_bytes=limits.answer_bytes,
-        idle_s=timeouts.idle_s,
-        idle_connections=limits.idle_connections,
-    )

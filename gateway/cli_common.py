@@ -92,8 +92,13 @@ def corrected(
         fail(str(error))
 
 
-def from_admin(root: str | None, config: Path | None, path: str, environ: Mapping[str, str]) -> Any:
-    """Ask an admin port, which the configuration tells where `root` does not. Fails where it does not answer."""
+def from_admin(
+    root: str | None, config: Path | None, path: str, environ: Mapping[str, str], body: bytes | None = None
+) -> Any:
+    """Ask an admin port, which the configuration tells where `root` does not. Fails where it does not answer.
+
+    body: JSON, for POST.
+    """
     listen = load(config).listen if config else Listen()
     host = f"[{listen.admin_host}]" if ":" in listen.admin_host else listen.admin_host
     url = (root or f"http://{host}:{listen.admin_port}").rstrip("/") + path
@@ -102,7 +107,8 @@ def from_admin(root: str | None, config: Path | None, path: str, environ: Mappin
     headers = {"authorization": f"Bearer {environ[ADMIN_KEY]}"} if environ.get(ADMIN_KEY) else {}
     try:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the key is nobody else's
-        with direct.open(urllib.request.Request(url, headers=headers), timeout=ANSWER_S) as answer:
+        headers |= {"content-type": "application/json"} if body is not None else {}
+        with direct.open(urllib.request.Request(url, body, headers), timeout=ANSWER_S) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         fail(f"{url}: {error.code} {error.read(2000).decode(errors='replace')}")

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from gateway.config_alarms import Alerts, Breaker
 from gateway.config_health import HealthConfig
+from gateway.config_integrity import IntegrityConfig
 from gateway.config_ledger import LedgerConfig
 from gateway.config_part import Part, wrong
 from gateway.config_routing import Routing
@@ -367,6 +368,7 @@ class Config(Part):
     tiers: tuple[TierConfig, ...] = Field(default=(), max_length=256)
     timeouts: Timeouts = Timeouts()
     health: HealthConfig = HealthConfig()
+    integrity: IntegrityConfig = IntegrityConfig()
     limits: Limits = Limits()
     share_prefix_cache: bool = False  # else each org gets its own cache_salt, and cannot time another's prefixes
     allow_media_urls: bool = False  # a client could make a server fetch from inside your network

@@ -1,14 +1,18 @@
-"""The replicas and what is thought of them: for JSON, and as a table for people (`holdfast replicas`)."""
+"""The replicas and what is thought of them: for JSON, and as tables for people (`holdfast replicas`)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
+from gateway.fleet.page_status import Pages, Plugin
 from gateway.fleet.replica import Replica
 from guards import flapping
 from guards.breaker import State
 from guards.health import Health
 
 COLUMNS = ("replica", "role", "state", "for", "load", "breaker", "waiting", "kv", "preempted", "flaps", "weight", "why")
+PAGES = ("replica", "pages", "corrupt", "lately", "fingerprint", "scrub", "told", "notes")
+HEX = 8  # digits of a fingerprint that tell one model from another
+UNDRAIN = "Drained replicas stay so until their engines are started anew, or: holdfast replicas --undrain REPLICA"
 WIDTH = 180  # of a table that is no terminal's
 STATES = {None: "unknown", True: "up", False: "down"}
 
@@ -26,7 +30,7 @@ def _shown(one: Replica, now_s: float, plan: flapping.Plan) -> dict[str, Any]:
         "role": "standby" if one.standby else "active",
         "models": [one.model] if one.model is not None else sorted(one.serves),
         "window": {model: one.serves[model] for model in sorted(one.serves)},
-        "state": state(one.health, waits),
+        "state": state(one.health, waits, one.drained),
         "why": one.health.why,
         "for_s": round(now_s - one.since_s, 3),
         "trusted_in_s": round(one.trust.from_s - now_s, 3) if waits else 0.0,
@@ -51,11 +55,47 @@ def _shown(one: Replica, now_s: float, plan: flapping.Plan) -> dict[str, Any]:
         "kv_used": gauges and gauges.kv_used,
         "preemptions": gauges and gauges.preemptions,
         "gauges_age_s": round(now_s - gauges.at_s, 3) if gauges else None,
+        "drained": one.pages.corruption.drained,
+        "pages": _pages(one.pages, now_s),
     }
 
 
-def state(health: Health, waits: bool) -> str:
-    """In one word: unknown, up, backing off, down, or hung."""
+def _pages(pages: Pages, now_s: float) -> dict[str, Any]:
+    told, corruption = pages.status, pages.corruption
+    return {
+        "plugin": pages.plugin.value,
+        "age_s": round(now_s - told.at_s, 3) if told else None,
+        "protected": told and told.protected,
+        "unprotected": told and list(told.unprotected),
+        "versions": told and list(told.versions),
+        "fingerprints": told and list(told.fingerprints),
+        "corrupt": told and [{"kind": kind, "where": at, "pages": n} for (kind, at), n in told.corrupt.items()],
+        "corrupt_lately": corruption.lately(now_s) if told else None,
+        "window_s": corruption.plan.window_s,
+        "counts": told and dict(told.pages),
+        "requests": told and dict(told.requests),
+        "chains_broken": told and told.chains_broken,
+        "scrub_cycle_s": told and told.scrub_s,
+        "weights_cycle_s": told and told.weights_s,
+        "weights_changed": told and told.weights_changed,
+    }
+
+
+def warnings(replicas: Sequence[dict[str, Any]]) -> list[str]:
+    """What is to be said of replicas of one model beside each other, as `shown` tells of each. Nothing acts on it."""
+    said = []
+    for model in dict.fromkeys(model for one in replicas for model in one["models"]):
+        known = [(one["replica"], _short(one["pages"])) for one in replicas if model in one["models"]]
+        if len({short for _, short in known if short}) > 1:
+            which = ", ".join(f"{name} {short}" for name, short in known if short)
+            said.append(f"{model}: weights, configuration or layout of its replicas differ: {which}")
+    return said
+
+
+def state(health: Health, waits: bool, drained: bool = False) -> str:
+    """In one word: unknown, up, drained, backing off, down, or hung."""
+    if health.up and drained:
+        return "drained"
     if health.up and waits:
         return "backing off"
     return "hung" if health.hung else STATES[health.up]
@@ -67,16 +107,24 @@ def show(told: dict[str, Any], out: TextIO) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*COLUMNS, box=None)
-    for one in told["replicas"]:
-        table.add_row(*map(Text, cells(one)))
-    Console(file=out, width=None if out.isatty() else WIDTH).print(table)
+    console = Console(file=out, width=None if out.isatty() else WIDTH)
+    for columns, row in ((COLUMNS, cells), (PAGES, page_cells)):
+        table = Table(*columns, box=None)
+        for one in told["replicas"]:
+            table.add_row(*map(Text, row(one)))
+        console.print(table)
+        console.print()
+    drained = [UNDRAIN] if any(one["drained"] for one in told["replicas"]) else []
+    for line in (*drained, *told.get("warnings", ())):
+        console.print(Text(line))
 
 
 def cells(one: dict[str, Any]) -> tuple[str, ...]:
     """What each of COLUMNS shows of a replica."""
     open_ones = [breaker for breaker in one["breakers"] if breaker["state"] != State.ALLOWING]
     reasons = [one["why"], *one["worse"], *(f"{breaker['model']}: {breaker['why']}" for breaker in open_ones)]
+    if one["drained"]:
+        reasons.append(one["drained"])
     if one["trusted_in_s"]:
         reasons.append(f"trusted in {one['trusted_in_s']:.1f} s")
     return (
@@ -93,6 +141,36 @@ def cells(one: dict[str, Any]) -> tuple[str, ...]:
         f"{one['weight']:g}",
         "; ".join(reasons),
     )
+
+
+def page_cells(one: dict[str, Any]) -> tuple[str, ...]:
+    """What each of PAGES shows of a replica."""
+    pages = one["pages"]
+    if pages["protected"] is None:
+        unknown = "?" if pages["plugin"] == Plugin.UNASKED else ""
+        return (one["replica"], pages["plugin"], *[unknown] * 5, "")
+    guarded = "protected" if pages["protected"] else "unprotected"
+    by_kind: dict[str, int] = {}
+    for bad in pages["corrupt"]:
+        by_kind[bad["kind"]] = by_kind.get(bad["kind"], 0) + bad["pages"]
+    notes = [f"{count} {kind}" for kind, count in by_kind.items() if count]
+    if pages["unprotected"]:
+        notes.append("unprotected: " + " ".join(pages["unprotected"]))
+    return (
+        one["replica"],
+        Plugin.UNREADABLE if pages["plugin"] == Plugin.UNREADABLE else guarded,
+        str(sum(by_kind.values())),
+        f"{pages['corrupt_lately']} in {pages['window_s']:g} s",
+        _short(pages) or "?",
+        _number(pages["scrub_cycle_s"], "{:.1f} s"),
+        f"{pages['age_s']:.0f} s ago",
+        ", ".join(notes),
+    )
+
+
+def _short(pages: dict[str, Any]) -> str:
+    """The fingerprints of a replica, mostly one."""
+    return "+".join(sorted({full[:HEX] for full in pages["fingerprints"] or ()}))
 
 
 def _number(value: float | None, form: str) -> str:

@@ -9,6 +9,7 @@ from gateway.fleet.replica import Replica
 from gateway.fleet.replicas import Listener
 from gateway.forecasts import Forecasts
 from gateway.waiting import Waiting
+from gateway.watch.alerts import Alerts
 from gateway.watch.metrics import Metrics
 from gateway.watch.replica_gauges import Measured
 from guards.breaker import Breaker, State
@@ -19,14 +20,16 @@ Append = Callable[[str, Mapping[str, Any], Mapping[str, Any]], None]
 
 
 class Verdicts(Listener):
-    """Tells each change once. Facts: `replica.judged`, `replica.breaker` and `replica.compared`, by the replica's name.
+    """Tells each change once. Facts: `replica.judged`, `replica.breaker`, `replica.compared` and `replica.drained`.
 
     append: of the journal. abandon: ends a replica's legs; streams: also those that wait for tokens.
     waiting: where requests wait for replicas; None where they do not. forecasts: None where nothing is predicted.
+    alerts: who tells somebody of what an operator has to do.
     """
 
     waiting: Waiting | None = None
     forecasts: Forecasts | None = None
+    alerts: Alerts | None = None
 
     def __init__(self, append: Append, metrics: Metrics, abandon: Callable[..., None]) -> None:
         self._append, self._metrics, self._abandon = append, metrics, abandon
@@ -68,11 +71,19 @@ class Verdicts(Listener):
         facts = {"weight": round(beside.weight, 3), "why": "; ".join(beside.words)}
         self._append("replica.compared", {"replica": replica.name}, facts)
 
+    def drained(self, replica: Replica, why: str) -> None:
+        if replica.drained:
+            self._metrics.drained(replica.name)
+        elif self.waiting is not None:
+            self.waiting.again()
+        if self.alerts is not None:
+            self.alerts.drained(replica.name, drained=replica.drained, why=why)
+
 
 def measured(replicas: Iterable[Replica], now_s: float) -> Iterator[Measured]:
     """What the metrics tell of each replica."""
     for one in replicas:
-        gauges = one.gauges
+        gauges, pages = one.gauges, one.pages.status
         yield Measured(
             one.name,
             {
@@ -83,6 +94,10 @@ def measured(replicas: Iterable[Replica], now_s: float) -> Iterator[Measured]:
                 "weight": one.beside.weight,
                 "flaps": one.trust.flaps,
                 "backing_off": one.trust.waits(now_s),
+                "drained": one.drained,
+                "protected": pages and pages.protected,
+                "corrupt_pages": pages and sum(pages.corrupt.values()),
+                "corrupt_pages_lately": pages and one.pages.corruption.lately(now_s),
             },
             {model: breaker.state for model, breaker in one.breakers.items()},
         )

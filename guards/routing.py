@@ -1,7 +1,7 @@
 """Which replica is next: filter, score, pick. Pure.
 
-Filter: of those that can be asked at all, the best kind: up, not failed by this request, not refused, not doubtful,
-active.
+Filter: of those that can be asked at all, the best kind: up, not failed by this request, not refused, not drained, not
+doubtful, active.
 Score: who is near to the request, so that what it has computed before is still cached there; else how busy each is.
 Pick: the first in line that has not much more than its share.
 """
@@ -46,6 +46,7 @@ class Candidate(NamedTuple):
     refused: its breaker is open, or it came up only just and has to wait, for it went down too often.
     weight: how much it takes beside the others; less than it is configured to where it is much worse than they are.
     ttft_s: when the first token of this request would come there, in seconds; None where nobody predicts it.
+    drained: too many of its KV pages went bad.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Candidate(NamedTuple):
     tokens: int = 0
     weight: float = 1.0
     ttft_s: float | None = None
+    drained: bool = False
 
 
 class Slack(NamedTuple):
@@ -83,17 +85,17 @@ def pick(
 ) -> str | None:
     """Choose the replica for the next leg; None when there is none left to try.
 
-    In order: up before down, not refused before refused, undoubted before doubtful, active before standby. Among equals
-    of those the nearest that is not overloaded, where the request has somewhere to be near to; else the least busy by
-    weight, the first named.
+    In order: up before down, not refused before refused, sound before drained, undoubted before doubtful, active before
+    standby. Among equals of those the nearest that is not overloaded, where the request has somewhere to be near to;
+    else the least busy by weight, the first named.
     Those in `avoid` failed this very request and come into question only when no other is up.
-    A replica that is held for down, or refused, is still tried when nothing else is left: the verdict may be stale.
+    A replica that is held for down, refused or drained is still tried when nothing else is left: that may be stale.
     near: a number that requests of one session, or of one beginning, have in common.
     left_s: by when its first token is due, in seconds from now; among equals, who would be late comes into question
         only when none would be in time.
     """
     known = list(candidates)
-    equals = [one for one in known if one.up and not (one.refused or one.doubtful or one.standby or one.name in avoid)]
+    equals = [one for one in known if one.up and one.name not in avoid and not _flawed(one)]
     if not equals:  # which is rare: nobody is as good as can be
         equals = _best_kind(known, avoid)
     return choose(equals, near, slack, left_s).name if equals else None
@@ -123,14 +125,18 @@ def roomy(up: list[Candidate], fits: Callable[[str], bool]) -> list[Candidate]:
 
     Who would have to wait for a good server waits for it: one that fails what it is sent is no quicker.
     """
-    kinds = [(one.refused, one.doubtful) for one in up]
-    best = min(kinds, default=(False, False))
+    kinds = [(one.refused, one.drained, one.doubtful) for one in up]
+    best = min(kinds, default=(False, False, False))
     return [one for one, kind in zip(up, kinds, strict=True) if kind == best and fits(one.name)]
+
+
+def _flawed(one: Candidate) -> bool:
+    return one.drained or one.refused or one.doubtful or one.standby
 
 
 def _best_kind(known: list[Candidate], avoid: frozenset[str]) -> list[Candidate]:
     usable = [one for one in known if one.up or one.name not in avoid]
-    kinds = [(not one.up, one.name in avoid, one.refused, one.doubtful, one.standby) for one in usable]
+    kinds = [(not one.up, one.name in avoid, one.refused, one.drained, one.doubtful, one.standby) for one in usable]
     return [one for one, kind in zip(usable, kinds, strict=True) if kind == min(kinds)]
 
 

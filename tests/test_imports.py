@@ -108,7 +108,10 @@ def test_a_digest_needs_no_vllm_and_what_is_heavy_only_where_it_is_used(path):
     assert imports(path) == of(path, *allowed, *engine, "torch")
 
 
-DECIDING = ("page", "settings", "refusals", "gate", "plans", "residents", "scrub", "scheduler_side", "prefix", "status")
+DECIDING = (
+    "page", "settings", "refusals", "gate", "plans", "residents", "scrub", "schedule", "scheduler_side", "known",
+    "strangers", "companions", "versions", "wrapping", "prefix", "status",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("path", [p for p in EVERYTHING if p.values[0].parts[0] == "vllm_plugin"])

@@ -1,13 +1,14 @@
-"""What of vLLM changes from version to version: the only file that knows it. Written for 0.32, tried there.
+"""What of vLLM changes from version to version: the only file that knows it. Written for 0.32.
 
     what is sent            ToWorker, FromWorker
     what is looked at       facts, window, BlockCache, scheduled, pages, rank
-    what is wrapped         Scheduler.update_from_output, GPUModelRunner.initialize_kv_cache, .sample_tokens
-                            and what changes weights: fingerprint/changes.py
+    what is wrapped         Scheduler.update_from_output, GPUModelRunner.initialize_kv_cache, .sample_tokens,
+                            MultiConnector: companions.py; what changes weights: fingerprint/changes.py
     what is asked           EngineCore.holdfast_status, .holdfast_scrub; Worker's; ask
+
+versions.py says of which versions, and whether all of it is there.
 """
 
-import functools
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,15 @@ from typing import Any
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata, KVConnectorWorkerMetadata
 from vllm.v1.core.kv_cache_utils import BlockHash, make_block_hash_with_group_id
 
+from vllm_plugin import companions
 from vllm_plugin.digest import LayoutRefused, Pages, Part, Rank
 from vllm_plugin.fingerprint import CALLS, Reason, facts_of, watch_all
 from vllm_plugin.fingerprint.changes import CORE
 from vllm_plugin.page import Orders, Report
 from vllm_plugin.refusals import Facts
-from vllm_plugin.scheduler_side import Scheduled, Spoiled
+from vllm_plugin.schedule import Scheduled, Spoiled
 from vllm_plugin.served import Named, Served
+from vllm_plugin.wrapping import wrap
 
 GROUP = 0  # the only one
 KINDS = {
@@ -30,7 +33,6 @@ KINDS = {
     "SlidingWindowSpec": "sliding window",
     "MLAAttentionSpec": "latent attention",
 }
-WRAPPED = "_holdfast_wrapped"
 
 
 @dataclass
@@ -58,7 +60,6 @@ def facts(vllm_config: Any, kv_cache_config: Any) -> Facts:
     """What refusals.py asks about."""
     parallel = vllm_config.parallel_config
     return Facts(
-        load_failure_policy=getattr(vllm_config.kv_transfer_config, "kv_load_failure_policy", "fail"),
         prefix_caching=bool(vllm_config.cache_config.enable_prefix_caching),
         encoder_decoder=bool(vllm_config.model_config.is_encoder_decoder),
         context_parallel=getattr(parallel, "decode_context_parallel_size", 1) > 1
@@ -176,9 +177,6 @@ class BlockCache:
     def table(self, request_id: str) -> Sequence[int | None]:
         return [None if block.is_null else block.block_id for block in self._blocks(request_id)]
 
-    def count(self, request_id: str) -> int:
-        return len(self._blocks(request_id))
-
     def block(self, request_id: str, number: int) -> int | None:
         block = self._blocks(request_id)[number]
         return None if block.is_null else block.block_id
@@ -211,10 +209,14 @@ def scheduled(scheduler_output: Any, requests: Mapping[str, Any], tokens: int) -
 
 
 def guard_scheduler() -> None:
-    """From now on, what a step computed from bad pages is thrown away before anybody sees it."""
+    """From now on, what a step computed from bad pages is thrown away before anybody sees it, with companions or
+    without.
+    """
+    from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiConnector
     from vllm.v1.core.sched.scheduler import Scheduler
 
-    _wrap(Scheduler, "update_from_output", _update_from_output)
+    companions.guard(MultiConnector)
+    wrap(Scheduler, "update_from_output", _update_from_output)
 
 
 def know_runner() -> None:
@@ -223,8 +225,8 @@ def know_runner() -> None:
     """
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    _wrap(GPUModelRunner, "initialize_kv_cache", _initialize_kv_cache)
-    _wrap(GPUModelRunner, "sample_tokens", _sample_tokens)
+    wrap(GPUModelRunner, "initialize_kv_cache", _initialize_kv_cache)
+    wrap(GPUModelRunner, "sample_tokens", _sample_tokens)
 
 
 def watch_engine(on_change: Callable[[Reason], None]) -> Callable[[], None]:
@@ -237,30 +239,17 @@ def watch_worker(on_change: Callable[[Reason], None]) -> Callable[[], None]:
     return watch_all(on_change, [call for call in CALLS if call.module != CORE])
 
 
-def _wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
-    original = getattr(owner, name)
-    if getattr(original, WRAPPED, False):
-        return
-
-    @functools.wraps(original)
-    def wrapped(self: Any, *args: Any, **kw: Any) -> Any:
-        return around(original, self, *args, **kw)
-
-    setattr(wrapped, WRAPPED, True)
-    setattr(owner, name, wrapped)
-
-
 def _update_from_output(original: Callable[..., Any], self: Any, scheduler_output: Any, output: Any, **kw: Any) -> Any:
-    guard = getattr(self.connector, "hear", None)
-    if guard is None:
+    found = companions.find(self.connector)
+    if found is None:
         return original(self, scheduler_output, output, **kw)
-    sent = getattr(output.kv_connector_output, "kv_connector_worker_meta", None)
-    spoiled: Spoiled = guard(sent, {request.request_id for request in self.running})
+    sent = found.part(getattr(output.kv_connector_output, "kv_connector_worker_meta", None))
+    spoiled: Spoiled = found.connector.hear(sent, {request.request_id for request in self.running})
     spoiled = _that_can(self, spoiled)
     for request_id in spoiled.again | spoiled.failed:
         _empty(output, request_id)
     outputs = original(self, scheduler_output, output, **kw)
-    self.connector.emitted(
+    found.connector.emitted(
         [one.request_id for outs in outputs.values() for one in outs.outputs or () if one.new_token_ids]
     )
     _compute_again(self, spoiled.again)
@@ -321,29 +310,32 @@ def _fail(scheduler: Any, outputs: dict[int, Any], request_ids: Collection[str])
 
 
 def _initialize_kv_cache(original: Callable[..., Any], self: Any, *args: Any, **kw: Any) -> Any:
-    from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
-
-    group: Any = get_kv_transfer_group() if has_kv_transfer_group() else None
-    if hasattr(group, "runner"):
-        group.runner = self
+    found = _of_worker()
+    if found is not None:
+        found.runner = self
     return original(self, *args, **kw)
 
 
 def _sample_tokens(original: Callable[..., Any], self: Any, *args: Any, **kw: Any) -> Any:
+    found = _of_worker()
+    if found is not None and self.execute_model_state is not None:
+        found.draws.clear()
+        for index, generator in self.input_batch.generators.items():
+            found.draws[self.input_batch.req_ids[index]] = (generator, generator.get_state())
+    return original(self, *args, **kw)
+
+
+def _of_worker() -> Any:
+    """The plugin's connector in this worker, if there is one."""
     from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 
-    draws = getattr(get_kv_transfer_group(), "draws", None) if has_kv_transfer_group() else None
-    if draws is not None and self.execute_model_state is not None:
-        draws.clear()
-        for index, generator in self.input_batch.generators.items():
-            draws[self.input_batch.req_ids[index]] = (generator, generator.get_state())
-    return original(self, *args, **kw)
+    found = companions.find(get_kv_transfer_group()) if has_kv_transfer_group() else None
+    return found.connector if found is not None else None
 
 
 # ---- what is asked from outside: by endpoint.py, of engines by name, and by those of their workers
 
 STATUS, SCRUB = "holdfast_status", "holdfast_scrub"
-CONNECTOR = "HoldfastConnector"
 
 
 def answer_in_engine() -> None:
@@ -368,7 +360,7 @@ def has_connector(vllm_config: Any) -> bool:
     if transfer is None:
         return False
     members = (transfer.kv_connector_extra_config or {}).get("connectors", [])
-    return CONNECTOR in (transfer.kv_connector, *(member.get("kv_connector") for member in members))
+    return companions.OURS in (transfer.kv_connector, *(member.get("kv_connector") for member in members))
 
 
 async def ask(engine_client: Any, method: str, *args: Any) -> list[Any]:
@@ -383,11 +375,15 @@ async def ask(engine_client: Any, method: str, *args: Any) -> list[Any]:
 
 
 def _engine_status(self: Any) -> dict[str, Any]:
-    return {"scheduler": _ours(self.scheduler.connector).status(), "workers": _of_workers(self, STATUS)}
+    found = companions.find(self.scheduler.connector)
+    assert found is not None, "it was put there by it"
+    return {"scheduler": found.connector.status(), "workers": _of_workers(self, STATUS)}
 
 
 def _engine_scrub(self: Any, name: str, slice_s: float) -> list[Any]:
-    return _of_workers(self, SCRUB, name, slice_s)
+    found = companions.find(self.scheduler.connector)
+    assert found is not None, "it was put there by it"
+    return _of_workers(self, SCRUB, name, slice_s, found.connector.given_up())
 
 
 def _of_workers(core: Any, method: str, *args: Any) -> list[Any]:
@@ -397,19 +393,9 @@ def _of_workers(core: Any, method: str, *args: Any) -> list[Any]:
 
 
 def _worker_status(self: Any) -> dict[str, Any]:
-    from vllm.distributed.kv_transfer import get_kv_transfer_group
-
-    answer: dict[str, Any] = _ours(get_kv_transfer_group()).status()
+    answer: dict[str, Any] = _of_worker().status()
     return answer
 
 
-def _worker_scrub(self: Any, name: str, slice_s: float) -> list[int]:
-    from vllm.distributed.kv_transfer import get_kv_transfer_group
-
-    return list(_ours(get_kv_transfer_group()).scrub(name, slice_s))
-
-
-def _ours(connector: Any) -> Any:
-    """The plugin's own, where it is one of several."""
-    members = getattr(connector, "_connectors", [connector])
-    return next(member for member in members if type(member).__name__ == CONNECTOR)
+def _worker_scrub(self: Any, name: str, slice_s: float, given_up: list[int]) -> list[int]:
+    return list(_of_worker().scrub(name, slice_s, given_up))

@@ -10,12 +10,12 @@ looks (`build_connector_worker_meta`). The scheduler hears of it before it hands
 import importlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
 
-from vllm_plugin import compat, logs
+from vllm_plugin import companions, compat, logs, versions
 from vllm_plugin.digests import Digests
 from vllm_plugin.exchange import Exchange
 from vllm_plugin.fingerprint import FactRefused, OnChange, Reason, WaysAbsent, WeightsRefused
@@ -23,11 +23,13 @@ from vllm_plugin.gate import Gate
 from vllm_plugin.page import Orders, Report
 from vllm_plugin.plans import Plans
 from vllm_plugin.prefix import Prefixes
-from vllm_plugin.refusals import WEIGHTS, RefusedAtStart, is_protected, of_weights, refusals
-from vllm_plugin.scheduler_side import SchedulerHalf, Spoiled
+from vllm_plugin.refusals import WEIGHTS, RefusedAtStart, is_protected, of_weights, refusals, refusals_of_policy
+from vllm_plugin.schedule import Spoiled
+from vllm_plugin.scheduler_side import SchedulerHalf
 from vllm_plugin.served import Named, Served
 from vllm_plugin.settings import Settings
 from vllm_plugin.status import of_scheduler, of_worker
+from vllm_plugin.strangers import Strangers
 from vllm_plugin.telemetry import AGE, WEIGHTS_CYCLE, Metrics, Stats
 from vllm_plugin.worker_side import Scrubbed, WorkerHalf
 
@@ -38,11 +40,12 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
     """One in the scheduler's process and one in each worker's: which it is, its role says. Raises RefusedAtStart."""
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any = None, **kw: Any) -> None:
+        _check_version(role)
         super().__init__(vllm_config, role, kv_cache_config)
-        self._settings = settings = Settings.of(self._kv_transfer_config.kv_connector_extra_config)
+        self.settings = settings = Settings.of(self._kv_transfer_config.kv_connector_extra_config)
         self._facts = facts = compat.facts(vllm_config, kv_cache_config)
         if lines := refusals(facts, settings.unprotected, settings.store):
-            raise RefusedAtStart("Holdfast does not start:\n" + "\n".join(f"    {line}" for line in lines))
+            raise RefusedAtStart.saying(lines)
         self._stats, self._totals = Stats(), Stats()
         self._block_tokens = compat.block_tokens(kv_cache_config)
         self._by_weights = WEIGHTS not in settings.unprotected
@@ -58,12 +61,14 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
                 abort=settings.abort,
                 protected=is_protected(facts),
                 tails=settings.tails,
+                every_tail=settings.scrub_share is None,
                 count=self._count,
             )
             self._plans: Plans | None = None
             if settings.store:
                 self._store = self._open().open_store(settings.store, populate=False)
                 self._plans = Plans(self._store, self._stored_key, self._block_tokens)
+            self._whole: Any = self
             compat.guard_scheduler()
             compat.answer_in_engine()
             self._watch(compat.watch_engine, self._engine_did)
@@ -84,7 +89,17 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
 
     # ---- the scheduler's
 
+    def join(self, whole: Any, others: list[str]) -> None:
+        """It is a member of that one, beside these."""
+        self._whole = whole
+        if others:
+            self._scheduler_half.strangers = Strangers()
+            log.info("holdfast.joined", others=",".join(others))
+
     def bind_kv_cache_manager(self, kv_cache_manager: Any) -> None:
+        """All connectors are there. Raises RefusedAtStart."""
+        if lines := refusals_of_policy(companions.policy(self._whole)):
+            raise RefusedAtStart.saying(lines)
         super().bind_kv_cache_manager(kv_cache_manager)
         self._scheduler_half.cache = compat.BlockCache(kv_cache_manager)
 
@@ -101,6 +116,10 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             request.request_id, request.block_hashes, request.num_tokens, num_computed_tokens
         )
         return tokens, tokens > 0
+
+    def others_may_not(self, request: Any, num_computed_tokens: int) -> bool:
+        """Whether a companion must not bring it anything: it has brought a bad page of its chain before."""
+        return self._scheduler_half.others_may_not(request, num_computed_tokens)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int, **kw: Any) -> None:
         self._requests[request.request_id] = request
@@ -124,6 +143,10 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
     def emitted(self, request_ids: list[str]) -> None:
         """They were."""
         self._scheduler_half.emitted(request_ids)
+
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        """Beside a connector that knows one group only, vLLM says it so."""
+        return self.request_finished_all_groups(request, (block_ids,))
 
     def request_finished_all_groups(self, request: Any, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
         self._requests.pop(request.request_id, None)
@@ -153,7 +176,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             block_tokens=self._block_tokens,
             count=self._count,
         )
-        if self._settings.store:
+        if self.settings.store:
             self._worker_half.exchange = self._exchange(self._worker_half.digests)
         log.info(
             "holdfast.pages", blocks=pages.blocks, page_bytes=pages.page_bytes, form=pages.form,
@@ -198,7 +221,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
 
     def _exchange(self, digests: Digests) -> Exchange:
         opened, pages = self._open(), self._pages
-        self._store = opened.open_store(self._settings.store)
+        self._store = opened.open_store(self.settings.store)
         return Exchange(
             self._store,
             manifest=opened.Manifest,
@@ -214,7 +237,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         try:
             return compat.served(
                 self._vllm_config, self.runner, kv_form, by_weights=self._by_weights,
-                watch_share=self._settings.weights_share,
+                watch_share=self.settings.weights_share,
             )  # fmt: skip
         except (WeightsRefused, FactRefused) as error:
             raise RefusedAtStart(of_weights(str(error))) from error
@@ -274,10 +297,26 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         """This half's part of it."""
         if self._role == KVConnectorRole.SCHEDULER:
             mine = self._scheduler_half
-            return of_scheduler(self._settings, self._facts, mine.model if mine.settled else b"", self._totals.data)
+            return of_scheduler(self.settings, self._facts, mine.model if mine.settled else b"", self._totals.data)
         half = self._worker_half
         return of_worker(half.resident(), half.scrub_age_s(), self._totals.data, self._model.cycle_s)
 
-    def scrub(self, name: str, slice_s: float) -> Scrubbed:
+    def given_up(self) -> list[int]:
+        """The scheduler's: blocks that a scrub must leave alone."""
+        return self._scheduler_half.given_up()
+
+    def scrub(self, name: str, slice_s: float, given_up: Collection[int]) -> Scrubbed:
         """A worker's: a part of a scrub of all pages."""
-        return self._worker_half.scrub(name, slice_s)
+        return self._worker_half.scrub(name, slice_s, given_up)
+
+
+def _check_version(role: KVConnectorRole) -> None:
+    """Raises RefusedAtStart."""
+    from vllm import __version__
+
+    hooks = versions.SCHEDULER if role == KVConnectorRole.SCHEDULER else versions.WORKER
+    refused, warning = versions.judge(__version__, versions.missing_of(versions.CONNECTOR, hooks))
+    if refused:
+        raise RefusedAtStart.saying(refused)
+    if warning:
+        log.warning("holdfast.version", why=warning)

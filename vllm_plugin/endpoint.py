@@ -136,15 +136,8 @@ class Engines:
         if asked is not None and not asked.done():
             return asked if said == args else None
         asked = asyncio.ensure_future(self._ask(method, *args))
-        asked.add_done_callback(_heard)
         self._asked[method] = args, asked
         return asked
-
-
-def _heard(asked: "asyncio.Future[list[Any]]") -> None:
-    """An error that comes when nobody waits any more is nobody's."""
-    if not asked.cancelled():
-        asked.exception()
 
 
 def _version() -> str:

@@ -19,6 +19,11 @@ log = logs.logger("exchange")
 SWEEP_EVERY_S = 60.0
 
 
+def this_minute() -> str:
+    """A session for pages of nobody in particular: what was stored, or used, in the same minute (UTC)."""
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+
+
 class Arrived(NamedTuple):
     """digest: of the page in its place. kind: what is wrong with it, or None."""
 
@@ -31,6 +36,9 @@ class Exchange:
     """store: of `vllm_plugin.store`, or anything with its contract; manifest, stored: its two values, `Manifest` and
     `Page`. pages: the group. write: puts a page's bytes into a block. digest: of some pages, in their places. key: of a
     page's chain. sweep_every_s: see `sweep`.
+
+    session: whose pages these are, asked for each time. A store evicts whole sessions, those first that were not used
+    for longest, and never for the sake of pages of the same one: one session for everything would fill it for good.
     """
 
     def __init__(
@@ -44,7 +52,7 @@ class Exchange:
         digest: Callable[[Sequence[Page]], list[bytes]],
         key: Callable[[bytes], bytes],
         block_tokens: int,
-        session: str = "",
+        session: Callable[[], str] = this_minute,
         sweep_every_s: float = SWEEP_EVERY_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -58,7 +66,7 @@ class Exchange:
         """A page that was just sealed, as it is stored."""
         manifest = self._manifest(
             digest, page.chain, page.position, self._block_tokens, self._pages.page_bytes, self._pages.form,
-            self._session, time.time(),
+            self._session(), time.time(),
         )  # fmt: skip
         return self._stored(self._key(page.chain), manifest, self._pages.bytes(page.block))
 
@@ -97,4 +105,6 @@ class Exchange:
                 aside = self._store.quarantine(key, right)
                 log.error("holdfast.stored_page_corrupt", position=page.position, put_aside=aside)
             arrived.append(Arrived(page, is_now, kind))
+        if used := [self._key(one.page.chain) for one in arrived if one.kind is None]:
+            self._store.used_soon(used, self._session())
         return arrived

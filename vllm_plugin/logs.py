@@ -25,7 +25,7 @@ def logger(name: str = "") -> FilteringBoundLogger:
     """Of a part of the plugin: "worker", say; it is "vllm.holdfast.worker" to the standard library."""
     wrapped = structlog.wrap_logger(
         logging.getLogger(f"vllm.holdfast.{name}" if name else "vllm.holdfast"),
-        processors=[structlog.stdlib.filter_by_level, _render],
+        processors=[_render],
         wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),  # the standard library's levels hold
         context_class=dict,
         cache_logger_on_first_use=True,
@@ -34,11 +34,11 @@ def logger(name: str = "") -> FilteringBoundLogger:
 
 
 def _render(log: WrappedLogger, method: str, event: EventDict) -> tuple[tuple[str], dict[str, Any]]:
+    name = str(event.pop("event"))
     if os.environ.get(FORM) == "json":
-        said = _as_json(log, method, event)
+        said = _as_json(log, method, {"event": name} | event)
         text = said if isinstance(said, str) else said.decode()
     else:
-        name = str(event.pop("event"))
         text = f"{name} {_as_text(log, method, _printable(event))}" if event else name
     return (text,), {"stacklevel": FRAMES}
 

@@ -38,6 +38,7 @@ class Where(StrEnum):
     SCRUB = "scrub"
     TAIL = "tail"
     LOAD = "load"
+    BROUGHT = "brought"  # by another connector
 
 
 class Lost(NamedTuple):
@@ -73,6 +74,8 @@ class Orders:
     release: requests that hold nothing any more. rewind: requests whose last sampled token was thrown away.
     tails: of the step's requests, while they are not full. unstored: blocks of `seal` whose pages no store gets.
     reread: the weights may be others now, and are to be read before anything else.
+    brought: what requests that were admitted now read, where another connector brought some of it. remember: whether
+    digests are kept when their blocks are given out anew, as other connectors may bring those pages back.
     """
 
     step: int
@@ -87,6 +90,8 @@ class Orders:
     withdraw: tuple[int, ...] = ()
     unstored: frozenset[int] = frozenset()
     reread: bool = False
+    brought: tuple[Page, ...] = ()
+    remember: bool = False
 
 
 @dataclass(frozen=True, slots=True)

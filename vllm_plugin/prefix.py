@@ -1,6 +1,6 @@
 """How much of their prompts requests found computed already, by how long these are and what else a step computed. Pure.
 
-A request counts once, in the step that admits it first; not again when it is computed anew.
+A request counts once, in the step that admits it first: not again when it was preempted, or is computed anew.
 
     asked   the tokens that it came with
     hit     those of them that are not computed, as their pages were here, or came from the page store; never all, as
@@ -13,7 +13,7 @@ A request counts once, in the step that admits it first; not again when it is co
 
 from collections.abc import Callable, Sequence
 
-from vllm_plugin.scheduler_side import Request, Scheduled
+from vllm_plugin.schedule import Request, Scheduled
 
 PREFIX = "prefix"  # prefix.WHAT.INPUT.BATCH
 ASKED, HIT = "asked", "hit"
@@ -29,12 +29,13 @@ class Prefixes:
         self._counted: set[str] = set()
 
     def step(self, scheduled: Sequence[Scheduled]) -> None:
-        """These are computed together, and nothing of it was yet."""
+        """These are computed together, and nothing of it was yet. Most steps admit nobody, and cost a look at each."""
+        new = [one for one in scheduled if one.fresh and one.request.request_id not in self._counted]
+        if not new:
+            return
         decoding = sum(map(_decodes, scheduled))
-        for one in scheduled:
+        for one in new:
             request = one.request
-            if not one.fresh or request.request_id in self._counted:
-                continue
             self._counted.add(request.request_id)
             others = decoding - _decodes(one), len(scheduled) - decoding - (not _decodes(one))
             labels = f"{_length(request)}.{_batch(*others)}"

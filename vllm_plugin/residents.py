@@ -39,6 +39,10 @@ class Residents:
         resident = self._of.get(page.block)
         return resident is not None and resident.page == page
 
+    def blocks(self) -> set[int]:
+        """All that hold one."""
+        return set(self._of)
+
     def chain(self, block: int) -> bytes:
         """Of the page in that block; b"" where none is full."""
         resident = self._of.get(block)

@@ -1,89 +1,29 @@
 """The scheduler's half: which pages exist, who holds them, what is to be looked at, and what a bad page spoils.
 
-It knows neither torch nor vLLM: requests and the cache are seen through the two protocols below.
+It knows neither torch nor vLLM: requests and the cache are seen through the two protocols of schedule.py.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
 
 from vllm_plugin import logs
 from vllm_plugin.gate import Gate
 from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Tail, Where
 from vllm_plugin.plans import Plans
 from vllm_plugin.residents import Residents
+from vllm_plugin.schedule import Cache, Request, Scheduled, Spoiled
+from vllm_plugin.strangers import Strangers
 
 log = logs.logger("scheduler")
 
 AGAIN_MAX = 8  # times that a request is computed again: a block that cannot keep anything would have it run for ever
 
 
-class Request(Protocol):
-    """What of vLLM's request is looked at."""
-
-    request_id: str
-    num_tokens: int
-    num_computed_tokens: int
-    block_hashes: Any
-    lora_request: Any
-
-
-class Cache(Protocol):
-    """What of vLLM's block pool is looked at, of one group."""
-
-    def cached(self, chain: bytes) -> int | None:
-        """The block that a look-up of this chain hits."""
-
-    def is_cached_as(self, block: int, chain: bytes) -> bool:
-        """Whether that block is registered under that chain."""
-
-    def table(self, request_id: str) -> Sequence[int | None]:
-        """The blocks of a request in order; None where the window has left one behind."""
-
-    def count(self, request_id: str) -> int:
-        """How many blocks a request has, those left behind among them."""
-
-    def block(self, request_id: str, number: int) -> int | None:
-        """One of them."""
-
-    def evict(self, blocks: Collection[int]) -> None:
-        """No look-up hits them any more; who holds them, holds them."""
-
-    def evict_all(self) -> None:
-        """The same of all."""
-
-
-class Scheduled(NamedTuple):
-    """A request of this step. tokens: how many of it are computed now. fresh: admitted in this step.
-
-    given_out: the blocks that it got in this step to write to, those that it hit not among them.
-    """
-
-    request: Request
-    tokens: int
-    given_out: tuple[int, ...]
-    fresh: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Spoiled:
-    """Requests that computed this step's tokens from what was not intact.
-
-    Their output of this step is thrown away. again: these are computed anew, from the last page that is good. failed:
-    these end with an error, as tokens that may be wrong were given to the client before, or because it was said so.
-    """
-
-    again: frozenset[str] = frozenset()
-    failed: frozenset[str] = frozenset()
-
-    def __bool__(self) -> bool:
-        return bool(self.again or self.failed)
-
-
 @dataclass(slots=True)
 class _Kept:
     """What is remembered of a request. let_in: the blocks that it hit, None where it kept its own. sealed: how many of
     its pages were; held: how many blocks it has. emitted_step: of its last token. times: that it was computed again.
+    expects: whether others may bring pages to it, or have, until it computes for the first time.
     """
 
     let_in: tuple[int, ...] | None = ()
@@ -91,6 +31,7 @@ class _Kept:
     held: int = 0
     emitted_step: int = -1
     times: int = 0
+    expects: bool = False
 
 
 @dataclass(slots=True)
@@ -109,7 +50,8 @@ class SchedulerHalf:
     """One for the engine. block_tokens: of a page. window: how many tokens attention looks back, None for all.
 
     abort: running requests that hold a corrupt page fail. protected: whether their output of the step at hand can be
-    thrown away; where it cannot, they fail too. count: told (name, how many), for metrics.
+    thrown away; where it cannot, they fail too. tails: whether pages that are being filled are looked at; every_tail:
+    all in each step, or one. count: told (name, how many), for metrics.
     """
 
     def __init__(
@@ -121,13 +63,14 @@ class SchedulerHalf:
         abort: bool = False,
         protected: bool = True,
         tails: bool = True,
+        every_tail: bool = True,
         count: Callable[[str, float], None] = lambda name, number: None,
     ) -> None:
         self._gate = gate
         self._block_tokens = block_tokens
         self._window = window
         self._abort, self._protected = abort, protected
-        self._tails = tails
+        self._tails, self._every_tail = tails, every_tail
         self._count = count
         self._residents = Residents()
         self._kept: dict[str, _Kept] = {}
@@ -136,6 +79,8 @@ class SchedulerHalf:
         self._doomed: set[str] = set()
         self._loading: dict[int, Load] = {}
         self.model, self.settled = b"", True
+        self._hits: dict[str, int] = {}
+        self.strangers: Strangers | None = None  # where there are other connectors
         self._step = 0
         self._next = _Next()
         self.cache: Cache | None = None
@@ -144,7 +89,14 @@ class SchedulerHalf:
 
     def may_read(self, request: Request, local_tokens: int) -> bool:
         """Whether a request may be admitted with so many tokens hit in the cache. If not, it will be asked again."""
+        if self.strangers is not None:
+            self._hits[request.request_id] = local_tokens // self._block_tokens
         return self._gate.opens(request.request_id, self._hit(request, local_tokens))
+
+    def others_may_not(self, request: Request, local_tokens: int) -> bool:
+        """Whether no other connector may bring this request anything, behind what is here."""
+        chains = request.block_hashes[local_tokens // self._block_tokens :]
+        return self.strangers is not None and self.strangers.are_refused(request.request_id, chains)
 
     def admitted(self, request: Request) -> None:
         """It has its blocks. They must be one unbroken chain of what was verified, in order, or it is not believed."""
@@ -154,6 +106,8 @@ class SchedulerHalf:
         kept.sealed = kept.held = 0
         # What was loaded for it, or a session that goes on: it held its pages all the time.
         kept.let_in = None if request.num_computed_tokens else let_in
+        if self.strangers is not None and not request.num_computed_tokens:
+            self._expect(request, kept)
         self._count("prefix_hit_tokens", len(let_in) * self._block_tokens)
 
     def waits(self, request: Request, plans: Plans) -> None:
@@ -169,9 +123,10 @@ class SchedulerHalf:
         """Something was done that may have changed them: they are read again before the next forward pass."""
         self._next.reread = True
 
-    def orders(self, scheduled: Iterable[Scheduled], preempted: Iterable[str] = ()) -> Orders:
-        """Of this step, once the scheduler has made up its mind."""
-        assert self.cache is not None
+    def orders(self, scheduled: Sequence[Scheduled], preempted: Iterable[str] = ()) -> Orders:
+        """Of this step, once the scheduler has made up its mind. Most requests only go on, a token further: those cost
+        a comparison each.
+        """
         self._step += 1
         check = self._gate.take(self._residents.holds)
         gone = [*self._next.release, *preempted]  # before anybody holds anything anew
@@ -180,33 +135,31 @@ class SchedulerHalf:
         hold: list[tuple[str, tuple[int, ...]]] = []
         seal: list[Page] = []
         unstored: set[int] = set()
-        tails: list[Tail] = []
+        brought: list[Page] = []
         for one in scheduled:
-            forget += one.given_out
-            self._residents.given_out(one.given_out)
-            name = one.request.request_id
-            kept = self._kept[name]
-            if one.fresh:
-                kept.sealed, kept.held = one.request.num_computed_tokens // self._block_tokens, 0
-                gone.append(name)  # what it held before it was preempted
-                if name in self._doomed or self._has_holes(one.request, kept):
-                    self._doomed.discard(name)
-                    self._broken.add(name)
-            count = self.cache.count(name)
-            new = [self.cache.block(name, number) for number in range(kept.held, count)]
-            kept.held = count
-            if new:
-                hold.append((name, tuple(block for block in new if block is not None)))
-            filled = self._filled(one, kept)
-            seal += filled
-            if one.request.lora_request is not None:  # its chain names its adapter, and not what is in that
-                unstored |= {page.block for page in filled}
-            tails += self._tail(one, count)
+            request, tokens, given_out, fresh = one
+            kept = self._kept[request.request_id]
+            if given_out:
+                forget += given_out
+                self._residents.given_out(given_out)
+            if fresh:
+                gone.append(request.request_id)  # what it held before it was preempted
+                brought += self._begun(request, kept)
+                hold.append((request.request_id, self._held(request, kept)))
+            elif given_out:
+                kept.held += len(given_out)
+                hold.append((request.request_id, given_out))
+            if (request.num_computed_tokens + tokens) // self._block_tokens > kept.sealed:
+                filled = self._filled(one, kept)
+                seal += filled
+                if request.lora_request is not None:  # its chain names its adapter, and not what is in that
+                    unstored |= {page.block for page in filled}
         # Some had to make room, after they were asked for in this very pass.
         check = tuple(page for page in check if self._residents.is_current(page))
         return Orders(
-            self._step, tuple(forget), tuple(hold), tuple(gone), tuple(now.rewind), tuple(tails),
+            self._step, tuple(forget), tuple(hold), tuple(gone), tuple(now.rewind), self._tails_of(scheduled),
             tuple(seal), check, tuple(now.load), tuple(now.withdraw), frozenset(unstored), now.reread,
+            tuple(brought), self.strangers is not None,
         )  # fmt: skip
 
     # ---- when a step is over
@@ -226,15 +179,22 @@ class SchedulerHalf:
         self._arrived(report)
         again = set(self._broken)
         failed: set[str] = set()
+        bad = set(self._broken)
         for lost in report.lost:
             if not self._residents.is_current(lost.page):
                 continue
             blocks = self._withdraw(lost)
+            if lost.where == Where.BROUGHT and self.strangers is not None:
+                self.strangers.refuse(lost.page.chain)
             if not _spoils(lost):
                 continue
             for request_id in running:
                 if not blocks.isdisjoint(self._table(request_id)):
+                    bad |= {request_id} if lost.kind != Kind.ABSENT else set()
                     (failed if self._emitted(request_id) > lost.good_step else again).add(request_id)
+            for request_id in self._kept.keys() - set(running):  # a session between two turns keeps its blocks
+                if not blocks.isdisjoint(self._table(request_id)):
+                    (failed if self._emitted(request_id) > lost.good_step else self._doomed).add(request_id)
             # Who waits, with blocks, cannot be stopped before it is admitted.
             self._doomed |= {name for name in self._waiting if not blocks.isdisjoint(self._table(name))}
         for request_id in self._broken:
@@ -242,8 +202,8 @@ class SchedulerHalf:
         self._broken.clear()
         for request_id in again:
             self._kept[request_id].times += 1
-        fail = self._abort or not self._protected
-        failed |= {name for name in again if fail or self._kept[name].times > AGAIN_MAX}
+        failed |= {name for name in again if not self._protected or self._kept[name].times > AGAIN_MAX}
+        failed |= again & bad if self._abort else set()  # a page that nobody here knows need not be corrupt
         return self._spoil(Spoiled(frozenset(again - failed), frozenset(failed)))
 
     def emitted(self, request_ids: Iterable[str]) -> None:
@@ -259,12 +219,25 @@ class SchedulerHalf:
         self._broken.discard(request_id)
         self._waiting.discard(request_id)
         self._doomed.discard(request_id)
+        self._hits.pop(request_id, None)
+        if self.strangers is not None:
+            self.strangers.finished(request_id)
         self._next.release.append(request_id)
 
     def reset(self) -> None:
-        """The prefix cache was emptied."""
+        """The prefix cache was emptied: what nobody holds is not to be looked at any more, whatever is there."""
+        held = {block for name in self._kept for block in self._table(name)}
+        self._next.forget += sorted(self._residents.blocks() - held)
         self._gate.reset()
         self._residents.clear()
+        if self.strangers is not None:
+            self.strangers.clear()
+
+    def given_up(self) -> list[int]:
+        """The blocks whose pages are no more, of which the workers hear with the next orders only. Where an engine
+        sleeps, their memory may be gone already.
+        """
+        return list(self._next.forget)
 
     # ---- leaves
 
@@ -280,13 +253,34 @@ class SchedulerHalf:
         self._residents.clear()
         self._loading.clear()
         self._broken.clear()
-        self._doomed |= self._waiting
+        # Who waits for pages, and sessions between two turns, hold theirs and cannot be stopped before they go on.
+        self._doomed |= self._waiting | {name for name in self._kept.keys() - set(running) if self._table(name)}
         since = report.mixed_since
         failed = {name for name in running if since is not None and self._emitted(name) >= since}
         if not self._protected:
             failed = set(running)
         log.warning("holdfast.all_pages_void", model=report.model.hex()[:16], requests=len(running))
         return self._spoil(Spoiled(frozenset(running) - failed, frozenset(failed)))
+
+    def _expect(self, request: Request, kept: _Kept) -> None:
+        """Whatever is in the blocks that it did not hit: somebody writes to them from now on, it itself or others."""
+        kept.expects = True
+        hits = self._hits.pop(request.request_id, 0)
+        blocks = [block for block in self._table(request.request_id)[hits:] if block is not None]
+        self._residents.given_out(blocks)
+        self._next.forget += blocks
+
+    def _brought(self, request: Request, kept: _Kept) -> list[Page]:
+        """All pages that it reads from this step on, if others have brought some of them."""
+        if not kept.expects or self.strangers is None:
+            return []
+        kept.expects = False
+        first = self._first_seen(request.num_computed_tokens)
+        table = self._table(request.request_id)
+        looked_at = self.strangers.pages(request, first, table, self._block_tokens, self._residents, self._step)
+        if looked_at is None:
+            self._broken.add(request.request_id)
+        return looked_at or []
 
     def _hit(self, request: Request, local_tokens: int) -> list[Page]:
         """The pages that a look-up just hit, those left of the window not among them."""
@@ -334,11 +328,12 @@ class SchedulerHalf:
                 self._next.forget.append(block)
                 self._next.withdraw.append(block)
 
-    def _has_holes(self, request: Request, kept: _Kept) -> bool:
+    def _has_holes(self, request: Request, kept: _Kept, looked_at: bool) -> bool:
         """A request that was admitted must read one unbroken chain, of the very pages that it was let in with.
 
         The chain begins with its first token, or with the first that the window reaches. It was admitted already: so
-        it computes this step, and what comes of it is thrown away.
+        it computes this step, and what comes of it is thrown away. looked_at: whether all of its pages are looked at in
+        this step anyhow, as others brought some of them.
         """
         assert self.cache is not None
         if kept.let_in is None:
@@ -350,11 +345,25 @@ class SchedulerHalf:
             for number, block in enumerate(table[first:count], first)
             if block is not None and self.cache.is_cached_as(block, bytes(request.block_hashes[number]))
         ]
-        broken = tuple(in_place) != kept.let_in or len(in_place) != max(0, count - first)
+        broken = len(in_place) != max(0, count - first) or (tuple(in_place) != kept.let_in and not looked_at)
         if broken:
             log.error("holdfast.chain_broken", request=request.request_id, pages=count)
             self._count("chains_broken", 1)
         return broken
+
+    def _begun(self, request: Request, kept: _Kept) -> list[Page]:
+        """It was admitted, and computes for the first time since. Returns what of it others brought."""
+        kept.sealed = request.num_computed_tokens // self._block_tokens
+        looked_at = self._brought(request, kept)
+        if request.request_id in self._doomed or self._has_holes(request, kept, bool(looked_at)):
+            self._doomed.discard(request.request_id)
+            self._broken.add(request.request_id)
+        return looked_at
+
+    def _held(self, request: Request, kept: _Kept) -> tuple[int, ...]:
+        table = self._table(request.request_id)
+        kept.held = len(table)
+        return tuple(block for block in table if block is not None)
 
     def _filled(self, one: Scheduled, kept: _Kept) -> list[Page]:
         """The pages that this step fills. Draft tokens that may be taken back do not count."""
@@ -374,16 +383,23 @@ class SchedulerHalf:
         kept.sealed = max(full, kept.sealed)
         return pages
 
-    def _tail(self, one: Scheduled, count: int) -> list[Tail]:
+    def _tails_of(self, scheduled: Sequence[Scheduled]) -> tuple[Tail, ...]:
+        """Of all, or of one after the other."""
+        if not self._tails or not scheduled:
+            return ()
+        some = scheduled if self._every_tail else (scheduled[self._step % len(scheduled)],)
+        return tuple(tail for one in some if (tail := self._tail(one)) is not None)
+
+    def _tail(self, one: Scheduled) -> Tail | None:
         assert self.cache is not None
+        name = one.request.request_id
         known = one.request.num_computed_tokens + one.tokens
         number = known // self._block_tokens
-        if not self._tails or not known % self._block_tokens or number >= count:
-            return []
-        block = self.cache.block(one.request.request_id, number)
+        if not known % self._block_tokens or number >= self._kept[name].held:
+            return None
+        block = self.cache.block(name, number)
         assert block is not None, "nobody leaves behind what is being written"
-        page = self._residents.page(block, 0, b"", number * self._block_tokens)
-        return [Tail(one.request.request_id, page)]
+        return Tail(name, self._residents.page(block, 0, b"", number * self._block_tokens))
 
     def _withdraw(self, lost: Lost) -> set[int]:
         """Evict a page and what may have been computed from it. Returns their blocks."""
@@ -425,6 +441,7 @@ class SchedulerHalf:
 
 def _spoils(lost: Lost) -> bool:
     """Whether anybody may have read it while it was bad. Of an absent page nobody knows anything bad, and whoever holds
-    it was let through; a page that could not be loaded was never there, and is computed.
+    it was let through, but for one that another connector brought; a page that could not be loaded was never there, and
+    is computed.
     """
-    return lost.kind != Kind.ABSENT and lost.where != Where.LOAD
+    return lost.where == Where.BROUGHT or (lost.kind != Kind.ABSENT and lost.where != Where.LOAD)

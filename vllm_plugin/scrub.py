@@ -5,7 +5,7 @@ running requests hold come first, and the one that was not looked at for the lon
 """
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import islice
 
 PER_STEP_MIN = 1  # of each ring: all pages have their turn, however little time there is and however many are held
@@ -65,9 +65,10 @@ class Scrubber:
         left = PER_STEP_MIN if budget_s is None else max(PER_STEP_MIN, room - len(held))
         return held + list(islice((block for block in self._idle if block not in known), left))
 
-    def unseen(self, since_s: float) -> list[int]:
+    def unseen(self, since_s: float, skip: Collection[int] = ()) -> list[int]:
         """All that were not looked at since then, those that are held first."""
-        return [block for ring in (self._held, self._idle) for block, seen_s in ring.items() if seen_s < since_s]
+        rings = (*self._held.items(), *self._idle.items())
+        return [block for block, seen_s in rings if seen_s < since_s and block not in skip]
 
     def age_s(self, now_s: float) -> float:
         """How long ago the page was seen that was not seen for the longest time: a whole round takes that long."""

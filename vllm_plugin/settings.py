@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 GATE_WORDS = {"always": 1.0, "off": 0.0}
-WHAT_MAY_BE_UNPROTECTED = ("async-scheduling", "v2-runner", "speculative-decoding", "pipeline-parallel", "weights")
+WHAT_MAY_BE_UNPROTECTED = (
+    "async-scheduling", "v2-runner", "speculative-decoding", "pipeline-parallel", "weights", "other-connectors",
+)  # fmt: skip
 
 
 class SettingsRefused(ValueError):
@@ -16,17 +18,18 @@ class SettingsRefused(ValueError):
 class Settings:
     """verify: the share of locally hit pages that are verified before they are used, 0 to 1.
     scrub_share: of a step's time, for checking pages that are resident; None: all pages that running requests hold,
-        after every forward pass. scrub_floor_s: at least so long, in seconds.
+        after every forward pass. scrub_floor_s: at least so long in each step, in seconds.
     weights_share: of all time, for reading the weights again, in case they change without anybody saying so; 0: never.
-    tails: whether the page that a request is filling is checked too, before it is written on.
+    tails: whether the page that a request is filling is checked too, before it is written on: one such page in each
+        step, or, with `scrub_share` None, all.
     abort: whether a running request that holds a corrupt page ends with an error, instead of being computed anew.
     store: where pages lie outside of the engine, an address that `vllm_plugin.store` opens; none if empty.
     unprotected: what vLLM may do although running requests are not protected then, see refusals.py.
     """
 
     verify: float = 1.0
-    scrub_share: float | None = 0.01
-    scrub_floor_s: float = 0.0005
+    scrub_share: float | None = 0.005
+    scrub_floor_s: float = 0.0
     weights_share: float = 0.002
     tails: bool = True
     abort: bool = False
@@ -41,8 +44,8 @@ class Settings:
             raise SettingsRefused(f"{', '.join(unknown)}: unknown; write one of {', '.join(sorted(known))}")
         return cls(
             verify=_verify(config.get("verify", "always")),
-            scrub_share=_scrub(config.get("scrub", 0.01)),
-            scrub_floor_s=_number("scrub_floor_ms", config.get("scrub_floor_ms", 0.5), 0, 1000) / 1000,
+            scrub_share=_scrub(config.get("scrub", 0.005)),
+            scrub_floor_s=_number("scrub_floor_ms", config.get("scrub_floor_ms", 0), 0, 1000) / 1000,
             weights_share=_number("weights", config.get("weights", 0.002), 0, 1),
             tails=_one_of("tails", config.get("tails", True), {True: True, False: False}),
             abort=_one_of(

@@ -33,6 +33,7 @@ COUNTERS = {
     "pages_loaded": "Pages brought from the page store, and found intact in their place.",
     "models_changed": "How often weights, or what an adapter's name stands for, became others.",
     "models_changed_unannounced": "Those of them that nobody had announced.",
+    "pages_brought": "Pages brought by another connector that are what this engine once sealed.",
     "digest_seconds": "Time spent on sums of pages.",
     "digest_bytes": "Bytes of pages summed.",
 }

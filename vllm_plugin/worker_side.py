@@ -7,21 +7,23 @@ a request is filling is looked at before, as the forward pass itself writes to i
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence, Set
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 from vllm_plugin import logs
 from vllm_plugin.digests import Row
 from vllm_plugin.exchange import Exchange
+from vllm_plugin.known import Known
 from vllm_plugin.page import Kind, Lost, Orders, Page, Report, Where
 from vllm_plugin.scrub import Scrubber
 
 log = logs.logger("worker")
 
 SLICE_PAGES = 64  # that a scrub between two steps looks at before it looks at the clock
-ROUNDS_MAX = 8  # scrubs at once
+ROUNDS_MAX = 8  # scrubs at once: of several API servers, each of which has one
 SEARCHED_MAX = 4096  # pages that a bad one is compared with, to tell a misplaced page from a changed one
+CREDIT_S_MAX = 0.05  # for scrubbing, that steps may save up while there is nothing to scrub
 MARK_EVERY_S, MARKS_MAX = 1.0, 4096  # of time, so that it can be told which step was when; before them is any time
 
 
@@ -75,10 +77,11 @@ class WorkerHalf:
         self._share, self._floor_s = scrub_share, scrub_floor_s
         self._count, self._clock = count, clock
         self._scrubber = Scrubber()
+        self._known = Known()
         self._sealed: dict[int, Sealed] = {}
         self._tails: dict[str, Sealed] = {}
         self._lost: list[Lost] = []
-        self._began_s = 0.0
+        self._began_s = self._credit_s = 0.0
         self._step = 0
         self._rounds: OrderedDict[str, float] = OrderedDict()
         self._unsaved: dict[int, Any] = {}
@@ -122,6 +125,7 @@ class WorkerHalf:
             for page, digest, kind in self.exchange.load(load.pages):
                 if kind is None:
                     self._keep(page, digest, orders.step)
+                    self._remember(orders, page, digest)
                     self._loaded.add(page)
                 else:
                     self._unloaded.add(page.block)
@@ -147,6 +151,7 @@ class WorkerHalf:
         sealed = [(page, self.digests.of(page, next(rows))) for page in orders.seal]
         for page, digest in sealed:
             self._keep(page, digest, orders.step)
+            self._remember(orders, page, digest)
         if self.exchange is not None:
             # A step later: by then it is known whether they were computed from what was intact.
             self._count("pages_saved", self.exchange.save(list(self._unsaved.values())))
@@ -155,7 +160,9 @@ class WorkerHalf:
                 page.block: self.exchange.copy(page, digest) for page, digest in sealed if self._is_kept(page, orders)
             }
         full = {page.block for page in orders.seal}
-        self._tails = {name: tail for name, tail in self._tails.items() if tail.page.block not in full}
+        # Where only some are ordered, nobody says which of the others were written on.
+        still = self._tails.items() if self._share is None else ()
+        self._tails = {name: tail for name, tail in still if tail.page.block not in full}
         for request_id, page in tails.items():
             self._tails[request_id] = Sealed(page, self.digests.of(page, next(rows)), orders.step)
         self._count("pages_sealed", len(orders.seal))
@@ -170,24 +177,30 @@ class WorkerHalf:
         if self._void or differs_since_s is not None:
             return self._all_is_void(orders.step, differs_since_s)
         started_s = self._clock()
-        budget_s = None if self._share is None else max(self._floor_s, self._share * (started_s - self._began_s))
-        asked = {page.block for page in orders.check}
-        scrubbed = self._scrubber.pick(budget_s, skip=asked | {page.block for page in orders.seal})
+        asked = {page.block for page in (*orders.brought, *orders.check)}
+        scrubbed = self._to_scrub(started_s, asked.union(page.block for page in orders.seal))
         known = {lost.page for lost in self._lost}  # found by a scrub since the last step, and reported with this one
         pages = [(page, Where.GATE) for page in orders.check if page not in known]
         pages += [(self._sealed[block].page, Where.SCRUB) for block in scrubbed]
-        rows = self.digests.sums([page.block for page, _ in pages])
+        rows = self.digests.sums([page.block for page in (*orders.brought, *(page for page, _ in pages))])
+        count = len(orders.brought)
+        strange = self._take_in(orders, rows[:count])
+        seen = [(page, where, row) for (page, where), row in zip(pages, rows[count:], strict=True)
+                if page.block not in strange]  # fmt: skip
+        for page, _, row in seen:
+            self._take_in_hit(page, row, orders.step)
         intact = []
-        wrong = [self._wrong(page, row) for (page, _), row in zip(pages, rows, strict=True)]  # before any is forgotten
-        judged = sorted(zip(pages, wrong, strict=True), key=lambda one: one[1] is not None)  # a block may be of both
-        for (page, where), kind in judged:
+        wrong = [self._wrong(page, row) for page, _, row in seen]  # before any is forgotten
+        judged = sorted(zip(seen, wrong, strict=True), key=lambda one: one[1] is not None)  # a block may be of both
+        for (page, where, _), kind in judged:
             if kind:
                 self._lose(page, kind, where)
             else:
-                self._keep(page, self._sealed[page.block].digest, orders.step)
+                self._seen(page.block, orders.step)
                 intact += [page] if where == Where.GATE else []
         now_s = self._clock()
-        self._scrubber.cost(len(pages), now_s - started_s)
+        self._scrubber.cost(len(rows), now_s - started_s)
+        self._credit_s -= (now_s - started_s) * len(scrubbed) / max(1, len(rows))
         self._count("pages_verified", len(orders.check))
         self._count("pages_scrubbed", len(scrubbed))
         lost, self._lost = tuple(self._lost), []
@@ -205,18 +218,18 @@ class WorkerHalf:
         """How many pages are here and sealed."""
         return len(self._sealed)
 
-    def scrub(self, name: str, slice_s: float) -> Scrubbed:
+    def scrub(self, name: str, slice_s: float, given_up: Collection[int] = ()) -> Scrubbed:
         """A part of a scrub of all pages that were here when it began: of those not looked at since, as many as so long
         allows. What is bad is reported with the next step.
 
-        name: of the scrub, which begins when it is heard of for the first time. Of more than ROUNDS_MAX at once the
-        oldest begins anew.
+        name: of the scrub, which begins when it is heard of for the first time; the last ROUNDS_MAX are remembered.
+        given_up: blocks that are left alone.
         """
         started_s = self._clock()
         since_s = self._rounds.setdefault(name, started_s)
         while len(self._rounds) > ROUNDS_MAX:
             self._rounds.popitem(last=False)
-        left = self._scrubber.unseen(since_s)
+        left = self._scrubber.unseen(since_s, set(given_up))
         checked = corrupt = 0
         while checked < len(left) and (not checked or self._clock() - started_s < slice_s):
             blocks = left[checked : checked + SLICE_PAGES]
@@ -224,8 +237,6 @@ class WorkerHalf:
             checked += len(blocks)
         self._scrubber.cost(checked, self._clock() - started_s)
         self._count("pages_scrubbed", checked)
-        if checked == len(left):
-            del self._rounds[name]
         return Scrubbed(checked, corrupt, len(left) - checked)
 
     def _look_at(self, blocks: Sequence[int]) -> int:
@@ -244,6 +255,13 @@ class WorkerHalf:
 
     # ---- leaves
 
+    def _to_scrub(self, now_s: float, skip: Set[int]) -> list[int]:
+        """Each step brings its share of time; what a look takes beyond that is owed, and paid by the next steps."""
+        if self._share is None:
+            return self._scrubber.pick(None, skip)
+        self._credit_s = min(self._credit_s, CREDIT_S_MAX) + max(self._floor_s, self._share * (now_s - self._began_s))
+        return self._scrubber.pick(self._credit_s, skip) if self._credit_s > 0 else []
+
     def _forget_all(self) -> None:
         """The weights are others now: every page is of another model, and none is known."""
         assert self.digests is not None
@@ -251,6 +269,7 @@ class WorkerHalf:
         self.digests.use_model(self.model.id)
         for block in list(self._sealed):
             self._forget(block)
+        self._known.clear()
         self._tails.clear()
         self._unsaved.clear()
         self._loaded.clear()
@@ -283,10 +302,44 @@ class WorkerHalf:
             return Kind.ABSENT
         if self.digests.of(page, row) == sealed.digest:
             return None
-        others = (sealed, *islice(self._sealed.values(), SEARCHED_MAX))
-        if any(self.digests.of(other.page, row) == other.digest for other in others):
+        if self.digests.of(sealed.page, row) == sealed.digest or self._is_another(row):
             return Kind.MISPLACED
         return Kind.CHANGED
+
+    def _is_another(self, row: Row) -> bool:
+        """Whether this is an intact page, of another block."""
+        assert self.digests is not None
+        others = islice(self._sealed.values(), SEARCHED_MAX)
+        return any(self.digests.of(other.page, row) == other.digest for other in others)
+
+    def _take_in(self, orders: Orders, rows: Sequence[Row]) -> set[int]:
+        """What others brought is sealed where it is now, if it was sealed so before. Returns the blocks of the rest.
+
+        All that such a request reads is looked at: whoever brings pages may have written over those beside them.
+        """
+        assert self.digests is not None
+        strange = []
+        for page, row in zip(orders.brought, rows, strict=True):
+            digest, sealed = self.digests.of(page, row), self._sealed.get(page.block)
+            known = self._known.of(page.chain) + ((sealed.digest,) if sealed else ())
+            if digest in known:
+                self._keep(page, digest, orders.step)
+                self._count("pages_brought", 0 if sealed else 1)
+            else:
+                kind = (Kind.MISPLACED if self._is_another(row) else Kind.CHANGED) if known else Kind.ABSENT
+                strange.append((page, kind, sealed.good_step if sealed else orders.step - 1))
+        for page, kind, good_step in strange:
+            self._lose(page, kind, Where.BROUGHT, good_step)
+        return {page.block for page, _, _ in strange}
+
+    def _take_in_hit(self, page: Page, row: Row, step: int) -> None:
+        """A page that others brought, and that another request hits before the one it was brought for reads it."""
+        assert self.digests is not None
+        if page.block in self._sealed or not self._known.of(page.chain):
+            return
+        digest = self.digests.of(page, row)
+        if digest in self._known.of(page.chain):
+            self._keep(page, digest, step)
 
     def _look_at_tails(self, step: int) -> None:
         assert self.digests is not None
@@ -301,9 +354,11 @@ class WorkerHalf:
                     where=Where.TAIL,
                 )  # fmt: skip
 
-    def _lose(self, page: Page, kind: Kind, where: Where) -> None:
+    def _lose(self, page: Page, kind: Kind, where: Where, good_step: int | None = None) -> None:
         sealed = self._sealed.get(page.block)
-        self._lost.append(Lost(page, kind, where, sealed.good_step if sealed else -1))
+        if good_step is None:
+            good_step = sealed.good_step if sealed else -1
+        self._lost.append(Lost(page, kind, where, good_step))
         self._forget(page.block)
         self._count(f"corrupt.{kind}.{where}", 1)
         log.error("holdfast.page_corrupt", block=page.block, position=page.position, kind=kind, where=where)
@@ -311,6 +366,8 @@ class WorkerHalf:
     def _withdraw(self, block: int) -> None:
         """What was stored of it too, unless the block was given out anew since: then nobody here knows its page."""
         sealed = self._sealed.get(block)
+        if sealed is not None:
+            self._known.forget(sealed.page.chain, sealed.digest)
         if self.exchange is None or self._unsaved.pop(block, None) is not None or sealed is None:
             return
         self.exchange.withdraw(sealed.page, sealed.digest)
@@ -318,6 +375,15 @@ class WorkerHalf:
     def _keep(self, page: Page, digest: bytes, step: int) -> None:
         self._sealed[page.block] = Sealed(page, digest, step)
         self._scrubber.seen(page.block, self._clock())
+
+    def _seen(self, block: int, step: int) -> None:
+        """Intact, as what it was sealed as: whoever asked may have named it before its block was given out."""
+        sealed = self._sealed[block]
+        self._keep(sealed.page, sealed.digest, step)
+
+    def _remember(self, orders: Orders, page: Page, digest: bytes) -> None:
+        if orders.remember:
+            self._known.add(page.chain, digest)
 
     def _forget(self, block: int) -> None:
         self._sealed.pop(block, None)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from gateway.fleet.course import Course
 from gateway.fleet.gauges import Gauges
+from gateway.fleet.page_status import Pages
 from gateway.fleet.pulse import Pulse
 from guards.breaker import Breaker
 from guards.flapping import Trust
@@ -29,6 +30,7 @@ class Replica:
     trust: what its ups and downs come to.
     breakers: of each model it was sent requests for, and serves.
     gauges: what it last said of itself; beside: how it compares with the others of its model, as of beside_s.
+    pages: what it said of its KV pages.
     """
 
     name: str
@@ -52,15 +54,21 @@ class Replica:
     ttft_s: float | None = None
     beside: Comparison = ALIKE
     beside_s: float = 0.0
+    pages: Pages = field(default_factory=Pages)
 
     @property
     def any_model(self) -> str | None:
         """A model to ask it for."""
         return self.model or next(iter(self.serves), None)
 
+    @property
+    def drained(self) -> bool:
+        """Whether it gets no new requests while any other one can have them: too many of its pages went bad."""
+        return self.pages.corruption.drained is not None
+
     def good(self, model: str, now_s: float) -> bool:
         """Whether nothing speaks against sending it a request for that model, as mostly nothing does."""
-        if self.standby or not self.health.up or self.trust.from_s > now_s or self.pulse.doubtful:
+        if self.standby or not self.health.up or self.trust.from_s > now_s or self.pulse.doubtful or self.drained:
             return False
         breaker = self.breakers.get(model)
         return breaker is None or breaker.allowing or not breaker.refuses
@@ -71,7 +79,7 @@ class Replica:
         refused = (breaker is not None and breaker.refuses) or self.trust.waits(now_s)
         up, doubtful = bool(self.health.up), self.pulse.doubtful
         said = self.name, up, self.standby, self.load, doubtful, refused, self.tokens, self.weight, self.ttft_s
-        return _new(Candidate, said)
+        return _new(Candidate, (*said, self.drained))
 
     def breaker(self, model: str, make: Callable[[], Breaker]) -> Breaker:
         """The breaker of that model, made when it is first needed."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 
-import msgspec
 import structlog
 
-from gateway.fleet.canary import Answer, Ask, Canary
+from gateway.fleet.answers import cards, verdict
+from gateway.fleet.canary import Ask, Canary
 from gateway.fleet.gauges import read
 from gateway.fleet.pulse import Watch
 from gateway.fleet.replica import Replica
@@ -33,15 +33,6 @@ FRESH_S = 10.0  # gauges that are older, and three rounds of probes, say nothing
 PEERS_MAX = 32  # that one is compared with
 NOBODY: frozenset[str] = frozenset()
 BESIDE_S = 30.0  # a server that was worse, and of which nothing was heard since, is tried again
-
-
-class _Card(msgspec.Struct):
-    id: str
-    max_model_len: int | None = None
-
-
-class _Cards(msgspec.Struct):
-    data: list[_Card]
 
 
 @dataclass(frozen=True)
@@ -80,6 +71,9 @@ class Listener:
 
     def compared(self, replica: Replica) -> None:
         """It is worse than the others of its model in other ways than before."""
+
+    def drained(self, replica: Replica, why: str) -> None:
+        """It gets no new requests any more, or does again: see `Inspector`."""
 
 
 class Fleet:
@@ -187,13 +181,18 @@ class Fleet:
 
     def up(self, model: str) -> list[Replica]:
         """The replicas that requests for it can go to now."""
-        return [one for one in self._for(model) if one.health.up]
+        up = [one for one in self._for(model) if one.health.up]
+        return [one for one in up if not one.drained] or up
 
     def second(self, model: str, avoid: frozenset[str]) -> str | None:
         """Name the replica for a leg that races a silent one; None when there is no good one.
 
-        It must be up and without silent streams of its own: when all are slow, racing makes them slower.
+        It must be up, not drained, and without silent streams of its own: when all are slow, racing makes them slower.
         """
+        name = self._lively(model, avoid)
+        return None if name is None or self._replicas[name].drained else name
+
+    def _lively(self, model: str, avoid: frozenset[str]) -> str | None:
         lively = [one for one in self._for(model) if one.health.up and not one.pulse.silent and one.name not in avoid]
         return routing.pick(self._candidates(lively, model))
 
@@ -283,7 +282,7 @@ class Fleet:
     async def probe(self, name: str) -> Probe:
         """Look at one replica once, and note what was seen."""
         replica = self._replicas[name]
-        seen = _seen(await self._ask(name, "/health", None, self._care.probe_s))
+        seen = verdict(await self._ask(name, "/health", None, self._care.probe_s))
         if seen is Probe.GOOD and (not replica.serves or not replica.health.up):
             seen = await self._models(replica)
         if seen is Probe.GOOD and replica.health.up is False:
@@ -339,7 +338,7 @@ class Fleet:
     async def _others(self, replica: Replica) -> bool:
         """Whether each of its models is served by another one that is up, and does not stall just as well."""
         for model in [replica.model] if replica.model else list(replica.serves):
-            other = self.second(model, frozenset((replica.name,)))
+            other = self._lively(model, frozenset((replica.name,)))  # a drained one is better than one that hangs
             if other is None or await self._canary.sing(other, model, self._care.canary_s) is False:
                 return False
             if not self._replicas[other].health.up:  # any more
@@ -415,12 +414,10 @@ class Fleet:
     async def _models(self, replica: Replica) -> Probe:
         answer = await self._ask(replica.name, "/v1/models", None, self._care.probe_s)
         if answer.status != 200:
-            return _seen(answer)
-        try:
-            cards = msgspec.json.decode(answer.body, type=_Cards).data
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            return verdict(answer)
+        if (serves := cards(answer.body)) is None:
             return Probe.WRONG
-        replica.told({card.id: card.max_model_len for card in cards})
+        replica.told(serves)
         self._serving.clear()
         return Probe.GOOD if replica.model is None or replica.model in replica.serves else Probe.WRONG
 
@@ -436,13 +433,3 @@ class Fleet:
     @staticmethod
     def _state(replica: Replica) -> str:
         return f"{replica.name} {replica.health.why}"
-
-
-def _seen(answer: Answer) -> Probe:
-    """Read a verdict off an answer. Only what vLLM says of a dead engine is DEAD: that ends its streams."""
-    if not answer.reached:
-        return Probe.REFUSED
-    if answer.silent:
-        return Probe.SILENT
-    verdicts = {200: Probe.GOOD, 401: Probe.KEY, 403: Probe.KEY, 500: Probe.DEAD, 503: Probe.DEAD}
-    return verdicts.get(answer.status, Probe.ODD)

@@ -17,6 +17,7 @@ from aiohttp import web
 from gateway.budget_table import added
 from gateway.config import parse_limit, window_of
 from gateway.desk import Desk, Unknown
+from gateway.replica_table import warnings
 from gateway.spend import BY
 from guards.budget import Limit
 from guards.money import Price
@@ -33,6 +34,7 @@ BODY_S = 10.0
 THREADS = 2  # that read and write files
 WAITING_MAX = 32  # for them; beyond, callers are told to come again
 PAGE, PAGE_MAX = 100, 1000
+UNDRAIN = "/undrain"
 LIMITS_MAX = 32  # of a scope, as in the configuration
 SINCE = re.compile(r"([0-9]{1,6})([smhd])")
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -74,11 +76,16 @@ class NewKey(msgspec.Struct, forbid_unknown_fields=True):
     limits: list[str] = []
 
 
+class Undrain(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /admin/replicas/{name}/undrain: nothing is to be said."""
+
+
 class AdminBooks:
     """Answers what is asked below /admin/. Files are read and written by threads of its own.
 
     prices: of the models that have one. changed: told when keys or limits were, before that is answered.
     replicas: what is thought of each replica now. promises: what was promised, and kept.
+    undrain: has a replica have requests again; whether it had none. Raises KeyError where there is none of that name.
     """
 
     def __init__(
@@ -88,9 +95,10 @@ class AdminBooks:
         changed: Callable[[], None],
         replicas: Callable[[], Shown] = list,
         promises: Callable[[], Mapping[str, Any]] = dict,
+        undrain: Callable[[str], bool] = lambda name: False,
     ) -> None:
         self._desk, self._priced, self._changed, self._fleet = desk, prices, changed, replicas
-        self._promises = promises
+        self._promises, self._undrain = promises, undrain
         self._threads = ThreadPoolExecutor(THREADS, "holdfast-admin")
         self._places = threading.BoundedSemaphore(WAITING_MAX)
 
@@ -117,6 +125,8 @@ class AdminBooks:
             return {"GET": getattr(self, f"_{room}")}
         if room == "keys":
             return {"DELETE": lambda request: self._revoke(request, unquote(rest))}
+        if room == "replicas" and rest.endswith(UNDRAIN):
+            return {"POST": lambda request: self._undrained(request, unquote(rest.removesuffix(UNDRAIN)))}
         if room != "budgets":
             raise Refused(Reason.NOT_FOUND, "There is no such path on the admin port.")
         # What acts on a scope is the last part of a POST; for all other methods everything is the scope's name.
@@ -200,7 +210,17 @@ class AdminBooks:
 
     async def _replicas(self, request: web.BaseRequest) -> object:
         _query(request)
-        return {"replicas": self._fleet()}
+        found = self._fleet()
+        return {"replicas": found, "warnings": warnings(found)}
+
+    async def _undrained(self, request: web.BaseRequest, name: str) -> object:
+        await _body(request, Undrain)
+        try:
+            drained = self._undrain(name)
+        except KeyError:
+            raise Refused(Reason.NOT_FOUND, "There is no replica of that name.") from None
+        log.info("admin.undrained", replica=name, new=drained)
+        return {"replica": name, "undrained": drained}
 
     async def _sla(self, request: web.BaseRequest) -> object:
         _query(request)

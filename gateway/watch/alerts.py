@@ -1,4 +1,5 @@
-"""What somebody should hear of spending: a share of a budget that was reached, a breaker that turned. Each once.
+"""What somebody should hear of: a share of a budget that was reached, a breaker that turned, a server whose memory
+looks broken. Each once.
 
 An alert is a fact in the journal, a line in the log, a count in the metrics, and where one is configured a webhook.
 """
@@ -91,6 +92,11 @@ class Alerts:
         }
         self._metrics.breaker_turned(scope.partition(":")[0], after.value)
         self._tell("breaker.turned", facts, f"turn_{uuid4().hex}", loud=after in ALARMING)
+
+    def drained(self, replica: str, *, drained: bool, why: str) -> None:
+        """A replica gets no new requests any more, or does again."""
+        facts = {"replica": replica, "drained": drained, "why": why}
+        self._tell("replica.drained", facts, f"drain_{uuid4().hex}", loud=drained)
 
     async def run(self) -> None:
         """Look again and again."""

@@ -87,6 +87,10 @@ class Metrics:
         if hung:
             self._ejections.add(replica)
 
+    def drained(self, replica: str) -> None:
+        """Count a replica that gets no new requests any more, for its KV pages were corrupt."""
+        self._drains.add(replica)
+
     def hold_opened(self) -> None:
         """Note that a request holds budget now; `hold_settled` must follow."""
         self._holding += 1
@@ -169,6 +173,7 @@ class Metrics:
         self._hedges_won = tally("hedges_won", "Those that were faster.", "model")
         self._canaries = tally("canaries", "Requests for one token, by outcome.", "replica", "outcome")
         self._ejections = tally("ejections", "Servers found to hang.", "replica")
+        self._drains = tally("drains", "Servers drained, for too many of their KV pages were corrupt.", "replica")
         self._turns = tally("breaker_turns", "Breakers that came into a state.", "level", "state")
         self._replica_turns = tally(
             "replica_breaker_turns", "Failure breakers that came into a state.", "replica", "model", "state"
@@ -177,7 +182,7 @@ class Metrics:
         self._degraded = tally("degraded", "Requests that were answered less well, by step.", "model", "step")
         self._alerts = tally("alerts", "Alerts that were told, by kind.", "kind")
         self._webhooks = tally("webhooks", "Alerts on their way to the receiver, by outcome.", "outcome")
-        self._up = Gauge("holdfast_replica_up", "Whether it gets requests.", ["replica"], registry=registry)
+        self._up = Gauge("holdfast_replica_up", "Whether it answers and computes.", ["replica"], registry=registry)
         self._load = Gauge("holdfast_replica_load", "Legs at it now.", ["replica"], registry=registry)
         holds = Gauge("holdfast_holds", "Requests that may spend budget now.", registry=registry)
         holds.set_function(lambda: self._holding)

@@ -53,11 +53,10 @@ def test_example_is_valid():
     assert config.keys[0].tokens == Limit(100_000, Window.DAY)
     assert config.replicas[2].key is not None
     assert config.replicas[2].key.get_secret_value() == "sesame"
-    assert (config.timeouts, config.health, config.limits, config.listen, config.admission) == tuple(
-        Config.model_fields[name].default for name in ("timeouts", "health", "limits", "listen", "admission")
-    )
+    parts = ("timeouts", "health", "integrity", "limits", "listen", "admission")
+    assert [getattr(config, name) for name in parts] == [Config.model_fields[name].default for name in parts]
     named = set(EXAMPLE.read_text().replace("#", " ").replace(":", " ").split())
-    for part in (config.timeouts, config.health, config.limits, config.admission, *config.tiers[0].classes):
+    for part in (*(getattr(config, name) for name in parts), *config.tiers[0].classes):
         assert set(type(part).model_fields) <= named
 
 
@@ -98,6 +97,22 @@ ONE_ERROR = {
     "flapping that waits for longer than it may": (
         BASE + "health: {flap_wait_s: 5, flap_wait_s_max: 4}\n",
         "holdfast.yaml:7:9: health: flap_wait_s is above flap_wait_s_max. Unsaid, flap_wait_s_max is 120.",
+    ),
+    "corrupt pages below none": (
+        BASE + "integrity: {corrupt_pages_max: -1}\n",
+        "holdfast.yaml:7:32: integrity.corrupt_pages_max: must be at least 0. Write a whole number from 0 to 1000000.",
+    ),
+    "a window in words": (
+        BASE + "integrity:\n  window_s: 10m\n",
+        "holdfast.yaml:8:13: integrity.window_s: must be a number. Write a number from 10 to 604800.",
+    ),
+    "a drain that is neither on nor off": (
+        BASE + "integrity: {drain: maybe}\n",
+        "holdfast.yaml:7:20: integrity.drain: must be true or false. Write true or false.",
+    ),
+    "a limit on pages by another name": (
+        BASE + "integrity: {corrupt_page_max: 3}\n",
+        'holdfast.yaml:7:13: integrity.corrupt_page_max: unknown field. Did you mean "corrupt_pages_max"?',
     ),
     "a share that is none": (
         BASE + 'alerts: {at: ["120%"]}\n',

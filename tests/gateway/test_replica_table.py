@@ -1,17 +1,22 @@
 """What is told of replicas: to programs and to people."""
 
 import io
+import json
+from typing import Any
 
 import pytest
 
 from gateway.fleet.gauges import Gauges
+from gateway.fleet.page_status import Plugin, read
 from gateway.fleet.replica import Replica
-from gateway.replica_table import COLUMNS, cells, show, shown, state
+from gateway.replica_table import COLUMNS, cells, page_cells, show, shown, state, warnings
+from gateway.replica_table import PAGES as PAGES_COLUMNS
 from guards import breaker, flapping
 from guards.breaker import Breaker, Outcome
 from guards.flapping import Trust
 from guards.health import Health
 from guards.peers import Vitals, compared
+from loadtests.stub_server import PAGES
 from tests.gateway.test_cli import run
 
 UP = Health(up=True, why="answers")
@@ -47,11 +52,13 @@ def test_everything_that_is_known_is_told():
     (told,) = shown([troubled()], NOW_S, flapping.Plan())
 
     (one,) = told.pop("breakers")
+    del told["pages"]
     assert told == {
         "replica": "a:1", "role": "active", "models": ["m"], "window": {"m": 4096}, "state": "backing off",
         "why": "answers", "for_s": 10.0, "trusted_in_s": 1.5, "flaps": 2, "load": 3, "streams": 0, "silent": 0,
         "weight": 0.125, "worse": ["40 requests wait there, at the others 1"],
         "waiting": 40.0, "kv_used": 0.5, "preemptions": 12.0, "gauges_age_s": 2.0,
+        "drained": None,
     }  # fmt: skip
     assert one == {
         "model": "m", "state": "open", "why": "2 of 2 requests failed in 10 s", "for_s": 0.0, "calls": 0, "failed": 0
@@ -81,14 +88,90 @@ def test_the_table_has_a_row_for_each_with_all_the_reasons():
         assert expected in said
 
 
+def paged(name: str = "a:1", pages: int = 0, **said: Any) -> Replica:
+    """A replica with the plugin, which has found so many corrupt pages."""
+    corrupt = [{"kind": "changed", "where": "gate", "pages": pages}, {"kind": "absent", "where": "gate", "pages": 7}]
+    one = Replica(name, model="m", health=UP)
+    one.pages.plugin = Plugin.TOLD
+    one.pages.status = read(json.dumps(PAGES | {"corrupt": corrupt} | said).encode(), 98.0)
+    one.pages.corruption.note(0, 1, 0.0)
+    one.pages.corruption.note(pages, 1, 98.0)
+    return one
+
+
+def test_everything_that_a_plugin_says_is_told():
+    """With its age, and how much of it is of the last minutes."""
+    (told,) = shown([paged(pages=30, unprotected=["weights"])], NOW_S, flapping.Plan())
+
+    assert (told["state"], told["drained"]) == ("drained", "30 corrupt pages in 600 s")
+    assert told["pages"] == {
+        "plugin": "told", "age_s": 2.0, "protected": True, "unprotected": ["weights"], "versions": ["0.1.0"],
+        "fingerprints": ["3fa9c1d2" * 8], "corrupt_lately": 30, "window_s": 600.0, "counts": PAGES["pages"],
+        "corrupt": [
+            {"kind": "changed", "where": "gate", "pages": 30}, {"kind": "absent", "where": "gate", "pages": 7}
+        ],
+        "requests": {"recomputed": 0, "aborted": 0}, "chains_broken": 0, "scrub_cycle_s": 1.25,
+        "weights_cycle_s": None, "weights_changed": 0,
+    }  # fmt: skip
+
+
+def test_pages_have_a_table_of_their_own():
+    """All of it; nothing where there is no plugin; and unknown where nobody has asked."""
+    without, odd = Replica("b:1"), paged("d:1")
+    without.pages.plugin, odd.pages.plugin = Plugin.NONE, Plugin.UNREADABLE
+    replicas = [paged(pages=30), without, Replica("c:1"), odd, paged("e:1", protected=False, unprotected=["weights"])]
+
+    rows = [page_cells(one) for one in shown(replicas, NOW_S, flapping.Plan())]
+
+    assert rows == [
+        ("a:1", "protected", "37", "30 in 600 s", "3fa9c1d2", "1.2 s", "2 s ago", "30 changed, 7 absent"),
+        ("b:1", "none", "", "", "", "", "", ""),
+        ("c:1", "unknown", "?", "?", "?", "?", "?", ""),
+        ("d:1", "unreadable", "7", "0 in 600 s", "3fa9c1d2", "1.2 s", "2 s ago", "7 absent"),
+        ("e:1", "unprotected", "7", "0 in 600 s", "3fa9c1d2", "1.2 s", "2 s ago", "7 absent, unprotected: weights"),
+    ]
+    assert {len(row) for row in rows} == {len(PAGES_COLUMNS)}
+
+
+def test_the_table_of_pages_fits_a_terminal(monkeypatch):
+    """Each replica in one line of 120 columns."""
+    monkeypatch.setattr("gateway.replica_table.WIDTH", 120)
+    out = io.StringIO()
+
+    show({"replicas": shown([paged("10.10.10.105:8000", pages=30)], NOW_S, flapping.Plan())}, out)
+
+    (line,) = [line for line in out.getvalue().splitlines() if "3fa9c1d2" in line]
+    assert "30 in 600 s" in line
+    assert "30 changed, 7 absent" in line
+    assert "holdfast replicas --undrain" in out.getvalue()
+
+
+def test_replicas_of_one_model_that_differ_are_named():
+    """By the beginnings of their fingerprints; those that say none are no difference, nor are those of other models."""
+    alike, other, silent = paged("b"), paged("c", fingerprint="77aa0011" * 8), paged("d", fingerprint="")
+    elsewhere = paged("e", fingerprint="0f" * 32)
+    elsewhere.model = "n"
+
+    def said(*replicas: Replica) -> list[str]:
+        return warnings(shown(replicas, NOW_S, flapping.Plan()))
+
+    line = "m: weights, configuration or layout of its replicas differ: a 3fa9c1d2, b 3fa9c1d2, c 77aa0011"
+    assert said(paged("a"), alike, other, silent, elsewhere) == [line]
+    assert said(paged("a"), alike, silent, elsewhere, Replica("f", model="m")) == []
+    out = io.StringIO()
+    show({"replicas": [], "warnings": [line]}, out)
+    assert line in out.getvalue()
+
+
 @pytest.mark.parametrize(
-    ("health", "waits", "word"),
-    [(UP, False, "up"), (UP, True, "backing off"), (Health(), False, "unknown"), (Health(up=False), False, "down"),
-     (Health.ejected(["a test"]), False, "hung")],
+    ("health", "waits", "drained", "word"),
+    [(UP, False, False, "up"), (UP, True, False, "backing off"), (Health(), False, True, "unknown"),
+     (Health(up=False), False, True, "down"), (Health.ejected(["a test"]), False, True, "hung"),
+     (UP, True, True, "drained")],
 )  # fmt: skip
-def test_each_state_has_a_word(health, waits, word):
-    """And only one that is up can be backing off."""
-    assert state(health, waits) == word
+def test_each_state_has_a_word(health, waits, drained, word):
+    """And only one that is up can be backing off, or drained."""
+    assert state(health, waits, drained) == word
 
 
 @pytest.mark.parametrize(

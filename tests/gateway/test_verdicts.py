@@ -1,19 +1,23 @@
 """What is found of replicas is told once, everywhere."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from structlog.testing import capture_logs
 
 from gateway.fleet.gauges import Gauges
+from gateway.fleet.page_status import read
 from gateway.fleet.replica import Replica
 from gateway.verdicts import Verdicts, measured
+from gateway.watch.alerts import Alert, Alerts
 from gateway.watch.metrics import Metrics
 from gateway.watch.replica_gauges import STATES
 from guards.breaker import Breaker, Outcome, Plan, State
 from guards.flapping import Trust
 from guards.health import Health
 from guards.peers import Vitals, compared
+from loadtests.stub_server import PAGES
 from tests.gateway.watch.test_metrics import samples
 
 
@@ -101,6 +105,49 @@ def test_a_comparison_is_a_fact_and_no_verdict():
     said = "its gaps between tokens are 1.000 s, the others' 0.100 s"
     assert ear.facts == [("replica.compared", {"replica": "a", "weight": 0.125, "why": said})]
     assert ear.abandoned == []
+
+
+def test_a_replica_that_is_drained_is_told_of_as_loudly_as_can_be():
+    """A fact, a warning, a count and an alert; its streams go on, and who waits hears when it is back."""
+    ear, waits, sent = Ear(), Waiter(), list[Alert]()
+    ear.verdicts.waiting = waits  # type: ignore[assignment]
+    ear.verdicts.alerts = Alerts(ear.append, ear.metrics, lambda: 0.0)
+    ear.verdicts.alerts.send = sent.append
+    one = Replica("a")
+    with capture_logs() as logs:
+        one.pages.corruption.drained = "11 corrupt pages in 600 s"
+        ear.verdicts.drained(one, "11 corrupt pages in 600 s")
+        heard = list(waits.heard)
+        one.pages.corruption.forgive()
+        ear.verdicts.drained(one, "an operator said so")
+
+    assert ear.facts == [
+        ("replica.drained", {"replica": "a", "drained": True, "why": "11 corrupt pages in 600 s"}),
+        ("replica.drained", {"replica": "a", "drained": False, "why": "an operator said so"}),
+    ]
+    assert [log["log_level"] for log in logs] == ["warning", "info"]
+    assert (heard, waits.heard, ear.abandoned) == ([], [("again",)], [])
+    assert [json.loads(alert.body)["data"]["drained"] for alert in sent] == [True, False]
+    assert len({alert.alert_id for alert in sent}) == 2
+    seen = samples(ear.metrics)
+    assert (seen["holdfast_drains_total", "a"], seen["holdfast_alerts_total", "replica.drained"]) == (1, 2)
+
+
+def test_the_metrics_say_what_plugins_say():
+    """And nothing of servers that have none."""
+    one = Replica("a")
+    said = PAGES | {"corrupt": [{"kind": "absent", "where": "gate", "pages": 9}]}
+    one.pages.status = read(json.dumps(said).encode(), 0.0)
+    one.pages.corruption.note(0, 1, 0.0)
+    one.pages.corruption.note(11, 1, 5.0)
+    metrics = Metrics()
+    metrics.replicas(lambda: measured([one, Replica("b")], 7.0))
+
+    seen, prefix = samples(metrics), "holdfast_replica_"
+
+    names = ("drained", "protected", "corrupt_pages", "corrupt_pages_lately")
+    assert [seen.get((prefix + name, "a")) for name in names] == [1, 1, 9, 11]
+    assert [seen.get((prefix + name, "b")) for name in names] == [0, None, None, None]
 
 
 def test_the_metrics_say_what_is_known_of_each_replica():

@@ -14,7 +14,7 @@ from guards.routing import SLACK, SLOTS, USUAL, Candidate, Slack, choose, pick, 
 CANDIDATES = st.lists(
     st.builds(
         Candidate, st.sampled_from("abcdef"), st.booleans(), st.booleans(), st.integers(0, 3), st.booleans(),
-        st.booleans(), st.integers(0, 3), st.sampled_from((0.125, 0.5, 1.0)), st.none(),
+        st.booleans(), st.integers(0, 3), st.sampled_from((0.125, 0.5, 1.0)), st.none(), st.booleans(),
     ),
     max_size=6, unique_by=lambda one: one.name,
 )  # fmt: skip
@@ -24,7 +24,7 @@ AVOID = st.frozensets(st.sampled_from("abcdef"))
 def rank(one: Candidate, avoid: frozenset[str]) -> tuple[float, ...]:
     """What is better comes first."""
     busy = (one.tokens + USUAL) / one.weight, (one.load + 1) / one.weight
-    return not one.up, one.name in avoid, one.refused, one.doubtful, one.standby, *busy
+    return not one.up, one.name in avoid, one.refused, one.drained, one.doubtful, one.standby, *busy
 
 
 def up(name: str, load: int = 0, standby: bool = False) -> Candidate:
@@ -64,7 +64,7 @@ def test_a_request_that_waits_goes_where_there_is_room():
     assert roomy(crew, lambda name: False) == roomy([], lambda name: True) == []
 
 
-@pytest.mark.parametrize("worse", [{"refused": True}, {"doubtful": True}, {"refused": True, "doubtful": True}])
+@pytest.mark.parametrize("worse", [{"refused": True}, {"doubtful": True}, {"drained": True}])
 def test_a_request_waits_for_a_good_server_rather_than_going_to_a_bad_one(worse):
     """One that fails what it is sent always has room. Where all are as bad, it goes to one of these."""
     good, bad = up("a"), Candidate("b", True, False, 0, **worse)
@@ -83,6 +83,20 @@ def test_a_refused_server_comes_after_the_others_and_before_those_that_failed():
     assert pick([refused, up("b")], frozenset("b")) == "a"
     assert pick([refused, down("b")]) == "a"
     assert pick([refused]) == "a"
+
+
+def test_a_drained_server_is_asked_only_where_all_others_are_of_no_use():
+    """While any other one is well, stands by, or is merely doubtful, it gets nothing; it is better than none."""
+    drained = Candidate("a", True, False, 0, drained=True)
+
+    assert pick([drained, up("b", 9)]) == "b"
+    assert pick([drained, up("b", 9, standby=True)]) == "b"
+    assert pick([drained, Candidate("b", True, False, 9, doubtful=True)]) == "b"
+    assert pick([drained, up("b"), up("c")], frozenset("b")) == "c"
+    assert pick([drained, Candidate("b", True, False, 0, refused=True)]) == "a"
+    assert pick([drained, up("b")], frozenset("b")) == "a"
+    assert pick([drained, down("b")]) == "a"
+    assert pick([drained]) == "a"
 
 
 def test_a_server_of_less_weight_gets_less_and_not_nothing():
@@ -275,7 +289,7 @@ def test_lines_are_the_same_in_every_process():
 BUSY = st.lists(
     st.builds(
         Candidate, st.sampled_from("abcdef"), st.just(True), st.just(False), st.integers(0, 9), st.just(False),
-        st.just(False), st.integers(0, 10**6), st.floats(0.01, 1000), st.none(),
+        st.just(False), st.integers(0, 10**6), st.floats(0.01, 1000), st.none(), st.just(False),
     ),
     min_size=1, max_size=6, unique_by=lambda one: one.name,
 )  # fmt: skip

@@ -16,6 +16,7 @@ from loadtests import stub_tokenizer
 from loadtests.processes import StubProcess
 from loadtests.stub_orders import FAULTS
 from loadtests.stub_pipe import LINGER_ZERO, DripPipe
+from loadtests.stub_server import PAGES
 from tests.loadtests.raw_client import Client, Seen, ask
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -630,6 +631,24 @@ async def test_metrics_say_what_they_are_told_to(start):
     assert (lied, await said()) == (["7.0"], ["0.0"])
     assert (await ask(stub.port, "/stub/fault", {"gauges": {"nonsense": 1}})).status == 400
     assert (await ask(stub.port, "/stub/fault", {"slowness": 0})).status == 400
+
+
+async def test_the_plugin_is_there_when_it_is_told_to(start):
+    """With what it is told to have found; behind the key, as all of the API is, and not at all otherwise."""
+    stub, keyed = start(), start(key="secret")
+
+    async def asked(one: StubProcess, **headers: str) -> Seen:
+        return await ask(one.port, "/holdfast/status", headers=headers)
+
+    without = await asked(stub)
+    await asyncio.to_thread(stub.pages, ("changed", "gate", 3), fingerprint="ab")
+    told = (await asked(stub)).json
+    await asyncio.to_thread(stub.no_pages)
+    await asyncio.to_thread(keyed.pages)
+
+    assert (without.status, (await asked(stub)).status) == (404, 404)
+    assert told == PAGES | {"corrupt": [{"kind": "changed", "where": "gate", "pages": 3}], "fingerprint": "ab"}
+    assert ((await asked(keyed)).status, (await asked(keyed, authorization="Bearer secret")).status) == (401, 200)
 
 
 async def _counters(stub: StubProcess) -> list[bytes]:

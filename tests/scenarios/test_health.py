@@ -1,4 +1,4 @@
-"""Servers that are slow, flap, or fail what they are sent; and requests that any server fails."""
+"""Servers that are slow, flap, fail what they are sent, or forget it; and requests that any server fails."""
 
 import asyncio
 import json
@@ -26,6 +26,8 @@ FOUND_S_MAX = 6.0  # a slow engine: five rounds of probes, 1.25 s here, 5 s by d
 OUT_S_MAX = 3.0  # a server that fails everything, under load
 OPEN_S = 1.5
 CALLS = 20  # of the default plan
+PAGES = 11  # one more than the default plan lets be corrupt
+ASKED = {"integrity": {"ask_every_s": 0.2}}
 
 
 @dataclass
@@ -77,11 +79,12 @@ Twos = Callable[..., Any]
 
 @pytest.fixture
 def twos(start_gateway, tokenizer) -> Twos:
-    """Make them: `async with twos(health={"breaker_open_s": 1}) as two`."""
+    """Make them: `async with twos(health={"breaker_open_s": 1}) as two`. pages: see the stub's command line."""
 
     @asynccontextmanager
-    async def make(**more: Any) -> AsyncIterator[Two]:
-        with start_stub(tokens_per_s=RATE) as left, start_stub(tokens_per_s=RATE) as right:
+    async def make(pages: int | None = None, **more: Any) -> AsyncIterator[Two]:
+        stub = {"tokens_per_s": RATE, "pages": pages}
+        with start_stub(**stub) as left, start_stub(**stub) as right:
             options = {"tokenizer": tokenizer, "standby": False, "timeouts": HURRIED, "routing": ANYWHERE} | more
             gateway = start_gateway([left.url, right.url], **options)
             yield Two(gateway, left, right, gateway.key("somebody"))
@@ -238,3 +241,101 @@ async def test_a_model_with_one_server_is_served_whatever_became_of_it(twos):
     assert {one.status for one in refused} == {502}
     assert (served.status, servers([served]), ready[0]) == (200, [name(two.left)], 200)
     until(lambda: two.gateway.metric("holdfast_requests_in_flight") == 0)
+
+
+def shown(gateway: Gateway, *options: str) -> str:
+    """What `holdfast replicas` prints."""
+    run = [HOLDFAST, "replicas", "--config", gateway.config_file, *options]
+    return subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+async def test_a_server_whose_pages_go_bad_is_drained_until_it_is_started_anew(twos):
+    """Its running stream ends well, new requests go elsewhere, everybody is told; a new engine is trusted."""
+    async with twos(pages=0, **ASKED) as two:
+        await asyncio.to_thread(two.right.pages, fingerprint="77aa0011" * 8)
+        await two.until(two.left, lambda told: told["pages"]["plugin"] == "told")
+        await two.until(two.right, lambda told: (told["pages"]["fingerprints"] or [""])[0].startswith("77"))
+        running = [asyncio.create_task(two.asked(chat(order(tokens=150)))) for _ in range(2)]
+        await two.until(two.left, lambda told: told["streams"] == 1)
+
+        await asyncio.to_thread(two.left.pages, ("changed", "gate", PAGES))
+        await two.until(two.left, lambda told: told["state"] == "drained")
+        streams = (await two.told(two.left))["streams"]
+        later = await two.asked(*(chat(order(tokens=2)) for _ in range(6)))
+        table = await asyncio.to_thread(shown, two.gateway)
+        told = await two.told(two.left)
+        metrics = [two.gateway.metric(f"holdfast_replica_{one}", replica=name(two.left)) for one in (
+            "drained", "up", "protected", "corrupt_pages", "corrupt_pages_lately")]  # fmt: skip
+        ended = [one for answers in await asyncio.gather(*running) for one in answers]
+        await asyncio.to_thread(two.left.stop)
+        await two.until(two.left, lambda told: told["state"] == "down")
+        with start_stub(tokens_per_s=RATE, port=two.left.port, pages=0):
+            await two.until(two.left, lambda told: told["state"] == "up")
+            back = await two.asked(*(chat(order(tokens=20)) for _ in range(4)))
+
+    assert streams == 1
+    assert [one.finish for one in ended] == ["stop"] * 2
+    assert [one.ids for one in ended] == [ended[0].ids] * 2
+    assert sorted(servers(ended)) == sorted([name(two.left), name(two.right)])
+    assert servers(later) == [name(two.right)] * 6
+    assert (told["drained"], told["pages"]["corrupt_lately"]) == (f"{PAGES} corrupt pages in 600 s", PAGES)
+    assert metrics == [1, 1, 1, PAGES, PAGES]
+    for said in ("drained", f"{PAGES} corrupt pages in 600 s", "3fa9c1d2", "77aa0011", "1.2 s", "--undrain",
+                 f"differ: {name(two.left)} 3fa9c1d2, {name(two.right)} 77aa0011"):  # fmt: skip
+        assert said in " ".join(table.split())
+    assert name(two.left) in servers(back)
+    facts = [(one["replica"], one["drained"], one["why"]) for one in two.facts("replica.drained")]
+    assert facts == [
+        (name(two.left), True, f"{PAGES} corrupt pages in 600 s"),
+        (name(two.left), False, "its engine was started anew"),
+    ]
+
+
+async def test_a_model_whose_servers_are_all_drained_is_served_and_an_operator_brings_them_back(twos):
+    """Nothing takes out the last ones. By the command line one of them is sound again, and gets everything."""
+    async with twos(pages=0, **ASKED) as two:
+        for stub in (two.left, two.right):
+            await two.until(stub, lambda told: told["pages"]["plugin"] == "told")
+        for stub in (two.left, two.right):
+            await asyncio.to_thread(stub.pages, ("changed", "scrub", PAGES))
+            await two.until(stub, lambda told: told["state"] == "drained")
+        served = await two.asked(*(chat(order(tokens=20)) for _ in range(4)))
+        ready = await asyncio.to_thread(two.gateway.get, "/readyz")
+        said = await asyncio.to_thread(shown, two.gateway, "--undrain", name(two.left))
+        again = await asyncio.to_thread(shown, two.gateway, "--undrain", name(two.left))
+        later = await two.asked(*(chat(order(tokens=2)) for _ in range(4)))
+        with pytest.raises(subprocess.CalledProcessError) as unknown:
+            await asyncio.to_thread(shown, two.gateway, "--undrain", "nobody")
+
+    assert [one.status for one in served] == [200] * 4
+    assert ready[0] == 200
+    assert said == f"{name(two.left)} gets requests again\n"
+    assert again == f"{name(two.left)} was not drained\n"
+    assert servers(later) == [name(two.left)] * 4
+    assert "no replica of that name" in unknown.value.stderr
+
+
+async def test_servers_without_the_plugin_or_with_nonsense_for_a_status_are_served_as_ever(twos):
+    """The one is shown as none, the other as unreadable."""
+    async with twos(pages=0, **ASKED) as two:
+        await asyncio.to_thread(two.left.no_pages)
+        await asyncio.to_thread(two.right.pages, protected="perhaps")
+        await two.until(two.left, lambda told: told["pages"]["plugin"] == "none")
+        await two.until(two.right, lambda told: told["pages"]["plugin"] == "unreadable")
+        answers = await two.asked(*(chat(order(tokens=20)) for _ in range(4)))
+        states = [(await two.told(stub))["state"] for stub in (two.left, two.right)]
+
+    assert {one.status for one in answers} == {200}
+    assert set(servers(answers)) == {name(two.left), name(two.right)}
+    assert states == ["up", "up"]
+
+
+async def test_a_server_with_a_key_is_asked_with_it(start_gateway):
+    """As for all of its API."""
+    with start_stub(key="sesame", pages=0) as stub:
+        replicas = [{"url": stub.url, "key": "sesame"}]
+        gateway = start_gateway([stub.url], of_model={"replicas": replicas}, **ASKED)
+        two = Two(gateway, stub, stub, gateway.key("somebody"))
+        await two.until(stub, lambda told: told["pages"]["plugin"] == "told")
+
+    assert "sesame" not in gateway.log()

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from gateway import app
+from gateway import app, fleets
 from gateway.asides import Asides
 from gateway.books.tenants import Tenant
 from gateway.config import Config, Limits, Model, Replica, Timeouts
@@ -70,12 +70,13 @@ class Gateway:
 
     def __init__(self, plan: Plan, loop: SimLoop, ledger: SimLedger, facts: Facts, metrics: SimMetrics) -> None:
         config = _config(plan)
-        targets = {replica.name: app._target(replica) for replica in config.replicas}
+        targets = {replica.name: fleets.target(replica) for replica in config.replicas}
         with patch("gateway.stream.upstream.ssl", NO_TLS):
-            self.upstream = Upstream(app._upstream_limits(config))
+            self.upstream = Upstream(fleets.upstream_limits(config))
         journal: Any = facts
         listener = Verdicts(journal.append, metrics, self.upstream.abandon)
-        self.fleet = app._fleet(config, targets, self.upstream, metrics, loop.time, listener)
+        ask = fleets.asking(targets, self.upstream, metrics)
+        self.fleet = fleets.fleet(config, ask, metrics, loop.time, listener)
         asides = Asides(self.fleet, self.upstream, targets)
         limits = config.limits
         quotes = Quotes(

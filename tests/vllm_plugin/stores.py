@@ -9,15 +9,20 @@ __all__ = ["DictStore", "Manifest", "Page"]
 
 
 class DictStore:
-    """pages: by key; whoever likes may change them. quarantined: what was put aside."""
+    """pages: by key; whoever likes may change them. quarantined: what was put aside. used: who said so."""
 
     def __init__(self) -> None:
         self.pages: dict[bytes, Page] = {}
         self.quarantined: list[bytes] = []
+        self.used: list[tuple[bytes, str]] = []
         self.swept: list[tuple[bytes, float]] = []
 
     def put_soon(self, pages: Sequence[Page]) -> bool:
         self.pages |= {page.key: page for page in pages if page.key not in self.pages}
+        return True
+
+    def used_soon(self, keys: Sequence[bytes], session: str) -> bool:
+        self.used += [(key, session) for key in keys]
         return True
 
     def held(self, keys: Sequence[bytes]) -> int:

@@ -103,6 +103,14 @@ def test_what_is_not_what_it_must_be_is_reported_and_put_aside(store, damage, ki
     assert store.quarantined == ([b"mb"] if kind == Kind.CHANGED else [])
 
 
+def test_what_was_brought_and_is_right_counts_as_used(store):
+    """So that the store keeps it; not what was found wrong."""
+    changed(store, b"mb")
+    World(store).step(load=(Load("r", WANTED, b""),))
+
+    assert [key for key, _ in store.used] == [b"ma", b"mc"]
+
+
 def test_a_copy_that_goes_wrong_on_the_way_is_found_in_its_place(store):
     """The bytes in the store are right."""
     world = World(store)

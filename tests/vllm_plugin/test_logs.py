@@ -57,10 +57,11 @@ def test_what_vllm_was_told_not_to_log_is_not_logged(heard):
 
 
 def test_facts_may_be_json(heard, monkeypatch):
-    """One object each."""
+    """One object each, which begins with its name."""
     monkeypatch.setenv(logs.FORM, "json")
     logs.logger().warning("holdfast.page_lost", block=7, kind="changed", other={1}, position=None)
 
+    assert heard[0].getMessage().startswith('{"event": "holdfast.page_lost", ')
     assert json.loads(heard[0].getMessage()) == {
         "event": "holdfast.page_lost", "block": 7, "kind": "changed", "other": "{1}", "position": None,
     }  # fmt: skip

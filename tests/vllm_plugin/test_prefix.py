@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from vllm_plugin.prefix import Prefixes
-from vllm_plugin.scheduler_side import Scheduled
+from vllm_plugin.schedule import Scheduled
 
 
 @dataclass
@@ -70,6 +70,11 @@ def test_two_that_are_admitted_together_are_each_others_prefill():
     Prefixes(counts.count).step([scheduled("a", 10), scheduled("b", 20)])
 
     assert counts["prefix.asked.<=256.prefill"] == 30
+
+
+def test_a_step_that_admits_nobody_asks_its_requests_nothing():
+    """It is most of them, and there may be hundreds of requests in it."""
+    Prefixes(Counts().count).step([Scheduled(None, 1, (), False)])
 
 
 def test_a_request_counts_once():

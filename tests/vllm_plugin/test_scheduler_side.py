@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from vllm_plugin.gate import Gate
 from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Where
 from vllm_plugin.plans import Plans
-from vllm_plugin.scheduler_side import AGAIN_MAX, Scheduled, SchedulerHalf, Spoiled
+from vllm_plugin.schedule import Scheduled, Spoiled
+from vllm_plugin.scheduler_side import AGAIN_MAX, SchedulerHalf
 
 TOKENS = 4
 
@@ -52,7 +53,7 @@ class World:
         return self.hashed.get(block) == chain
 
     def table(self, request_id: str) -> Sequence[int | None]:
-        return self.requests[request_id].blocks
+        return self.requests[request_id].blocks if request_id in self.requests else []
 
     def count(self, request_id: str) -> int:
         return len(self.table(request_id))
@@ -547,3 +548,35 @@ def test_pages_computed_with_an_adapter_are_for_no_store():
 
     assert world.step((request, 9, True)).unstored == {1, 2}
     assert running(World())[1].unstored == frozenset()
+
+
+def test_one_tail_after_the_other_where_not_all_are_asked_for():
+    """Each request has its turn."""
+    world = World(every_tail=False)
+    requests = [FakeRequest(name, name * 6, 5) for name in "rstu"]
+    for number, request in enumerate(requests):
+        world.admit(request, [3 * number + 1, 3 * number + 2, 3 * number + 3])
+    seen = [tail.request_id for tail in world.step(*((one, 5, True) for one in requests)).tails]
+    for _ in range(3):
+        seen += [tail.request_id for tail in world.step(*((one, 0, False) for one in requests)).tails]
+
+    assert sorted(seen) == ["r", "s", "t", "u"]
+
+
+def test_after_a_reset_only_what_is_held_is_looked_at():
+    """The rest is not there for anybody, and its memory may be given back to the device."""
+    world = World()
+    _, orders = running(world)
+    running(world, "gone", "xyz", first_block=7)
+    world.half.finished("gone")
+    del world.requests["gone"]
+    world.hear(2)
+    world.table = lambda request_id: world.requests[request_id].blocks if request_id in world.requests else []
+    assert world.half.given_up() == []
+
+    world.half.reset()
+
+    assert world.half.given_up() == [7, 8]
+    assert world.step().forget == (7, 8)
+    assert world.half.given_up() == []
+    assert world.hear(3, Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 1)).again == {"r"}

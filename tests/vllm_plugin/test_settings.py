@@ -47,7 +47,6 @@ def test_what_is_proved_is_not_refused():
 
 
 @pytest.mark.parametrize(("fact", "word"), [
-    ({"load_failure_policy": "fail"}, '"kv_load_failure_policy":"recompute"'),
     ({"prefix_caching": False}, "--enable-prefix-caching"),
     ({"encoder_decoder": True}, "without Holdfast"),
     ({"context_parallel": True}, "--decode-context-parallel-size 1"),

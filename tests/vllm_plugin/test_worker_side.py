@@ -193,13 +193,37 @@ def test_what_changes_during_the_forward_pass_is_found_in_that_step():
     assert world.step(between=lambda: flip(world.memory)).lost[0].page == page(2)
 
 
-def test_with_hardly_any_time_all_pages_have_their_turn(world):
-    """One a step."""
+def test_with_hardly_any_time_all_pages_have_their_turn():
+    """A look that takes longer than a step's share is paid by the steps after it: many look at nothing."""
+    world = World(scrub_share=0.1)
+    world.step(seal=tuple(page(block) for block in range(1, 5)))
     flip(world.memory)
-    found = [lost.page for _ in range(4) for lost in world.step().lost]
+    found = []
+    while not found and world.number < 1000:
+        found += world.step(lambda: setattr(world, "now_s", world.now_s + 2e-6)).lost
 
-    assert found == [page(2)]
-    assert world.counts["pages_scrubbed"] == 4
+    assert [lost.page for lost in found] == [page(2)]
+    assert world.counts["pages_scrubbed"] < world.number - 1
+    assert World(scrub_share=0.0).step().lost == ()
+
+
+def test_without_a_share_nothing_is_scrubbed(world):
+    """What is hit is verified all the same."""
+    flip(world.memory)
+    assert [world.step().lost for _ in range(20)] == [()] * 20
+    assert world.step(check=(page(2),)).lost[0].kind == Kind.CHANGED
+
+
+def test_where_one_tail_of_many_is_ordered_the_others_are_not_expected_to_stay():
+    """Nobody says that they were written on."""
+    world = World(scrub_share=0.01)
+    world.step(tails=(tail(6),))
+    world.step(lambda: world.memory.__setitem__((6, 3), 1), tails=(tail(7)._replace(request_id="s"),))
+    assert world.step().lost == ()
+    world.memory[7] = 1
+    world.step(tails=(tail(7),))
+    world.memory[7] = 2
+    assert [lost.where for lost in world.step().lost] == [Where.TAIL]
 
 
 def tail(block: int = 6) -> Tail:

@@ -6,6 +6,7 @@ without anybody saying so, and that must be seen before it matters. What no list
 """
 
 import importlib
+import re
 from collections.abc import Callable, Sequence
 from functools import wraps
 from types import ModuleType
@@ -19,7 +20,8 @@ class Call(NamedTuple):
 
     changes: WEIGHTS or ADAPTER. whole: whether the weights are whole when it has returned; else more is to come, and
         until then no page is of any model. harmless: first arguments with which it changes nothing. tagged: whether
-        it says by tags which memory it is about, so that without "weights" among them it changes nothing.
+        it says by tags which memory it is about, so that without "weights" among them it changes nothing. since: the
+        version of vLLM that brought it.
     """
 
     module: str
@@ -29,6 +31,7 @@ class Call(NamedTuple):
     whole: bool = True
     harmless: frozenset[str] = frozenset()
     tagged: bool = False
+    since: tuple[int, int] = (0, 0)
 
     @property
     def name(self) -> str:
@@ -62,13 +65,13 @@ CALLS = (
     # 1. The worker's own: in its process. CPUWorker's sleep, wake_up and discard do nothing, and are not here.
     Call(WORKER, "Worker", "load_model"),
     Call(WORKER, "Worker", "reload_weights"),
-    Call(WORKER, "Worker", "reset_weights"),
+    Call(WORKER, "Worker", "reset_weights", since=(0, 31)),
     Call(WORKER, "Worker", "start_weight_update", whole=False),
     Call(WORKER, "Worker", "start_draft_weight_update", whole=False),
     Call(WORKER, "Worker", "update_weights", whole=False),
     Call(WORKER, "Worker", "finish_weight_update"),
     Call(WORKER, "Worker", "sleep", whole=False),
-    Call(WORKER, "Worker", "discard", whole=False, tagged=True),
+    Call(WORKER, "Worker", "discard", whole=False, tagged=True, since=(0, 31)),
     Call(WORKER, "Worker", "wake_up", tagged=True),  # after sleep's level 2 they are any bits, until they are reloaded
     Call(WORKER, "Worker", "checkpoint_restore"),
     Call(WORKER, "Worker", "update_config"),
@@ -102,15 +105,15 @@ class WaysAbsent(RuntimeError):
 
 
 def absent(calls: Sequence[Call] = CALLS) -> list[str]:
-    """One line for each way that this vLLM does not have: weights could then change unseen."""
-    return [line for call in calls if (line := _absent(call))]
+    """One line for each way that this vLLM should have and does not: weights could then change unseen."""
+    return [line for call in _of_this_version(calls) if (line := _absent(call))]
 
 
 def watch_all(on_change: OnChange, calls: Sequence[Call] = CALLS) -> Callable[[], None]:
     """Watch all of them; returns what undoes it. Raises WaysAbsent, and watches none, when one is not there."""
     if lines := absent(calls):
         raise WaysAbsent("; ".join(lines))
-    undo = [watch_weight_changes(owner, on_change, [call]) for call in calls if (owner := _owner(call)) is not None]
+    undo = [watch_weight_changes(_owner(call), on_change, [call]) for call in _of_this_version(calls)]
 
     def undo_all() -> None:
         for one in undo:
@@ -176,6 +179,13 @@ def _is_harmless(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> b
         return tags is not None and WEIGHTS not in tags
     first = args[0] if args else kwargs.get("method")
     return isinstance(first, str) and first in call.harmless
+
+
+def _of_this_version(calls: Sequence[Call]) -> list[Call]:
+    """Those that this vLLM has, if it is what it is called; all, where nobody can tell."""
+    version = re.match(r"(\d+)\.(\d+)\.\d", importlib.import_module("vllm").__version__)
+    release = (int(version[1]), int(version[2])) if version else None
+    return [call for call in calls if release is None or release >= call.since]
 
 
 def _owner(call: Call) -> Any:

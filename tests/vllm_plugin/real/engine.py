@@ -47,6 +47,26 @@ def prompts(seed: int, families: int, each: int, shared: int, own: int) -> list[
     ]
 
 
+def look_at_own_modules() -> None:
+    """vLLM puts its CPU kernels in place of others by looking through all modules, and falls over llvmlite, should
+    numba be there already: as it is when this process had an engine before. Its own modules are enough.
+    """
+    try:
+        from vllm.triton_utils import dispatcher
+    except ImportError:  # before 0.32
+        return
+    dispatcher.sys = OwnModules()
+
+
+def among(ours: dict[str, Any], beside: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """As a member of a MultiConnector, in the place of the empty one. The policy is said once, of the whole."""
+    policy = {"kv_load_failure_policy": ours.pop("kv_load_failure_policy")}
+    connectors = [one or ours for one in beside]
+    return {
+        "kv_connector": "MultiConnector", "kv_role": "kv_both", "kv_connector_extra_config": {"connectors": connectors},
+    } | policy  # fmt: skip
+
+
 class OwnModules:
     """What stands for `sys` there."""
 
@@ -58,10 +78,13 @@ class OwnModules:
 class Engine:
     """One vLLM. plugin: what goes into `kv_connector_extra_config`, or None for vLLM as it is.
 
-    options: of `vllm.LLM`. One engine at a time in a process.
+    beside: the configurations of other connectors, ours among them as an empty one. options: of `vllm.LLM`. One engine
+    at a time in a process.
     """
 
-    def __init__(self, folder: Path, plugin: dict[str, Any] | None, **options: Any) -> None:
+    def __init__(
+        self, folder: Path, plugin: dict[str, Any] | None, beside: Sequence[dict[str, Any]] = (), **options: Any
+    ) -> None:
         secret_file = folder / "secret"
         self._secret = secrets.token_hex()
         secret_file.write_text(self._secret)
@@ -73,19 +96,18 @@ class Engine:
             script = REPOSITORY / "gateway" / "local" / "tiny_model.py"
             subprocess.run([sys.executable, str(script), str(MODEL)], check=True, capture_output=True)
         from vllm import LLM
-        from vllm.triton_utils import dispatcher
 
-        # vLLM puts its CPU kernels in place of others by looking through all modules, and falls over llvmlite, should
-        # numba be there already: as it is when this process had an engine before. Its own modules are enough.
-        dispatcher.sys = OwnModules()
+        look_at_own_modules()
         transfer = {
             "kv_connector": "HoldfastConnector", "kv_role": "kv_both", "kv_load_failure_policy": "recompute",
             "kv_connector_extra_config": plugin,
         }  # fmt: skip
+        if beside:
+            transfer = among(transfer, beside)
         self._llm = LLM(
             **{
-                "model": str(MODEL),
-                "dtype": "float32", "max_model_len": 2048, "enforce_eager": True, "disable_log_stats": False,
+                "model": str(MODEL), "dtype": "float32", "max_model_len": 2048, "enforce_eager": True,
+                "disable_log_stats": False,
                 "worker_extension_cls": "tests.vllm_plugin.real.injector.Injector",
                 "num_gpu_blocks_override": 256, "block_size": 32,
                 "kv_transfer_config": transfer if plugin is not None else None,
@@ -101,8 +123,10 @@ class Engine:
         self.logprobs: dict[str, list[float]] = {}
         self.ended: dict[str, str | None] = {}
 
-    def add(self, prompt: Sequence[int], tokens: int = 8, salt: str | None = None, **sampling: Any) -> str:
-        """A request, from the next step on; greedy unless said otherwise. Returns its name."""
+    def add(
+        self, prompt: Sequence[int], tokens: int = 8, salt: str | None = None, lora: Any = None, **sampling: Any
+    ) -> str:
+        """A request, from the next step on; greedy unless said otherwise. lora: of vLLM. Returns its name."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -114,8 +138,27 @@ class Engine:
         body: dict[str, Any] = {"prompt_token_ids": list(prompt)}
         if salt is not None:
             body["cache_salt"] = salt
-        self._engine.add_request(name, body, params)
+        self._engine.add_request(name, body, params, lora_request=lora)
         return name
+
+    def turn(self, name: str, prompt: Sequence[int], tokens: int = 8) -> None:
+        """Of a session of that name, which is begun with its first one, and goes on until it is stopped."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
+        body: Any = {"prompt_token_ids": list(prompt)}
+        tasks = self._engine.get_supported_tasks()
+        request = self._engine.input_processor.process_inputs(
+            name, body, params, supported_tasks=tasks, resumable=True
+        )
+        request.external_req_id = name
+        self._engine.output_processor.add_request(request, None, None, 0)
+        self._engine.engine_core.add_request(request)
+
+    def embed(self, prompt: Sequence[int]) -> list[float]:
+        """What a pooling model makes of it."""
+        (output,) = self._llm.embed([{"prompt_token_ids": list(prompt)}], use_tqdm=False)
+        return list(output.outputs.embedding)
 
     def step(self) -> None:
         """One step of the engine. What it gives out is in `tokens` and `ended` then, and in `tables` and `chains` what

@@ -9,7 +9,7 @@ TOKENS = 100
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    engine = Engine(tmp_path_factory.mktemp("budget"), {"scrub": 0, "scrub_floor_ms": 0}, block_size=128)
+    engine = Engine(tmp_path_factory.mktemp("budget"), {"scrub": 0.001}, block_size=128)
     yield engine
     engine.stop()
 

@@ -1,8 +1,12 @@
-"""vLLM's own server in its own processes, with the plugin found as an installed one is: metrics, and errors as told."""
+"""vLLM's own server in its own processes, with the plugin found as an installed one is: metrics, errors as told, logs,
+and the plugin's own routes.
+"""
 
+import contextlib
 import json
 import os
 import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -18,6 +22,7 @@ TRANSFER = {
     "kv_connector": "HoldfastConnector", "kv_role": "kv_both", "kv_load_failure_policy": "recompute",
     "kv_connector_extra_config": {"scrub": "all", "on_corruption": "abort"},
 }  # fmt: skip
+KEY = "a key of a test"
 PROMPT = [100 + 7 * i % 5000 for i in range(300)]
 
 
@@ -28,27 +33,54 @@ def server(folder, transfer) -> Server:
         log=folder / "vllm.log",
         arguments=[
             "--kv-transfer-config", json.dumps(transfer), "--num-gpu-blocks-override", "64",
-            "--worker-extension-cls", "tests.vllm_plugin.real.injector.Injector",
+            "--api-key", KEY, "--worker-extension-cls", "tests.vllm_plugin.real.injector.Injector",
         ],
         environment={
             "PYTHONPATH": os.pathsep.join([str(installed(folder / "installed")), str(REPOSITORY)]),
             injector.SECRET_FILE: str(folder / "secret"), "VLLM_SERVER_DEV_MODE": "1",
+            "VLLM_PLUGINS": "holdfast", "HOLDFAST_LOG": "json",
         },
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    engine = server(tmp_path_factory.mktemp("server"), TRANSFER)
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def url(folder):
+    engine = server(folder, TRANSFER)
     with engine:
-        engine.wait_ready()
+        ready(engine)
         yield engine.url
 
 
-def post(url: str, path: str, body: dict) -> str:
-    request = urllib.request.Request(url + path, json.dumps(body).encode(), {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as response:
+def ready(engine: Server) -> None:
+    """Its own warm-up has no key."""
+    until_s = time.monotonic() + 240
+    while time.monotonic() < until_s:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(engine.url + "/health", timeout=2).close()
+            return
+        assert engine.alive, "died while starting"
+        time.sleep(0.25)
+    raise AssertionError("not ready")
+
+
+def ask(method: str, url: str, body: dict | None = None, key: str = KEY) -> str:
+    headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
+    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers, method=method)
+    with urllib.request.urlopen(request, timeout=120) as response:
         return response.read().decode()
+
+
+def post(url: str, path: str, body: dict) -> str:
+    return ask("POST", url + path, body)
+
+
+def status(url: str) -> dict:
+    return json.loads(ask("GET", url + "/holdfast/status"))
 
 
 def complete(url: str, tokens: int, **more) -> str:
@@ -62,10 +94,70 @@ def damage_all(url: str) -> None:
         post(url, "/collective_rpc", {"method": "holdfast_damage", "args": args})
 
 
-def metric(url: str, name: str) -> float:
+def metric(url: str, name: str, **labels: str) -> float:
     with urllib.request.urlopen(url + "/metrics", timeout=10) as response:
         lines = response.read().decode().splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((name + "{", name + "_total{")))
+    wanted = [f'{label}="{value}"' for label, value in labels.items()]
+    return sum(
+        float(line.rpartition(" ")[2])
+        for line in lines
+        if line.startswith((name + "{", name + "_total{")) and all(label in line for label in wanted)
+    )
+
+
+def facts(folder, event: str) -> list[dict]:
+    """Of the log, those of that name."""
+    lines = (folder / "vllm.log").read_text().splitlines()
+    found = [json.loads(line[line.index('{"'):]) for line in lines if '{"event": "holdfast' in line]
+    return [fact for fact in found if fact["event"] == event]
+
+
+def test_the_plugins_routes_need_vllms_key(url):
+    """Without it nothing is said and nothing done, in the form of OpenAI's errors."""
+    for method, path in (("GET", "/holdfast/status"), ("POST", "/holdfast/scrub")):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            ask(method, url + path, key="another")
+        assert refused.value.code == 401
+        assert json.loads(refused.value.read())["error"]["code"] == "invalid_api_key"
+
+
+def test_a_scrub_finds_what_nobody_has_hit_yet(url, folder):
+    """The next request that would have, computes it anew. The status says what was done; the log, in JSON, what was
+    found.
+    """
+    right = json.loads(complete(url, 8))["choices"][0]["text"]
+    before = status(url)
+    assert before["pages"]["sealed"] == before["pages"]["resident"] >= 2
+    assert json.loads(ask("POST", url + "/holdfast/scrub"))["corrupt"] == 0
+    damage_all(url)
+
+    found = json.loads(ask("POST", url + "/holdfast/scrub"))
+    assert found["whole"]
+    assert found["checked"] == found["corrupt"] == before["pages"]["resident"]
+    assert json.loads(ask("POST", url + "/holdfast/scrub")) | {"seconds": 0} == {
+        "checked": 0, "corrupt": 0, "seconds": 0, "whole": True,
+    }  # fmt: skip
+    assert json.loads(complete(url, 8))["choices"][0]["text"] == right
+
+    after = status(url)
+    assert after["corrupt"] == [{"kind": "changed", "where": "scrub", "pages": found["corrupt"]}]
+    assert after["pages"]["evicted"] == found["corrupt"]
+    assert after["protected"]
+    assert after["settings"] == {"verify": 1.0, "scrub": None, "on_corruption": "abort", "store": ""}
+    assert len(bytes.fromhex(after["fingerprint"])) == 32
+    assert after["prefix"]["asked_tokens"] == before["prefix"]["asked_tokens"] + len(PROMPT)
+    assert len(facts(folder, "holdfast.page_corrupt")) == found["corrupt"]
+
+
+def test_what_requests_found_is_counted_by_their_length_and_their_batch(url):
+    """At /metrics: the second one finds all but the page that it ends in."""
+    asked = [metric(url, "holdfast_prefix_tokens", what=what, input="<=1k", batch="alone") for what in ("asked", "hit")]
+    complete(url, 2)
+    complete(url, 2)
+
+    now = [metric(url, "holdfast_prefix_tokens", what=what, input="<=1k", batch="alone") for what in ("asked", "hit")]
+    assert now[0] - asked[0] == 2 * len(PROMPT)
+    assert now[1] - asked[1] >= 256
 
 
 def test_damaged_pages_are_computed_anew_and_counted(url):

@@ -1,0 +1,174 @@
+"""What a replica's plugin says of its KV pages, in answer to GET /holdfast/status."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from math import inf
+from typing import Annotated, NamedTuple
+
+import msgspec
+
+from guards.integrity import Corruption, Plan
+
+PATH = "/holdfast/status"
+BYTES_MAX = 256 << 10  # of an answer; an engine has less than one kilobyte to say
+ENGINES_MAX = 1024
+KINDS_MAX = 64  # of corruption, by kind and place; there are a dozen
+COUNT_MAX = 1 << 53
+# Not the server's own memory: pages of which nobody can say what they were, and such as came from elsewhere, out of a
+# page store or by another connector.
+UNKNOWN, ELSEWHERE = "absent", ("load", "brought")
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=float(COUNT_MAX))]
+Word = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[!-~]*$")]  # it is shown on terminals
+Words = Annotated[list[Word], msgspec.Meta(max_length=KINDS_MAX)]
+Hexes = Annotated[str, msgspec.Meta(max_length=8192, pattern=r"^[0-9a-f,]*$")]
+
+
+class Plugin(StrEnum):
+    """What is known of a replica's plugin."""
+
+    UNASKED = "unknown"
+    NONE = "none"
+    UNREADABLE = "unreadable"
+    TOLD = "told"
+
+
+class _Bad(msgspec.Struct):
+    kind: Word
+    where: Word
+    pages: Count
+
+
+class _Pages(msgspec.Struct):
+    resident: Count = 0
+    sealed: Count = 0
+    verified: Count = 0
+    scrubbed: Count = 0
+    evicted: Count = 0
+    withdrawn: Count = 0
+    saved: Count = 0
+    loaded: Count = 0
+
+
+class _Requests(msgspec.Struct):
+    recomputed: Count = 0
+    aborted: Count = 0
+
+
+class _Cycle(msgspec.Struct):
+    cycle_s: Seconds | None = None
+    changes: Count = 0
+
+
+class _Engine(msgspec.Struct):
+    protected: bool
+    corrupt: Annotated[list[_Bad], msgspec.Meta(max_length=KINDS_MAX)]
+    version: Word = ""
+    unprotected: Words = []
+    fingerprint: Hexes = ""  # with a comma between those of several models
+    weights: _Cycle = msgspec.field(default_factory=_Cycle)
+    pages: _Pages = msgspec.field(default_factory=_Pages)
+    requests: _Requests = msgspec.field(default_factory=_Requests)
+    chains_broken: Count = 0
+    scrub: _Cycle = msgspec.field(default_factory=_Cycle)
+
+
+class _Engines(msgspec.Struct):
+    engines: Annotated[list[_Engine], msgspec.Meta(min_length=1, max_length=ENGINES_MAX)]
+
+
+class PageStatus(NamedTuple):
+    """Of all engines of a replica together, since their start. at_s: when it was asked, by the fleet's clock.
+
+    protected: whether all of them are. unprotected: what they run unprotected, each named once.
+    corrupt: pages by kind and place. fingerprints: of their models, each once; none while they are not known.
+    pages, requests: counts by name. scrub_s, weights_s: the longest cycle of the scrubber, and of the watch on weights.
+    """
+
+    at_s: float
+    engines: int
+    protected: bool
+    unprotected: tuple[str, ...]
+    versions: tuple[str, ...]
+    fingerprints: tuple[str, ...]
+    corrupt: Mapping[tuple[str, str], int]
+    pages: Mapping[str, int]
+    requests: Mapping[str, int]
+    chains_broken: int
+    scrub_s: float | None
+    weights_s: float | None
+    weights_changed: int
+
+    @property
+    def bad(self) -> int:
+        """Pages that went bad in its own memory."""
+        return sum(n for (kind, where), n in self.corrupt.items() if kind != UNKNOWN and where not in ELSEWHERE)
+
+
+@dataclass(slots=True)
+class Pages:
+    """What is known of a replica's pages. asked_s: when it was last asked.
+
+    plugin: whether it has one; status: what that said last, kept while it says nothing that can be read.
+    """
+
+    corruption: Corruption = field(default_factory=lambda: Corruption(Plan()))
+    plugin: Plugin = Plugin.UNASKED
+    status: PageStatus | None = None
+    asked_s: float = -inf
+
+
+def read(body: bytes, at_s: float) -> PageStatus | None:
+    """Read an answer, of one engine or of several; None where it is none."""
+    engines = _several(body) or _one(body)
+    return _together(engines, at_s) if engines else None
+
+
+def _several(body: bytes) -> list[_Engine]:
+    try:
+        return msgspec.json.decode(body, type=_Engines).engines
+    except UNREADABLE:
+        return []
+
+
+def _one(body: bytes) -> list[_Engine]:
+    try:
+        return [msgspec.json.decode(body, type=_Engine)]
+    except UNREADABLE:
+        return []
+
+
+def _together(engines: list[_Engine], at_s: float) -> PageStatus:
+    corrupt: dict[tuple[str, str], int] = {}
+    for bad in (bad for one in engines for bad in one.corrupt):
+        corrupt[bad.kind, bad.where] = corrupt.get((bad.kind, bad.where), 0) + bad.pages
+    return PageStatus(
+        at_s,
+        len(engines),
+        all(one.protected for one in engines),
+        _once(word for one in engines for word in one.unprotected),
+        _once(one.version for one in engines),
+        _once(each for one in engines for each in one.fingerprint.split(",")),
+        corrupt,
+        _sums(one.pages for one in engines),
+        _sums(one.requests for one in engines),
+        sum(one.chains_broken for one in engines),
+        max((one.scrub.cycle_s for one in engines if one.scrub.cycle_s is not None), default=None),
+        max((one.weights.cycle_s for one in engines if one.weights.cycle_s is not None), default=None),
+        sum(one.weights.changes for one in engines),
+    )
+
+
+def _once(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word for word in words if word))
+
+
+def _sums(counts: Iterable[msgspec.Struct]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for one in counts:
+        for name, count in msgspec.structs.asdict(one).items():
+            found[name] = found.get(name, 0) + count
+    return found

@@ -1,0 +1,106 @@
+"""What a plugin says of KV pages, read."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.fleet.page_status import COUNT_MAX, read
+from loadtests.stub_server import PAGES
+
+
+def said(**more: Any) -> bytes:
+    """An answer."""
+    return json.dumps(PAGES | more).encode()
+
+
+def bad(kind: str, where: str, pages: int) -> dict[str, Any]:
+    return {"kind": kind, "where": where, "pages": pages}
+
+
+def test_all_of_a_status_is_read():
+    """Also what nobody acts on; and what nobody knows yet is passed over."""
+    found = read(
+        said(
+            unprotected=["async-scheduling"],
+            corrupt=[bad("changed", "gate", 3)],
+            pages={"resident": 7, "sealed": 9, "melted": "no number"},
+            weights={"changes": 2, "cycle_s": 60},
+            requests={"recomputed": 4, "aborted": 1},
+            chains_broken=5,
+            news={"anything": [1]},
+        ),
+        7.0,
+    )
+
+    assert found is not None
+    assert (found.at_s, found.engines, found.protected, found.unprotected) == (7.0, 1, True, ("async-scheduling",))
+    assert (found.versions, found.fingerprints) == (("0.1.0",), ("3fa9c1d2" * 8,))
+    assert found.corrupt == {("changed", "gate"): 3}
+    assert (found.pages["resident"], found.pages["sealed"], found.pages["evicted"]) == (7, 9, 0)
+    assert (found.requests, found.chains_broken) == ({"recomputed": 4, "aborted": 1}, 5)
+    assert (found.scrub_s, found.weights_s, found.weights_changed) == (1.25, 60.0, 2)
+
+
+def test_engines_are_added_up():
+    """The longest cycle, each fingerprint once, and protected only where all are."""
+    first = PAGES | {"corrupt": [bad("changed", "gate", 3), bad("changed", "scrub", 1)], "fingerprint": "aa"}
+    second = PAGES | {"corrupt": [bad("changed", "gate", 2)], "scrub": {"cycle_s": 9}, "protected": False}
+    third = PAGES | {"scrub": {"cycle_s": None}, "fingerprint": ""}
+
+    found = read(json.dumps({"engines": [first, second, third]}).encode(), 0.0)
+
+    assert found is not None
+    assert (found.engines, found.protected, found.scrub_s) == (3, False, 9.0)
+    assert found.corrupt == {("changed", "gate"): 5, ("changed", "scrub"): 1}
+    assert found.fingerprints == ("aa", "3fa9c1d2" * 8)
+
+
+def test_engines_that_are_added_up_already_may_have_several_fingerprints():
+    """As an API server of several engines tells them, with a comma in between."""
+    found = read(said(fingerprint="aa,bb"), 0.0)
+
+    assert found is not None
+    assert found.fingerprints == ("aa", "bb")
+
+
+def test_pages_that_say_nothing_of_its_memory_are_not_its_fault():
+    """A page that was never sealed is unknown; one that a store or another connector gave went bad elsewhere."""
+    corrupt = [bad("absent", "gate", 50), bad("changed", "load", 50), bad("misplaced", "scrub", 1)]
+    corrupt += [bad("changed", "brought", 50)]
+
+    found = read(said(corrupt=corrupt), 0.0)
+
+    assert found is not None
+    assert (found.bad, sum(found.corrupt.values())) == (1, 151)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"[]", b"{}", b"null", b"\xff", b"<html>", b'{"x":' * 100_000, b'{"engines":[]}', b'{"engines":7}',
+        said(protected="yes"), said(protected=None), said(corrupt=None), said(corrupt=[{"kind": "changed"}]),
+        said(corrupt=[bad("changed", "gate", -1)]), said(corrupt=[bad("changed", "gate", COUNT_MAX + 1)]),
+        said(corrupt=[bad("changed", "gate", 10**400)]), said(corrupt=[bad("\x1b[31m", "gate", 1)]),
+        said(corrupt=[bad("changed", "gate", 1)] * 65), said(fingerprint="../etc"), said(fingerprint=7),
+        said(scrub={"cycle_s": "soon"}), said(scrub={"cycle_s": -1}), said(pages={"sealed": 1.5}), said(pages=[]),
+        said(unprotected="weights"), said(unprotected=["x" * 65]), json.dumps({"engines": [PAGES, {}]}).encode(),
+    ],
+)  # fmt: skip
+def test_what_is_no_status_is_none(body):
+    """Wrong types, missing parts, numbers that no count can be, words that a terminal would act on."""
+    assert read(body, 0.0) is None
+
+
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(PAGES)), inner, max_size=6),
+    max_leaves=12,
+))  # fmt: skip
+def test_any_json_can_be_read(value):
+    """Whatever comes in whatever place, there is an answer and no error."""
+    for body in (value, PAGES | value if isinstance(value, dict) else value, {"engines": [value]}):
+        found = read(json.dumps(body).encode(), 0.0)
+        assert found is None or found.bad >= 0
