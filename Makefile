@@ -21,6 +21,7 @@ test:            ## lint, types and all tests, those with real vLLM servers incl
 	@$(PYTHON) scripts/install.py gateway redis
 	@$(MAKE) --no-print-directory -j2 lint install
 	@$(PLUGIN) -q tests/vllm_plugin --ignore=tests/vllm_plugin/real -m "not triton and not prove and not vllm" -n 2 --dist loadfile
+	@$(PLUGIN) -q tests/vllm_plugin/real/test_injections.py
 	@$(BIN)/python -m pytest -m "not vllm" -n 5 --dist loadfile --no-loadscope-reorder
 	@$(BIN)/python -m pytest -m vllm $(VLLM)
 
