@@ -37,8 +37,9 @@ class Exchange:
     `Page`. pages: the group. write: puts a page's bytes into a block. digest: of some pages, in their places. key: of a
     page's chain. sweep_every_s: see `sweep`.
 
-    session: whose pages these are, asked for each time. A store evicts whole sessions, those first that were not used
-    for longest, and never for the sake of pages of the same one: one session for everything would fill it for good.
+    session: whose pages these are where nobody said so, asked for each time. A store evicts whole sessions, those first
+    that were not used for longest, and never for the sake of pages of the same one: one session for everything would
+    fill it for good.
     """
 
     def __init__(
@@ -62,11 +63,11 @@ class Exchange:
         self._sweep_every_s, self._clock = sweep_every_s, clock
         self._swept_s = clock() - sweep_every_s
 
-    def copy(self, page: Page, digest: bytes) -> Any:
-        """A page that was just sealed, as it is stored."""
+    def copy(self, page: Page, digest: bytes, session: str = "") -> Any:
+        """A page that was just sealed, as it is stored. session: whose, where somebody said so."""
         manifest = self._manifest(
             digest, page.chain, page.position, self._block_tokens, self._pages.page_bytes, self._pages.form,
-            self._session(), time.time(),
+            session or self._session(), time.time(),
         )  # fmt: skip
         return self._stored(self._key(page.chain), manifest, self._pages.bytes(page.block))
 
@@ -86,8 +87,8 @@ class Exchange:
             self._swept_s = now_s
             self._store.sweep(model, 0)
 
-    def load(self, pages: Sequence[Page]) -> list[Arrived]:
-        """Bring pages to their blocks, and look at them there."""
+    def load(self, pages: Sequence[Page], session: str = "") -> list[Arrived]:
+        """Bring pages to their blocks, and look at them there. session: who uses them, where somebody said so."""
         keys = [self._key(page.chain) for page in pages]
         said: list[bytes | None] = []
         with self._store.read(keys) as found:
@@ -106,5 +107,5 @@ class Exchange:
                 log.error("holdfast.stored_page_corrupt", position=page.position, put_aside=aside)
             arrived.append(Arrived(page, is_now, kind))
         if used := [self._key(one.page.chain) for one in arrived if one.kind is None]:
-            self._store.used_soon(used, self._session())
+            self._store.used_soon(used, session or self._session())
         return arrived

@@ -11,7 +11,7 @@ from vllm_plugin.gate import Gate
 from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Tail, Where
 from vllm_plugin.plans import Plans
 from vllm_plugin.residents import Residents
-from vllm_plugin.schedule import Cache, Request, Scheduled, Spoiled
+from vllm_plugin.schedule import Cache, Request, Scheduled, Spoiled, session_of
 from vllm_plugin.strangers import Strangers
 
 log = logs.logger("scheduler")
@@ -115,6 +115,7 @@ class SchedulerHalf:
         assert self.cache is not None
         self._gate.admitted(request.request_id)
         load = plans.load(request.request_id, self._table(request.request_id), self._given_out)
+        load = load._replace(session=session_of(request))
         self._next.load.append(load)
         self._waiting.add(request.request_id)
         self._loading |= {page.block: load for page in load.pages}
@@ -135,6 +136,7 @@ class SchedulerHalf:
         hold: list[tuple[str, tuple[int, ...]]] = []
         seal: list[Page] = []
         unstored: set[int] = set()
+        sessions: dict[int, str] = {}
         brought: list[Page] = []
         for one in scheduled:
             request, tokens, given_out, fresh = one
@@ -154,11 +156,13 @@ class SchedulerHalf:
                 seal += filled
                 if request.lora_request is not None:  # its chain names its adapter, and not what is in that
                     unstored |= {page.block for page in filled}
+                if name := session_of(request):
+                    sessions |= {page.block: name for page in filled}
         # Some had to make room, after they were asked for in this very pass.
         check = tuple(page for page in check if self._residents.is_current(page))
         return Orders(
             self._step, tuple(forget), tuple(hold), tuple(gone), tuple(now.rewind), self._tails_of(scheduled),
-            tuple(seal), check, tuple(now.load), tuple(now.withdraw), frozenset(unstored), now.reread,
+            tuple(seal), check, tuple(now.load), tuple(now.withdraw), frozenset(unstored), sessions, now.reread,
             tuple(brought), self.strangers is not None,
         )  # fmt: skip
 

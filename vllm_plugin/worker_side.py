@@ -122,7 +122,7 @@ class WorkerHalf:
             if self._void:  # it was planned for another model, and is computed instead
                 self._unloaded |= {page.block for page in load.pages}
                 continue
-            for page, digest, kind in self.exchange.load(load.pages):
+            for page, digest, kind in self.exchange.load(load.pages, load.session):
                 if kind is None:
                     self._keep(page, digest, orders.step)
                     self._remember(orders, page, digest)
@@ -157,7 +157,8 @@ class WorkerHalf:
             self._count("pages_saved", self.exchange.save(list(self._unsaved.values())))
             self.exchange.sweep(self.digests.model)
             self._unsaved = {
-                page.block: self.exchange.copy(page, digest) for page, digest in sealed if self._is_kept(page, orders)
+                page.block: self.exchange.copy(page, digest, orders.sessions.get(page.block, ""))
+                for page, digest in sealed if self._is_kept(page, orders)
             }
         full = {page.block for page in orders.seal}
         # Where only some are ordered, nobody says which of the others were written on.

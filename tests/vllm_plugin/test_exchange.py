@@ -223,3 +223,14 @@ def test_the_store_is_swept_from_time_to_time_without_waiting(store):
     assert store.swept == [(b"m", 0)]
     World(store).step()
     assert store.swept == [(b"m", 0)] * 2
+
+
+def test_pages_are_stored_and_used_under_the_session_that_was_said(store):
+    """Others under that of the minute."""
+    world = World(store)
+    world.step(seal=(page(1, b"x"), page(2, b"y")), sessions={1: "alice"})
+    world.step(load=(Load("r", WANTED, b"", "bob"),))
+
+    assert store.pages[b"mx"].manifest.session == "alice"
+    assert store.pages[b"my"].manifest.session not in ("alice", "", "bob")
+    assert {session for _, session in store.used} == {"bob"}

@@ -5,6 +5,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import pytest
+
 from vllm_plugin.gate import Gate
 from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Where
 from vllm_plugin.plans import Plans
@@ -24,6 +26,7 @@ class FakeRequest:
     num_computed_tokens: int = 0
     blocks: list[int | None] = field(default_factory=list)
     lora_request: object = None
+    kv_transfer_params: object = None
 
     @property
     def block_hashes(self) -> list[bytes]:
@@ -590,3 +593,20 @@ def test_after_a_reset_only_what_is_held_is_looked_at():
     assert world.step().forget == (7, 8)
     assert world.half.given_up() == []
     assert world.hear(3, Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 1)).again == {"r"}
+
+
+@pytest.mark.parametrize(("said", "session"), [
+    ({"holdfast_session": "s"}, "s"), (None, ""), ({}, ""), ("s", ""), ({"holdfast_session": 7}, ""),
+    ({"holdfast_session": "x" * 201}, ""), ({"holdfast_session": "a\nb"}, ""),
+])  # fmt: skip
+def test_whose_pages_they_are_is_told_where_a_request_says_so(said, session):
+    """What cannot be a name is none."""
+    world = World()
+    request = FakeRequest("r", "abcdef", 9, kv_transfer_params=said)
+    world.admit(request, [1, 2, 3])
+    assert world.step((request, 9, True)).sessions == ({1: session, 2: session} if session else {})
+
+    world.requests["w"] = waiting = FakeRequest("w", "uv", 9, blocks=[7, 8], kv_transfer_params=said)
+    plans = SimpleNamespace(load=lambda name, table, page: Load(name, (page(7, b"u", 0),), b""))
+    world.half.waits(waiting, plans)
+    assert [load.session for load in world.step().load] == [session]
