@@ -186,7 +186,7 @@ class SchedulerHalf:
             blocks = self._withdraw(lost)
             if lost.where == Where.BROUGHT and self.strangers is not None:
                 self.strangers.refuse(lost.page.chain)
-            if not _spoils(lost):
+            if not lost.spoils:
                 continue
             for request_id in running:
                 if not blocks.isdisjoint(self._table(request_id)):
@@ -213,7 +213,9 @@ class SchedulerHalf:
                 self._kept[request_id].emitted_step = self._step
 
     def finished(self, request_id: str) -> None:
-        """It is no more."""
+        """It is no more. Its client may have hung up while the step ran in which it computed what nobody must read."""
+        if request_id in self._broken:
+            self._distrust(request_id)
         self._gate.admitted(request_id)
         self._kept.pop(request_id, None)
         self._broken.discard(request_id)
@@ -405,7 +407,7 @@ class SchedulerHalf:
         """Evict a page and what may have been computed from it. Returns their blocks."""
         assert self.cache is not None
         chain = lost.page.chain or self._residents.chain(lost.page.block)
-        spoils = bool(chain) and _spoils(lost)  # a page that is not full has none that continue it
+        spoils = bool(chain) and lost.spoils  # a page that is not full has none that continue it
         below = self._residents.descended(chain, lost.good_step) if spoils else set()
         blocks = {lost.page.block} | below
         self.cache.evict(blocks)
@@ -437,11 +439,3 @@ class SchedulerHalf:
     def _table(self, request_id: str) -> Sequence[int | None]:
         assert self.cache is not None
         return self.cache.table(request_id)
-
-
-def _spoils(lost: Lost) -> bool:
-    """Whether anybody may have read it while it was bad. Of an absent page nobody knows anything bad, and whoever holds
-    it was let through, but for one that another connector brought; a page that could not be loaded was never there, and
-    is computed.
-    """
-    return lost.where == Where.BROUGHT or (lost.kind != Kind.ABSENT and lost.where != Where.LOAD)

@@ -330,6 +330,21 @@ def test_a_request_must_read_one_unbroken_chain():
         assert filled <= set(world.step().forget)
 
 
+def test_what_was_computed_from_holes_goes_though_its_client_hung_up_while_it_was_computed():
+    """vLLM ends such a request before anybody hears of the step: what it has filled carries valid seals by then."""
+    world = holes(lambda blocks: blocks.__setitem__(1, 40))
+    filled = {block for block, chain in world.hashed.items() if chain == b"x"}
+    world.half.finished("o")
+    del world.requests["o"]
+
+    assert not world.hear(2)
+    assert filled
+    assert filled <= world.evicted
+    orders = world.step()
+    assert filled <= set(orders.forget)
+    assert filled <= set(orders.withdraw)
+
+
 def test_a_request_must_read_the_very_pages_it_was_let_in_with():
     """Not another copy of one, which nobody has looked at."""
     world = World()
