@@ -23,8 +23,10 @@ AGAIN_MAX = 8  # times that a request is computed again: a block that cannot kee
 class _Kept:
     """What is remembered of a request. let_in: the blocks that it hit, None where it kept its own. sealed: how many of
     its pages were; held: how many blocks it has. emitted_step: of its last token. times: that it was computed again.
-    expects: whether others may bring pages to it, or have, until it computes for the first time.
+    expects: whether others may bring pages to it, or have, until it computes for the first time. request: itself.
     """
+
+    request: Request
 
     let_in: tuple[int, ...] | None = ()
     sealed: int = 0
@@ -102,7 +104,7 @@ class SchedulerHalf:
         """It has its blocks. They must be one unbroken chain of what was verified, in order, or it is not believed."""
         let_in = tuple(page.block for page in self._gate.admitted(request.request_id))
         self._waiting.discard(request.request_id)
-        kept = self._kept.setdefault(request.request_id, _Kept())
+        kept = self._kept.setdefault(request.request_id, _Kept(request))
         kept.sealed = kept.held = 0
         # What was loaded for it, or a session that goes on: it held its pages all the time.
         kept.let_in = None if request.num_computed_tokens else let_in
@@ -192,9 +194,12 @@ class SchedulerHalf:
                 if not blocks.isdisjoint(self._table(request_id)):
                     bad |= {request_id} if lost.kind != Kind.ABSENT else set()
                     (failed if self._emitted(request_id) > lost.good_step else again).add(request_id)
-            for request_id in self._kept.keys() - set(running):  # a session between two turns keeps its blocks
-                if not blocks.isdisjoint(self._table(request_id)):
-                    (failed if self._emitted(request_id) > lost.good_step else self._doomed).add(request_id)
+            for request_id in self._kept.keys() - set(running):
+                holds = not blocks.isdisjoint(self._table(request_id))  # as a session does between two turns
+                if self._emitted(request_id) > lost.good_step and (holds or self._held_once(request_id, lost)):
+                    failed.add(request_id)
+                elif holds:
+                    self._doomed.add(request_id)
             # Who waits, with blocks, cannot be stopped before it is admitted.
             self._doomed |= {name for name in self._waiting if not blocks.isdisjoint(self._table(name))}
         for request_id in self._broken:
@@ -258,11 +263,17 @@ class SchedulerHalf:
         # Who waits for pages, and sessions between two turns, hold theirs and cannot be stopped before they go on.
         self._doomed |= self._waiting | {name for name in self._kept.keys() - set(running) if self._table(name)}
         since = report.mixed_since
-        failed = {name for name in running if since is not None and self._emitted(name) >= since}
+        # Also those that had to make room since, and hold nothing now.
+        failed = {name for name in self._kept if since is not None and self._emitted(name) >= since}
         if not self._protected:
-            failed = set(running)
+            failed |= set(running)
         log.warning("holdfast.all_pages_void", model=report.model.hex()[:16], requests=len(running))
         return self._spoil(Spoiled(frozenset(running) - failed, frozenset(failed)))
+
+    def _held_once(self, request_id: str, lost: Lost) -> bool:
+        """Whether it had that page, or a copy of it, before it had to make room: so it may have been given tokens."""
+        again = request_id in self._waiting or not self._table(request_id)
+        return again and lost.page.chain in map(bytes, self._kept[request_id].request.block_hashes)
 
     def _expect(self, request: Request, kept: _Kept) -> None:
         """Whatever is in the blocks that it did not hit: somebody writes to them from now on, it itself or others."""

@@ -202,6 +202,39 @@ def test_who_gave_out_tokens_since_fails():
     assert world.hear(3, Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 1)) == Spoiled(failed=frozenset("r"))
 
 
+def making_room(world: World) -> Page:
+    """A request gave out tokens in steps 1 and 2, and had to make room in step 3. Returns its first page."""
+    request, orders = running(world)
+    world.hear(1)
+    world.half.emitted(["r"])
+    world.step((request, 1, False))
+    world.hear(2)
+    world.half.emitted(["r"])
+    request.blocks, request.num_computed_tokens = [], 0
+    world.half.orders([], ["r"])
+    return orders.seal[0]
+
+
+def test_who_gave_out_tokens_since_fails_though_it_made_room_meanwhile():
+    """It holds nothing by then, and what it gave out is as wrong. If it gave out nothing since, it goes on."""
+    for good_step, failed in ((1, {"r"}), (2, set())):
+        world = World()
+        lost = Lost(making_room(world), Kind.CHANGED, Where.SCRUB, good_step)
+        assert world.half.hear(Report(3, b"m", lost=(lost,)), []) == Spoiled(failed=frozenset(failed))
+
+    world = World()
+    stranger = making_room(world)._replace(chain=b"z")
+    assert not world.half.hear(Report(3, b"m", lost=(Lost(stranger, Kind.CHANGED, Where.SCRUB, 0),)), [])
+
+
+def test_who_gave_out_tokens_of_two_models_fails_though_it_made_room_meanwhile():
+    """It would go on with the new one."""
+    for since, failed in ((2, {"r"}), (3, set())):
+        world = World()
+        making_room(world)
+        assert world.half.hear(Report(3, b"n", void=True, mixed_since=since), []) == Spoiled(failed=frozenset(failed))
+
+
 def test_who_must_not_be_computed_again_fails():
     """By the operator's word, or because its step cannot be thrown away."""
     for options in ({"abort": True}, {"protected": False}):
