@@ -4,10 +4,10 @@ It knows neither torch nor vLLM: requests and the cache are seen through the two
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 
 from vllm_plugin import logs
 from vllm_plugin.gate import Gate
+from vllm_plugin.kept import Kept, Next
 from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Tail, Where
 from vllm_plugin.plans import Plans
 from vllm_plugin.residents import Residents
@@ -17,35 +17,6 @@ from vllm_plugin.strangers import Strangers
 log = logs.logger("scheduler")
 
 AGAIN_MAX = 8  # times that a request is computed again: a block that cannot keep anything would have it run for ever
-
-
-@dataclass(slots=True)
-class _Kept:
-    """What is remembered of a request. let_in: the blocks that it hit, None where it kept its own. sealed: how many of
-    its pages were; held: how many blocks it has. emitted_step: of its last token. times: that it was computed again.
-    expects: whether others may bring pages to it, or have, until it computes for the first time. request: itself.
-    """
-
-    request: Request
-
-    let_in: tuple[int, ...] | None = ()
-    sealed: int = 0
-    held: int = 0
-    emitted_step: int = -1
-    times: int = 0
-    expects: bool = False
-
-
-@dataclass(slots=True)
-class _Next:
-    """What goes with the next orders."""
-
-    forget: list[int] = field(default_factory=list)
-    withdraw: list[int] = field(default_factory=list)
-    rewind: list[str] = field(default_factory=list)
-    release: list[str] = field(default_factory=list)
-    load: list[Load] = field(default_factory=list)
-    reread: bool = False
 
 
 class SchedulerHalf:
@@ -75,7 +46,7 @@ class SchedulerHalf:
         self._tails, self._every_tail = tails, every_tail
         self._count = count
         self._residents = Residents()
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[str, Kept] = {}
         self._broken: set[str] = set()
         self._waiting: set[str] = set()
         self._doomed: set[str] = set()
@@ -84,7 +55,7 @@ class SchedulerHalf:
         self._hits: dict[str, int] = {}
         self.strangers: Strangers | None = None  # where there are other connectors
         self._step = 0
-        self._next = _Next()
+        self._next = Next()
         self.cache: Cache | None = None
 
     # ---- while the scheduler makes up its mind
@@ -104,7 +75,7 @@ class SchedulerHalf:
         """It has its blocks. They must be one unbroken chain of what was verified, in order, or it is not believed."""
         let_in = tuple(page.block for page in self._gate.admitted(request.request_id))
         self._waiting.discard(request.request_id)
-        kept = self._kept.setdefault(request.request_id, _Kept(request))
+        kept = self._kept.setdefault(request.request_id, Kept(request))
         kept.sealed = kept.held = 0
         # What was loaded for it, or a session that goes on: it held its pages all the time.
         kept.let_in = None if request.num_computed_tokens else let_in
@@ -132,7 +103,7 @@ class SchedulerHalf:
         self._step += 1
         check = self._gate.take(self._residents.holds)
         gone = [*self._next.release, *preempted]  # before anybody holds anything anew
-        now, self._next = self._next, _Next()
+        now, self._next = self._next, Next()
         forget = now.forget
         hold: list[tuple[str, tuple[int, ...]]] = []
         seal: list[Page] = []
@@ -233,10 +204,11 @@ class SchedulerHalf:
 
     def reset(self) -> None:
         """The prefix cache was emptied: what nobody holds is not to be looked at any more, whatever is there."""
-        held = {block for name in self._kept for block in self._table(name)}
-        self._next.forget += sorted(self._residents.blocks() - held)
+        held = {block for name in self._kept.keys() | self._waiting for block in self._table(name)}
+        for block in sorted(self._residents.blocks() - held):
+            self._residents.forget(block)
+            self._next.forget.append(block)
         self._gate.reset()
-        self._residents.clear()
         if self.strangers is not None:
             self.strangers.clear()
 
@@ -275,7 +247,7 @@ class SchedulerHalf:
         again = request_id in self._waiting or not self._table(request_id)
         return again and lost.page.chain in map(bytes, self._kept[request_id].request.block_hashes)
 
-    def _expect(self, request: Request, kept: _Kept) -> None:
+    def _expect(self, request: Request, kept: Kept) -> None:
         """Whatever is in the blocks that it did not hit: somebody writes to them from now on, it itself or others."""
         kept.expects = True
         hits = self._hits.pop(request.request_id, 0)
@@ -283,7 +255,7 @@ class SchedulerHalf:
         self._residents.given_out(blocks)
         self._next.forget += blocks
 
-    def _brought(self, request: Request, kept: _Kept) -> list[Page]:
+    def _brought(self, request: Request, kept: Kept) -> list[Page]:
         """All pages that it reads from this step on, if others have brought some of them."""
         if not kept.expects or self.strangers is None:
             return []
@@ -341,7 +313,7 @@ class SchedulerHalf:
                 self._next.forget.append(block)
                 self._next.withdraw.append(block)
 
-    def _has_holes(self, request: Request, kept: _Kept, looked_at: bool) -> bool:
+    def _has_holes(self, request: Request, kept: Kept, looked_at: bool) -> bool:
         """A request that was admitted must read one unbroken chain, of the very pages that it was let in with.
 
         The chain begins with its first token, or with the first that the window reaches. It was admitted already: so
@@ -364,7 +336,7 @@ class SchedulerHalf:
             self._count("chains_broken", 1)
         return broken
 
-    def _begun(self, request: Request, kept: _Kept) -> list[Page]:
+    def _begun(self, request: Request, kept: Kept) -> list[Page]:
         """It was admitted, and computes for the first time since. Returns what of it others brought."""
         kept.sealed = request.num_computed_tokens // self._block_tokens
         looked_at = self._brought(request, kept)
@@ -373,12 +345,12 @@ class SchedulerHalf:
             self._broken.add(request.request_id)
         return looked_at
 
-    def _held(self, request: Request, kept: _Kept) -> tuple[int, ...]:
+    def _held(self, request: Request, kept: Kept) -> tuple[int, ...]:
         table = self._table(request.request_id)
         kept.held = len(table)
         return tuple(block for block in table if block is not None)
 
-    def _filled(self, one: Scheduled, kept: _Kept) -> list[Page]:
+    def _filled(self, one: Scheduled, kept: Kept) -> list[Page]:
         """The pages that this step fills. Draft tokens that may be taken back do not count."""
         assert self.cache is not None
         request, pages = one.request, []

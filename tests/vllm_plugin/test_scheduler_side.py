@@ -638,3 +638,30 @@ def test_after_a_reset_only_what_is_held_is_looked_at():
     assert world.step().forget == (7, 8)
     assert world.half.given_up() == []
     assert world.hear(3, Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 1)).again == {"r"}
+
+
+def test_a_reset_that_running_requests_outlive_takes_nothing_from_what_is_known_of_theirs():
+    """vLLM refuses to empty its own cache then, and tells connectors all the same: the pages can be hit still."""
+    world = World()
+    request, orders = running(world)
+    world.hear(1)
+    request.num_tokens = 12
+    world.step((request, 3, False))
+    world.hear(2)
+    world.half.reset()
+
+    world.hear(3, Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 0))
+    assert world.evicted == {1, 2, 3}
+
+
+def test_a_reset_leaves_what_was_loaded_for_who_waits():
+    """It holds its pages, and will read them."""
+    world = World()
+    _, orders = waiting(world)
+    pages = orders.load[0].pages
+    world.half.hear(Report(2, b"m", loaded=frozenset(pages)), ["r"])
+    world.half.reset()
+
+    assert not {5, 6} & set(world.step().forget)
+    world.half.hear(Report(3, b"m", lost=(Lost(pages[0], Kind.CHANGED, Where.SCRUB, 1),)), ["r"])
+    assert world.evicted == {5, 6}
