@@ -50,6 +50,14 @@ class Lost(NamedTuple):
     where: Where
     good_step: int
 
+    @property
+    def spoils(self) -> bool:
+        """Whether anybody may have read it while it was bad. Of an absent page nobody knows anything bad, and whoever
+        holds it was let through, but for one that another connector brought; a page that could not be loaded was never
+        there, and is computed.
+        """
+        return self.where == Where.BROUGHT or (self.kind != Kind.ABSENT and self.where != Where.LOAD)
+
 
 class Tail(NamedTuple):
     """The page that a request is filling, as it is when the step is over; its chain is not known yet, and empty."""
