@@ -36,7 +36,7 @@ def logger(name: str = "") -> FilteringBoundLogger:
 def _render(log: WrappedLogger, method: str, event: EventDict) -> tuple[tuple[str], dict[str, Any]]:
     name = str(event.pop("event"))
     if os.environ.get(FORM) == "json":
-        said = _as_json(log, method, {"event": name} | event)
+        said = _as_json(log, method, {"event": name, **event})
         text = said if isinstance(said, str) else said.decode()
     else:
         text = f"{name} {_as_text(log, method, _printable(event))}" if event else name

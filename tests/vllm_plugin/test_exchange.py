@@ -209,6 +209,7 @@ def test_no_store_gets_what_was_computed_while_the_model_changed(store):
     world.model.change(b"n", settled=False)
     world.step(seal=(page(2, b"y"),))
     world.step(seal=(page(3, b"z"),))
+    world.step()
     world.model.change(b"o", settled=True)
     world.step()
     world.step(seal=(page(4, b"v"), page(5, b"w")), unstored=frozenset({5}))

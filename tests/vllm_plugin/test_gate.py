@@ -156,3 +156,13 @@ def test_off_is_off():
 
     assert guard.opens("r", [ONE])
     assert passed(guard) == ()
+
+
+def test_what_one_worker_says_of_the_model_holds_for_all():
+    """Void, not whole, and the earliest step that may be mixed; in whatever order they are heard."""
+    fine, bad = Report(7, b"m"), Report(7, b"n", settled=False, void=True, mixed_since=4)
+    later = Report(7, b"o", void=True, mixed_since=6)
+
+    for merged in (fine.merged(bad), bad.merged(fine), later.merged(fine).merged(bad)):
+        assert (merged.settled, merged.void, merged.mixed_since) == (False, True, 4)
+    assert fine.merged(fine).mixed_since is None

@@ -20,11 +20,13 @@ def test_there_is_something_to_paste():
 
 @pytest.mark.parametrize("place", sorted(TRANSFERS))
 def test_every_configuration_that_is_shown_is_taken(place):
-    """By its name, with a policy that is not refused, and settings that there are."""
+    """By its name, alone or beside others, with a policy that is not refused, and settings that there are."""
     shown = TRANSFERS[place]
-    settings = Settings.of(shown["kv_connector_extra_config"])
+    members = shown["kv_connector_extra_config"].get("connectors", [shown])
+    (ours,) = [one for one in members if one["kv_connector"] == NAME]
+    settings = Settings.of(ours.get("kv_connector_extra_config", {}))
 
-    assert (shown["kv_connector"], shown["kv_role"]) == (NAME, "kv_both")
+    assert {one["kv_role"] for one in (shown, *members)} == {"kv_both"}
     assert refusals(Facts(shown["kv_load_failure_policy"]), settings.unprotected, settings.store) == []
 
 

@@ -115,6 +115,16 @@ def test_a_page_is_sealed_when_it_is_full_and_the_rest_is_a_tail():
     assert orders.hold == (("r", (1, 2, 3)),)
 
 
+def test_what_it_gets_while_it_runs_is_held_and_forgotten():
+    """By the same request, besides what it has."""
+    world = World()
+    request, _ = running(world)
+    orders = world.step((request, 4, False), new=[7])
+
+    assert (orders.hold, orders.forget) == ((("r", (7,)),), (7,))
+    assert world.step((request, 1, False)).hold == ()
+
+
 def test_a_page_is_sealed_once_and_drafts_do_not_fill_it():
     """Tokens beyond those that the request has may be taken back."""
     world = World()

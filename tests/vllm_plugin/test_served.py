@@ -19,10 +19,14 @@ class World:
     def __init__(self, **options) -> None:
         self.model = Model()
         self.adapters: dict[str, object] = {}
-        self.now_s = 0.0
+        self.now_s, self.readings = 100.0, 0
         self.served = Served(
-            lambda: {"": self.model}, facts(), adapters=lambda: self.adapters.items(), clock=self._time, **options
+            self._models, facts(), adapters=lambda: self.adapters.items(), clock=self._time, **options
         )
+
+    def _models(self) -> dict[str, object]:
+        self.readings += 1
+        return {"": self.model}
 
     def _time(self) -> float:
         self.now_s += 0.001
@@ -88,6 +92,7 @@ def test_while_weights_are_not_whole_they_are_of_no_model():
         assert not world.served.look(again=True)
         seen.add(world.served.id)
     assert len(seen) == 4
+    assert world.readings == 1  # there is nothing whole to read
 
     world.served.announce(DONE)
     assert world.served.look()
@@ -111,9 +116,10 @@ def test_weights_that_cannot_be_read_are_of_no_model_until_they_can():
 def test_an_adapter_that_is_loaded_is_not_another_model_of_weights():
     """What is announced of adapters is looked at when a request has one."""
     world = World()
-    world.served.announce(Reason("Worker.add_lora", "adapter", True, False))
+    world.served.announce(Reason("Worker.add_lora", "adapter", False, True))
 
     assert not world.served.look()
+    assert world.served.settled
 
 
 def test_a_name_that_comes_to_stand_for_another_adapter_voids_pages():

@@ -141,20 +141,6 @@ class Engine:
         self._engine.add_request(name, body, params, lora_request=lora)
         return name
 
-    def turn(self, name: str, prompt: Sequence[int], tokens: int = 8) -> None:
-        """Of a session of that name, which is begun with its first one, and goes on until it is stopped."""
-        from vllm import SamplingParams
-
-        params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
-        body: Any = {"prompt_token_ids": list(prompt)}
-        tasks = self._engine.get_supported_tasks()
-        request = self._engine.input_processor.process_inputs(
-            name, body, params, supported_tasks=tasks, resumable=True
-        )
-        request.external_req_id = name
-        self._engine.output_processor.add_request(request, None, None, 0)
-        self._engine.engine_core.add_request(request)
-
     def embed(self, prompt: Sequence[int]) -> list[float]:
         """What a pooling model makes of it."""
         (output,) = self._llm.embed([{"prompt_token_ids": list(prompt)}], use_tqdm=False)

@@ -24,9 +24,11 @@ JAMBA = {
 def lines_at_start(folder, **options) -> list[str]:
     """What Holdfast says instead of starting."""
     from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.distributed.kv_transfer import ensure_kv_transfer_shutdown
 
     with pytest.raises(ValueError, match="Holdfast does not start") as refused:
         Engine(folder, {}, **options)
+    ensure_kv_transfer_shutdown()  # the worker's half had started
     cleanup_dist_env_and_memory()
     return [line.strip() for line in str(refused.value).splitlines()[1:]]
 
@@ -51,7 +53,7 @@ def test_a_model_with_states(tmp_path):
     shutil.copytree(MODEL, model, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
     (model / "config.json").write_text(json.dumps(JAMBA))
     (groups,) = lines_at_start(
-        tmp_path, model=str(model), load_format="dummy", enable_prefix_caching=True, block_size=None,
+        tmp_path, model=str(model), load_format="dummy", dtype="bfloat16", enable_prefix_caching=True, block_size=None,
         num_gpu_blocks_override=64,
     )  # fmt: skip
     assert "MambaSpec" in groups

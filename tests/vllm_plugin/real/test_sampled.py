@@ -1,10 +1,10 @@
-"""Real vLLM that verifies half of the pages that are hit; and sessions that take turns."""
+"""Real vLLM that verifies half of the pages that are hit."""
 
 import random
 
 import pytest
 
-from tests.vllm_plugin.real.engine import Engine, prompts
+from tests.vllm_plugin.real.engine import Engine
 from tests.vllm_plugin.real.injector import KINDS
 from tests.vllm_plugin.real.test_abort import FULL, TOKENS, asked, counted
 
@@ -42,34 +42,3 @@ def test_what_the_gate_does_not_look_at_is_found_after_the_step_that_reads_it(en
     assert engine.metric("holdfast_pages_corrupt", where="gate") > 0
     assert engine.metric("holdfast_pages_corrupt", where="scrub") > 0
     assert engine.metric("holdfast_requests_aborted") == 0
-
-
-def turns(engine, name: str, prompt: list[int], damage: bool) -> list[list[int]]:
-    """A session of two turns; between them another request runs, and maybe a page of the session is damaged."""
-    said = []
-    engine.forget()
-    for number, part in enumerate((prompt[:150], prompt[150:])):
-        engine.turn(name, part)
-        for _ in range(100):
-            if len(engine.tokens.get(name, [])) == 8:
-                break
-            engine.step()
-        said.append(engine.tokens.pop(name))
-        if number == 0:
-            other = engine.add(prompt[::-1][:40], 6)
-            engine.step()
-            if damage:
-                assert engine.damage("zero", engine.tables[name][1])
-            engine.run([other])
-    return said
-
-
-def test_a_session_goes_on_from_intact_pages(engine):
-    """It keeps its pages between its turns. One that is found bad meanwhile is not read in the next one."""
-    ((prompt,),) = prompts(52, families=1, each=1, shared=0, own=210)
-    right = turns(engine, "s1", prompt, damage=False)
-    corrupt, again = counted(engine, "pages_corrupt", "requests_recomputed")
-    assert all(len(turn) == 8 for turn in right)
-
-    assert turns(engine, "s2", prompt, damage=True) == right
-    assert counted(engine, "pages_corrupt", "requests_recomputed") == [corrupt + 1, again + 1]
