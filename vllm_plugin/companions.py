@@ -41,6 +41,11 @@ def find(connector: Any) -> Found | None:
     return None
 
 
+def every(connector: Any) -> list[Any]:
+    """All of Holdfast's: that it is there twice is refused only when all workers have begun."""
+    return [one for one in (connector, *members(connector)) if type(one).__name__ == OURS]
+
+
 def policy(connector: Any) -> str:
     """What becomes of a request whose load failed, as this connector was told: that of the outermost counts."""
     return str(getattr(connector._vllm_config.kv_transfer_config, "kv_load_failure_policy", "fail"))

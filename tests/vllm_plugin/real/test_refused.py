@@ -26,10 +26,12 @@ def lines_at_start(folder, **options) -> list[str]:
     from vllm.distributed import cleanup_dist_env_and_memory
     from vllm.distributed.kv_transfer import ensure_kv_transfer_shutdown
 
-    with pytest.raises(ValueError, match="Holdfast does not start") as refused:
-        Engine(folder, {}, **options)
-    ensure_kv_transfer_shutdown()  # the worker's half had started
-    cleanup_dist_env_and_memory()
+    try:
+        with pytest.raises(ValueError, match="Holdfast does not start") as refused:
+            Engine(folder, {}, **options)
+    finally:
+        ensure_kv_transfer_shutdown()  # the worker's half had started
+        cleanup_dist_env_and_memory()
     return [line.strip() for line in str(refused.value).splitlines()[1:]]
 
 
