@@ -8,7 +8,7 @@ forward pass that reads it first. So no order leaves pages unprotected; whoever 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from vllm_plugin.refusals import RefusedAtStart, refusals_beside
+from vllm_plugin.refusals import RefusedAtStart, refusals_beside, refusals_of_policy
 from vllm_plugin.wrapping import wrap
 
 OURS = "HoldfastConnector"
@@ -41,14 +41,24 @@ def find(connector: Any) -> Found | None:
     return None
 
 
-def every(connector: Any) -> list[Any]:
-    """All of Holdfast's: that it is there twice is refused only when all workers have begun."""
-    return [one for one in (connector, *members(connector)) if type(one).__name__ == OURS]
-
-
 def policy(connector: Any) -> str:
     """What becomes of a request whose load failed, as this connector was told: that of the outermost counts."""
     return str(getattr(connector._vllm_config.kv_transfer_config, "kv_load_failure_policy", "fail"))
+
+
+def check(whole: Any) -> None:
+    """whole: what vLLM asks, Holdfast's connector or the MultiConnector that it is in. Raises RefusedAtStart."""
+    names = [type(member).__name__ for member in members(whole)]
+    nested = any(find(member) is not None for member in members(whole) if members(member))
+    found = find(whole)
+    if found is None and not nested:
+        return
+    lines = refusals_of_policy(policy(whole))
+    if names:
+        unprotected = found.connector.settings.unprotected if found is not None else frozenset()
+        lines += refusals_beside(names, nested=nested, unprotected=unprotected)
+    if lines:
+        raise RefusedAtStart.saying(lines)
 
 
 def guard(multi: type) -> None:
@@ -61,14 +71,10 @@ def guard(multi: type) -> None:
 
 def _bind(original: Callable[..., Any], self: Any, *args: Any, **kw: Any) -> Any:
     """It is whole now. Raises RefusedAtStart."""
-    names = [type(member).__name__ for member in members(self)]
-    nested = any(find(member) is not None for member in members(self) if members(member))
+    check(self)
     found = find(self)
-    if nested or found is not None:
-        unprotected = found.connector.settings.unprotected if found is not None else frozenset()
-        if lines := refusals_beside(names, nested=nested, unprotected=unprotected):
-            raise RefusedAtStart.saying(lines)
     if found is not None:
+        names = [type(member).__name__ for member in members(self)]
         found.connector.join(self, [name for name in names if name != OURS])
     return original(self, *args, **kw)
 

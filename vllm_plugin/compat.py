@@ -310,10 +310,14 @@ def _fail(scheduler: Any, outputs: dict[int, Any], request_ids: Collection[str])
 
 
 def _initialize_kv_cache(original: Callable[..., Any], self: Any, *args: Any, **kw: Any) -> Any:
+    """Raises RefusedAtStart, where connectors would not be protected together: before anything is computed."""
     from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 
-    for connector in companions.every(get_kv_transfer_group()) if has_kv_transfer_group() else ():
-        connector.runner = self
+    if has_kv_transfer_group():
+        companions.check(get_kv_transfer_group())
+    found = _of_worker()
+    if found is not None:
+        found.runner = self
     return original(self, *args, **kw)
 
 

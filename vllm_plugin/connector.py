@@ -23,7 +23,7 @@ from vllm_plugin.gate import Gate
 from vllm_plugin.page import Orders, Report
 from vllm_plugin.plans import Plans
 from vllm_plugin.prefix import Prefixes
-from vllm_plugin.refusals import WEIGHTS, RefusedAtStart, is_protected, of_weights, refusals, refusals_of_policy
+from vllm_plugin.refusals import WEIGHTS, RefusedAtStart, is_protected, of_weights, refusals
 from vllm_plugin.schedule import Spoiled
 from vllm_plugin.scheduler_side import SchedulerHalf
 from vllm_plugin.served import Named, Served
@@ -98,8 +98,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
 
     def bind_kv_cache_manager(self, kv_cache_manager: Any) -> None:
         """All connectors are there. Raises RefusedAtStart."""
-        if lines := refusals_of_policy(companions.policy(self._whole)):
-            raise RefusedAtStart.saying(lines)
+        companions.check(self._whole)
         super().bind_kv_cache_manager(kv_cache_manager)
         self._scheduler_half.cache = compat.BlockCache(kv_cache_manager)
 

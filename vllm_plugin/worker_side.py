@@ -383,7 +383,8 @@ class WorkerHalf:
         self._keep(sealed.page, sealed.digest, step)
 
     def _remember(self, orders: Orders, page: Page, digest: bytes) -> None:
-        if orders.remember:
+        """Unless its chain does not say what computed it: an adapter may be another one under its name by then."""
+        if orders.remember and page.block not in orders.unstored:
             self._known.add(page.chain, digest)
 
     def _forget(self, block: int) -> None:

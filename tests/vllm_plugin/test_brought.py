@@ -263,6 +263,13 @@ def test_of_another_model_nothing_is_known(sealed):
     assert [one.kind for one in report.lost] == [Kind.ABSENT]
 
 
+def test_a_page_of_an_adapter_is_not_remembered(sealed):
+    """Its chain names the adapter, which may be another one when the page comes back."""
+    sealed.step(seal=(page(5),), unstored=frozenset([5]), remember=True)
+    report = sealed.step(lambda: bring(sealed, 5, 7), brought=(moved(5, 7),))
+    assert [one.kind for one in report.lost] == [Kind.ABSENT]
+
+
 def test_nothing_is_remembered_where_nobody_could_bring_it_back():
     """It would take room for nothing."""
     one = worker.World()

@@ -7,7 +7,7 @@ import pytest
 from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiConnector
 
 from vllm_plugin import companions
-from vllm_plugin.refusals import RefusedAtStart, refusals_beside, refusals_of_policy
+from vllm_plugin.refusals import RefusedAtStart, refusals_beside
 
 
 class Member:
@@ -51,7 +51,12 @@ def multi(*members: Any) -> Any:
     companions.guard(MultiConnector)
     whole = MultiConnector.__new__(MultiConnector)
     whole._connectors, whole._requests_to_connector = list(members), {}
+    whole._vllm_config = told("recompute")
     return whole
+
+
+def told(policy: str) -> Any:
+    return SimpleNamespace(kv_transfer_config=SimpleNamespace(kv_load_failure_policy=policy))
 
 
 REQUEST = SimpleNamespace(request_id="r", block_hashes=[b"a", b"b"])
@@ -107,10 +112,19 @@ def test_a_multi_connector_without_ours_is_left_alone():
 
 def test_the_policy_that_counts_is_that_of_the_whole():
     """vLLM looks at no other."""
-    config = SimpleNamespace(kv_transfer_config=SimpleNamespace(kv_load_failure_policy="fail"))
-    (line,) = refusals_of_policy(companions.policy(SimpleNamespace(_vllm_config=config)))
-    assert 'write "kv_load_failure_policy":"recompute"' in line
-    assert refusals_of_policy("recompute") == []
+    ours = HoldfastConnector()
+    whole = multi(ours, OffloadingConnector())
+    ours._vllm_config, whole._vllm_config = told("recompute"), told("fail")
+    with pytest.raises(RefusedAtStart, match='write "kv_load_failure_policy":"recompute"'):
+        companions.check(whole)
+    with pytest.raises(RefusedAtStart, match="policy"):
+        whole.bind_kv_cache_manager("manager")
+
+    ours._vllm_config, whole._vllm_config = told("fail"), told("recompute")
+    companions.check(whole)
+    with pytest.raises(RefusedAtStart, match="policy"):
+        companions.check(ours)
+    companions.check(multi(OffloadingConnector()))
 
 
 def test_a_companion_brings_what_it_has():

@@ -65,7 +65,7 @@ CALLS = (
     # 1. The worker's own: in its process. CPUWorker's sleep, wake_up and discard do nothing, and are not here.
     Call(WORKER, "Worker", "load_model"),
     Call(WORKER, "Worker", "reload_weights"),
-    Call(WORKER, "Worker", "reset_weights", since=(0, 31)),
+    Call(WORKER, "Worker", "reset_weights", since=(0, 32)),
     Call(WORKER, "Worker", "start_weight_update", whole=False),
     Call(WORKER, "Worker", "start_draft_weight_update", whole=False),
     Call(WORKER, "Worker", "update_weights", whole=False),

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from tests.vllm_plugin.real.engine import Engine, prompts
+from tests.vllm_plugin.real.weights import NORM
 
 TOKENS = 24
 BLOCK = 32
@@ -98,3 +99,23 @@ def test_many_at_once(engine, asked):
     forget(engine)
     names = [engine.add(prompt, TOKENS) for prompt, _ in asked * 2]
     assert engine.run(names) == [right for _, right in asked * 2]
+
+
+def test_pages_of_other_weights_are_not_believed_when_they_come_back(engine, offloaded):
+    """The other connector knows nothing of weights: it brings what was computed with those before."""
+    ((prompt,),) = prompts(32, families=1, each=1, shared=0, own=210)
+    before = engine.ask(prompt, TOKENS)
+    for _ in range(3):
+        engine.step()
+    engine.call("holdfast_scale", NORM, 8.0)
+    loaded, unknown = offloaded.loaded, engine.metric("holdfast_pages_corrupt", kind="absent", where="brought")
+
+    now = engine.ask(prompt, TOKENS)
+
+    assert now == engine.ask(prompt, TOKENS, salt="of its own pages")
+    assert now != before
+    brought = offloaded.loaded - loaded
+    assert brought == 210 // BLOCK
+    assert engine.metric("holdfast_pages_corrupt", kind="absent", where="brought") == unknown + brought
+    engine.call("holdfast_scale", NORM, 1 / 8)
+    assert engine.ask(prompt, TOKENS) == before
