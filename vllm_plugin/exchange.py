@@ -6,7 +6,9 @@ arrived wrong are found, and so is a page that was stored as another. What is ba
 else it would be loaded again, for ever.
 """
 
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from vllm_plugin.page import Kind, Page
 log = logs.logger("exchange")
 
 SWEEP_EVERY_S = 60.0
+SAVED_MAX = 262_144  # pages of which it is known when they were stored, the latest; some 60 MB
 
 
 def this_minute() -> str:
@@ -62,6 +65,7 @@ class Exchange:
         self._block_tokens, self._session = block_tokens, session
         self._sweep_every_s, self._clock = sweep_every_s, clock
         self._swept_s = clock() - sweep_every_s
+        self._saved: deque[tuple[float, bytes, bytes]] = deque(maxlen=SAVED_MAX)  # when, key, digest
 
     def copy(self, page: Page, digest: bytes, session: str = "") -> Any:
         """A page that was just sealed, as it is stored. session: whose, where somebody said so."""
@@ -71,9 +75,23 @@ class Exchange:
         )  # fmt: skip
         return self._stored(self._key(page.chain), manifest, self._pages.bytes(page.block))
 
-    def save(self, copies: Sequence[Any]) -> int:
-        """Keep these. Returns how many the store took."""
-        return len(copies) if copies and self._store.put_soon(copies) else 0
+    def save(self, copies: Sequence[Any], at_s: float = 0.0) -> int:
+        """Keep these; now it is at_s. Returns how many the store took."""
+        if not copies or not self._store.put_soon(copies):
+            return 0
+        self._saved.extend((at_s, copy.key, copy.manifest.digest) for copy in copies)
+        return len(copies)
+
+    def take_back(self, since_s: float) -> threading.Thread:
+        """What was stored since then may be of other weights than its key says: no engine must find it. It takes a
+        while where it is much, so a thread does it, which is returned.
+        """
+        versions = [(key, digest) for at_s, key, digest in self._saved if at_s >= since_s]
+        log.warning("holdfast.stored_pages_taken_back", pages=len(versions), all=len(versions) < SAVED_MAX)
+        self._saved.clear()
+        thread = threading.Thread(target=self._quarantine, args=(versions,), name="holdfast-taken-back", daemon=True)
+        thread.start()
+        return thread
 
     def withdraw(self, page: Page, digest: bytes) -> None:
         """It should never have been computed: no engine must find it."""
@@ -109,3 +127,7 @@ class Exchange:
         if used := [self._key(one.page.chain) for one in arrived if one.kind is None]:
             self._store.used_soon(used, session or self._session())
         return arrived
+
+    def _quarantine(self, versions: Sequence[tuple[bytes, bytes]]) -> None:
+        for key, digest in versions:
+            self._store.quarantine(key, digest)

@@ -154,7 +154,7 @@ class WorkerHalf:
             self._remember(orders, page, digest)
         if self.exchange is not None:
             # A step later: by then it is known whether they were computed from what was intact.
-            self._count("pages_saved", self.exchange.save(list(self._unsaved.values())))
+            self._count("pages_saved", self.exchange.save(list(self._unsaved.values()), self._clock()))
             self.exchange.sweep(self.digests.model)
             self._unsaved = {
                 page.block: self.exchange.copy(page, digest, orders.sessions.get(page.block, ""))
@@ -175,6 +175,8 @@ class WorkerHalf:
         differs_since_s = None if self._void else self.model.watch()
         if differs_since_s is not None:
             self._forget_all()
+            if self.exchange is not None:
+                self.exchange.take_back(differs_since_s)
         if self._void or differs_since_s is not None:
             return self._all_is_void(orders.step, differs_since_s)
         started_s = self._clock()

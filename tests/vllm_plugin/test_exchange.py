@@ -1,5 +1,7 @@
 """Plans and exchange with a store of this process: what is brought, and what is not believed."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -216,6 +218,26 @@ def test_no_store_gets_what_was_computed_while_the_model_changed(store):
     world.step()
 
     assert {key for key in store.pages if key[1:] not in (b"a", b"b", b"c")} == {b"mv"}
+
+
+def test_what_was_stored_since_the_weights_were_last_right_is_taken_back():
+    """It was computed with others than its key says, and any engine that has the right ones would believe it."""
+    store = stores.DictStore()
+    world = World(store)
+    world.step(seal=(page(1, b"a"),))
+    world.step()
+    since_s = world.half._clock()
+    world.step(seal=(page(2, b"b", 16),))
+    world.step(seal=(page(3, b"c", 32),))
+    assert sorted(store.pages) == [b"ma", b"mb"]
+    world.model.since_s = since_s
+    assert world.step().void
+
+    for thread in threading.enumerate():
+        if thread.name == "holdfast-taken-back":
+            thread.join(10)
+    assert sorted(store.pages) == [b"ma"]
+    assert store.quarantined == [b"mb", b"mc"]
 
 
 def test_the_store_is_swept_from_time_to_time_without_waiting(store):
