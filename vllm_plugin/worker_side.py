@@ -260,10 +260,10 @@ class WorkerHalf:
 
     def _to_scrub(self, now_s: float, skip: Set[int]) -> list[int]:
         """Each step brings its share of time; what a look takes beyond that is owed, and paid by the next steps."""
-        if self._share is None:
-            return self._scrubber.pick(None, skip)
+        if not self._share:
+            return self._scrubber.pick(None, skip) if self._share is None else []
         self._credit_s = min(self._credit_s, CREDIT_S_MAX) + max(self._floor_s, self._share * (now_s - self._began_s))
-        return self._scrubber.pick(self._credit_s, skip) if self._credit_s > 0 else []
+        return self._scrubber.pick(self._credit_s, skip)
 
     def _forget_all(self) -> None:
         """The weights are others now: every page is of another model, and none is known."""

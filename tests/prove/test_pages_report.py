@@ -11,6 +11,7 @@ FINE = {
     "seed": 0, "place": "stored", "kind": "flip", "changed": True, "read": True, "counted": 1, "harmed": 2, "equal": 1,
     "errors": 0, "wrong": 0, "moved": 0, "early": 0, "broken": 0, "again_wrong": 0,
 }  # fmt: skip
+RUNNING = {"place": "answer, while it runs"}
 
 
 def injected(setting: str = "recompute", **worst: Any) -> dict[str, Any]:
@@ -25,12 +26,14 @@ def injected(setting: str = "recompute", **worst: Any) -> dict[str, Any]:
     ("setting", "worst", "claims"),
     [
         ("default", {}, []),
-        ("scarce", {"errors": 1, "early": 2}, []),
+        ("scarce", {"errors": 1, "early": 2, "moved": 1, "counted": 0} | RUNNING, []),
         ("scarce", {"counted": 0}, ["counted"]),
+        ("recompute", {"counted": 0} | RUNNING, ["counted"]),
         ("recompute", {"errors": 1}, ["`recompute`"]),
         ("abort", {"early": 1}, ["`abort`"]),
-        ("abort", {"moved": 1}, ["`abort`", "less scrubbing"]),
+        ("abort", {"moved": 1}, ["`abort`"]),
         ("default", {"wrong": 1}, ["less scrubbing"]),
+        ("default", {"errors": 1}, ["less scrubbing"]),
         ("default", {"again_wrong": 1}, ["after that"]),
         ("default", {"counted": 3}, ["nothing else"]),
         ("default", {"changed": False}, ["nothing else"]),
