@@ -12,7 +12,7 @@ from vllm_plugin.digest import Pages, Part, Rank
 from vllm_plugin.digests import Digests
 from vllm_plugin.exchange import Exchange
 from vllm_plugin.page import Kind, Load, Orders, Page, Where
-from vllm_plugin.plans import Plans
+from vllm_plugin.plans import LOADS_MAX, Plans
 from vllm_plugin.worker_side import WorkerHalf
 
 
@@ -168,6 +168,18 @@ def test_a_plan_begins_where_the_cache_ends_and_leaves_the_last_token(store):
     assert plan.load("r", [1, 5, 6], lambda block, chain, at: page(block, chain, at)) == Load(
         "r", (page(5, b"b", 16),), b"a"
     )
+
+
+def test_what_is_there_and_cannot_be_loaded_is_computed_in_the_end(store):
+    """Another process may have to wait before it can put it aside; who asks for it does not wait that long."""
+    plans = Plans(store, lambda chain: b"m" + chain, 16)
+    for _ in range(LOADS_MAX):
+        assert plans.beyond("r", [b"a", b"b"], 33, 0) == 32
+        plans.load("r", [1, 2], page)
+    assert plans.beyond("r", [b"a", b"b"], 33, 0) == 0
+    plans.drop("r")
+
+    assert plans.beyond("r", [b"a", b"b"], 33, 0) == 32
 
 
 def test_there_is_no_plan_without_pages_and_none_for_an_unknown_model(store):
