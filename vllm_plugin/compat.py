@@ -277,6 +277,7 @@ def _empty(output: Any, request_id: str) -> None:
     if output.pooler_output:
         output.pooler_output[index] = None
     output.prompt_logprobs_dict.pop(request_id, None)
+    getattr(output, "prompt_token_id_logprobs_dict", {}).pop(request_id, None)  # since 0.32
 
 
 def _compute_again(scheduler: Any, request_ids: Collection[str]) -> None:
@@ -328,6 +329,14 @@ def _sample_tokens(original: Callable[..., Any], self: Any, *args: Any, **kw: An
         for index, generator in self.input_batch.generators.items():
             found.draws[self.input_batch.req_ids[index]] = (generator, generator.get_state())
     return original(self, *args, **kw)
+
+
+def forget_chunks(runner: Any, request_id: str) -> None:
+    """What pooling kept of the prompt's parts that were computed, to put it together in the end: it comes again."""
+    request = getattr(runner, "requests", {}).get(request_id)
+    states = getattr(request, "pooling_states", None)
+    if states is not None:
+        states.clean()
 
 
 def _of_worker() -> Any:

@@ -190,6 +190,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             if request_id in self.draws:
                 generator, state = self.draws[request_id]
                 generator.set_state(state)
+            compat.forget_chunks(self.runner, request_id)
         self._worker_half.before(orders)
 
     def start_load_kv(self, forward_context: Any, **kw: Any) -> None:

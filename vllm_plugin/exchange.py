@@ -6,7 +6,9 @@ arrived wrong are found, and so is a page that was stored as another. What is ba
 else it would be loaded again, for ever.
 """
 
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from vllm_plugin.page import Kind, Page
 log = logs.logger("exchange")
 
 SWEEP_EVERY_S = 60.0
+SAVED_MAX = 262_144  # pages of which it is known when they were stored, the latest; some 60 MB
 
 
 def this_minute() -> str:
@@ -37,8 +40,9 @@ class Exchange:
     `Page`. pages: the group. write: puts a page's bytes into a block. digest: of some pages, in their places. key: of a
     page's chain. sweep_every_s: see `sweep`.
 
-    session: whose pages these are, asked for each time. A store evicts whole sessions, those first that were not used
-    for longest, and never for the sake of pages of the same one: one session for everything would fill it for good.
+    session: whose pages these are where nobody said so, asked for each time. A store evicts whole sessions, those first
+    that were not used for longest, and never for the sake of pages of the same one: one session for everything would
+    fill it for good.
     """
 
     def __init__(
@@ -61,18 +65,33 @@ class Exchange:
         self._block_tokens, self._session = block_tokens, session
         self._sweep_every_s, self._clock = sweep_every_s, clock
         self._swept_s = clock() - sweep_every_s
+        self._saved: deque[tuple[float, bytes, bytes]] = deque(maxlen=SAVED_MAX)  # when, key, digest
 
-    def copy(self, page: Page, digest: bytes) -> Any:
-        """A page that was just sealed, as it is stored."""
+    def copy(self, page: Page, digest: bytes, session: str = "") -> Any:
+        """A page that was just sealed, as it is stored. session: whose, where somebody said so."""
         manifest = self._manifest(
             digest, page.chain, page.position, self._block_tokens, self._pages.page_bytes, self._pages.form,
-            self._session(), time.time(),
+            session or self._session(), time.time(),
         )  # fmt: skip
         return self._stored(self._key(page.chain), manifest, self._pages.bytes(page.block))
 
-    def save(self, copies: Sequence[Any]) -> int:
-        """Keep these. Returns how many the store took."""
-        return len(copies) if copies and self._store.put_soon(copies) else 0
+    def save(self, copies: Sequence[Any], at_s: float = 0.0) -> int:
+        """Keep these; now it is at_s. Returns how many the store took."""
+        if not copies or not self._store.put_soon(copies):
+            return 0
+        self._saved.extend((at_s, copy.key, copy.manifest.digest) for copy in copies)
+        return len(copies)
+
+    def take_back(self, since_s: float) -> threading.Thread:
+        """What was stored since then may be of other weights than its key says: no engine must find it. It takes a
+        while where it is much, so a thread does it, which is returned.
+        """
+        versions = [(key, digest) for at_s, key, digest in self._saved if at_s >= since_s]
+        log.warning("holdfast.stored_pages_taken_back", pages=len(versions), all=len(versions) < SAVED_MAX)
+        self._saved.clear()
+        thread = threading.Thread(target=self._quarantine, args=(versions,), name="holdfast-taken-back", daemon=True)
+        thread.start()
+        return thread
 
     def withdraw(self, page: Page, digest: bytes) -> None:
         """It should never have been computed: no engine must find it."""
@@ -86,8 +105,8 @@ class Exchange:
             self._swept_s = now_s
             self._store.sweep(model, 0)
 
-    def load(self, pages: Sequence[Page]) -> list[Arrived]:
-        """Bring pages to their blocks, and look at them there."""
+    def load(self, pages: Sequence[Page], session: str = "") -> list[Arrived]:
+        """Bring pages to their blocks, and look at them there. session: who uses them, where somebody said so."""
         keys = [self._key(page.chain) for page in pages]
         said: list[bytes | None] = []
         with self._store.read(keys) as found:
@@ -106,5 +125,9 @@ class Exchange:
                 log.error("holdfast.stored_page_corrupt", position=page.position, put_aside=aside)
             arrived.append(Arrived(page, is_now, kind))
         if used := [self._key(one.page.chain) for one in arrived if one.kind is None]:
-            self._store.used_soon(used, self._session())
+            self._store.used_soon(used, session or self._session())
         return arrived
+
+    def _quarantine(self, versions: Sequence[tuple[bytes, bytes]]) -> None:
+        for key, digest in versions:
+            self._store.quarantine(key, digest)

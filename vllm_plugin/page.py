@@ -4,7 +4,8 @@
     Report   worker → scheduler: what was found
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -49,6 +50,14 @@ class Lost(NamedTuple):
     where: Where
     good_step: int
 
+    @property
+    def spoils(self) -> bool:
+        """Whether anybody may have read it while it was bad. Of an absent page nobody knows anything bad, and whoever
+        holds it was let through, but for one that another connector brought; a page that could not be loaded was never
+        there, and is computed.
+        """
+        return self.where == Where.BROUGHT or (self.kind != Kind.ABSENT and self.where != Where.LOAD)
+
 
 class Tail(NamedTuple):
     """The page that a request is filling, as it is when the step is over; its chain is not known yet, and empty."""
@@ -58,11 +67,12 @@ class Tail(NamedTuple):
 
 
 class Load(NamedTuple):
-    """Pages that a request waits for, in order, and the chain of the page before the first one."""
+    """Pages that a request waits for, in order, and the chain of the page before the first one. session: see Orders."""
 
     request_id: str
     pages: tuple[Page, ...]
     parent: bytes
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,7 @@ class Orders:
     that no store must have them either. hold: (request, blocks) that it holds from now on besides those before;
     release: requests that hold nothing any more. rewind: requests whose last sampled token was thrown away.
     tails: of the step's requests, while they are not full. unstored: blocks of `seal` whose pages no store gets.
+    sessions: by block of `seal`, whose page it is to the store, where somebody said so.
     reread: the weights may be others now, and are to be read before anything else.
     brought: what requests that were admitted now read, where another connector brought some of it. remember: whether
     digests are kept when their blocks are given out anew, as other connectors may bring those pages back.
@@ -89,6 +100,7 @@ class Orders:
     load: tuple[Load, ...] = ()
     withdraw: tuple[int, ...] = ()
     unstored: frozenset[int] = frozenset()
+    sessions: Mapping[int, str] = field(default_factory=dict)
     reread: bool = False
     brought: tuple[Page, ...] = ()
     remember: bool = False

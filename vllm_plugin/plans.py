@@ -4,10 +4,13 @@ Loads are always asynchronous: a request that waits for pages has computed nothi
 simply computed from there. What was loaded is verified in its place by the worker before anybody reads it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from vllm_plugin.page import Load, Page
+
+LOADS_MAX = 8  # of one request: what cannot be loaded, and is there again whenever it is asked for, is computed then
 
 
 class Held(Protocol):
@@ -23,6 +26,7 @@ class Plans:
     def __init__(self, store: Held, key: Callable[[bytes], bytes | None], block_tokens: int) -> None:
         self._store, self._key, self._block_tokens = store, key, block_tokens
         self._planned: dict[str, tuple[int, tuple[bytes, ...], bytes]] = {}
+        self._loads: Counter[str] = Counter()
 
     def beyond(self, request_id: str, chains: Sequence[bytes], tokens: int, local_tokens: int) -> int:
         """How many tokens the store has behind those that are here. tokens: of the request; its last is computed.
@@ -32,6 +36,7 @@ class Plans:
         first, last = local_tokens // self._block_tokens, min((tokens - 1) // self._block_tokens, len(chains))
         wanted = tuple(bytes(chain) for chain in chains[first:last])
         keys = [key for chain in wanted if (key := self._key(chain)) is not None]
+        keys = keys if self._loads[request_id] < LOADS_MAX else []
         count = self._store.held(keys) if keys else 0
         parent = bytes(chains[first - 1]) if first else b""
         self._planned[request_id] = (first, wanted[:count], parent)
@@ -40,6 +45,7 @@ class Plans:
     def load(self, request_id: str, table: Sequence[int | None], page: Callable[[int, bytes, int], Page]) -> Load:
         """It has its blocks. page: names one, by block, chain and position."""
         first, chains, parent = self._planned.pop(request_id)
+        self._loads[request_id] += 1
         pages = []
         for number, chain in enumerate(chains, first):
             block = table[number]
@@ -50,3 +56,4 @@ class Plans:
     def drop(self, request_id: str) -> None:
         """It is no more."""
         self._planned.pop(request_id, None)
+        self._loads.pop(request_id, None)

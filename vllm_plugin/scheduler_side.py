@@ -4,46 +4,19 @@ It knows neither torch nor vLLM: requests and the cache are seen through the two
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 
 from vllm_plugin import logs
 from vllm_plugin.gate import Gate
+from vllm_plugin.kept import Kept, Next
 from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Tail, Where
 from vllm_plugin.plans import Plans
 from vllm_plugin.residents import Residents
-from vllm_plugin.schedule import Cache, Request, Scheduled, Spoiled
+from vllm_plugin.schedule import Cache, Request, Scheduled, Spoiled, session_of
 from vllm_plugin.strangers import Strangers
 
 log = logs.logger("scheduler")
 
 AGAIN_MAX = 8  # times that a request is computed again: a block that cannot keep anything would have it run for ever
-
-
-@dataclass(slots=True)
-class _Kept:
-    """What is remembered of a request. let_in: the blocks that it hit, None where it kept its own. sealed: how many of
-    its pages were; held: how many blocks it has. emitted_step: of its last token. times: that it was computed again.
-    expects: whether others may bring pages to it, or have, until it computes for the first time.
-    """
-
-    let_in: tuple[int, ...] | None = ()
-    sealed: int = 0
-    held: int = 0
-    emitted_step: int = -1
-    times: int = 0
-    expects: bool = False
-
-
-@dataclass(slots=True)
-class _Next:
-    """What goes with the next orders."""
-
-    forget: list[int] = field(default_factory=list)
-    withdraw: list[int] = field(default_factory=list)
-    rewind: list[str] = field(default_factory=list)
-    release: list[str] = field(default_factory=list)
-    load: list[Load] = field(default_factory=list)
-    reread: bool = False
 
 
 class SchedulerHalf:
@@ -73,7 +46,7 @@ class SchedulerHalf:
         self._tails, self._every_tail = tails, every_tail
         self._count = count
         self._residents = Residents()
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[str, Kept] = {}
         self._broken: set[str] = set()
         self._waiting: set[str] = set()
         self._doomed: set[str] = set()
@@ -82,7 +55,7 @@ class SchedulerHalf:
         self._hits: dict[str, int] = {}
         self.strangers: Strangers | None = None  # where there are other connectors
         self._step = 0
-        self._next = _Next()
+        self._next = Next()
         self.cache: Cache | None = None
 
     # ---- while the scheduler makes up its mind
@@ -102,7 +75,7 @@ class SchedulerHalf:
         """It has its blocks. They must be one unbroken chain of what was verified, in order, or it is not believed."""
         let_in = tuple(page.block for page in self._gate.admitted(request.request_id))
         self._waiting.discard(request.request_id)
-        kept = self._kept.setdefault(request.request_id, _Kept())
+        kept = self._kept.setdefault(request.request_id, Kept(request))
         kept.sealed = kept.held = 0
         # What was loaded for it, or a session that goes on: it held its pages all the time.
         kept.let_in = None if request.num_computed_tokens else let_in
@@ -115,6 +88,7 @@ class SchedulerHalf:
         assert self.cache is not None
         self._gate.admitted(request.request_id)
         load = plans.load(request.request_id, self._table(request.request_id), self._given_out)
+        load = load._replace(session=session_of(request))
         self._next.load.append(load)
         self._waiting.add(request.request_id)
         self._loading |= {page.block: load for page in load.pages}
@@ -130,11 +104,12 @@ class SchedulerHalf:
         self._step += 1
         check = self._gate.take(self._residents.holds)
         gone = [*self._next.release, *preempted]  # before anybody holds anything anew
-        now, self._next = self._next, _Next()
+        now, self._next = self._next, Next()
         forget = now.forget
         hold: list[tuple[str, tuple[int, ...]]] = []
         seal: list[Page] = []
         unstored: set[int] = set()
+        sessions: dict[int, str] = {}
         brought: list[Page] = []
         for one in scheduled:
             request, tokens, given_out, fresh = one
@@ -154,11 +129,13 @@ class SchedulerHalf:
                 seal += filled
                 if request.lora_request is not None:  # its chain names its adapter, and not what is in that
                     unstored |= {page.block for page in filled}
+                if name := session_of(request):
+                    sessions |= {page.block: name for page in filled}
         # Some had to make room, after they were asked for in this very pass.
         check = tuple(page for page in check if self._residents.is_current(page))
         return Orders(
             self._step, tuple(forget), tuple(hold), tuple(gone), tuple(now.rewind), self._tails_of(scheduled),
-            tuple(seal), check, tuple(now.load), tuple(now.withdraw), frozenset(unstored), now.reread,
+            tuple(seal), check, tuple(now.load), tuple(now.withdraw), frozenset(unstored), sessions, now.reread,
             tuple(brought), self.strangers is not None,
         )  # fmt: skip
 
@@ -186,15 +163,18 @@ class SchedulerHalf:
             blocks = self._withdraw(lost)
             if lost.where == Where.BROUGHT and self.strangers is not None:
                 self.strangers.refuse(lost.page.chain)
-            if not _spoils(lost):
+            if not lost.spoils:
                 continue
             for request_id in running:
                 if not blocks.isdisjoint(self._table(request_id)):
                     bad |= {request_id} if lost.kind != Kind.ABSENT else set()
                     (failed if self._emitted(request_id) > lost.good_step else again).add(request_id)
-            for request_id in self._kept.keys() - set(running):  # a session between two turns keeps its blocks
-                if not blocks.isdisjoint(self._table(request_id)):
-                    (failed if self._emitted(request_id) > lost.good_step else self._doomed).add(request_id)
+            for request_id in self._kept.keys() - set(running):
+                holds = not blocks.isdisjoint(self._table(request_id))  # as a session does between two turns
+                if self._emitted(request_id) > lost.good_step and (holds or self._held_once(request_id, lost)):
+                    failed.add(request_id)
+                elif holds:
+                    self._doomed.add(request_id)
             # Who waits, with blocks, cannot be stopped before it is admitted.
             self._doomed |= {name for name in self._waiting if not blocks.isdisjoint(self._table(name))}
         for request_id in self._broken:
@@ -213,7 +193,9 @@ class SchedulerHalf:
                 self._kept[request_id].emitted_step = self._step
 
     def finished(self, request_id: str) -> None:
-        """It is no more."""
+        """It is no more. Its client may have hung up while the step ran in which it computed what nobody must read."""
+        if request_id in self._broken:
+            self._distrust(request_id)
         self._gate.admitted(request_id)
         self._kept.pop(request_id, None)
         self._broken.discard(request_id)
@@ -226,10 +208,11 @@ class SchedulerHalf:
 
     def reset(self) -> None:
         """The prefix cache was emptied: what nobody holds is not to be looked at any more, whatever is there."""
-        held = {block for name in self._kept for block in self._table(name)}
-        self._next.forget += sorted(self._residents.blocks() - held)
+        held = {block for name in self._kept.keys() | self._waiting for block in self._table(name)}
+        for block in sorted(self._residents.blocks() - held):
+            self._residents.forget(block)
+            self._next.forget.append(block)
         self._gate.reset()
-        self._residents.clear()
         if self.strangers is not None:
             self.strangers.clear()
 
@@ -256,13 +239,19 @@ class SchedulerHalf:
         # Who waits for pages, and sessions between two turns, hold theirs and cannot be stopped before they go on.
         self._doomed |= self._waiting | {name for name in self._kept.keys() - set(running) if self._table(name)}
         since = report.mixed_since
-        failed = {name for name in running if since is not None and self._emitted(name) >= since}
+        # Also those that had to make room since, and hold nothing now.
+        failed = {name for name in self._kept if since is not None and self._emitted(name) >= since}
         if not self._protected:
-            failed = set(running)
+            failed |= set(running)
         log.warning("holdfast.all_pages_void", model=report.model.hex()[:16], requests=len(running))
         return self._spoil(Spoiled(frozenset(running) - failed, frozenset(failed)))
 
-    def _expect(self, request: Request, kept: _Kept) -> None:
+    def _held_once(self, request_id: str, lost: Lost) -> bool:
+        """Whether it had that page, or a copy of it, before it had to make room: so it may have been given tokens."""
+        again = request_id in self._waiting or not self._table(request_id)
+        return again and lost.page.chain in map(bytes, self._kept[request_id].request.block_hashes)
+
+    def _expect(self, request: Request, kept: Kept) -> None:
         """Whatever is in the blocks that it did not hit: somebody writes to them from now on, it itself or others."""
         kept.expects = True
         hits = self._hits.pop(request.request_id, 0)
@@ -270,7 +259,7 @@ class SchedulerHalf:
         self._residents.given_out(blocks)
         self._next.forget += blocks
 
-    def _brought(self, request: Request, kept: _Kept) -> list[Page]:
+    def _brought(self, request: Request, kept: Kept) -> list[Page]:
         """All pages that it reads from this step on, if others have brought some of them."""
         if not kept.expects or self.strangers is None:
             return []
@@ -328,7 +317,7 @@ class SchedulerHalf:
                 self._next.forget.append(block)
                 self._next.withdraw.append(block)
 
-    def _has_holes(self, request: Request, kept: _Kept, looked_at: bool) -> bool:
+    def _has_holes(self, request: Request, kept: Kept, looked_at: bool) -> bool:
         """A request that was admitted must read one unbroken chain, of the very pages that it was let in with.
 
         The chain begins with its first token, or with the first that the window reaches. It was admitted already: so
@@ -351,7 +340,7 @@ class SchedulerHalf:
             self._count("chains_broken", 1)
         return broken
 
-    def _begun(self, request: Request, kept: _Kept) -> list[Page]:
+    def _begun(self, request: Request, kept: Kept) -> list[Page]:
         """It was admitted, and computes for the first time since. Returns what of it others brought."""
         kept.sealed = request.num_computed_tokens // self._block_tokens
         looked_at = self._brought(request, kept)
@@ -360,12 +349,12 @@ class SchedulerHalf:
             self._broken.add(request.request_id)
         return looked_at
 
-    def _held(self, request: Request, kept: _Kept) -> tuple[int, ...]:
+    def _held(self, request: Request, kept: Kept) -> tuple[int, ...]:
         table = self._table(request.request_id)
         kept.held = len(table)
         return tuple(block for block in table if block is not None)
 
-    def _filled(self, one: Scheduled, kept: _Kept) -> list[Page]:
+    def _filled(self, one: Scheduled, kept: Kept) -> list[Page]:
         """The pages that this step fills. Draft tokens that may be taken back do not count."""
         assert self.cache is not None
         request, pages = one.request, []
@@ -405,7 +394,7 @@ class SchedulerHalf:
         """Evict a page and what may have been computed from it. Returns their blocks."""
         assert self.cache is not None
         chain = lost.page.chain or self._residents.chain(lost.page.block)
-        spoils = bool(chain) and _spoils(lost)  # a page that is not full has none that continue it
+        spoils = bool(chain) and lost.spoils  # a page that is not full has none that continue it
         below = self._residents.descended(chain, lost.good_step) if spoils else set()
         blocks = {lost.page.block} | below
         self.cache.evict(blocks)
@@ -437,11 +426,3 @@ class SchedulerHalf:
     def _table(self, request_id: str) -> Sequence[int | None]:
         assert self.cache is not None
         return self.cache.table(request_id)
-
-
-def _spoils(lost: Lost) -> bool:
-    """Whether anybody may have read it while it was bad. Of an absent page nobody knows anything bad, and whoever holds
-    it was let through, but for one that another connector brought; a page that could not be loaded was never there, and
-    is computed.
-    """
-    return lost.where == Where.BROUGHT or (lost.kind != Kind.ABSENT and lost.where != Where.LOAD)

@@ -8,7 +8,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterable
 from itertools import islice
 
-PER_STEP_MIN = 1  # of each ring: all pages have their turn, however little time there is and however many are held
+PER_STEP_MIN = 1  # so that a request that holds few pages has them all looked at, however short its steps are
 LEARNING = 0.2  # how far a new measurement moves what is believed of a page's cost
 
 
@@ -58,11 +58,15 @@ class Scrubber:
             self._page_s += LEARNING * (took_s / pages - self._page_s)
 
     def pick(self, budget_s: float | None, skip: Iterable[int] = ()) -> list[int]:
-        """What to look at. budget_s: for so long, or None for all that are held. skip: were just looked at."""
+        """What to look at. budget_s: for so long, or None for all that are held. skip: were just looked at.
+
+        One page that is held in any case. The idle ones get what is left, one at least while anything of the budget is.
+        """
         known = set(skip)
-        room = len(self._held) if budget_s is None else max(PER_STEP_MIN, int(budget_s / max(self._page_s, 1e-9)))
-        held = list(islice((block for block in self._held if block not in known), room))
-        left = PER_STEP_MIN if budget_s is None else max(PER_STEP_MIN, room - len(held))
+        for_all = len(self._held) if budget_s is None else int(max(0.0, budget_s) / max(self._page_s, 1e-9))
+        held = list(islice((block for block in self._held if block not in known), max(PER_STEP_MIN, for_all)))
+        least = PER_STEP_MIN if budget_s is None or budget_s > 0 else 0
+        left = least if budget_s is None else max(least, for_all - len(held))
         return held + list(islice((block for block in self._idle if block not in known), left))
 
     def unseen(self, since_s: float, skip: Collection[int] = ()) -> list[int]:

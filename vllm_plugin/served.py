@@ -10,6 +10,7 @@ use a page of before:
 
 import secrets
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -36,9 +37,9 @@ Adapters = Callable[[], Iterable[tuple[object, Any]]]
 
 
 class Known(NamedTuple):
-    """An adapter as it was seen last: the very object, and what is in it."""
+    """An adapter as it was seen last: the very object, which vLLM may let go, and what is in it."""
 
-    adapter: Any
+    adapter: "weakref.ref[Any]"
     contents: bytes
 
 
@@ -144,14 +145,14 @@ class Served:
         other = False
         for name, adapter in self._adapters():
             known = self._known.get(name)
-            if known is not None and known.adapter is adapter:
+            if known is not None and known.adapter() is adapter:
                 continue
             contents = adapter_contents(adapter)
             other = other or (known is not None and known.contents != contents)
             if known is None and len(self._known) >= ADAPTERS_MAX:
                 self._known.clear()
                 other = True
-            self._known[name] = Known(adapter, contents)
+            self._known[name] = Known(weakref.ref(adapter), contents)
         return other
 
 

@@ -122,7 +122,7 @@ class WorkerHalf:
             if self._void:  # it was planned for another model, and is computed instead
                 self._unloaded |= {page.block for page in load.pages}
                 continue
-            for page, digest, kind in self.exchange.load(load.pages):
+            for page, digest, kind in self.exchange.load(load.pages, load.session):
                 if kind is None:
                     self._keep(page, digest, orders.step)
                     self._remember(orders, page, digest)
@@ -154,10 +154,11 @@ class WorkerHalf:
             self._remember(orders, page, digest)
         if self.exchange is not None:
             # A step later: by then it is known whether they were computed from what was intact.
-            self._count("pages_saved", self.exchange.save(list(self._unsaved.values())))
+            self._count("pages_saved", self.exchange.save(list(self._unsaved.values()), self._clock()))
             self.exchange.sweep(self.digests.model)
             self._unsaved = {
-                page.block: self.exchange.copy(page, digest) for page, digest in sealed if self._is_kept(page, orders)
+                page.block: self.exchange.copy(page, digest, orders.sessions.get(page.block, ""))
+                for page, digest in sealed if self._is_kept(page, orders)
             }
         full = {page.block for page in orders.seal}
         # Where only some are ordered, nobody says which of the others were written on.
@@ -174,6 +175,8 @@ class WorkerHalf:
         differs_since_s = None if self._void else self.model.watch()
         if differs_since_s is not None:
             self._forget_all()
+            if self.exchange is not None:
+                self.exchange.take_back(differs_since_s)
         if self._void or differs_since_s is not None:
             return self._all_is_void(orders.step, differs_since_s)
         started_s = self._clock()
@@ -257,10 +260,10 @@ class WorkerHalf:
 
     def _to_scrub(self, now_s: float, skip: Set[int]) -> list[int]:
         """Each step brings its share of time; what a look takes beyond that is owed, and paid by the next steps."""
-        if self._share is None:
-            return self._scrubber.pick(None, skip)
+        if not self._share:
+            return self._scrubber.pick(None, skip) if self._share is None else []
         self._credit_s = min(self._credit_s, CREDIT_S_MAX) + max(self._floor_s, self._share * (now_s - self._began_s))
-        return self._scrubber.pick(self._credit_s, skip) if self._credit_s > 0 else []
+        return self._scrubber.pick(self._credit_s, skip)
 
     def _forget_all(self) -> None:
         """The weights are others now: every page is of another model, and none is known."""

@@ -11,18 +11,19 @@ COUNT = 1000
 EACH_S_MAX, START_S_MAX = 2.0, 180.0
 SHARES = {"recompute": 0.55, "abort": 0.15, "default": 0.15, "scarce": 0.15}
 CONTROL = "control"
+GATED = ("between two requests", "stored")  # places where damage waits for whoever hits it, however little is scrubbed
 WORDS = {
     "recompute": '`"scrub":"all"`',
     "abort": '`"scrub":"all","on_corruption":"abort"`',
     "default": "the default",
-    "scarce": '`"scrub":0,"scrub_floor_ms":0`: one page a step',
+    "scarce": '`"scrub":0.0001`: one page a step',
     CONTROL: "vLLM without the plugin",
 }
 
 
 def run(count: int = COUNT) -> None:
     """All settings, one after the other; the control with the first one's seeds."""
-    if NAME in results():
+    if results().get(NAME, {"count": 0})["count"] >= count:
         return
     first, done = 0, {}
     for setting, share in SHARES.items():
@@ -31,7 +32,7 @@ def run(count: int = COUNT) -> None:
     done[CONTROL] = _measured(CONTROL, 0, round(count * SHARES["recompute"]))
     answers = [one.pop("answers") for one in done.values()]
     same = all(one == answers[0] for one in answers)
-    keep(NAME, {"on": provenance(), "answers": len(answers[0]), "same_answers": same, "settings": {
+    keep(NAME, {"on": provenance(), "count": count, "answers": len(answers[0]), "same_answers": same, "settings": {
         setting: one["injections"] for setting, one in done.items()
     }})  # fmt: skip
 
@@ -50,20 +51,25 @@ def verdicts(done: dict[str, Any]) -> dict[str, bool]:
     with_it = [one for setting in SHARES for one in settings[setting]]
     read = [one for one in with_it if one["changed"] and one["read"]]
     strict = [one for setting in ("recompute", "abort") for one in settings[setting]]
+    gated = [one for setting in ("default", "scarce") for one in settings[setting] if one["place"] in GATED]
+    found = [one for one in (*strict, *gated) if one["changed"] and one["read"]]
     without = settings[CONTROL]
     off, answers = _sum(without, "moved"), _sum(without, "equal", "wrong")
     return {
         f"{COUNT:,} injections and more, by seed, of {len({one['kind'] for one in with_it})} kinds in "
         f"{len({one['place'] for one in with_it})} places; {len(read)} changed a page that was then read": len(with_it)
         >= COUNT,
-        "each of those is counted": all(one["counted"] for one in read),
+        'with `"scrub":"all"` each of those is counted, and with less scrubbing each between requests or in the store':
+            all(one["counted"] for one in found),
         "with `recompute`, every answer is that of the unharmed run: tokens, and their probabilities": not _sum(
             settings["recompute"], "wrong", "moved", "errors"
         ),
         "with `abort`, every answer is that, or ends with an error, and no token that was given out is wrong": not _sum(
             strict, "wrong", "moved", "early"
         ),
-        "with less scrubbing, every answer is that, or ends with an error": not _sum(with_it, "wrong", "moved"),
+        "with less scrubbing too, where the page was between requests or in the store": not _sum(
+            gated, "wrong", "moved", "errors"
+        ),
         "whoever asks after that is answered rightly": not _sum(with_it, "again_wrong"),
         "nothing else is counted: no page that was not damaged, no broken chain": not any(
             one["broken"] or one["counted"] > one["harmed"] or (one["counted"] and not one["changed"])

@@ -1,5 +1,7 @@
 """Plans and exchange with a store of this process: what is brought, and what is not believed."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from vllm_plugin.digest import Pages, Part, Rank
 from vllm_plugin.digests import Digests
 from vllm_plugin.exchange import Exchange
 from vllm_plugin.page import Kind, Load, Orders, Page, Where
-from vllm_plugin.plans import Plans
+from vllm_plugin.plans import LOADS_MAX, Plans
 from vllm_plugin.worker_side import WorkerHalf
 
 
@@ -168,6 +170,18 @@ def test_a_plan_begins_where_the_cache_ends_and_leaves_the_last_token(store):
     )
 
 
+def test_what_is_there_and_cannot_be_loaded_is_computed_in_the_end(store):
+    """Another process may have to wait before it can put it aside; who asks for it does not wait that long."""
+    plans = Plans(store, lambda chain: b"m" + chain, 16)
+    for _ in range(LOADS_MAX):
+        assert plans.beyond("r", [b"a", b"b"], 33, 0) == 32
+        plans.load("r", [1, 2], page)
+    assert plans.beyond("r", [b"a", b"b"], 33, 0) == 0
+    plans.drop("r")
+
+    assert plans.beyond("r", [b"a", b"b"], 33, 0) == 32
+
+
 def test_there_is_no_plan_without_pages_and_none_for_an_unknown_model(store):
     """Nor behind a gap."""
     assert plans(store).beyond("r", [b"x", b"b"], 64, 0) == 0
@@ -218,8 +232,39 @@ def test_no_store_gets_what_was_computed_while_the_model_changed(store):
     assert {key for key in store.pages if key[1:] not in (b"a", b"b", b"c")} == {b"mv"}
 
 
+def test_what_was_stored_since_the_weights_were_last_right_is_taken_back():
+    """It was computed with others than its key says, and any engine that has the right ones would believe it."""
+    store = stores.DictStore()
+    world = World(store)
+    world.step(seal=(page(1, b"a"),))
+    world.step()
+    since_s = world.half._clock()
+    world.step(seal=(page(2, b"b", 16),))
+    world.step(seal=(page(3, b"c", 32),))
+    assert sorted(store.pages) == [b"ma", b"mb"]
+    world.model.since_s = since_s
+    assert world.step().void
+
+    for thread in threading.enumerate():
+        if thread.name == "holdfast-taken-back":
+            thread.join(10)
+    assert sorted(store.pages) == [b"ma"]
+    assert store.quarantined == [b"mb", b"mc"]
+
+
 def test_the_store_is_swept_from_time_to_time_without_waiting(store):
     """For the model that is served."""
     assert store.swept == [(b"m", 0)]
     World(store).step()
     assert store.swept == [(b"m", 0)] * 2
+
+
+def test_pages_are_stored_and_used_under_the_session_that_was_said(store):
+    """Others under that of the minute."""
+    world = World(store)
+    world.step(seal=(page(1, b"x"), page(2, b"y")), sessions={1: "alice"})
+    world.step(load=(Load("r", WANTED, b"", "bob"),))
+
+    assert store.pages[b"mx"].manifest.session == "alice"
+    assert store.pages[b"my"].manifest.session not in ("alice", "", "bob")
+    assert {session for _, session in store.used} == {"bob"}

@@ -5,6 +5,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import pytest
+
 from vllm_plugin.gate import Gate
 from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Where
 from vllm_plugin.plans import Plans
@@ -24,6 +26,7 @@ class FakeRequest:
     num_computed_tokens: int = 0
     blocks: list[int | None] = field(default_factory=list)
     lora_request: object = None
+    kv_transfer_params: object = None
 
     @property
     def block_hashes(self) -> list[bytes]:
@@ -202,6 +205,39 @@ def test_who_gave_out_tokens_since_fails():
     assert world.hear(3, Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 1)) == Spoiled(failed=frozenset("r"))
 
 
+def making_room(world: World) -> Page:
+    """A request gave out tokens in steps 1 and 2, and had to make room in step 3. Returns its first page."""
+    request, orders = running(world)
+    world.hear(1)
+    world.half.emitted(["r"])
+    world.step((request, 1, False))
+    world.hear(2)
+    world.half.emitted(["r"])
+    request.blocks, request.num_computed_tokens = [], 0
+    world.half.orders([], ["r"])
+    return orders.seal[0]
+
+
+def test_who_gave_out_tokens_since_fails_though_it_made_room_meanwhile():
+    """It holds nothing by then, and what it gave out is as wrong. If it gave out nothing since, it goes on."""
+    for good_step, failed in ((1, {"r"}), (2, set())):
+        world = World()
+        lost = Lost(making_room(world), Kind.CHANGED, Where.SCRUB, good_step)
+        assert world.half.hear(Report(3, b"m", lost=(lost,)), []) == Spoiled(failed=frozenset(failed))
+
+    world = World()
+    stranger = making_room(world)._replace(chain=b"z")
+    assert not world.half.hear(Report(3, b"m", lost=(Lost(stranger, Kind.CHANGED, Where.SCRUB, 0),)), [])
+
+
+def test_who_gave_out_tokens_of_two_models_fails_though_it_made_room_meanwhile():
+    """It would go on with the new one."""
+    for since, failed in ((2, {"r"}), (3, set())):
+        world = World()
+        making_room(world)
+        assert world.half.hear(Report(3, b"n", void=True, mixed_since=since), []) == Spoiled(failed=frozenset(failed))
+
+
 def test_who_must_not_be_computed_again_fails():
     """By the operator's word, or because its step cannot be thrown away."""
     for options in ({"abort": True}, {"protected": False}):
@@ -328,6 +364,21 @@ def test_a_request_must_read_one_unbroken_chain():
         assert world.counts["chains_broken"] == 1
         assert filled <= world.evicted
         assert filled <= set(world.step().forget)
+
+
+def test_what_was_computed_from_holes_goes_though_its_client_hung_up_while_it_was_computed():
+    """vLLM ends such a request before anybody hears of the step: what it has filled carries valid seals by then."""
+    world = holes(lambda blocks: blocks.__setitem__(1, 40))
+    filled = {block for block, chain in world.hashed.items() if chain == b"x"}
+    world.half.finished("o")
+    del world.requests["o"]
+
+    assert not world.hear(2)
+    assert filled
+    assert filled <= world.evicted
+    orders = world.step()
+    assert filled <= set(orders.forget)
+    assert filled <= set(orders.withdraw)
 
 
 def test_a_request_must_read_the_very_pages_it_was_let_in_with():
@@ -590,3 +641,47 @@ def test_after_a_reset_only_what_is_held_is_looked_at():
     assert world.step().forget == (7, 8)
     assert world.half.given_up() == []
     assert world.hear(3, Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 1)).again == {"r"}
+
+
+@pytest.mark.parametrize(("said", "session"), [
+    ({"holdfast_session": "s"}, "s"), (None, ""), ({}, ""), ("s", ""), ({"holdfast_session": 7}, ""),
+    ({"holdfast_session": "x" * 201}, ""), ({"holdfast_session": "a\nb"}, ""),
+])  # fmt: skip
+def test_whose_pages_they_are_is_told_where_a_request_says_so(said, session):
+    """What cannot be a name is none."""
+    world = World()
+    request = FakeRequest("r", "abcdef", 9, kv_transfer_params=said)
+    world.admit(request, [1, 2, 3])
+    assert world.step((request, 9, True)).sessions == ({1: session, 2: session} if session else {})
+
+    world.requests["w"] = waiting = FakeRequest("w", "uv", 9, blocks=[7, 8], kv_transfer_params=said)
+    plans = SimpleNamespace(load=lambda name, table, page: Load(name, (page(7, b"u", 0),), b""))
+    world.half.waits(waiting, plans)
+    assert [load.session for load in world.step().load] == [session]
+
+
+def test_a_reset_that_running_requests_outlive_takes_nothing_from_what_is_known_of_theirs():
+    """vLLM refuses to empty its own cache then, and tells connectors all the same: the pages can be hit still."""
+    world = World()
+    request, orders = running(world)
+    world.hear(1)
+    request.num_tokens = 12
+    world.step((request, 3, False))
+    world.hear(2)
+    world.half.reset()
+
+    world.hear(3, Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 0))
+    assert world.evicted == {1, 2, 3}
+
+
+def test_a_reset_leaves_what_was_loaded_for_who_waits():
+    """It holds its pages, and will read them."""
+    world = World()
+    _, orders = waiting(world)
+    pages = orders.load[0].pages
+    world.half.hear(Report(2, b"m", loaded=frozenset(pages)), ["r"])
+    world.half.reset()
+
+    assert not {5, 6} & set(world.step().forget)
+    world.half.hear(Report(3, b"m", lost=(Lost(pages[0], Kind.CHANGED, Where.SCRUB, 1),)), ["r"])
+    assert world.evicted == {5, 6}

@@ -35,14 +35,18 @@ def test_a_budget_is_kept():
         scrub.cost(10, 0.01)  # a millisecond each
 
     assert len(scrub.pick(0.0055)) == 5
-    assert len(scrub.pick(0.0)) == 1
+    assert len(scrub.pick(0.0001)) == 1
+    assert scrub.pick(0.0) == scrub.pick(-1.0) == []
+    scrub.hold("r", [7, 8])
+    assert len(scrub.pick(0.0055)) == 5
+    assert scrub.pick(-1.0) == [8]  # of what is held, one in any case
 
 
 def test_all_have_their_turn():
     """Round robin, over steps."""
     scrub, looked_at = scrubber(10), []
     for step in range(10):
-        for block in scrub.pick(0.0):
+        for block in scrub.pick(0.0001):
             scrub.seen(block, 100.0 + step)
             looked_at.append(block)
 

@@ -1,5 +1,7 @@
 """What is served is what was read, until something says otherwise."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -36,9 +38,16 @@ class World:
         flip(self.model.weight(name), 5, 3)
 
 
+class Adapter:
+    """As vLLM keeps one while it is loaded."""
+
+    def __init__(self, loras: dict[str, object]) -> None:
+        self.loras = loras
+
+
 def adapter(value: float) -> object:
     layer = SimpleNamespace(lora_a=torch.full((4, 8), value), lora_b=torch.ones(8, 4), scaling=1.0, rank=4)
-    return SimpleNamespace(loras={"layers.0.q": layer})
+    return Adapter({"layers.0.q": layer})
 
 
 def test_nothing_is_read_while_nobody_says_anything():
@@ -111,6 +120,21 @@ def test_weights_that_cannot_be_read_are_of_no_model_until_they_can():
     world.model.layers["odd"].weight = right
     assert world.served.look(again=True)
     assert (world.served.settled, world.served.id) == (True, first)
+
+
+def test_an_adapter_that_vllm_let_go_is_let_go():
+    """Its contents are remembered, and not its memory, of which there are gigabytes where adapters come and go."""
+    world = World()
+    world.adapters = {"a": adapter(1.0)}
+    world.served.look()
+    gone = weakref.ref(world.adapters.pop("a"))
+    gc.collect()
+    assert gone() is None
+
+    world.adapters = {"a": adapter(1.0)}
+    assert not world.served.look()
+    world.adapters = {"a": adapter(2.0)}
+    assert world.served.look()
 
 
 def test_an_adapter_that_is_loaded_is_not_another_model_of_weights():

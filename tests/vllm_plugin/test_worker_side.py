@@ -195,7 +195,7 @@ def test_what_changes_during_the_forward_pass_is_found_in_that_step():
 
 def test_with_hardly_any_time_all_pages_have_their_turn():
     """A look that takes longer than a step's share is paid by the steps after it: many look at nothing."""
-    world = World(scrub_share=0.1)
+    world = World(scrub_share=0.01)
     world.step(seal=tuple(page(block) for block in range(1, 5)))
     flip(world.memory)
     found = []
@@ -205,6 +205,18 @@ def test_with_hardly_any_time_all_pages_have_their_turn():
     assert [lost.page for lost in found] == [page(2)]
     assert world.counts["pages_scrubbed"] < world.number - 1
     assert World(scrub_share=0.0).step().lost == ()
+
+
+def test_of_what_running_requests_hold_one_page_is_looked_at_in_each_step():
+    """However little the share is: they have as many steps as tokens."""
+    world = World(scrub_share=1e-9)
+    world.step(seal=tuple(page(block) for block in range(1, 5)), hold=(("r", (1, 2, 3, 4)),))
+    world.counts["pages_scrubbed"] = 0
+    flip(world.memory)
+    found = [lost.page for _ in range(4) for lost in world.step().lost]
+
+    assert found == [page(2)]
+    assert world.counts["pages_scrubbed"] == 4
 
 
 def test_without_a_share_nothing_is_scrubbed(world):

@@ -92,6 +92,8 @@ class LmdbStore:
             self._tables = self._readied(where, first)
         self._writes = Writes(self._tables, self._seen, clock, wanted.retention_s)
         self._denied: set[tuple[bytes, bytes]] = set()  # wrong versions that are not removed yet; as many as pages
+        self._waiting: dict[int, list[Page]] = {}  # what is to be put and was not begun yet, by its `id`
+        self._waits = threading.Lock()
         self._left_behind = False
         self._reads = Reads(self._tables.reading)
         self._populating = Populating(where) if populate else None
@@ -144,6 +146,9 @@ class LmdbStore:
     def quarantine(self, key: bytes, digest: bytes) -> Quarantine:
         """See `PageStore.quarantine`."""
         self._denied.add((key, digest))
+        with self._waits:  # this goes before what waits to be put, and that must not bring it back
+            for pages in self._waiting.values():
+                pages[:] = [page for page in pages if (page.key, page.manifest.digest) != (key, digest)]
         answer = self._writer.submit(lambda: self._removed(key, digest), urgent=True)
         return self._awaited(answer, QUARANTINE_S) or Quarantine.PENDING
 
@@ -214,12 +219,26 @@ class LmdbStore:
             assert 0 < len(page.key) <= KEY_BYTES_MAX, "a key of 1 to 255 bytes"
             assert len(page.manifest.digest) == DIGEST_BYTES, "a digest of 16 bytes"
             assert memoryview(page.payload).nbytes == page.manifest.page_bytes, "as many bytes as the manifest says"
-        answer = self._writer.submit(lambda: self._writes.put(copied), sum(page.manifest.page_bytes for page in copied))
+        with self._waits:
+            self._waiting[id(copied)] = copied
+        answer = self._writer.submit(lambda: self._put(copied), sum(page.manifest.page_bytes for page in copied))
         if answer is None:
-            self._seen.count("shed", len(copied))
+            self._shed(copied)
             return None
-        answer.add_done_callback(lambda done: self._seen.count("shed", len(copied)) if _lost(done) else None)
+        answer.add_done_callback(lambda done: self._shed(copied) if _lost(done) else None)
         return answer
+
+    def _shed(self, pages: list[Page]) -> None:
+        self._seen.count("shed", len(self._begun(pages)))
+
+    def _put(self, pages: list[Page]) -> bool:
+        return self._writes.put(self._begun(pages))
+
+    def _begun(self, pages: list[Page]) -> list[Page]:
+        """It waits no more."""
+        with self._waits:
+            self._waiting.pop(id(pages), None)
+            return pages
 
     def _awaited(self, answer: "Future[T] | None", within_s: float) -> T | None:
         """A job's answer; None where there is none in time, or at all."""

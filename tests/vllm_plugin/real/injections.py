@@ -35,7 +35,7 @@ SETTINGS: dict[str, dict[str, Any] | None] = {
     "recompute": {"scrub": "all"},
     "abort": {"scrub": "all", "on_corruption": "abort"},
     "default": {},
-    "scarce": {"scrub": 0, "scrub_floor_ms": 0},  # one page of running requests a step
+    "scarce": {"scrub": 0.0001},  # one page of running requests a step
     "control": None,  # vLLM as it is
 }
 BETWEEN, STORED, RUNNING = "between two requests", "stored", ("prompt, while it runs", "answer, while it runs",

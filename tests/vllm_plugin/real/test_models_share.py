@@ -38,11 +38,13 @@ def test_the_same_name_with_other_weights_shares_nothing(serve):
     assert right[1.0] != right[8.0]
 
     one = serve(1.0)
-    assert one.ask(prompt, TOKENS) == right[1.0]
+    said = {"kv_transfer_params": {"holdfast_session": "alice"}}
+    assert one.ask(prompt, TOKENS, extra_args=said) == right[1.0]
     assert one.metric("holdfast_pages_saved") > 0
     other = serve(8.0)
     assert other.ask(prompt, TOKENS) == right[8.0]
     assert other.metric("holdfast_pages_loaded") == 0
+    assert "alice" in {session.name for session in other.scheduler.connector._store.sessions()}
     again = serve(1.0)
     assert again.ask(prompt, TOKENS) == right[1.0]
     assert again.metric("holdfast_pages_loaded") == 5

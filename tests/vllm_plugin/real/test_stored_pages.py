@@ -4,6 +4,7 @@ import random
 import sys
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from tests.vllm_plugin import stores
@@ -77,7 +78,8 @@ def test_bad_pages_of_the_store_are_put_aside_and_computed(engine, asked, store)
         assert [engine.ask(prompt, TOKENS) for prompt, _ in asked] == [right for _, right in asked], f"seed {seed}"
         assert engine.metric("holdfast_pages_corrupt", where="load") == before + 1, f"seed {seed}"
         assert len(store.quarantined) == seed + 1
-        assert store.pages[key].payload == bad.payload  # it was sealed again
+        # It was sealed again. Where it was computed with fewer tokens at once than before, its last bits may be others.
+        assert np.allclose(*(np.frombuffer(one.payload, np.float32) for one in (store.pages[key], bad)), atol=1e-5)
 
 
 def test_a_page_computed_from_a_bad_one_does_not_reach_the_store(engine, asked, store):

@@ -201,6 +201,21 @@ def test_quarantine_goes_before_what_waits_and_holds_at_once(url):
     store.close()
 
 
+def test_what_waits_to_be_put_does_not_come_back_behind_its_quarantine(timed):
+    """The quarantine goes first: the page would be written after it, and stay. What is put later is another matter."""
+    one, other = page(1), page(2)
+    with timed._tables.writing():  # the writer's thread is kept waiting
+        timed.put_soon([page(0)])
+        timed.put_soon([one, other])
+        assert timed.quarantine(one.key, one.manifest.digest) == Quarantine.PENDING
+    timed.put([page(3)])
+
+    assert there(timed, 0, 1, 2, 3) == [1, 0, 1, 1]
+    assert timed._waiting == {}
+    assert timed.put([one])
+    assert there(timed, 1) == [1]
+
+
 def test_a_quarantine_that_failed_is_made_up_for(timed, monkeypatch):
     """Until then the page is not to be found."""
     one = page(1)
