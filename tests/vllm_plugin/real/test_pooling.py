@@ -21,11 +21,13 @@ def test_vectors_are_those_of_intact_pages(engine):
     assert engine.metric("holdfast_prefix_hit_tokens") == 160
     assert right == pytest.approx(computed, abs=1e-4)
 
-    for seed in range(10):
+    changed = 0
+    for seed in range(12):
         chain = engine.scheduler.kv_cache_manager.block_pool
         block = next(block for block in chain.blocks[1:] if block.block_hash is not None)
-        assert engine.damage("zero", block.block_id, seed=seed)
+        changed += engine.damage("zero", block.block_id, seed=seed)  # not where that layer of it was zero already
         assert engine.embed(prompt) == pytest.approx(computed, abs=1e-4), f"seed {seed}"
+    assert changed > 6
     assert engine.metric("holdfast_pages_corrupt", where="gate") > 0
     assert engine.metric("holdfast_pages_corrupt", where="scrub") > 0
     assert engine.metric("holdfast_requests_aborted") == 0
