@@ -279,6 +279,21 @@ def test_pages_computed_from_a_bad_one_are_withdrawn_whoever_computed_them():
     assert world.counts["pages_withdrawn"] == 1
 
 
+def test_pages_computed_from_a_bad_one_are_withdrawn_though_one_between_was_lost_before():
+    """It was intact when the last one was computed from it, and that one stayed; the first one was not."""
+    world = World()
+    request = FakeRequest("r", "abcdef", 12)
+    world.admit(request, [1, 2, 3])
+    first, second, _ = world.step((request, 12, True)).seal
+    world.half.finished("r")
+    del world.requests["r"]
+    world.hear(2, Lost(second, Kind.CHANGED, Where.SCRUB, 1))
+    assert world.evicted == {2}
+
+    world.hear(3, Lost(first, Kind.CHANGED, Where.SCRUB, 0))
+    assert world.evicted == {1, 2, 3}
+
+
 def test_who_holds_what_was_withdrawn_is_spoiled_too():
     """Even where it has its own copy of the bad page."""
     world = World()
