@@ -245,6 +245,19 @@ def test_who_must_not_be_computed_again_fails():
         assert world.hear(1, lost) == Spoiled(failed=frozenset("r"))
 
 
+def test_who_cannot_be_computed_again_fails_and_is_counted_so():
+    """Whether a page was bad, or all were."""
+    for void in (False, True):
+        world = World()
+        _, orders = running(world)
+        lost = () if void else (Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 0),)
+        spoiled = world.half.hear(Report(1, b"m", lost=lost, void=void), ["r"], lambda name: name != "r")
+
+        assert spoiled == Spoiled(failed=frozenset({"r"}))
+        assert world.counts["requests_aborted"] == 1
+        assert not world.counts.get("requests_recomputed")
+
+
 def test_nobody_is_computed_again_for_ever():
     """A block that cannot keep anything is given to him again and again."""
     world = World()
