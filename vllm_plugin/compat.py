@@ -244,8 +244,8 @@ def _update_from_output(original: Callable[..., Any], self: Any, scheduler_outpu
     if found is None:
         return original(self, scheduler_output, output, **kw)
     sent = found.part(getattr(output.kv_connector_output, "kv_connector_worker_meta", None))
-    spoiled: Spoiled = found.connector.hear(sent, {request.request_id for request in self.running})
-    spoiled = _that_can(self, spoiled)
+    running = {request.request_id for request in self.running}
+    spoiled: Spoiled = found.connector.hear(sent, running, lambda request_id: _can_again(self, request_id))
     for request_id in spoiled.again | spoiled.failed:
         _empty(output, request_id)
     outputs = original(self, scheduler_output, output, **kw)
@@ -257,14 +257,10 @@ def _update_from_output(original: Callable[..., Any], self: Any, scheduler_outpu
     return outputs
 
 
-def _that_can(scheduler: Any, spoiled: Spoiled) -> Spoiled:
-    """Whoever wants its prompt's probabilities has got some of them already in the runner's state: it fails."""
-    cannot = {
-        name
-        for name in spoiled.again
-        if getattr(getattr(scheduler.requests.get(name), "sampling_params", None), "prompt_logprobs", None) is not None
-    }
-    return Spoiled(spoiled.again - cannot, spoiled.failed | cannot)
+def _can_again(scheduler: Any, request_id: str) -> bool:
+    """Who wants its prompt's probabilities cannot: it has got some of them already, in the runner's state."""
+    sampling = getattr(scheduler.requests.get(request_id), "sampling_params", None)
+    return getattr(sampling, "prompt_logprobs", None) is None
 
 
 def _empty(output: Any, request_id: str) -> None:

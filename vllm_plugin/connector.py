@@ -134,10 +134,12 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         preempted = scheduler_output.preempted_req_ids or ()
         return compat.ToWorker(self._scheduler_half.orders(scheduled, preempted))
 
-    def hear(self, sent: compat.FromWorker | None, running: set[str]) -> Spoiled:
+    def hear(
+        self, sent: compat.FromWorker | None, running: set[str], can_again: Callable[[str], bool]
+    ) -> Spoiled:
         """What the workers found in this step, before its tokens are handed out."""
         report = sent.report if sent is not None else Report(-1, b"")
-        return self._scheduler_half.hear(report, running)
+        return self._scheduler_half.hear(report, running, can_again)
 
     def emitted(self, request_ids: list[str]) -> None:
         """They were."""

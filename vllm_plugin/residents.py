@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vllm_plugin.page import Page
 
@@ -16,11 +16,17 @@ class Resident(NamedTuple):
 
 
 class Residents:
-    """By block. A block that is given out anew is of another generation, and its page is no more."""
+    """By block. A block that is given out anew is of another generation, and its page is no more.
+
+    Of a page that is no more it is remembered which page it continued, while there are any that continue it: those were
+    computed from both.
+    """
 
     def __init__(self) -> None:
         self._of: dict[int, Resident] = {}
-        self._children: defaultdict[bytes, set[int]] = defaultdict(set)
+        self._blocks: defaultdict[bytes, set[int]] = defaultdict(set)  # by chain
+        self._above: dict[bytes, bytes] = {}  # of a chain that is here, or that one which is here continues: its parent
+        self._below: defaultdict[bytes, set[bytes]] = defaultdict(set)  # the reverse
         self._generation: defaultdict[int, int] = defaultdict(int)
 
     def __len__(self) -> int:
@@ -63,16 +69,21 @@ class Residents:
         """It is full after this step, and is sealed then."""
         self.forget(page.block)
         self._of[page.block] = Resident(page, parent, step)
-        self._children[parent].add(page.block)
+        self._blocks[page.chain].add(page.block)
+        self._above[page.chain] = parent
+        self._below[parent].add(page.chain)
 
     def forget(self, block: int) -> None:
         """Its page is no more."""
         resident = self._of.pop(block, None)
-        if resident is not None:
-            siblings = self._children[resident.parent]
-            siblings.discard(block)
-            if not siblings:
-                del self._children[resident.parent]
+        if resident is None:
+            return
+        chain = resident.page.chain
+        _take_out(self._blocks, chain, block)
+        while chain in self._above and chain not in self._blocks and chain not in self._below:
+            parent = self._above.pop(chain)
+            _take_out(self._below, parent, chain)
+            chain = parent
 
     def descended(self, chain: bytes, after_step: int) -> set[int]:
         """The blocks whose tokens continue that chain, filled later than that step.
@@ -81,18 +92,22 @@ class Residents:
         cache: better too many than one too few.
         """
         found: set[int] = set()
-        chains, seen = [chain], {chain}
+        chains = [chain]
         while chains:
-            for block in self._children.get(chains.pop(), ()):
-                page, _, step = self._of[block]
-                if step > after_step:
-                    found.add(block)
-                if page.chain not in seen:
-                    seen.add(page.chain)
-                    chains.append(page.chain)
+            for below in self._below.get(chains.pop(), ()):
+                found |= {block for block in self._blocks.get(below, ()) if self._of[block].step > after_step}
+                chains.append(below)
         return found
 
     def clear(self) -> None:
         """All pages are no more; generations go on."""
         self._of.clear()
-        self._children.clear()
+        self._blocks.clear()
+        self._above.clear()
+        self._below.clear()
+
+
+def _take_out(sets: defaultdict[bytes, set[Any]], name: bytes, one: Any) -> None:
+    sets[name].discard(one)
+    if not sets[name]:
+        del sets[name]

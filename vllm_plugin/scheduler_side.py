@@ -141,10 +141,13 @@ class SchedulerHalf:
 
     # ---- when a step is over
 
-    def hear(self, report: Report, running: Iterable[str]) -> Spoiled:
+    def hear(
+        self, report: Report, running: Iterable[str], can_again: Callable[[str], bool] = lambda request_id: True
+    ) -> Spoiled:
         """What the workers found: evict what is bad, and all that may have been computed from it.
 
-        running: requests that hold blocks, and whose output of this step was not handed out yet.
+        running: requests that hold blocks, and whose output of this step was not handed out yet. can_again: whether one
+        of them can be computed anew; if not, it fails.
         """
         self._gate.hear(report)
         running = list(running)
@@ -152,7 +155,7 @@ class SchedulerHalf:
             other = report.void or self.model not in (b"", report.model)
             self.model, self.settled = report.model, report.settled
             if other:
-                return self._all_is_void(report, running)
+                return self._all_is_void(report, running, can_again)
         self._arrived(report)
         again = set(self._broken)
         failed: set[str] = set()
@@ -183,6 +186,7 @@ class SchedulerHalf:
         for request_id in again:
             self._kept[request_id].times += 1
         failed |= {name for name in again if not self._protected or self._kept[name].times > AGAIN_MAX}
+        failed |= {name for name in again if not can_again(name)}
         failed |= again & bad if self._abort else set()  # a page that nobody here knows need not be corrupt
         return self._spoil(Spoiled(frozenset(again - failed), frozenset(failed)))
 
@@ -224,7 +228,9 @@ class SchedulerHalf:
 
     # ---- leaves
 
-    def _all_is_void(self, report: Report, running: Collection[str]) -> Spoiled:
+    def _all_is_void(
+        self, report: Report, running: Collection[str], can_again: Callable[[str], bool]
+    ) -> Spoiled:
         """What was computed before, and in this step, is another model's: nobody reads it, all are computed anew.
 
         Tokens that were given out before the change are right, of the model before; but not those that were given out
@@ -241,8 +247,7 @@ class SchedulerHalf:
         since = report.mixed_since
         # Also those that had to make room since, and hold nothing now.
         failed = {name for name in self._kept if since is not None and self._emitted(name) >= since}
-        if not self._protected:
-            failed |= set(running)
+        failed |= {name for name in running if not self._protected or not can_again(name)}
         log.warning("holdfast.all_pages_void", model=report.model.hex()[:16], requests=len(running))
         return self._spoil(Spoiled(frozenset(running) - failed, frozenset(failed)))
 

@@ -5,7 +5,7 @@ import tomllib
 import pytest
 
 from tests.readme import ROOT, commands, transfers
-from vllm_plugin.refusals import Facts, refusals
+from vllm_plugin.refusals import Facts, refusals, refusals_of_policy
 from vllm_plugin.register import NAME
 from vllm_plugin.settings import Settings
 
@@ -27,7 +27,8 @@ def test_every_configuration_that_is_shown_is_taken(place):
     settings = Settings.of(ours.get("kv_connector_extra_config", {}))
 
     assert {one["kv_role"] for one in (shown, *members)} == {"kv_both"}
-    assert refusals(Facts(shown["kv_load_failure_policy"]), settings.unprotected, settings.store) == []
+    assert refusals(Facts(), settings.unprotected, settings.store) == []
+    assert refusals_of_policy(shown["kv_load_failure_policy"]) == []
 
 
 def test_the_extra_that_is_installed_is_there_and_brings_no_engine():

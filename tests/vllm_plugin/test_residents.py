@@ -48,6 +48,24 @@ def test_what_was_forgotten_or_given_out_continues_nothing():
     assert residents.chain(2) == b""
 
 
+def test_what_continues_a_page_does_so_when_those_between_are_gone():
+    """It was computed from all of them. Nothing is remembered for longer than that."""
+    residents = Residents()
+    line(residents, "abcde", 1, 1)
+    for block in (3, 2, 4):
+        residents.forget(block)
+        assert 5 in residents.descended(b"a", 0)
+    assert residents.descended(b"b", 0) == {5}
+    line(residents, "b", 12, 9, parent=b"a")
+    assert residents.descended(b"a", 0) == {12, 5}
+
+    for block in (1, 12, 5):
+        residents.forget(block)
+    assert not residents._above
+    assert not residents._below
+    assert not residents._blocks
+
+
 def test_a_block_that_was_given_out_is_of_another_generation():
     """What was said of its page before is not said of its page now."""
     residents = Residents()

@@ -248,6 +248,19 @@ def test_who_must_not_be_computed_again_fails():
         assert world.hear(1, lost) == Spoiled(failed=frozenset("r"))
 
 
+def test_who_cannot_be_computed_again_fails_and_is_counted_so():
+    """Whether a page was bad, or all were."""
+    for void in (False, True):
+        world = World()
+        _, orders = running(world)
+        lost = () if void else (Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 0),)
+        spoiled = world.half.hear(Report(1, b"m", lost=lost, void=void), ["r"], lambda name: name != "r")
+
+        assert spoiled == Spoiled(failed=frozenset({"r"}))
+        assert world.counts["requests_aborted"] == 1
+        assert not world.counts.get("requests_recomputed")
+
+
 def test_nobody_is_computed_again_for_ever():
     """A block that cannot keep anything is given to him again and again."""
     world = World()
@@ -280,6 +293,21 @@ def test_pages_computed_from_a_bad_one_are_withdrawn_whoever_computed_them():
     assert world.step().withdraw == (7,)  # what the bad page was when it was full, a store may keep
     assert spoiled.again == {"r"}
     assert world.counts["pages_withdrawn"] == 1
+
+
+def test_pages_computed_from_a_bad_one_are_withdrawn_though_one_between_was_lost_before():
+    """It was intact when the last one was computed from it, and that one stayed; the first one was not."""
+    world = World()
+    request = FakeRequest("r", "abcdef", 12)
+    world.admit(request, [1, 2, 3])
+    first, second, _ = world.step((request, 12, True)).seal
+    world.half.finished("r")
+    del world.requests["r"]
+    world.hear(2, Lost(second, Kind.CHANGED, Where.SCRUB, 1))
+    assert world.evicted == {2}
+
+    world.hear(3, Lost(first, Kind.CHANGED, Where.SCRUB, 0))
+    assert world.evicted == {1, 2, 3}
 
 
 def test_who_holds_what_was_withdrawn_is_spoiled_too():
