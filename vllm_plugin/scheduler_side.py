@@ -24,7 +24,7 @@ class SchedulerHalf:
 
     abort: running requests that hold a corrupt page fail. protected: whether their output of the step at hand can be
     thrown away; where it cannot, they fail too. tails: whether pages that are being filled are looked at; every_tail:
-    all in each step, or one. count: told (name, how many), for metrics.
+    all in each step, or one in so many steps. count: told (name, how many), for metrics.
     """
 
     def __init__(
@@ -37,13 +37,14 @@ class SchedulerHalf:
         protected: bool = True,
         tails: bool = True,
         every_tail: bool = True,
+        tail_steps: int = 1,
         count: Callable[[str, float], None] = lambda name, number: None,
     ) -> None:
         self._gate = gate
         self._block_tokens = block_tokens
         self._window = window
         self._abort, self._protected = abort, protected
-        self._tails, self._every_tail = tails, every_tail
+        self._tails, self._every_tail, self._tail_steps = tails, every_tail, tail_steps
         self._count = count
         self._residents = Residents()
         self._kept: dict[str, Kept] = {}
@@ -386,9 +387,10 @@ class SchedulerHalf:
 
     def _tails_of(self, scheduled: Sequence[Scheduled]) -> tuple[Tail, ...]:
         """Of all, or of one after the other."""
-        if not self._tails or not scheduled:
+        turn, not_now = divmod(self._step, self._tail_steps)
+        if not self._tails or not scheduled or (not_now and not self._every_tail):
             return ()
-        some = scheduled if self._every_tail else (scheduled[self._step % len(scheduled)],)
+        some = scheduled if self._every_tail else (scheduled[turn % len(scheduled)],)
         return tuple(tail for one in some if (tail := self._tail(one)) is not None)
 
     def _tail(self, one: Scheduled) -> Tail | None:

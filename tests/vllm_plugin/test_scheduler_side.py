@@ -639,6 +639,13 @@ def test_one_tail_after_the_other_where_not_all_are_asked_for():
 
     assert sorted(seen) == ["r", "s", "t", "u"]
 
+    seldom = World(every_tail=False, tail_steps=3)
+    for request in requests[:2]:
+        seldom.admit(FakeRequest(request.request_id, request.chains, 5), [ord(request.request_id), 1])
+    both = list(seldom.requests.values())
+    told = [seldom.step(*((one, 5 * (step == 0), step == 0) for one in both)).tails for step in range(6)]
+    assert [[tail.request_id for tail in tails] for tails in told] == [[], [], ["s"], [], [], ["r"]]
+
 
 def test_after_a_reset_only_what_is_held_is_looked_at():
     """The rest is not there for anybody, and its memory may be given back to the device."""
