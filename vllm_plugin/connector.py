@@ -62,6 +62,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
                 protected=is_protected(facts),
                 tails=settings.tails,
                 every_tail=settings.scrub_share is None,
+                tail_steps=settings.tail_steps,
                 count=self._count,
             )
             self._plans: Plans | None = None

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 
 from vllm_plugin.page import Page, Report
 
-PAGES_PER_STEP_MAX = 1024  # that are looked at in one step: what is more waits for the next one, in its order
+# That are looked at in one step; what is more waits for the next one, in its order. A request's pages are looked at
+# together, however many: a verdict holds for one pass.
+PAGES_PER_STEP_MAX = 1024
 
 
 class Gate:

@@ -24,7 +24,7 @@ class SchedulerHalf:
 
     abort: running requests that hold a corrupt page fail. protected: whether their output of the step at hand can be
     thrown away; where it cannot, they fail too. tails: whether pages that are being filled are looked at; every_tail:
-    all in each step, or one. count: told (name, how many), for metrics.
+    all in each step, or one in so many steps. count: told (name, how many), for metrics.
     """
 
     def __init__(
@@ -37,13 +37,14 @@ class SchedulerHalf:
         protected: bool = True,
         tails: bool = True,
         every_tail: bool = True,
+        tail_steps: int = 1,
         count: Callable[[str, float], None] = lambda name, number: None,
     ) -> None:
         self._gate = gate
         self._block_tokens = block_tokens
         self._window = window
         self._abort, self._protected = abort, protected
-        self._tails, self._every_tail = tails, every_tail
+        self._tails, self._every_tail, self._tail_steps = tails, every_tail, tail_steps
         self._count = count
         self._residents = Residents()
         self._kept: dict[str, Kept] = {}
@@ -52,6 +53,7 @@ class SchedulerHalf:
         self._doomed: set[str] = set()
         self._loading: dict[int, Load] = {}
         self.model, self.settled = b"", True
+        self._unsettled_since: int | None = None
         self._hits: dict[str, int] = {}
         self.strangers: Strangers | None = None  # where there are other connectors
         self._step = 0
@@ -161,9 +163,10 @@ class SchedulerHalf:
         failed: set[str] = set()
         bad = set(self._broken)
         for lost in report.lost:
-            if not self._residents.is_current(lost.page):
+            current = self._residents.is_current(lost.page)
+            if not current and not lost.page.chain:
                 continue
-            blocks = self._withdraw(lost)
+            blocks = self._withdraw(lost, current)
             if lost.where == Where.BROUGHT and self.strangers is not None:
                 self.strangers.refuse(lost.page.chain)
             if not lost.spoils:
@@ -234,7 +237,7 @@ class SchedulerHalf:
         """What was computed before, and in this step, is another model's: nobody reads it, all are computed anew.
 
         Tokens that were given out before the change are right, of the model before; but not those that were given out
-        since, where that was found late.
+        since: where that was found late, or while a change went on that took several steps.
         """
         assert self.cache is not None
         self.cache.evict_all()
@@ -244,7 +247,12 @@ class SchedulerHalf:
         self._broken.clear()
         # Who waits for pages, and sessions between two turns, hold theirs and cannot be stopped before they go on.
         self._doomed |= self._waiting | {name for name in self._kept.keys() - set(running) if self._table(name)}
-        since = report.mixed_since
+        mixed = [since for since in (report.mixed_since, self._unsettled_since) if since is not None]
+        since = min(mixed, default=None)
+        if report.settled:
+            self._unsettled_since = None
+        elif self._unsettled_since is None:
+            self._unsettled_since = self._step + 1  # what this step computed is thrown away
         # Also those that had to make room since, and hold nothing now.
         failed = {name for name in self._kept if since is not None and self._emitted(name) >= since}
         failed |= {name for name in running if not self._protected or not can_again(name)}
@@ -379,9 +387,10 @@ class SchedulerHalf:
 
     def _tails_of(self, scheduled: Sequence[Scheduled]) -> tuple[Tail, ...]:
         """Of all, or of one after the other."""
-        if not self._tails or not scheduled:
+        turn, not_now = divmod(self._step, self._tail_steps)
+        if not self._tails or not scheduled or (not_now and not self._every_tail):
             return ()
-        some = scheduled if self._every_tail else (scheduled[self._step % len(scheduled)],)
+        some = scheduled if self._every_tail else (scheduled[turn % len(scheduled)],)
         return tuple(tail for one in some if (tail := self._tail(one)) is not None)
 
     def _tail(self, one: Scheduled) -> Tail | None:
@@ -395,23 +404,27 @@ class SchedulerHalf:
         assert block is not None, "nobody leaves behind what is being written"
         return Tail(name, self._residents.page(block, 0, b"", number * self._block_tokens))
 
-    def _withdraw(self, lost: Lost) -> set[int]:
-        """Evict a page and what may have been computed from it. Returns their blocks."""
+    def _withdraw(self, lost: Lost, current: bool) -> set[int]:
+        """Evict a page and what may have been computed from it. Returns their blocks.
+
+        current: whether the page is still there; its block may have been given out anew since it was found.
+        """
         assert self.cache is not None
+        mine = {lost.page.block} if current else set()
         chain = lost.page.chain or self._residents.chain(lost.page.block)
         spoils = bool(chain) and lost.spoils  # a page that is not full has none that continue it
         below = self._residents.descended(chain, lost.good_step) if spoils else set()
-        blocks = {lost.page.block} | below
+        blocks = mine | below
         self.cache.evict(blocks)
         for block in blocks:
             self._residents.forget(block)
         self._next.forget += sorted(blocks)
-        self._next.withdraw += sorted(blocks - {lost.page.block} if lost.page.chain else blocks)
-        self._count("pages_evicted", 1)
-        self._count("pages_withdrawn", len(blocks) - 1)
+        self._next.withdraw += sorted(blocks - mine if lost.page.chain else blocks)
+        self._count("pages_evicted", len(mine))
+        self._count("pages_withdrawn", len(blocks) - len(mine))
         log.warning(
             "holdfast.page_lost", block=lost.page.block, position=lost.page.position, kind=lost.kind,
-            where=lost.where, withdrawn=len(blocks) - 1,
+            where=lost.where, withdrawn=len(blocks) - len(mine),
         )  # fmt: skip
         return blocks
 

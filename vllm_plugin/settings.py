@@ -30,11 +30,16 @@ class Settings:
     verify: float = 1.0
     scrub_share: float | None = 0.005
     scrub_floor_s: float = 0.0
-    weights_share: float = 0.002
+    weights_share: float = 0.001
     tails: bool = True
     abort: bool = False
     unprotected: frozenset[str] = frozenset()
     store: str = ""
+
+    @property
+    def tail_steps(self) -> int:
+        """In how many steps one page that is being filled is looked at: as seldom as pages that are hit."""
+        return round(1 / self.verify) if self.verify else 1
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Settings":
@@ -46,7 +51,7 @@ class Settings:
             verify=_verify(config.get("verify", "always")),
             scrub_share=_scrub(config.get("scrub", 0.005)),
             scrub_floor_s=_number("scrub_floor_ms", config.get("scrub_floor_ms", 0), 0, 1000) / 1000,
-            weights_share=_number("weights", config.get("weights", 0.002), 0, 1),
+            weights_share=_number("weights", config.get("weights", 0.001), 0, 1),
             tails=_one_of("tails", config.get("tails", True), {True: True, False: False}),
             abort=_one_of(
                 "on_corruption", config.get("on_corruption", "recompute"), {"recompute": False, "abort": True}

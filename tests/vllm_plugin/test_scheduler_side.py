@@ -332,18 +332,6 @@ def test_a_page_that_nobody_sealed_spoils_nobody():
     assert world.evicted == {1}
 
 
-def test_a_verdict_on_an_earlier_owner_of_a_block_is_nothing():
-    """The block was given out since."""
-    world = World()
-    _, orders = running(world)
-    request = FakeRequest("n", "q", 3)
-    world.admit(request, [1])
-    world.step((request, 3, True))
-
-    assert not world.hear(2, Lost(orders.seal[0], Kind.CHANGED, Where.SCRUB, 0))
-    assert world.evicted == set()
-
-
 def test_a_tail_spoils_its_request_and_the_page_it_became():
     """In the step in which it became full, others too may have been filled after it."""
     world = World()
@@ -651,6 +639,13 @@ def test_one_tail_after_the_other_where_not_all_are_asked_for():
 
     assert sorted(seen) == ["r", "s", "t", "u"]
 
+    seldom = World(every_tail=False, tail_steps=3)
+    for request in requests[:2]:
+        seldom.admit(FakeRequest(request.request_id, request.chains, 5), [ord(request.request_id), 1])
+    both = list(seldom.requests.values())
+    told = [seldom.step(*((one, 5 * (step == 0), step == 0) for one in both)).tails for step in range(6)]
+    assert [[tail.request_id for tail in tails] for tails in told] == [[], [], ["s"], [], [], ["r"]]
+
 
 def test_after_a_reset_only_what_is_held_is_looked_at():
     """The rest is not there for anybody, and its memory may be given back to the device."""
@@ -713,3 +708,45 @@ def test_a_reset_leaves_what_was_loaded_for_who_waits():
     assert not {5, 6} & set(world.step().forget)
     world.half.hear(Report(3, b"m", lost=(Lost(pages[0], Kind.CHANGED, Where.SCRUB, 1),)), ["r"])
     assert world.evicted == {5, 6}
+
+
+def test_tokens_that_were_given_out_while_weights_changed_end_with_an_error():
+    """A change of several steps, through which requests ran. Who gave nothing out meanwhile is computed anew."""
+    world = World()
+    running(world, "r")
+    running(world, "s", "uvwxyz", 4)
+    world.hear(1)
+    world.half.emitted(["r", "s"])
+    world.step()
+    begun = world.half.hear(Report(2, b"1", settled=False, void=True), ["r", "s"])
+    assert begun == Spoiled(again=frozenset({"r", "s"}))
+    world.step()
+    world.half.hear(Report(3, b"1", settled=False), ["r", "s"])
+    world.half.emitted(["s"])
+    world.step()
+
+    ended = world.half.hear(Report(4, b"n", void=True), ["r", "s"])
+    assert ended == Spoiled(again=frozenset({"r"}), failed=frozenset({"s"}))
+    world.step()
+    world.half.emitted(["r"])
+    world.step()
+    assert world.half.hear(Report(6, b"o", void=True), ["r"]) == Spoiled(again=frozenset({"r"}))
+
+
+def test_what_was_computed_from_a_bad_page_is_withdrawn_though_its_block_was_given_out_anew():
+    """It was found, and another request had its block before the scheduler heard of it: to that one it is nothing."""
+    world = World()
+    _, orders = running(world)
+    world.hear(1)
+    first = orders.seal[0]
+    world.half.cache.evict([1])
+    world.evicted.clear()
+    other = FakeRequest("o", "xyz", 4)
+    world.admit(other, [1])
+    world.step((other, 4, True))
+
+    spoiled = world.hear(2, Lost(first, Kind.CHANGED, Where.SCRUB, 0))
+    assert world.evicted == {2}
+    assert spoiled == Spoiled(again=frozenset({"r"}))
+    assert world.cached(b"x") == 1
+    assert not world.hear(3, Lost(first._replace(chain=b""), Kind.CHANGED, Where.TAIL, 0))

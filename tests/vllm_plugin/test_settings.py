@@ -88,3 +88,9 @@ def test_what_is_unprotected_must_be_said_and_is_not_called_protected(word):
 
     assert refusals(facts, frozenset([word])) == []
     assert not is_protected(facts)
+
+
+@pytest.mark.parametrize(("verify", "steps"), [("always", 1), ("sampled:0.1", 10), ("sampled:0.3", 3), ("off", 1)])
+def test_what_is_being_filled_is_looked_at_as_seldom_as_what_is_hit(verify, steps):
+    """Where nothing that is hit is looked at, that is all there is."""
+    assert Settings.of({"verify": verify}).tail_steps == steps
