@@ -28,7 +28,7 @@ class Settings:
     """
 
     verify: float = 1.0
-    scrub_share: float | None = 0.005
+    scrub_share: float | None = 0.003
     scrub_floor_s: float = 0.0
     weights_share: float = 0.001
     tails: bool = True
@@ -49,7 +49,7 @@ class Settings:
             raise SettingsRefused(f"{', '.join(unknown)}: unknown; write one of {', '.join(sorted(known))}")
         return cls(
             verify=_verify(config.get("verify", "always")),
-            scrub_share=_scrub(config.get("scrub", 0.005)),
+            scrub_share=_scrub(config.get("scrub", 0.003)),
             scrub_floor_s=_number("scrub_floor_ms", config.get("scrub_floor_ms", 0), 0, 1000) / 1000,
             weights_share=_number("weights", config.get("weights", 0.001), 0, 1),
             tails=_one_of("tails", config.get("tails", True), {True: True, False: False}),

@@ -32,7 +32,7 @@ def test_a_status_has_these_names():
         "version": "0.1.0",
         "protected": True,
         "unprotected": [],
-        "settings": {"verify": 1.0, "scrub": 0.005, "on_corruption": "recompute", "store": ""},
+        "settings": {"verify": 1.0, "scrub": 0.003, "on_corruption": "recompute", "store": ""},
         "fingerprint": "0aff",
         "weights": {"changes": 0, "cycle_s": None},
         "pages": {
