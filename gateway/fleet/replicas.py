@@ -1,7 +1,7 @@
 """The replicas of each model: probed, counted, picked."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
@@ -11,12 +11,14 @@ import structlog
 from gateway.fleet.answers import cards, verdict
 from gateway.fleet.canary import Ask, Canary
 from gateway.fleet.gauges import read
+from gateway.fleet.heirs import heir
 from gateway.fleet.pulse import Watch
 from gateway.fleet.replica import Replica
 from guards import breaker, flapping, routing
 from guards.allowance import Allowance
 from guards.breaker import Breaker, Entry
 from guards.health import Health, Probe
+from guards.kinship import Origin
 from guards.peers import ALIKE, Vitals, compared
 from guards.retries import PER_S, SHARE, Retries
 from guards.routing import Candidate, Slack
@@ -75,6 +77,9 @@ class Listener:
     def drained(self, replica: Replica, why: str) -> None:
         """It gets no new requests any more, or does again: see `Inspector`."""
 
+    def parted(self, replica: Replica, model: str) -> None:
+        """It differs from the others of a model in other things than before: see `Kin`."""
+
 
 class Fleet:
     """Knows every replica and its health. Probes run in `run`; suspicions are looked into at once.
@@ -124,13 +129,21 @@ class Fleet:
         return None
 
     def pick(
-        self, model: str, avoid: frozenset[str], near: int | None = None, missing: frozenset[str] = NOBODY
+        self,
+        model: str,
+        avoid: frozenset[str],
+        near: int | None = None,
+        missing: frozenset[str] = NOBODY,
+        origins: Sequence[Origin] = (),
     ) -> str | None:
         """Name the replica for the next leg; None when there is none left to try. near: see `guards.routing`.
 
         missing: those of `avoid` where nobody was. They are tried again when nothing else is left at all: one that has
         only just died is up until somebody has looked, and would take all that a request may try meanwhile.
+        origins: those that brought of it what the client has, if it has any of it: see `heir`.
         """
+        if origins:
+            return heir(self._for(model), model, origins, avoid, missing, near, self._slack, self._clock())
         good = self._good(model)
         if avoid:
             good = [one for one in good if one.name not in avoid]

@@ -87,8 +87,10 @@ class Record:
         self.ends: list[tuple[str, Cause, bool]] = []
         self.hedges: list[str] = []
         self.wins: list[str] = []
+        self.same: list[bool | None] = []  # of each time that a replica was picked
 
-    def leg_opened(self, name: str) -> float:
+    def leg_opened(self, name: str, same_model: bool | None = None) -> float:
+        self.same.append(same_model)
         return 0.0
 
     def leg_ended(self, name: str, end: LegEnd, lost: bool) -> None:
