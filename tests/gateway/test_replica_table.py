@@ -191,4 +191,4 @@ def test_a_replica_that_differs_is_named_with_what_differs_and_what_follows():
 
     (line,) = warnings(shown([one, other], NOW_S, flapping.Plan()))
 
-    assert line.startswith("m: b:1 has another tokenizer and sampling defaults than most: it gets requests, but no stream")
+    assert line.startswith("m: b:1 has another tokenizer and sampling defaults than most: it gets requests, but no")

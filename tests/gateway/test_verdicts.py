@@ -192,6 +192,8 @@ def test_a_replica_that_differs_is_told_with_what_differs():
 
     about = {"replica": "a", "model": "m"}
     assert ear.facts == [
-        ("replica.apart", about | {"what": ["tokenizer", "sampling defaults"]}), ("replica.apart", about | {"what": []}),
-    ]  # fmt: skip
-    assert [(log["event"], log["log_level"]) for log in logs] == [("replica.apart", "warning"), ("replica.alike", "info")]
+        ("replica.apart", about | {"what": ["tokenizer", "sampling defaults"]}),
+        ("replica.apart", about | {"what": []}),
+    ]
+    said = [(log["event"], log["log_level"]) for log in logs]
+    assert said == [("replica.apart", "warning"), ("replica.alike", "info")]
