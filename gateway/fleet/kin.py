@@ -88,9 +88,10 @@ class Kin:
         up = [one for one in self._replicas if one.health.up and model in _models_of(one)]
         if len(up) < 2 or not any(self._due(one, model) for one in up):
             return
+        anew = {one.name: self._anew(one, model) for one in up}
         for one in up:
             one.kin_asked[model] = (self._clock(), one.fingerprints)
-        await asyncio.gather(*(self._read(one, model) for one in up))
+        await asyncio.gather(*(self._read(one, model, anew[one.name]) for one in up))
         family = [(one.name, one.traits.get(model, UNKNOWN)) for one in self._replicas if one in up]
         found = apart(family)
         for one in up:
@@ -103,13 +104,17 @@ class Kin:
         return list(dict.fromkeys(model for one in self._replicas for model in _models_of(one)))
 
     def _due(self, replica: Replica, model: str) -> bool:
-        asked_s, fingerprints = replica.kin_asked.get(model, (None, frozenset()))
-        if asked_s is None or replica.since_s > asked_s or self._clock() - asked_s >= AGAIN_S:
-            return True
-        return fingerprints != replica.fingerprints
+        return self._anew(replica, model) or self._clock() - replica.kin_asked[model][0] >= AGAIN_S
 
-    async def _read(self, replica: Replica, model: str) -> None:
-        """Ask one for its traits. One that does not answer is asked again next time, and is unknown meanwhile."""
+    def _anew(self, replica: Replica, model: str) -> bool:
+        """Whether what was found of it may be of another engine than the one that is there now."""
+        if (asked := replica.kin_asked.get(model)) is None:
+            return True
+        asked_s, fingerprints = asked
+        return replica.since_s > asked_s or fingerprints != replica.fingerprints
+
+    async def _read(self, replica: Replica, model: str, anew: bool) -> None:
+        """Ask one for its traits. Of one that does not answer those stay that are known, unless it may be another now."""
         try:
             replica.traits[model] = Traits(
                 tokenizer=await self._tokens(replica, {"model": model, "prompt": TEXT}),
@@ -117,7 +122,8 @@ class Kin:
                 sampling=await self._sampling(replica, model),
             )
         except Unheard:
-            replica.traits[model] = UNKNOWN
+            if anew:
+                replica.traits[model] = UNKNOWN
 
     async def _tokens(self, replica: Replica, said: dict[str, Any]) -> str | None:
         answer = await self._asked(replica, "/tokenize", said)

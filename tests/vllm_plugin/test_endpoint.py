@@ -270,7 +270,7 @@ def test_nothing_that_vllm_loads_brings_numba_or_vllm_before_its_time():
 
 @pytest.mark.parametrize(
     ("told", "said"),
-    [({"temperature": 0.6, "top_k": 20}, {"temperature": 0.6, "top_k": 20.0}), ({}, {}), (OSError(), None), (None, None)],
+    [({"temperature": 0.6, "top_k": 20}, {"temperature": 0.6, "top_k": 20}), ({}, {}), (OSError(), None), (None, None)],
 )
 def test_a_status_tells_the_defaults_of_sampling(told, said):
     """As vLLM has them; nothing where it does not tell, as in another version."""

@@ -100,6 +100,19 @@ async def test_who_does_not_tell_is_not_apart(answer, which):
     assert family.told == []
 
 
+@pytest.mark.parametrize("anew", [False, True])
+async def test_what_is_known_of_a_server_that_is_too_busy_to_answer_stays(anew):
+    """Until its engine was started anew: then nobody knows."""
+    family = Family()
+    family.answers["b"]["chat"] = tokens(8)
+    await family.look()
+    family.answers["b"]["chat"] = SILENT
+    if anew:
+        family.replicas[1].since_s = family.now_s
+
+    assert await family.look() == ({} if anew else {"b": ("chat template",)})
+
+
 async def test_what_says_the_same_in_other_words_is_the_same():
     """The plugin names only what is not vLLM's own; a route that tells of all names no top_k as 0 or as -1."""
     family = Family()
