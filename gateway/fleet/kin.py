@@ -114,7 +114,7 @@ class Kin:
         return replica.since_s > asked_s or fingerprints != replica.fingerprints
 
     async def _read(self, replica: Replica, model: str, anew: bool) -> None:
-        """Ask one for its traits. Of one that does not answer those stay that are known, unless it may be another now."""
+        """Ask one for its traits. Of one that does not answer, what is known stays, unless it may be anew."""
         try:
             replica.traits[model] = Traits(
                 tokenizer=await self._tokens(replica, {"model": model, "prompt": TEXT}),
