@@ -35,11 +35,11 @@ async def test_a_lost_stream_goes_on_only_where_the_template_is_the_same(start_g
     While the other one is there, the stream goes on at that, exactly; with the odd one alone it ends with an error
     that says why, and new requests are answered there.
     """
-    stub = {"tokens_per_s": RATE}
+    stub = {"tokens_per_s": RATE, "pages": 0}  # all with the plugin, and of one fingerprint
     with start_stub(**stub) as first, start_stub(**stub) as odd, start_stub(**stub) as like:
         odd.kin(template=[5])
         replicas = [first.url, odd.url, like.url]
-        gateway = start_gateway(replicas, tokenizer=tokenizer, timeouts=HURRIED)
+        gateway = start_gateway(replicas, tokenizer=tokenizer, timeouts=HURRIED, integrity={"ask_every_s": 0.2})
         key = gateway.key("somebody")
         await asyncio.to_thread(until, lambda: apart(gateway) == {name(odd): {"stub": ["chat template"]}})
         table = await asyncio.to_thread(
@@ -54,16 +54,20 @@ async def test_a_lost_stream_goes_on_only_where_the_template_is_the_same(start_g
         first.kill()
         seen = await running
         later = await ask(gateway, key, chat(order(tokens=5)))
-        facts = [one for one in gateway.journal() if one["kind"] == "replica.apart"]
+        canaries = gateway.metric("holdfast_canaries_total", replica=name(odd), outcome="refused")
+        journal = gateway.journal()
+        facts = [one for one in journal if one["kind"] == "replica.apart"]
+        resumes = [(one["replica"], one["same_model"]) for one in journal if "same_model" in one]
         metric = gateway.metric("holdfast_replica_apart", replica=name(odd))
 
     assert f"{name(odd)} has another chat template than most" in " ".join(table.stdout.split())
     assert [(one["replica"], one["model"], one["what"]) for one in facts] == [(name(odd), "stub", ["chat template"])]
-    assert metric == 1
+    assert (metric, canaries) == (1, 0)
     assert later.finish == "stop"
     if left == "alike":
         assert seen.ids == whole.ids
         assert seen.finish == whole.finish
+        assert resumes == [(name(like), True)]
     else:
         assert seen.ids == whole.ids[: len(seen.ids)]
         assert b"those that are left have another chat template" in seen.body
