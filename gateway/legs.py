@@ -132,12 +132,14 @@ class Legs:
     def ended(self, running: Running, end: LegEnd, lost: bool) -> None:
         """Note how a leg ended that was taken out; with one that was lost, all on its replica are closed.
 
-        Those can be taken at once.
+        Those can be taken at once. Its server is looked at, unless the leg was only moved.
         """
         self._visits.ended(running.visit, end, lost)
         if lost:
             if not end.reached:
                 self._missing |= {running.replica}
+            if not end.planned:
+                self._fleet.suspect(running.replica)
             for one in self._running:
                 if one.replica == running.replica:
                     one.leg.close()

@@ -15,6 +15,8 @@ from guards.routing import Candidate
 
 _new = tuple.__new__  # what a NamedTuple's own does, twice as fast: every leg looks at every replica
 
+LEAVING = "an operator drains it"
+
 
 @dataclass
 class Replica:
@@ -31,6 +33,7 @@ class Replica:
     breakers: of each model it was sent requests for, and serves.
     gauges: what it last said of itself; beside: how it compares with the others of its model, as of beside_s.
     pages: what it said of its KV pages.
+    leaving: whether an operator drains it.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Replica:
     beside: Comparison = ALIKE
     beside_s: float = 0.0
     pages: Pages = field(default_factory=Pages)
+    leaving: bool = False
 
     @property
     def any_model(self) -> str | None:
@@ -63,8 +67,14 @@ class Replica:
 
     @property
     def drained(self) -> bool:
-        """Whether it gets no new requests while any other one can have them: too many of its pages went bad."""
-        return self.pages.corruption.drained is not None
+        """Whether it gets no new requests while any other one can have them."""
+        return self.leaving or self.pages.corruption.drained is not None
+
+    @property
+    def why_drained(self) -> str | None:
+        """An operator drains it, or too many of its pages went bad, or both; None: it is not drained."""
+        reasons = (LEAVING if self.leaving else None, self.pages.corruption.drained)
+        return "; ".join(one for one in reasons if one is not None) or None
 
     def good(self, model: str, now_s: float) -> bool:
         """Whether nothing speaks against sending it a request for that model, as mostly nothing does."""

@@ -75,6 +75,9 @@ class Listener:
     def drained(self, replica: Replica, why: str) -> None:
         """It gets no new requests any more, or does again: see `Inspector`."""
 
+    def leaving(self, replica: Replica) -> None:
+        """An operator drains it, or not any more."""
+
 
 class Fleet:
     """Knows every replica and its health. Probes run in `run`; suspicions are looked into at once.
