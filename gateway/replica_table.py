@@ -12,7 +12,7 @@ from guards.health import Health
 COLUMNS = ("replica", "role", "state", "for", "load", "breaker", "waiting", "kv", "preempted", "flaps", "weight", "why")
 PAGES = ("replica", "pages", "corrupt", "lately", "fingerprint", "scrub", "told", "notes")
 HEX = 8  # digits of a fingerprint that tell one model from another
-UNDRAIN = "Drained replicas stay so until: holdfast replicas --undrain REPLICA; where pages were corrupt, or a new engine"
+UNDRAIN = "Drained replicas stay so until: holdfast replicas --undrain REPLICA; after corrupt pages also: a new engine"
 WIDTH = 180  # of a table that is no terminal's
 STATES = {None: "unknown", True: "up", False: "down"}
 
