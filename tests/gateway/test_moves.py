@@ -7,7 +7,9 @@ import pytest
 from gateway.fleet.inspector import Inspector
 from gateway.fleet.replica import Replica
 from gateway.moves import MOVE_S_MAX, Moves
-from gateway.stream.leg_end import Cause
+from gateway.stream.leg_end import Cause, LegEnd
+from gateway.stream.part import Part
+from gateway.stream.seams import Ask
 from guards.refusal import Ending
 from tests.gateway.stage import Leg, Stage
 from tests.gateway.stream.fakes import BROKEN, PROMPT, Engine, call_for, ids_of, terms_for, text_of
@@ -53,6 +55,65 @@ class Removal:
     async def end(self) -> None:
         self.moves.close()
         await self.stage.end()
+
+
+class Stream:
+    """A stream that has a token, and gets the next one when it is told so."""
+
+    def __init__(self) -> None:
+        self.call, self.ending, self.open, self.completion_tokens = call_for(), None, True, 1
+
+    def events(self, part: Part, raws: list[bytes]) -> None:
+        raise AssertionError("nothing comes here")
+
+    async def stays(self) -> None:
+        return None
+
+
+class Legged:
+    """A leg of such a stream."""
+
+    replica, open = "a", True
+
+    def __init__(self, stream: Stream) -> None:
+        self.receiver = Part(stream, Ask("", b"", (0,)))
+
+    @property
+    def over(self) -> bool:
+        return not self.open
+
+    def end(self, end: LegEnd) -> None:
+        self.open = False
+
+
+async def test_no_more_are_on_their_way_at_a_time_than_are_wanted(monkeypatch):
+    """The next one goes when one has arrived, which is when it has brought a token there, or has ended."""
+    removal = Removal(monkeypatch, stage := Stage(call_for(), Engine([ANSWER])))
+    await stage.opened(0)
+    stage.legs[0].finish()
+    streams = [Stream() for _ in range(5)]
+    stage.legs += [Legged(one) for one in streams]  # type: ignore[arg-type]
+
+    def gone() -> int:
+        return sum(leg.over for leg in stage.legs[1:])
+
+    removal.moves.drain("a", 2)
+    await stage.turn()
+    counts = [gone()]
+    streams[1].completion_tokens += 1
+    await stage.turn()
+    counts.append(gone())
+    streams[0].open, streams[0].ending = False, Ending.UPSTREAM_LOST
+    await stage.turn()
+    counts.append(gone())
+    removal.moves.drain("a", 3)
+    await stage.turn()
+    counts.append(gone())
+    told = removal.moves.told("a")
+    await removal.end()
+
+    assert counts == [2, 3, 4, 5]
+    assert (told["moved"], told["moving"]) == (1, 3)  # what has ended badly was not moved
 
 
 @pytest.mark.parametrize("cut", range(len(ANSWER)))
@@ -153,10 +214,11 @@ async def test_a_leg_that_only_races_there_is_given_up(monkeypatch):
     second = await stage.opened(1)
 
     told = await removal.drain("b")
+    cause = second.cause
     first.finish()
     await removal.end()
 
-    assert (second.cause, first.cause) == (Cause.CLOSED, Cause.DONE)
+    assert (cause, first.cause) == (Cause.CLOSED, Cause.DONE)
     assert (told["moving"], told["left"]) == (0, {})
     assert stage.seen.ids[0] == ANSWER
 
