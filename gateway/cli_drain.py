@@ -17,7 +17,9 @@ WITHIN_S = 60.0
 
 def drain(
     replica: Annotated[str, typer.Argument(help="Its name, as `holdfast replicas` shows it.")],
-    at_once: Annotated[int, typer.Option(min=1, max=64, help="Streams that may be on their way at a time.")] = 4,
+    at_once: Annotated[
+        int | None, typer.Option(min=1, help="Streams that may be on their way at a time; 4 if unsaid.")
+    ] = None,
     within: Annotated[float, typer.Option(min=0.0, help="Seconds to wait until it is empty.")] = WITHIN_S,
     admin: Annotated[str | None, typer.Option(help="Root URL of the admin port.")] = None,
     config: ConfigFile = None,
@@ -29,8 +31,9 @@ def drain(
     HOLDFAST_ADMIN_KEY is its admin key.
     """
     path = f"/admin/replicas/{quote(replica, safe='')}/drain"
+    asked = {} if at_once is None else {"at_once": at_once}
     with explained():
-        told = from_admin(admin, config, path, os.environ, json.dumps({"at_once": at_once}).encode())
+        told = from_admin(admin, config, path, os.environ, json.dumps(asked).encode())
         until_s, said = time.monotonic() + within, ""
         while not told.get("empty") and told["draining"] and time.monotonic() < until_s:
             if (line := progress(told)) != said:
@@ -58,7 +61,7 @@ def ended(told: dict[str, Any]) -> str:
     counts = f"{name}: {moved} {'stream' if moved == 1 else 'streams'} moved, {left} left to finish"
     if told["empty"]:
         return f"{counts}, empty after {told['took_s']:.1f} s; it may be stopped"
-    reasons = [f"{count} there: {why}" for why, count in told["left"].items()]
+    reasons = [f"{count} left: {why}" for why, count in told["left"].items()]
     still = f"{counts}, {running} still there after {told['took_s']:.1f} s; do not stop it yet"
     return "\n".join([still, *_alone(told), *reasons])
 
