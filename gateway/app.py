@@ -32,7 +32,6 @@ from gateway.config_service import DEFAULT
 from gateway.deadlines import Deadlines
 from gateway.descriptors import clients_max
 from gateway.desk import Desk
-from gateway.fleet.inspector import Inspector
 from gateway.fleet.replicas import Fleet
 from gateway.flow import Flow
 from gateway.forecasts import Forecasts
@@ -46,6 +45,7 @@ from gateway.http.scrub import Scrub
 from gateway.http.webhook import Webhook
 from gateway.ladder import Ladder
 from gateway.ledgers import open_books
+from gateway.moves import Moves
 from gateway.quote import Quotes
 from gateway.rates import Rates
 from gateway.record import Records
@@ -113,6 +113,8 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         stack.callback(fleet.close)
         inspector = fleets.inspector(config, ask, fleet, clock, listener)
         kin = fleets.kin(ask, fleet, clock, listener)
+        moves = Moves(fleet, inspector, upstream, listener, clock)
+        stack.callback(moves.close)
         asides = Asides(fleet, upstream, targets)
         deadlines = _deadlines(config)
         alerts = listener.alerts = _alerts(config, stack, journal, ledger, metrics)
@@ -140,7 +142,7 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
             stack.callback(asyncio.create_task(work).cancel)
         listen, clients = config.listen, _clients(config)
         shown = partial(_replicas, config, fleet, clock)
-        desk = _desk(config, home, corrections, records, keys, shown, turns, inspector)
+        desk = _desk(config, home, corrections, records, keys, shown, turns, moves)
         stack.callback(desk.close)
         admin = Admin(metrics, ready, config.admin_key_sha256, listen.admin_host, desk)
         side_door = await Door.open(admin.handle, listen.admin_host, listen.admin_port, clients)
@@ -182,12 +184,12 @@ def _desk(
     keys: Keys,
     replicas: Callable[[], list[dict[str, Any]]],
     turns: Turns,
-    inspector: Inspector,
+    moves: Moves,
 ) -> AdminBooks:
     open_keys = partial(Keys, home / "keys.db", config.keys, budgets=config.budgets)
     prices = {one.model: one.price for one in config.prices}
     desk = Desk(home, open_keys, corrections, records)
-    return AdminBooks(desk, prices, keys.look_again, replicas, turns.shown, inspector.undrain)
+    return AdminBooks(desk, prices, keys.look_again, replicas, turns.shown, moves)
 
 
 def _quotes(config: Config, ledger: Ledger, fleet: Fleet, asides: Asides, breakers: Breakers) -> Quotes:

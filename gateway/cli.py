@@ -1,4 +1,4 @@
-"""The command line: serve, keys, budgets, holds, replicas, sla, spend, journal, ledger, check, demo, version.
+"""The command line: serve, keys, budgets, holds, replicas, drain, sla, spend, journal, ledger, check, demo, version.
 Other packages add theirs, such as pages: gateway/cli_added.py.
 
 Standard output holds only what was asked for, so that scripts can use it; everything else goes to
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway import cli_books, cli_budgets, cli_ledger, cli_replicas, cli_sla
+from gateway import cli_books, cli_budgets, cli_drain, cli_ledger, cli_replicas, cli_sla
 from gateway.cli_added import WithAdded
 from gateway.cli_common import DATA, AsJson, ConfigFile, DataDir, books, explained, fail, keys_of, limit_of
 from gateway.config import Config
@@ -40,6 +40,7 @@ app.add_typer(cli_ledger.ledger_app, name="ledger")
 app.command("spend")(cli_books.spend)
 app.command("holds")(cli_budgets.holds)
 app.command("replicas")(cli_replicas.replicas)
+app.command("drain")(cli_drain.drain)
 app.command("sla")(cli_sla.sla)
 
 PortOption = typer.Option(min=0, max=65535)

@@ -85,7 +85,6 @@ class Flow:
                     legs.ended(running, end, lost, delivered=answer.open and answer.delivered)
                     if lost:  # its siblings there go on elsewhere too
                         failed |= {running.replica}
-                        self.fleet.suspect(running.replica)
 
     async def _hedge(self, answer: Relay | Plain, sink: Sink, record: Record, legs: Legs, avoid: Names) -> None:
         """Race silent legs on another server. They stay; whichever leg brings the next token wins."""

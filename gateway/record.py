@@ -144,14 +144,14 @@ class Record:
         """A server has answered, or not."""
         self._books.metrics.leg_ended(replica, end.cause)
         if lost or end.cause is not Cause.DONE:
-            facts = {"replica": replica, "cause": end.cause, "lost": lost, "tokens": self._delivered()}
+            failed = lost and not end.planned
+            facts = {"replica": replica, "cause": end.cause, "lost": failed, "tokens": self._delivered()}
             self._fact("leg.ended", facts)
         if lost:
             if self._delivered():
                 self._losses.append(end.cause)
-            self._books.log.warning(
-                "leg.lost", request_id=self._call.request_id, replica=replica, cause=end.cause, detail=end.detail
-            )
+            say, event = (self._books.log.warning, "leg.lost") if failed else (self._books.log.info, "leg.moved")
+            say(event, request_id=self._call.request_id, replica=replica, cause=end.cause, detail=end.detail)
 
     def __enter__(self) -> Self:
         self._books.metrics.request_opened()

@@ -12,7 +12,7 @@ from guards.health import Health
 COLUMNS = ("replica", "role", "state", "for", "load", "breaker", "waiting", "kv", "preempted", "flaps", "weight", "why")
 PAGES = ("replica", "pages", "corrupt", "lately", "fingerprint", "scrub", "told", "notes")
 HEX = 8  # digits of a fingerprint that tell one model from another
-UNDRAIN = "Drained replicas stay so until their engines are started anew, or: holdfast replicas --undrain REPLICA"
+UNDRAIN = "Drained replicas stay so until: holdfast replicas --undrain REPLICA; after corrupt pages also: a new engine"
 WIDTH = 180  # of a table that is no terminal's
 STATES = {None: "unknown", True: "up", False: "down"}
 
@@ -55,7 +55,7 @@ def _shown(one: Replica, now_s: float, plan: flapping.Plan) -> dict[str, Any]:
         "kv_used": gauges and gauges.kv_used,
         "preemptions": gauges and gauges.preemptions,
         "gauges_age_s": round(now_s - gauges.at_s, 3) if gauges else None,
-        "drained": one.pages.corruption.drained,
+        "drained": one.why_drained,
         "apart": {model: list(what) for model, what in sorted(one.apart.items()) if what},
         "pages": _pages(one.pages, now_s),
     }

@@ -5,7 +5,7 @@ from typing import Any
 
 import structlog
 
-from gateway.fleet.replica import Replica
+from gateway.fleet.replica import LEAVING, Replica
 from gateway.fleet.replicas import Listener
 from gateway.forecasts import Forecasts
 from gateway.waiting import Waiting
@@ -20,8 +20,8 @@ Append = Callable[[str, Mapping[str, Any], Mapping[str, Any]], None]
 
 
 class Verdicts(Listener):
-    """Tells each change once. Facts: `replica.judged`, `replica.breaker`, `replica.compared`, `replica.drained` and
-    `replica.apart`.
+    """Tells each change once. Facts: `replica.judged`, `replica.breaker`, `replica.compared`, `replica.drained`,
+    `replica.emptied` and `replica.apart`.
 
     append: of the journal. abandon: ends a replica's legs; streams: also those that wait for tokens.
     waiting: where requests wait for replicas; None where they do not. forecasts: None where nothing is predicted.
@@ -85,6 +85,23 @@ class Verdicts(Listener):
         say = log.warning if what else log.info
         say("replica.apart" if what else "replica.alike", replica=replica.name, model=model, what=what)
         self._append("replica.apart", {"replica": replica.name, "model": model}, {"what": what})
+
+    def leaving(self, replica: Replica) -> None:
+        log.info("replica.leaving", replica=replica.name, leaving=replica.leaving)
+        facts = {"drained": replica.drained, "why": LEAVING if replica.leaving else "an operator said so"}
+        self._append("replica.drained", {"replica": replica.name}, facts)
+        if not replica.drained and self.waiting is not None:
+            self.waiting.again()
+
+    def emptied(self, replica: Replica, moved: int, took_s: float) -> None:
+        """Nothing runs there any more."""
+        facts = {"moved": moved, "took_s": round(took_s, 3)}
+        log.info("replica.emptied", replica=replica.name, **facts)
+        self._append("replica.emptied", {"replica": replica.name}, facts)
+
+    def moved(self) -> None:
+        """A stream that was moved goes on elsewhere."""
+        self._metrics.moved("drain")
 
 
 def measured(replicas: Iterable[Replica], now_s: float) -> Iterator[Measured]:

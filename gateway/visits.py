@@ -5,7 +5,8 @@ from gateway.stream.leg_end import Cause, LegEnd
 from guards.blame import Blame
 from guards.breaker import Entry, Outcome
 
-NOTHING_SHOWN = (Cause.REFUSED, Cause.ABANDONED)  # a status of 400 to 499; and a verdict that others have spoken
+# A status of 400 to 499; a verdict that others have spoken; and what an operator wanted.
+NOTHING_SHOWN = (Cause.REFUSED, Cause.ABANDONED, Cause.MOVED)
 
 
 class Visit:
@@ -45,7 +46,7 @@ class Visits:
         1. The server could not be reached: that is no request's fault.
         2. Lost otherwise: it may be the request's.
         3. Answered to the end, and so by all other legs of the visit.
-        4. Closed by us, or refused: it shows nothing.
+        4. Closed or moved by us, or refused: it shows nothing.
         """
         visit.legs -= 1
         if end.cause is Cause.UNREACHED:

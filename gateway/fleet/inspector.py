@@ -73,7 +73,7 @@ class Inspector:
         pages.plugin, pages.status = Plugin.TOLD, status
         before = pages.corruption.drained
         pages.corruption.note(status.bad, status.engines, now_s)
-        if pages.corruption.drained != before:
+        if pages.corruption.drained != before and (pages.corruption.drained or not replica.drained):
             self._listener.drained(replica, pages.corruption.drained or "its engine was started anew")
 
     def undrain(self, name: str) -> bool:

@@ -16,6 +16,8 @@ from guards.routing import Candidate
 
 _new = tuple.__new__  # what a NamedTuple's own does, twice as fast: every leg looks at every replica
 
+LEAVING = "an operator drains it"
+
 
 @dataclass
 class Replica:
@@ -34,6 +36,7 @@ class Replica:
     pages: what it said of its KV pages.
     traits: what was found of it, by model, and apart: in what it differs from the others. kin_asked: when it was asked
         for that, and its fingerprints then.
+    leaving: whether an operator drains it.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Replica:
     traits: dict[str, Traits] = field(default_factory=dict)
     apart: dict[str, tuple[str, ...]] = field(default_factory=dict)
     kin_asked: dict[str, tuple[float, frozenset[str]]] = field(default_factory=dict)
+    leaving: bool = False
 
     @property
     def any_model(self) -> str | None:
@@ -69,8 +73,14 @@ class Replica:
 
     @property
     def drained(self) -> bool:
-        """Whether it gets no new requests while any other one can have them: too many of its pages went bad."""
-        return self.pages.corruption.drained is not None
+        """Whether it gets no new requests while any other one can have them."""
+        return self.leaving or self.pages.corruption.drained is not None
+
+    @property
+    def why_drained(self) -> str | None:
+        """An operator drains it, or too many of its pages went bad, or both; None: it is not drained."""
+        reasons = (LEAVING if self.leaving else None, self.pages.corruption.drained)
+        return "; ".join(one for one in reasons if one is not None) or None
 
     @property
     def fingerprints(self) -> frozenset[str]:

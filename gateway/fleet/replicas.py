@@ -80,6 +80,9 @@ class Listener:
     def parted(self, replica: Replica, model: str) -> None:
         """It differs from the others of a model in other things than before: see `Kin`."""
 
+    def leaving(self, replica: Replica) -> None:
+        """An operator drains it, or not any more."""
+
 
 class Fleet:
     """Knows every replica and its health. Probes run in `run`; suspicions are looked into at once.
@@ -129,13 +132,9 @@ class Fleet:
         return None
 
     def pick(
-        self,
-        model: str,
-        avoid: frozenset[str],
-        near: int | None = None,
-        missing: frozenset[str] = NOBODY,
+        self, model: str, avoid: frozenset[str], near: int | None = None, missing: frozenset[str] = NOBODY,
         origins: Sequence[Origin] = (),
-    ) -> str | None:
+    ) -> str | None:  # fmt: skip
         """Name the replica for the next leg; None when there is none left to try. near: see `guards.routing`.
 
         missing: those of `avoid` where nobody was. They are tried again when nothing else is left at all: one that has

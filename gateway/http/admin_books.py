@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -17,6 +17,7 @@ from aiohttp import web
 from gateway.budget_table import added
 from gateway.config import parse_limit, window_of
 from gateway.desk import Desk, Unknown
+from gateway.moves import AT_ONCE, AT_ONCE_MAX
 from gateway.replica_table import warnings
 from gateway.spend import BY
 from guards.budget import Limit
@@ -34,7 +35,7 @@ BODY_S = 10.0
 THREADS = 2  # that read and write files
 WAITING_MAX = 32  # for them; beyond, callers are told to come again
 PAGE, PAGE_MAX = 100, 1000
-UNDRAIN = "/undrain"
+DRAIN, UNDRAIN = "/drain", "/undrain"
 LIMITS_MAX = 32  # of a scope, as in the configuration
 SINCE = re.compile(r"([0-9]{1,6})([smhd])")
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -80,12 +81,26 @@ class Undrain(msgspec.Struct, forbid_unknown_fields=True):
     """POST /admin/replicas/{name}/undrain: nothing is to be said."""
 
 
+class Drain(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /admin/replicas/{name}/drain. at_once: streams that may be on their way at a time."""
+
+    at_once: Annotated[int, msgspec.Meta(ge=1, le=AT_ONCE_MAX)] = AT_ONCE
+
+
+class Drains(Protocol):
+    """Who drains replicas. Each raises KeyError where there is none of that name; see `Moves`."""
+
+    def drain(self, name: str, at_once: int) -> dict[str, Any]: ...
+    def undrain(self, name: str) -> bool: ...
+    def told(self, name: str) -> dict[str, Any]: ...
+
+
 class AdminBooks:
     """Answers what is asked below /admin/. Files are read and written by threads of its own.
 
     prices: of the models that have one. changed: told when keys or limits were, before that is answered.
     replicas: what is thought of each replica now. promises: what was promised, and kept.
-    undrain: has a replica have requests again; whether it had none. Raises KeyError where there is none of that name.
+    drains: who drains replicas, and lets them have requests again; None where that is not to be had.
     """
 
     def __init__(
@@ -95,10 +110,10 @@ class AdminBooks:
         changed: Callable[[], None],
         replicas: Callable[[], Shown] = list,
         promises: Callable[[], Mapping[str, Any]] = dict,
-        undrain: Callable[[str], bool] = lambda name: False,
+        drains: Drains | None = None,
     ) -> None:
         self._desk, self._priced, self._changed, self._fleet = desk, prices, changed, replicas
-        self._promises, self._undrain = promises, undrain
+        self._promises, self._drains = promises, drains
         self._threads = ThreadPoolExecutor(THREADS, "holdfast-admin")
         self._places = threading.BoundedSemaphore(WAITING_MAX)
 
@@ -125,8 +140,8 @@ class AdminBooks:
             return {"GET": getattr(self, f"_{room}")}
         if room == "keys":
             return {"DELETE": lambda request: self._revoke(request, unquote(rest))}
-        if room == "replicas" and rest.endswith(UNDRAIN):
-            return {"POST": lambda request: self._undrained(request, unquote(rest.removesuffix(UNDRAIN)))}
+        if room == "replicas" and self._drains is not None and rest.endswith((DRAIN, UNDRAIN)):
+            return self._moves(self._drains, rest)
         if room != "budgets":
             raise Refused(Reason.NOT_FOUND, "There is no such path on the admin port.")
         # What acts on a scope is the last part of a POST; for all other methods everything is the scope's name.
@@ -213,14 +228,27 @@ class AdminBooks:
         found = self._fleet()
         return {"replicas": found, "warnings": warnings(found)}
 
-    async def _undrained(self, request: web.BaseRequest, name: str) -> object:
-        await _body(request, Undrain)
-        try:
-            drained = self._undrain(name)
-        except KeyError:
-            raise Refused(Reason.NOT_FOUND, "There is no replica of that name.") from None
-        log.info("admin.undrained", replica=name, new=drained)
-        return {"replica": name, "undrained": drained}
+    def _moves(self, drains: Drains, rest: str) -> Routes:
+        name, _, act = rest.rpartition("/")
+        name = unquote(name)
+
+        async def undrain(request: web.BaseRequest) -> object:
+            await _body(request, Undrain)
+            drained = _of_replica(lambda: drains.undrain(name))
+            log.info("admin.undrained", replica=name, new=drained)
+            return {"replica": name, "undrained": drained}
+
+        async def drain(request: web.BaseRequest) -> object:
+            body = await _body(request, Drain)
+            told = _of_replica(lambda: drains.drain(name, body.at_once))
+            log.info("admin.drained", replica=name, at_once=body.at_once)
+            return told
+
+        async def told(request: web.BaseRequest) -> object:
+            _query(request)
+            return _of_replica(lambda: drains.told(name))
+
+        return {"POST": undrain} if act == "undrain" else {"GET": told, "POST": drain}
 
     async def _sla(self, request: web.BaseRequest) -> object:
         _query(request)
@@ -283,6 +311,13 @@ class AdminBooks:
             raise Refused(Reason.NOT_FOUND, str(error)) from None
         except TimeoutError as error:
             raise Refused(Reason.OVERLOADED, str(error), retry_after_s=1.0) from None
+
+
+def _of_replica(work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except KeyError:
+        raise Refused(Reason.NOT_FOUND, "There is no replica of that name.") from None
 
 
 def _scope(text: str) -> str:

@@ -21,10 +21,11 @@ class Cause(StrEnum):
     SILENT = "silent"  # no progress within a timeout
     ABANDONED = "abandoned"  # the replica was found dead, or hung, meanwhile
     OUTRUN = "outrun"  # silent, while another server brought the next token
+    MOVED = "moved"  # by us, and on purpose: it goes on elsewhere, for its server is to be stopped
 
 
-# The server died, hangs, or was never there. Every other end is an answer, though it may be none of use.
-GONE = frozenset((Cause.UNREACHED, Cause.BROKEN, Cause.ABANDONED, Cause.OUTRUN))
+# The server died, hangs, was never there, or is to go. Every other end is an answer, though it may be none of use.
+GONE = frozenset((Cause.UNREACHED, Cause.BROKEN, Cause.ABANDONED, Cause.OUTRUN, Cause.MOVED))
 
 
 class LegEnd(NamedTuple):
@@ -53,6 +54,11 @@ class LegEnd(NamedTuple):
     def erred(self) -> bool:
         """Whether a server was there and did not do what it was asked for."""
         return self.cause not in GONE
+
+    @property
+    def planned(self) -> bool:
+        """Whether nobody failed: it was moved."""
+        return self.cause is Cause.MOVED
 
     @property
     def request_at_fault(self) -> bool:

@@ -2,17 +2,39 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Protocol
 
+from gateway.stream.call import Call
 from gateway.stream.seams import Ask, LegControl
 from gateway.stream.template import Template
+from guards.refusal import Ending
 
 EARLY_EVENTS_MAX = 64  # of a leg that races and has not brought a token yet: role, prompt ids
+
+
+class Stream(Protocol):
+    """What parts are of, as far as they and who moves them are concerned: see `Relay`."""
+
+    call: Call
+    ending: Ending | None
+
+    @property
+    def open(self) -> bool: ...
+
+    @property
+    def completion_tokens(self) -> int: ...
+
+    def events(self, part: "Part", raws: list[bytes]) -> None:
+        """Take in events of one leg."""
+
+    async def stays(self) -> str | None:
+        """Say why it can only end where it is; None where it can go on elsewhere. Nothing of it is changed."""
 
 
 class Part:
     """What one leg delivers to a relay.
 
-    events: takes in complete events of the leg, in order.
+    events: takes in complete events of the leg, in order: those of its stream.
     choices: the client's numbers of its choices.
     again, words: see Ask.
     on_win: called when it brings the next token before the leg that it races; None for a leg that races nobody.
@@ -21,18 +43,19 @@ class Part:
     behind: the decoder of its text is.
     heard: how many events with tokens it brought.
     loss: why what it sends is not trusted any more.
+    stream: what it is of; None once it is retired. stays: why that can only end where it is, if it was found so.
     template: of its usual chunks, once one was taken in, where it brings one choice: the prompt is charged by then.
     """
 
     __slots__ = (
-        "again", "behind", "choices", "early", "events", "heard", "leg", "loss", "on_win", "template",
-        "waiting", "words",
+        "again", "behind", "choices", "early", "events", "heard", "leg", "loss", "on_win", "stays", "stream",
+        "template", "waiting", "words",
     )  # fmt: skip
 
-    def __init__(
-        self, take: Callable[["Part", list[bytes]], None], ask: Ask, on_win: Callable[[], None] | None = None
-    ) -> None:
-        self.events: Callable[[list[bytes]], None] = partial(take, self)
+    def __init__(self, stream: "Stream", ask: Ask, on_win: Callable[[], None] | None = None) -> None:
+        self.events: Callable[[list[bytes]], None] = partial(stream.events, self)
+        self.stream: Stream | None = stream
+        self.stays: str | None = None
         self.choices, self.again, self.words, self.on_win = ask.choices, ask.again, ask.words, on_win
         self.leg: LegControl | None = None
         self.early: list[bytes] | None = None if on_win is None else []
@@ -59,7 +82,7 @@ class Part:
 
     def retire(self) -> None:
         """Let go of what holds it: its leg has ended, and cycles wait for the collector with all that hangs on them."""
-        self.leg = None
+        self.leg = self.stream = None
         self.events = _nothing
 
     def lose(self, detail: str) -> None:

@@ -129,7 +129,7 @@ class Relay:
 
     def part(self, ask: Ask, on_win: Callable[[], None] | None = None) -> Part:
         """Make the receiver for one leg. on_win: of a leg that races a silent one, called if it wins."""
-        part = Part(self.events, ask, on_win)
+        part = Part(self, ask, on_win)
         self._parts.append(part)
         if part.racing:
             self._races.enter(part)
@@ -151,7 +151,7 @@ class Relay:
         if end.request_at_fault and not self.delivered:
             self._refuse(refusal(end))
             return False
-        mine = self._races.unfinished(part)
+        mine, orphaned = self._races.unfinished(part), self.needs_leg
         for choice in mine:
             choice.owner = None
         if self.delivered:
@@ -159,10 +159,15 @@ class Relay:
         for heir in dict.fromkeys(choice.rival for choice in mine if choice.rival is not None):
             self.events(heir, self._races.won(heir))
         if self.needs_leg:
+            self._legs_left += end.planned and not orphaned  # what was moved used up no try
             self._lost(part.loss or end.detail, late=end.late and part.loss is None, erred=end.erred)
         self._finish_if_told()  # and the usage or [DONE] that should have followed was lost
         self._flush()
         return bool(mine)
+
+    async def stays(self) -> str | None:
+        """Say why it can only end where it is; None where it can go on elsewhere. Nothing of it is changed."""
+        return await self._telling.stays() if self.delivered else None
 
     def fail(self, ending: Ending, detail: str) -> None:
         """End the stream with an error that the client sees, lest it pass for success, or with a cut."""

@@ -149,6 +149,21 @@ class Telling:
             feature = feature or continuation.repeats_obstacle(self.call, choice.ids)
         return feature
 
+    async def stays(self) -> str | None:
+        """Say why it could not go on exactly elsewhere; None where it could. Nothing of it is changed."""
+        await self.made()
+        if (feature := self.obstacle()) is not None:
+            return f"{feature} cannot be continued exactly on another"
+        try:
+            for choice in [one for one in self.choices if one.finish_reason is None]:
+                if choice.transcript is None:
+                    (await self.words(choice)).decoder.close()
+                if not self.at_length(choice):
+                    self.rest(choice)
+        except TextLost as lost:
+            return str(lost)
+        return None
+
     async def made(self) -> None:
         """Wait until all the text is made that was asked for."""
         for choice in self.choices:

@@ -263,6 +263,14 @@ class Upstream:
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
 
+    def streams(self, name: str) -> list[Leg]:
+        """The legs of a replica that bring streams now, the oldest first."""
+        return [leg for leg in self._legs.get(name, ()) if leg.receiver is not None]
+
+    def plain(self, name: str) -> list[Leg]:
+        """Those that bring plain answers to clients. Whoever asks small questions waits for their ends otherwise."""
+        return [leg for leg in self._legs.get(name, ()) if leg.receiver is None and leg.on_end is not None]
+
     def abandon(self, name: str, *, streams: bool = True) -> None:
         """A replica was found dead: end all its legs now, rather than when each socket notices.
 

@@ -91,6 +91,10 @@ class Metrics:
         """Count a replica that gets no new requests any more, for its KV pages were corrupt."""
         self._drains.add(replica)
 
+    def moved(self, reason: str) -> None:
+        """Count a stream that goes on elsewhere by plan. reason: from a closed set."""
+        self._moves.add(reason)
+
     def hold_opened(self) -> None:
         """Note that a request holds budget now; `hold_settled` must follow."""
         self._holding += 1
@@ -174,6 +178,7 @@ class Metrics:
         self._canaries = tally("canaries", "Requests for one token, by outcome.", "replica", "outcome")
         self._ejections = tally("ejections", "Servers found to hang.", "replica")
         self._drains = tally("drains", "Servers drained, for too many of their KV pages were corrupt.", "replica")
+        self._moves = tally("moves", "Streams moved to other servers by plan, by reason.", "reason")
         self._turns = tally("breaker_turns", "Breakers that came into a state.", "level", "state")
         self._replica_turns = tally(
             "replica_breaker_turns", "Failure breakers that came into a state.", "replica", "model", "state"

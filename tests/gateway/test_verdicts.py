@@ -133,6 +133,32 @@ def test_a_replica_that_is_drained_is_told_of_as_loudly_as_can_be():
     assert (seen["holdfast_drains_total", "a"], seen["holdfast_alerts_total", "replica.drained"]) == (1, 2)
 
 
+def test_what_an_operator_drains_is_told_of_and_is_no_alert():
+    """Facts at its beginning, when it is empty and at its end; who waits for a server hears when it is back."""
+    ear, waits, sent = Ear(), Waiter(), list[Alert]()
+    ear.verdicts.waiting = waits  # type: ignore[assignment]
+    ear.verdicts.alerts = Alerts(ear.append, ear.metrics, lambda: 0.0)
+    ear.verdicts.alerts.send = sent.append
+    one = Replica("a", leaving=True)
+    with capture_logs() as logs:
+        ear.verdicts.leaving(one)
+        ear.verdicts.moved()
+        ear.verdicts.emptied(one, 1, 0.25)
+        heard = list(waits.heard)
+        one.leaving = False
+        ear.verdicts.leaving(one)
+
+    assert ear.facts == [
+        ("replica.drained", {"replica": "a", "drained": True, "why": "an operator drains it"}),
+        ("replica.emptied", {"replica": "a", "moved": 1, "took_s": 0.25}),
+        ("replica.drained", {"replica": "a", "drained": False, "why": "an operator said so"}),
+    ]
+    assert [log["event"] for log in logs] == ["replica.leaving", "replica.emptied", "replica.leaving"]
+    assert (heard, waits.heard, ear.abandoned, sent) == ([], [("again",)], [], [])
+    seen = samples(ear.metrics)
+    assert seen["holdfast_moves_total", "drain"] == 1
+
+
 def test_the_metrics_say_what_plugins_say():
     """And nothing of servers that have none."""
     one = Replica("a")

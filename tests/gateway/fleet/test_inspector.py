@@ -153,6 +153,20 @@ async def test_an_operator_brings_a_replica_back():
         ward.inspector.undrain("nobody")
 
 
+async def test_a_new_engine_does_not_bring_back_what_an_operator_drains():
+    """Nor is it told so: that its pages are well again is seen, and it stays drained."""
+    ward = Ward()
+    replica = await ward.looks("a", 0, 11)
+    replica.leaving = True
+    both = replica.why_drained
+
+    await ward.looks("a", 0)
+
+    assert both == "an operator drains it; 11 corrupt pages in 600 s"
+    assert (replica.drained, replica.why_drained) == (True, "an operator drains it")
+    assert len(ward.told) == 1
+
+
 PLUGINS = [
     (ABSENT, Plugin.NONE), (status(), Plugin.TOLD), (SILENT, Plugin.UNASKED), (REFUSED, Plugin.UNASKED),
     (LegEnd(Cause.REFUSED, "", 401), Plugin.UNREADABLE), (LegEnd(Cause.PROTOCOL, "too long"), Plugin.UNREADABLE),

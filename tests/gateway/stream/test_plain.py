@@ -121,7 +121,7 @@ async def test_an_answer_that_was_let_in_short_says_so():
 @pytest.mark.parametrize("cause", Cause)
 async def test_only_an_error_needs_a_retry_to_be_left(cause):
     """Who asked a server that died, hangs or was never there goes on elsewhere, whatever others retry."""
-    gone = cause in (Cause.UNREACHED, Cause.BROKEN, Cause.ABANDONED, Cause.OUTRUN)
+    gone = cause in (Cause.UNREACHED, Cause.BROKEN, Cause.ABANDONED, Cause.OUTRUN, Cause.MOVED)
     call = call_for(stream=False)
     whole = Plain(call, FakeSink(), FakeLease(), terms_for(call, retry=lambda: False), lambda: 0.0)
     (ask,) = await whole.asks()
