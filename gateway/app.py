@@ -114,6 +114,7 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         inspector = fleets.inspector(config, ask, fleet, clock, listener)
         moves = Moves(fleet, inspector, upstream, listener, clock)
         stack.callback(moves.close)
+        kin = fleets.kin(ask, fleet, clock, listener)
         asides = Asides(fleet, upstream, targets)
         deadlines = _deadlines(config)
         alerts = listener.alerts = _alerts(config, stack, journal, ledger, metrics)
@@ -136,7 +137,7 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         salts = None if config.share_prefix_cache else Salts(home)
         edge = _edge(config, flow, fleet, keys, salts, ready, metrics)
         changes = Changes(keys.news, ledger, deadlines, clock, corrections.carry_out)
-        works = [fleet.run(), inspector.run(), changes.run(), breakers.run(), alerts.run(), turns.run()]
+        works = [fleet.run(), inspector.run(), kin.run(), changes.run(), breakers.run(), alerts.run(), turns.run()]
         for work in [*works, *_leases(ledger, deadlines)]:
             stack.callback(asyncio.create_task(work).cancel)
         listen, clients = config.listen, _clients(config)

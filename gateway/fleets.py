@@ -7,8 +7,9 @@ from gateway.config import Config
 from gateway.config import Replica as ReplicaConfig
 from gateway.config_times import ModelTimes
 from gateway.fleet import gauges, page_status
-from gateway.fleet.canary import Ask
+from gateway.fleet.canary import COMPLETIONS, Ask
 from gateway.fleet.inspector import Inspector
+from gateway.fleet.kin import Kin
 from gateway.fleet.page_status import Pages
 from gateway.fleet.pulse import Pulse
 from gateway.fleet.replica import Replica
@@ -63,12 +64,17 @@ def inspector(config: Config, ask: Ask, fleet: Fleet, clock: Callable[[], float]
     return Inspector(fleet.all(), ask, listener, clock, config.integrity.ask_every_s)
 
 
+def kin(ask: Ask, fleet: Fleet, clock: Callable[[], float], listener: Verdicts) -> Kin:
+    """Build who compares the replicas of a model."""
+    return Kin(fleet.all(), ask, listener, clock)
+
+
 def asking(targets: dict[str, Target], upstream: Upstream, metrics: Metrics) -> Ask:
     """How small questions are put to replicas; those for a token are counted."""
 
     async def ask(name: str, path: str, body: bytes | None, timeout_s: float) -> LegEnd:
         end = await upstream.fetch(targets[name], path, body, timeout_s, BYTES_MAX.get(path))
-        if body is not None:
+        if path == COMPLETIONS:
             metrics.canary(name, "answered" if end.status == 200 else "silent" if end.silent else "refused")
         return end
 

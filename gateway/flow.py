@@ -21,7 +21,6 @@ from gateway.stream.relay import Relay
 from gateway.stream.seams import Sink
 from gateway.stream.upstream import Upstream
 from gateway.turns import Turn, Turns
-from guards.refusal import Ending
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,8 @@ class Flow:
                 if answer.needs_leg:
                     name = legs.pick(failed)
                     if name is None:
-                        return answer.fail(Ending.UPSTREAM_LOST, "No server of this model can be reached now.")
-                    sink.from_replica(name, record.leg_opened(name))
+                        return answer.fail(*legs.nobody())
+                    sink.from_replica(name, record.leg_opened(name, legs.same_model(name)))
                     legs.begin(name, await answer.asks(), answer.part)
                 elif legs.silent:
                     await self._hedge(answer, sink, record, legs, failed)
@@ -83,13 +82,14 @@ class Flow:
                     running, end = ended
                     lost = await answer.ended(running.part, end)
                     record.leg_ended(running.replica, end, lost)
-                    legs.ended(running, end, lost)
+                    legs.ended(running, end, lost, delivered=answer.open and answer.delivered)
                     if lost:  # its siblings there go on elsewhere too
                         failed |= {running.replica}
 
     async def _hedge(self, answer: Relay | Plain, sink: Sink, record: Record, legs: Legs, avoid: Names) -> None:
         """Race silent legs on another server. They stay; whichever leg brings the next token wins."""
-        name = self.fleet.second(answer.call.model, avoid | legs.replicas)
+        strangers = legs.strangers(delivered=answer.delivered)
+        name = self.fleet.second(answer.call.model, avoid | legs.replicas | strangers)
         if name is None:
             return
         asks = await answer.hedges([one.part for one in legs.silent])

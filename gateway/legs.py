@@ -6,6 +6,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from gateway.fleet.heirs import strangers
 from gateway.fleet.pulse import Watch
 from gateway.fleet.replicas import Fleet
 from gateway.stream.leg import Leg, Target
@@ -14,6 +15,8 @@ from gateway.stream.seams import Ask
 from gateway.stream.upstream import Upstream
 from gateway.turns import Turn
 from gateway.visits import Visit, Visits
+from guards.kinship import Origin, same_model
+from guards.refusal import Ending
 
 Headers = tuple[tuple[str, str], ...]
 Names = frozenset[str]
@@ -38,8 +41,8 @@ class Legs:
     """A block in which legs may be opened for a request whose turn it is; leaving it closes them."""
 
     __slots__ = (
-        "_asked", "_fleet", "_headers", "_missing", "_news", "_next", "_running", "_targets", "_turn", "_upstream",
-        "_visits", "_waiter",
+        "_asked", "_fleet", "_headers", "_missing", "_news", "_next", "_origins", "_running", "_targets", "_turn",
+        "_upstream", "_visits", "_waiter",
     )  # fmt: skip
 
     def __init__(
@@ -50,6 +53,7 @@ class Legs:
         self._next: Visit | None = None
         self._asked = False
         self._missing: Names = frozenset()
+        self._origins: list[Origin] = []  # of what the client has, where they bring no more of it
         self._running: list[Running] = []
         self._news = False
         self._waiter: asyncio.Future[None] | None = None
@@ -75,7 +79,7 @@ class Legs:
             self._next = self._visits.begin(name, entry)
         else:
             call = self._turn.call
-            picked = self._fleet.pick(call.model, avoid, call.near, self._missing)
+            picked = self._fleet.pick(call.model, avoid, call.near, self._missing, self._origins)
             if picked is None:
                 return None
             name, self._next = picked, self._visits.begin(picked)
@@ -106,6 +110,28 @@ class Legs:
         if leg.over:
             self._wake()
 
+    def same_model(self, name: str) -> bool | None:
+        """Whether it has the fingerprint of the server that brought tokens and was lost last; None: not known."""
+        return same_model(self._origins, self._fleet.named(name).fingerprints)
+
+    def strangers(self, *, delivered: bool) -> Names:
+        """Those that may not race the legs that are silent now. delivered: whether the client has any of the answer."""
+        if not delivered:
+            return frozenset()
+        model = self._turn.call.model
+        origins = [*self._origins, *(self._fleet.named(one.replica).origin(model) for one in self.silent)]
+        return frozenset(strangers(self._fleet.up(model), model, origins))
+
+    def nobody(self) -> tuple[Ending, str]:
+        """Say why `pick` names none."""
+        model = self._turn.call.model
+        apart = strangers(self._fleet.up(model), model, self._origins)
+        if not apart:
+            return Ending.UPSTREAM_LOST, "No server of this model can be reached now."
+        what = " and ".join(dict.fromkeys(word for words in apart.values() for word in words))
+        lost = "The server that generated this answer was lost, and it cannot be continued exactly"
+        return Ending.UNCONTINUABLE, f"{lost} on another: those that are left have another {what}."
+
     async def news(self) -> None:
         """Wait until a leg has ended, or is silent for too long; a short while only, if one is already."""
         if not self._news:
@@ -129,12 +155,16 @@ class Legs:
                 return one, one.leg.ended.result()
         return None
 
-    def ended(self, running: Running, end: LegEnd, lost: bool) -> None:
+    def ended(self, running: Running, end: LegEnd, lost: bool, *, delivered: bool = False) -> None:
         """Note how a leg ended that was taken out; with one that was lost, all on its replica are closed.
 
-        Those can be taken at once. Its server is looked at, unless the leg was only moved.
+        Those can be taken at once. Its server is looked at, unless the leg was only moved. delivered: whether the
+        client has a part of the answer, and is to get the rest: then that comes only from servers that are like those
+        that brought it.
         """
         self._visits.ended(running.visit, end, lost)
+        if delivered and running.part.heard:  # also one that was outrun
+            self._origins.append(self._fleet.named(running.replica).origin(self._turn.call.model))
         if lost:
             if not end.reached:
                 self._missing |= {running.replica}

@@ -103,9 +103,10 @@ class Record:
         """Seconds between tokens, in a batch."""
         self._books.metrics.inter_token(self._call.model, gaps)
 
-    def leg_opened(self, replica: str) -> float:
+    def leg_opened(self, replica: str, same_model: bool | None = None) -> float:
         """A server is being asked; answers the gateway's own time before the first one was, in seconds.
 
+        same_model: whether it has the fingerprint of the one that was lost; None where that is not known.
         Without the wait for its turn: that is the servers' time, and told by a metric and a fact of its own.
         """
         if self.replica is None:
@@ -117,7 +118,10 @@ class Record:
             self._books.metrics.degraded(self._asked, Step.RETRIED)
         self.replica = replica
         leased = self._hold.meter.leased if self._hold is not None else 0
-        self._fact("leg.opened", {"replica": replica, "leased_tokens": leased, "tokens": self._delivered()})
+        facts: dict[str, object] = {"replica": replica, "leased_tokens": leased, "tokens": self._delivered()}
+        if self._delivered():  # the prompt and those tokens are computed again there, whichever it is
+            facts["same_model"] = same_model
+        self._fact("leg.opened", facts)
         return self._overhead_s
 
     def hedged(self, replica: str) -> None:

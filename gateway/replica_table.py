@@ -56,6 +56,7 @@ def _shown(one: Replica, now_s: float, plan: flapping.Plan) -> dict[str, Any]:
         "preemptions": gauges and gauges.preemptions,
         "gauges_age_s": round(now_s - gauges.at_s, 3) if gauges else None,
         "drained": one.why_drained,
+        "apart": {model: list(what) for model, what in sorted(one.apart.items()) if what},
         "pages": _pages(one.pages, now_s),
     }
 
@@ -82,14 +83,21 @@ def _pages(pages: Pages, now_s: float) -> dict[str, Any]:
 
 
 def warnings(replicas: Sequence[dict[str, Any]]) -> list[str]:
-    """What is to be said of replicas of one model beside each other, as `shown` tells of each. Nothing acts on it."""
+    """What is to be said of replicas of one model beside each other, as `shown` tells of each."""
     said = []
     for model in dict.fromkeys(model for one in replicas for model in one["models"]):
         known = [(one["replica"], _short(one["pages"])) for one in replicas if model in one["models"]]
         if len({short for _, short in known if short}) > 1:
             which = ", ".join(f"{name} {short}" for name, short in known if short)
             said.append(f"{model}: weights, configuration or layout of its replicas differ: {which}")
+        said += [_apart(model, one) for one in replicas if model in one.get("apart", {})]
     return said
+
+
+def _apart(model: str, one: dict[str, Any]) -> str:
+    what = " and ".join(one["apart"][model])
+    kept = "it gets requests, but no stream goes on there that began elsewhere, nor elsewhere one that began there"
+    return f"{model}: {one['replica']} has another {what} than most: {kept}"
 
 
 def state(health: Health, waits: bool, drained: bool = False) -> str:

@@ -5,8 +5,8 @@ from typing import Any
 
 import structlog
 
+from gateway.fleet.listener import Listener
 from gateway.fleet.replica import LEAVING, Replica
-from gateway.fleet.replicas import Listener
 from gateway.forecasts import Forecasts
 from gateway.waiting import Waiting
 from gateway.watch.alerts import Alerts
@@ -20,8 +20,8 @@ Append = Callable[[str, Mapping[str, Any], Mapping[str, Any]], None]
 
 
 class Verdicts(Listener):
-    """Tells each change once. Facts: `replica.judged`, `replica.breaker`, `replica.compared`, `replica.drained`
-    and `replica.emptied`.
+    """Tells each change once. Facts: `replica.judged`, `replica.breaker`, `replica.compared`, `replica.drained`,
+    `replica.emptied` and `replica.apart`.
 
     append: of the journal. abandon: ends a replica's legs; streams: also those that wait for tokens.
     waiting: where requests wait for replicas; None where they do not. forecasts: None where nothing is predicted.
@@ -97,6 +97,12 @@ class Verdicts(Listener):
         """A stream that was moved goes on elsewhere."""
         self._metrics.moved("drain")
 
+    def parted(self, replica: Replica, model: str) -> None:
+        what = list(replica.apart.get(model, ()))
+        say = log.warning if what else log.info
+        say("replica.apart" if what else "replica.alike", replica=replica.name, model=model, what=what)
+        self._append("replica.apart", {"replica": replica.name, "model": model}, {"what": what})
+
 
 def measured(replicas: Iterable[Replica], now_s: float) -> Iterator[Measured]:
     """What the metrics tell of each replica."""
@@ -113,6 +119,7 @@ def measured(replicas: Iterable[Replica], now_s: float) -> Iterator[Measured]:
                 "flaps": one.trust.flaps,
                 "backing_off": one.trust.waits(now_s),
                 "drained": one.drained,
+                "apart": any(one.apart.values()),
                 "protected": pages and pages.protected,
                 "corrupt_pages": pages and sum(pages.corrupt.values()),
                 "corrupt_pages_lately": pages and one.pages.corruption.lately(now_s),

@@ -1,7 +1,7 @@
 """Which replica is next: filter, score, pick. Pure.
 
 Filter: of those that can be asked at all, the best kind: up, not failed by this request, not refused, not drained, not
-doubtful, active.
+doubtful, of the same model, active.
 Score: who is near to the request, so that what it has computed before is still cached there; else how busy each is.
 Pick: the first in line that has not much more than its share.
 """
@@ -47,6 +47,7 @@ class Candidate(NamedTuple):
     weight: how much it takes beside the others; less than it is configured to where it is much worse than they are.
     ttft_s: when the first token of this request would come there, in seconds; None where nobody predicts it.
     drained: too many of its KV pages went bad.
+    other: its weights are known to be others than those that a stream began with which it is to go on with.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Candidate(NamedTuple):
     weight: float = 1.0
     ttft_s: float | None = None
     drained: bool = False
+    other: bool = False
 
 
 class Slack(NamedTuple):
@@ -85,9 +87,9 @@ def pick(
 ) -> str | None:
     """Choose the replica for the next leg; None when there is none left to try.
 
-    In order: up before down, not refused before refused, sound before drained, undoubted before doubtful, active before
-    standby. Among equals of those the nearest that is not overloaded, where the request has somewhere to be near to;
-    else the least busy by weight, the first named.
+    In order: up before down, not refused before refused, sound before drained, undoubted before doubtful, the same
+    model before another, active before standby. Among equals of those the nearest that is not overloaded, where the
+    request has somewhere to be near to; else the least busy by weight, the first named.
     Those in `avoid` failed this very request and come into question only when no other is up.
     A replica that is held for down, refused or drained is still tried when nothing else is left: that may be stale.
     near: a number that requests of one session, or of one beginning, have in common.
@@ -131,12 +133,15 @@ def roomy(up: list[Candidate], fits: Callable[[str], bool]) -> list[Candidate]:
 
 
 def _flawed(one: Candidate) -> bool:
-    return one.drained or one.refused or one.doubtful or one.standby
+    return one.drained or one.refused or one.doubtful or one.other or one.standby
 
 
 def _best_kind(known: list[Candidate], avoid: frozenset[str]) -> list[Candidate]:
     usable = [one for one in known if one.up or one.name not in avoid]
-    kinds = [(not one.up, one.name in avoid, one.refused, one.drained, one.doubtful, one.standby) for one in usable]
+    kinds = [
+        (not one.up, one.name in avoid, one.refused, one.drained, one.doubtful, one.other, one.standby)
+        for one in usable
+    ]
     return [one for one, kind in zip(usable, kinds, strict=True) if kind == min(kinds)]
 
 

@@ -57,6 +57,10 @@ class StubProcess:
         found = [{"kind": kind, "where": where, "pages": pages} for kind, where, pages in corrupt]
         self._call("/stub/fault", {"pages": {"corrupt": found} | said})
 
+    def kin(self, **said: Any) -> None:
+        """What its chat template and its sampling defaults are from now on: `template`, `sampling`."""
+        self._call("/stub/fault", said)
+
     def no_pages(self) -> None:
         """Take the plugin away again."""
         self._call("/stub/fault", {"pages": None})

@@ -63,6 +63,8 @@ class Stub:
         self.engine = Engine()
         self.gauges: dict[str, float] = {}  # what /metrics says instead of the truth
         self.pages: Any = None  # what /holdfast/status says; None: it has no plugin
+        self.template: list[int] = []  # ids that its chat template puts before a prompt, beside those that all stubs do
+        self.sampling: Any = None  # what /v1/completions/render says a request is run with; None: it has no such route
         self._rng = random.Random(seed)
         self.computer = None if limits is None else computer(limits, window, self.engine, random.Random(seed))
         self._created = int(time.time())
@@ -99,6 +101,7 @@ class Stub:
             "/metrics": ("GET", lambda _: wire.answer(200, self._metrics(), b"text/plain; version=0.0.4")),
             "/tokenize": ("POST", self._tokenize),
             "/detokenize": ("POST", self._detokenize),
+            "/v1/completions/render": ("POST", self._render),
             "/holdfast/status": ("GET", lambda _: self._pages()),
             "/stub/stats": ("GET", lambda _: self._json(self.books.report())),
             "/stub/fault": ("POST", self._arm),
@@ -148,8 +151,14 @@ class Stub:
     def _tokenize(self, data: bytes) -> bytes:
         body = read_body(data)
         vocab = self.language.vocab
-        ids = encode(str(body.prompt or ""), vocab) if body.messages is None else chat_ids(body.messages, vocab)
+        chat = body.messages is not None
+        ids = self.template + chat_ids(body.messages, vocab) if chat else encode(str(body.prompt or ""), vocab)
         return self._json({"count": len(ids), "max_model_len": self.window, "tokens": ids, "token_strs": None})
+
+    def _render(self, data: bytes) -> bytes:
+        if self.sampling is None:
+            return self._json({"error": {"message": "Scale-out endpoints are disabled.", "code": 403}}, 403)
+        return self._json([{"request_id": "cmpl-0", "token_ids": [1], "sampling_params": self.sampling}])
 
     def _detokenize(self, data: bytes) -> bytes:
         tokens = (decoded(data) or {}).get("tokens", [])
@@ -160,7 +169,7 @@ class Stub:
         """Arm the next `times` requests, or disarm with {"fault": null}.
 
         Set also /health's status, what /metrics says, and the engine's state and pace. And what /holdfast/status says:
-        an object is what differs from PAGES, null takes the plugin away.
+        an object is what differs from PAGES, null takes the plugin away. And `template` and `sampling`: see there.
         """
         given = dict(decoded(data) or {})
         times = int(given.pop("times", 1))
@@ -169,6 +178,8 @@ class Stub:
         if "pages" in given:
             said = given.pop("pages")
             self.pages = PAGES | said if isinstance(said, dict) and "engines" not in said else said
+        self.template = list(given.pop("template", self.template))
+        self.sampling = given.pop("sampling", self.sampling)
         self._set_engine(given.pop("engine", None), given.pop("slowness", None))
         try:
             order = parse_order(given, self.pace, here=True)

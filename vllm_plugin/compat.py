@@ -373,6 +373,15 @@ def has_connector(vllm_config: Any) -> bool:
     return companions.OURS in (transfer.kv_connector, *(member.get("kv_connector") for member in members))
 
 
+def sampling_defaults(vllm_config: Any) -> dict[str, float] | None:
+    """What requests get for fields that they leave out, where it is not vLLM's own; None where vLLM does not tell."""
+    try:
+        found = vllm_config.model_config.get_diff_sampling_param()
+        return {name: float(value) for name, value in found.items()}
+    except (AttributeError, TypeError, ValueError, OSError):  # of another version, or a file that is not there any more
+        return None
+
+
 async def ask(engine_client: Any, method: str, *args: Any) -> list[Any]:
     """What each engine answers that this API server's client knows: where engines are many, it may know some of them.
 

@@ -16,7 +16,7 @@ import os
 import time
 import uuid
 from argparse import Namespace
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -73,18 +73,25 @@ def _digest(key: str) -> bytes:
 
 
 class Engines:
-    """The engines behind an API server. ask: (method, arguments) -> what each of them answers."""
+    """The engines behind an API server. ask: (method, arguments) -> what each of them answers.
+
+    sampling: the defaults of that server's sampling; None where they are not known.
+    """
 
     def __init__(
-        self, ask: Callable[..., Awaitable[list[Any]]], clock: Callable[[], float] = time.monotonic
+        self,
+        ask: Callable[..., Awaitable[list[Any]]],
+        clock: Callable[[], float] = time.monotonic,
+        sampling: Mapping[str, float] | None = None,
     ) -> None:
-        self._ask, self._clock = ask, clock
+        self._ask, self._clock, self._sampling = ask, clock, sampling
         self._asked: dict[str, tuple[tuple[Any, ...], asyncio.Future[list[Any]]]] = {}
         self._scrubs = False
 
     async def status(self) -> dict[str, Any]:
         """Raises Refused."""
-        return status(_version(), [Answer(**answer) for answer in await self._answers("holdfast_status")])
+        answers = [Answer(**answer) for answer in await self._answers("holdfast_status")]
+        return status(_version(), answers, self._sampling)
 
     async def scrub(self) -> dict[str, Any]:
         """Of all engines at once, each between its steps. whole: whether all pages that were there when it began, and
@@ -170,7 +177,8 @@ class HoldfastEndpoint:
         from vllm_plugin import compat
 
         if engine_client is not None and compat.has_connector(engine_client.vllm_config):
-            self._engines = Engines(lambda method, *args: compat.ask(engine_client, method, *args))
+            sampling = compat.sampling_defaults(engine_client.vllm_config)
+            self._engines = Engines(lambda method, *args: compat.ask(engine_client, method, *args), sampling=sampling)
 
     async def _get_status(self, request: Request) -> JSONResponse:
         return await self._answer(request, lambda engines: engines.status())

@@ -56,8 +56,11 @@ def of_worker(
     }
 
 
-def status(version: str, answers: Sequence[Answer]) -> Plain:
-    """All of it, as GET /holdfast/status answers it. answers: of one engine at least."""
+def status(version: str, answers: Sequence[Answer], sampling: Mapping[str, float] | None = None) -> Plain:
+    """All of it, as GET /holdfast/status answers it. answers: of one engine at least.
+
+    sampling: what requests get for fields that they leave out, where it is not vLLM's own; None where it is not known.
+    """
     workers = [worker for answer in answers for worker in answer.workers]
     schedulers = [answer.scheduler for answer in answers]
     totals: Counter[str] = Counter()
@@ -69,6 +72,7 @@ def status(version: str, answers: Sequence[Answer]) -> Plain:
         "unprotected": sorted({word for half in schedulers for word in half["unprotected"]}),
         "settings": schedulers[0]["settings"],
         "fingerprint": ",".join(dict.fromkeys(half["fingerprint"] for half in schedulers if half["fingerprint"])),
+        "sampling_defaults": None if sampling is None else dict(sampling),
         "weights": {
             "changes": max((worker["weights"]["changes"] for worker in workers), default=0),
             "cycle_s": _most(worker["weights"]["cycle_s"] for worker in workers),

@@ -11,6 +11,8 @@ from guards.evidence import Evidence
 # Counters that move whenever vLLM's engine has done anything; they count from the engine's own reports.
 _COUNTER = re.compile(rb"^vllm:(?:generation_tokens|prompt_tokens)_total(?:\{[^}\n]*\})? ([0-9.eE+]+)", re.MULTILINE)
 
+COMPLETIONS = "/v1/completions"
+
 
 class Answer(Protocol):
     """A fetched answer, as far as the fleet reads it."""
@@ -45,7 +47,7 @@ class Canary:
         if model is None:
             return None
         said = {"model": model, "prompt": [1], "max_tokens": 1, "temperature": 0}
-        answer = await self._ask(name, "/v1/completions", msgspec.json.encode(said), wait_s)
+        answer = await self._ask(name, COMPLETIONS, msgspec.json.encode(said), wait_s)
         if answer.silent:
             return False
         return True if answer.status == 200 else None

@@ -26,6 +26,8 @@ Word = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[!-~]*$")]  # it is
 Words = Annotated[list[Word], msgspec.Meta(max_length=KINDS_MAX)]
 Hexes = Annotated[str, msgspec.Meta(max_length=8192, pattern=r"^[0-9a-f,]*$")]
 
+Sampling = Annotated[dict[Word, float], msgspec.Meta(max_length=KINDS_MAX)]
+
 
 class Plugin(StrEnum):
     """What is known of a replica's plugin."""
@@ -74,6 +76,7 @@ class _Engine(msgspec.Struct):
     requests: _Requests = msgspec.field(default_factory=_Requests)
     chains_broken: Count = 0
     scrub: _Cycle = msgspec.field(default_factory=_Cycle)
+    sampling_defaults: Sampling | None = None
 
 
 class _Engines(msgspec.Struct):
@@ -86,6 +89,7 @@ class PageStatus(NamedTuple):
     protected: whether all of them are. unprotected: what they run unprotected, each named once.
     corrupt: pages by kind and place. fingerprints: of their models, each once; none while they are not known.
     pages, requests: counts by name. scrub_s, weights_s: the longest cycle of the scrubber, and of the watch on weights.
+    sampling: what requests get for fields that they leave out, where it is not vLLM's own; None where it does not say.
     """
 
     at_s: float
@@ -101,6 +105,7 @@ class PageStatus(NamedTuple):
     scrub_s: float | None
     weights_s: float | None
     weights_changed: int
+    sampling: Mapping[str, float] | None = None
 
     @property
     def bad(self) -> int:
@@ -159,6 +164,7 @@ def _together(engines: list[_Engine], at_s: float) -> PageStatus:
         max((one.scrub.cycle_s for one in engines if one.scrub.cycle_s is not None), default=None),
         max((one.weights.cycle_s for one in engines if one.weights.cycle_s is not None), default=None),
         sum(one.weights.changes for one in engines),
+        engines[0].sampling_defaults,
     )
 
 

@@ -10,6 +10,7 @@ from gateway.fleet.pulse import Pulse
 from guards.breaker import Breaker
 from guards.flapping import Trust
 from guards.health import Health
+from guards.kinship import UNKNOWN, Origin, Traits
 from guards.peers import ALIKE, Comparison
 from guards.routing import Candidate
 
@@ -34,6 +35,8 @@ class Replica:
     gauges: what it last said of itself; beside: how it compares with the others of its model, as of beside_s.
     pages: what it said of its KV pages.
     leaving: whether an operator drains it.
+    traits: what was found of it, by model, and apart: in what it differs from the others. kin_asked: when it was asked
+        for that, and its fingerprints then.
     """
 
     name: str
@@ -59,6 +62,9 @@ class Replica:
     beside_s: float = 0.0
     pages: Pages = field(default_factory=Pages)
     leaving: bool = False
+    traits: dict[str, Traits] = field(default_factory=dict)
+    apart: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    kin_asked: dict[str, tuple[float, frozenset[str]]] = field(default_factory=dict)
 
     @property
     def any_model(self) -> str | None:
@@ -76,6 +82,15 @@ class Replica:
         reasons = (LEAVING if self.leaving else None, self.pages.corruption.drained)
         return "; ".join(one for one in reasons if one is not None) or None
 
+    @property
+    def fingerprints(self) -> frozenset[str]:
+        """Of its weights, configuration and layout, as its plugin says; none where that is not known."""
+        return frozenset(self.pages.status.fingerprints) if self.pages.status is not None else frozenset()
+
+    def origin(self, model: str) -> Origin:
+        """It, as where a stream of that model comes from."""
+        return Origin(self.traits.get(model, UNKNOWN), self.fingerprints)
+
     def good(self, model: str, now_s: float) -> bool:
         """Whether nothing speaks against sending it a request for that model, as mostly nothing does."""
         if self.standby or not self.health.up or self.trust.from_s > now_s or self.pulse.doubtful or self.drained:
@@ -89,7 +104,7 @@ class Replica:
         refused = (breaker is not None and breaker.refuses) or self.trust.waits(now_s)
         up, doubtful = bool(self.health.up), self.pulse.doubtful
         said = self.name, up, self.standby, self.load, doubtful, refused, self.tokens, self.weight, self.ttft_s
-        return _new(Candidate, (*said, self.drained))
+        return _new(Candidate, (*said, self.drained, False))
 
     def breaker(self, model: str, make: Callable[[], Breaker]) -> Breaker:
         """The breaker of that model, made when it is first needed."""

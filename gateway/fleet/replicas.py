@@ -1,7 +1,7 @@
 """The replicas of each model: probed, counted, picked."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
@@ -11,12 +11,15 @@ import structlog
 from gateway.fleet.answers import cards, verdict
 from gateway.fleet.canary import Ask, Canary
 from gateway.fleet.gauges import read
+from gateway.fleet.heirs import heir
+from gateway.fleet.listener import Listener
 from gateway.fleet.pulse import Watch
 from gateway.fleet.replica import Replica
 from guards import breaker, flapping, routing
 from guards.allowance import Allowance
 from guards.breaker import Breaker, Entry
 from guards.health import Health, Probe
+from guards.kinship import Origin
 from guards.peers import ALIKE, Vitals, compared
 from guards.retries import PER_S, SHARE, Retries
 from guards.routing import Candidate, Slack
@@ -55,28 +58,6 @@ class Care:
     retries_per_s: float = PER_S
     breakers: breaker.Plan = BREAKERS
     flaps: flapping.Plan = FLAPPING
-
-
-class Listener:
-    """Told what becomes of replicas; this one does nothing with it."""
-
-    def changed(self, replica: Replica) -> None:
-        """The verdict is another: it came up, or went down."""
-
-    def turned(self, replica: Replica, model: str, breaker: Breaker) -> None:
-        """A breaker came into another state."""
-
-    def gauged(self, replica: Replica) -> None:
-        """It said how it is."""
-
-    def compared(self, replica: Replica) -> None:
-        """It is worse than the others of its model in other ways than before."""
-
-    def drained(self, replica: Replica, why: str) -> None:
-        """It gets no new requests any more, or does again: see `Inspector`."""
-
-    def leaving(self, replica: Replica) -> None:
-        """An operator drains it, or not any more."""
 
 
 class Fleet:
@@ -127,13 +108,21 @@ class Fleet:
         return None
 
     def pick(
-        self, model: str, avoid: frozenset[str], near: int | None = None, missing: frozenset[str] = NOBODY
+        self,
+        model: str,
+        avoid: frozenset[str],
+        near: int | None = None,
+        missing: frozenset[str] = NOBODY,
+        origins: Sequence[Origin] = (),
     ) -> str | None:
         """Name the replica for the next leg; None when there is none left to try. near: see `guards.routing`.
 
         missing: those of `avoid` where nobody was. They are tried again when nothing else is left at all: one that has
         only just died is up until somebody has looked, and would take all that a request may try meanwhile.
+        origins: those that brought of it what the client has, if it has any of it: see `heir`.
         """
+        if origins:
+            return heir(self._for(model), model, origins, avoid, missing, near, self._slack, self._clock())
         good = self._good(model)
         if avoid:
             good = [one for one in good if one.name not in avoid]

@@ -56,6 +56,8 @@ class PlainPart:
 class Plain:
     """The counterpart of `Relay` for one plain answer, built alike; but `body` is what the client gets."""
 
+    delivered = False  # before all of it is there
+
     def __init__(
         self,
         call: Call,

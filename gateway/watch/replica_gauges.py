@@ -15,6 +15,7 @@ TOLD = {
     "flaps": "How often it went down again soon after coming up.",
     "backing_off": "Whether it is up and not trusted with requests yet.",
     "drained": "Whether it gets no new requests: an operator drains it, or too many of its KV pages were corrupt.",
+    "apart": "Whether its tokenizer, chat template or sampling defaults differ from the others' of a model.",
     "protected": "Whether its plugin protects all that its engines do, as it says.",
     "corrupt_pages": "KV pages that it found corrupt since its start, as it says.",
     "corrupt_pages_lately": "Those of its own memory within integrity.window_s.",

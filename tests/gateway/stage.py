@@ -6,9 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from gateway.books.tenants import OPEN
+from gateway.fleet.listener import Listener
 from gateway.fleet.pulse import Pulse, Watch
 from gateway.fleet.replica import Replica
-from gateway.fleet.replicas import Care, Fleet, Listener
+from gateway.fleet.replicas import Care, Fleet
 from gateway.flow import Flow
 from gateway.stream.call import Call
 from gateway.stream.leg_end import Cause, LegEnd
@@ -87,8 +88,10 @@ class Record:
         self.ends: list[tuple[str, Cause, bool]] = []
         self.hedges: list[str] = []
         self.wins: list[str] = []
+        self.same: list[bool | None] = []  # of each time that a replica was picked
 
-    def leg_opened(self, name: str) -> float:
+    def leg_opened(self, name: str, same_model: bool | None = None) -> float:
+        self.same.append(same_model)
         return 0.0
 
     def leg_ended(self, name: str, end: LegEnd, lost: bool) -> None:

@@ -1,15 +1,20 @@
 """Several legs of one stream: losses, and races beside silent legs, as the flow sees to them."""
 
+import json
 from collections.abc import Sequence
 from functools import partial
 
 import pytest
 
+from gateway.fleet.page_status import read
 from gateway.fleet.replicas import Care
 from gateway.stream.call import Endpoint
 from gateway.stream.leg_end import Cause, LegEnd
 from gateway.stream.text import RemoteDecoder, TextLost
+from guards.health import Health
+from guards.kinship import Traits
 from guards.refusal import Ending
+from loadtests.stub_server import PAGES
 from tests.gateway.stage import Stage, causes
 from tests.gateway.stream.fakes import BROKEN, PROMPT, Engine, FakeLease, Play, call_for, ids_of, terms_for, text_of
 
@@ -370,3 +375,117 @@ async def test_a_stream_that_is_lost_after_its_last_token_is_whole():
 
     assert len(stage.legs) == 1
     assert (stage.relay.ending, stage.seen.finish, stage.seen.ids) == (Ending.FINISHED, {0: "length"}, {0: ANSWER[:8]})
+
+
+ALIKE, STRANGE = Traits("t", "c", "s"), Traits("t", "d", "s")
+
+
+def family(stage: Stage, **traits: Traits) -> None:
+    for name, found in traits.items():
+        stage.fleet.named(name).traits["tiny"] = found
+
+
+async def test_a_stream_goes_on_only_at_a_server_that_is_like_the_one_that_was_lost():
+    """The other one is asked neither first nor at last; its template differs."""
+    stage = Stage(call_for(return_token_ids=True), Engine([ANSWER]), replicas="abc")
+    family(stage, a=ALIKE, b=STRANGE, c=ALIKE)
+    first = await stage.opened(0)
+    first.bring(6)
+    first.end(BROKEN)
+
+    second = await stage.opened(1)
+    second.finish()
+    await stage.end()
+
+    assert [leg.replica for leg in stage.legs] == ["a", "c"]
+    assert stage.seen.text[0] == text_of(ANSWER)
+
+
+async def test_a_stream_ends_with_the_reason_where_only_others_are_left():
+    """What differs is named."""
+    stage = Stage(call_for(return_token_ids=True), Engine([ANSWER]))
+    family(stage, a=ALIKE, b=STRANGE)
+    first = await stage.opened(0)
+    first.bring(6)
+    first.end(BROKEN)
+    again = await stage.opened(1)
+    again.end(LegEnd(Cause.UNREACHED, "no connection"))
+    await stage.end()
+
+    assert [leg.replica for leg in stage.legs] == ["a", "a"]
+    assert stage.relay.ending is Ending.UNCONTINUABLE
+    assert b"cannot be continued exactly on another: those that are left have another chat template" in stage.sink.data
+    assert b"[DONE]" not in stage.sink.data
+
+
+@pytest.mark.parametrize("lost", [True, False])
+async def test_before_the_first_token_any_server_will_do(lost):
+    """The request is asked anew, whole: nothing of it comes from elsewhere."""
+    stage = Stage(call_for(return_token_ids=True), Engine([ANSWER]))
+    family(stage, a=ALIKE, b=STRANGE)
+    first = await stage.opened(0)
+    if lost:
+        first.end(BROKEN)
+    else:
+        await stage.silent(first)
+
+    (await stage.opened(1)).finish()
+    await stage.end()
+
+    assert [leg.replica for leg in stage.legs] == ["a", "b"]
+    assert stage.seen.text[0] == text_of(ANSWER)
+
+
+async def test_a_server_that_differs_races_nobody():
+    """The one that is like the silent one does."""
+    stage = Stage(call_for(return_token_ids=True), Engine([ANSWER]), replicas="abc")
+    family(stage, a=ALIKE, b=STRANGE, c=ALIKE)
+    first = await stage.opened(0)
+    first.bring(6)
+    await stage.silent(first)
+
+    (await stage.opened(1)).finish()
+    await stage.end()
+
+    assert [leg.replica for leg in stage.legs] == ["a", "c"]
+
+
+async def test_of_a_server_that_was_outrun_there_are_tokens_too():
+    """The winner did not tell its template: who goes on after it must be like the first."""
+    stage = Stage(call_for(return_token_ids=True), Engine([ANSWER]), replicas="abcd")
+    family(stage, a=ALIKE, c=STRANGE, d=ALIKE)
+    first = await stage.opened(0)
+    first.bring(4)
+    await stage.silent(first)
+    second = await stage.opened(1)
+    second.bring(4)
+    await stage.turn()
+    stage.fleet.named("a").health = Health(up=False, why="gone")
+    second.end(BROKEN)
+
+    (await stage.opened(2)).finish()
+    await stage.end()
+
+    assert [leg.replica for leg in stage.legs] == ["a", "b", "d"]
+    assert stage.seen.text[0] == text_of(ANSWER)
+
+
+@pytest.mark.parametrize(
+    ("fingerprints", "replica", "same"),
+    [("112", "b", True), ("121", "c", True), ("122", "b", False), ("1--", "b", None), ("-22", "b", None)],
+)
+async def test_a_server_of_the_same_fingerprint_is_preferred(fingerprints, replica, same):
+    """One whose weights are others takes a stream where there is none; whether they are is told."""
+    stage = Stage(call_for(return_token_ids=True), Engine([ANSWER]), replicas="abc")
+    for name, digit in zip("abc", fingerprints, strict=True):
+        if digit != "-":
+            stage.fleet.named(name).pages.status = read(json.dumps(PAGES | {"fingerprint": digit * 8}).encode(), 0.0)
+    first = await stage.opened(0)
+    first.bring(6)
+    first.end(BROKEN)
+    second = await stage.opened(1)
+    second.finish()
+    await stage.end()
+
+    assert second.replica == replica
+    assert stage.record.same == [None, same]

@@ -59,6 +59,7 @@ def test_everything_that_is_known_is_told():
         "weight": 0.125, "worse": ["40 requests wait there, at the others 1"],
         "waiting": 40.0, "kv_used": 0.5, "preemptions": 12.0, "gauges_age_s": 2.0,
         "drained": None,
+        "apart": {},
     }  # fmt: skip
     assert one == {
         "model": "m", "state": "open", "why": "2 of 2 requests failed in 10 s", "for_s": 0.0, "calls": 0, "failed": 0
@@ -181,3 +182,13 @@ def test_each_state_has_a_word(health, waits, drained, word):
 def test_replicas_of_no_gateway(admin, code, says):
     """One line."""
     assert says in run("replicas", "--admin", admin, code=code)[1]
+
+
+def test_a_replica_that_differs_is_named_with_what_differs_and_what_follows():
+    """In a line of its own; one that does so no more is not."""
+    one, other = Replica("a:1", model="m"), Replica("b:1", model="m")
+    one.apart["m"], other.apart["m"] = (), ("tokenizer", "sampling defaults")
+
+    (line,) = warnings(shown([one, other], NOW_S, flapping.Plan()))
+
+    assert line.startswith("m: b:1 has another tokenizer and sampling defaults than most: it gets requests, but no")

@@ -205,3 +205,21 @@ def test_the_metrics_say_in_which_state_each_breaker_is():
     assert {tuple(name[1:]) for name, value in seen.items() if value} == {("a", "m", "open"), ("a", "closed", "n")}
     assert len(seen) == 2 * len(State)
     assert set(STATES) == set(State)
+
+
+def test_a_replica_that_differs_is_told_with_what_differs():
+    """A fact and a line each time, and a metric while it does."""
+    ear, one = Ear(), Replica("a", model="m")
+    with capture_logs() as logs:
+        for what in (("tokenizer", "sampling defaults"), ()):
+            one.apart["m"] = what
+            ear.verdicts.parted(one, "m")
+            assert next(iter(measured([one], 0.0))).values["apart"] is bool(what)
+
+    about = {"replica": "a", "model": "m"}
+    assert ear.facts == [
+        ("replica.apart", about | {"what": ["tokenizer", "sampling defaults"]}),
+        ("replica.apart", about | {"what": []}),
+    ]
+    said = [(log["event"], log["log_level"]) for log in logs]
+    assert said == [("replica.apart", "warning"), ("replica.alike", "info")]

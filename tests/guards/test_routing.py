@@ -24,7 +24,7 @@ AVOID = st.frozensets(st.sampled_from("abcdef"))
 def rank(one: Candidate, avoid: frozenset[str]) -> tuple[float, ...]:
     """What is better comes first."""
     busy = (one.tokens + USUAL) / one.weight, (one.load + 1) / one.weight
-    return not one.up, one.name in avoid, one.refused, one.drained, one.doubtful, one.standby, *busy
+    return not one.up, one.name in avoid, one.refused, one.drained, one.doubtful, one.other, one.standby, *busy
 
 
 def up(name: str, load: int = 0, standby: bool = False) -> Candidate:
@@ -72,6 +72,17 @@ def test_a_request_waits_for_a_good_server_rather_than_going_to_a_bad_one(worse)
     assert roomy([good, bad], lambda name: name == "b") == []
     assert roomy([good, bad], lambda name: True) == [good]
     assert roomy([bad, bad._replace(name="c")], lambda name: name == "c") == [bad._replace(name="c")]
+
+
+def test_a_server_of_another_model_goes_on_only_where_no_sound_one_has_the_same():
+    """Then it does: its weights are what an operator chose. Before that a standby, but none that is of no use."""
+    other = up("a")._replace(other=True)
+
+    assert pick([other, up("b", 9)]) == "b"
+    assert pick([other, up("b", 9, standby=True)]) == "b"
+    assert pick([other, Candidate("b", True, False, 0, drained=True)]) == "a"
+    assert pick([other, down("b")]) == "a"
+    assert pick([other, up("b")], frozenset("b")) == "a"
 
 
 def test_a_refused_server_comes_after_the_others_and_before_those_that_failed():
@@ -290,6 +301,7 @@ BUSY = st.lists(
     st.builds(
         Candidate, st.sampled_from("abcdef"), st.just(True), st.just(False), st.integers(0, 9), st.just(False),
         st.just(False), st.integers(0, 10**6), st.floats(0.01, 1000), st.none(), st.just(False),
+        st.just(False),
     ),
     min_size=1, max_size=6, unique_by=lambda one: one.name,
 )  # fmt: skip

@@ -266,3 +266,22 @@ def test_nothing_that_vllm_loads_brings_numba_or_vllm_before_its_time():
 
     assert "fastapi" in loaded
     assert {"numba", "llvmlite", "vllm", "torch", "triton"}.isdisjoint(loaded)
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [({"temperature": 0.6, "top_k": 20}, {"temperature": 0.6, "top_k": 20}), ({}, {}), (OSError(), None), (None, None)],
+)
+def test_a_status_tells_the_defaults_of_sampling(told, said):
+    """As vLLM has them; nothing where it does not tell, as in another version."""
+
+    class Model:
+        def get_diff_sampling_param(self):
+            if isinstance(told, Exception):
+                raise told
+            return told
+
+    client = FakeClient([3])
+    client.vllm_config.model_config = Model() if told is not None else None
+
+    assert server(client).get("/holdfast/status").json()["sampling_defaults"] == said

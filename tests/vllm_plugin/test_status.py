@@ -34,6 +34,7 @@ def test_a_status_has_these_names():
         "unprotected": [],
         "settings": {"verify": 1.0, "scrub": 0.003, "on_corruption": "recompute", "store": ""},
         "fingerprint": "0aff",
+        "sampling_defaults": None,
         "weights": {"changes": 0, "cycle_s": None},
         "pages": {
             "resident": 5, "sealed": 7, "verified": 8, "scrubbed": 9, "evicted": 2, "withdrawn": 1, "saved": 10,

@@ -33,6 +33,7 @@ def server(folder, transfer) -> Server:
         log=folder / "vllm.log",
         arguments=[
             "--kv-transfer-config", json.dumps(transfer), "--num-gpu-blocks-override", "64",
+            "--override-generation-config", json.dumps({"temperature": 0.6}),
             "--api-key", KEY, "--worker-extension-cls", "tests.vllm_plugin.real.injector.Injector",
         ],
         environment={
@@ -119,6 +120,11 @@ def test_the_plugins_routes_need_vllms_key(url):
             ask(method, url + path, key="another")
         assert refused.value.code == 401
         assert json.loads(refused.value.read())["error"]["code"] == "invalid_api_key"
+
+
+def test_the_status_tells_what_requests_are_sampled_with_that_do_not_say(url):
+    """As vLLM was told at its start."""
+    assert status(url)["sampling_defaults"] == {"temperature": 0.6}
 
 
 def test_a_scrub_finds_what_nobody_has_hit_yet(url, folder):

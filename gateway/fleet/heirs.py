@@ -1,0 +1,43 @@
+"""Who may take over a stream: only replicas that are like those that brought of it what the client has."""
+
+from collections.abc import Iterable, Sequence
+
+from gateway.fleet.replica import Replica
+from guards import routing
+from guards.kinship import UNKNOWN, Origin, between, same_model
+from guards.routing import Slack
+
+
+def heir(
+    family: Sequence[Replica],
+    model: str,
+    origins: Sequence[Origin],
+    avoid: frozenset[str],
+    missing: frozenset[str],
+    near: int | None,
+    slack: Slack,
+    now_s: float,
+) -> str | None:
+    """Name the replica that a stream goes on at; None when there is none that may take it. See `guards.routing.pick`.
+
+    origins: whom it came from. Who differs from one of them may not; of equals one of the same fingerprint is
+        preferred.
+    missing: those of `avoid` where nobody was. They are tried again only where all are alike: else it is better to say
+        that those who are left are not.
+    """
+    kin = [one for one in family if not between(origins, one.traits.get(model, UNKNOWN))]
+    known = []
+    for one in kin:
+        other = same_model(origins, one.fingerprints) is False
+        known.append(one.candidate(model, now_s)._replace(other=other))
+    there = [one for one in known if one.name not in missing]
+    found = routing.pick(there, avoid, near, slack)
+    if found is None and len(kin) == len(family):
+        found = routing.pick(known, avoid, near, slack)
+    return found
+
+
+def strangers(family: Iterable[Replica], model: str, origins: Sequence[Origin]) -> dict[str, tuple[str, ...]]:
+    """Those that may not take over a stream that comes from there, and in what they differ from whom it comes from."""
+    found = {one.name: between(origins, one.traits.get(model, UNKNOWN)) for one in family}
+    return {name: what for name, what in found.items() if what}
