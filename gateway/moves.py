@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import structlog
 
+from gateway.fleet.heirs import strangers
 from gateway.fleet.inspector import Inspector
 from gateway.fleet.replica import Replica
 from gateway.fleet.replicas import Fleet
@@ -150,14 +151,14 @@ class Moves:
     async def _step(self, drain: Drain) -> None:
         """Look once: who has arrived, who may go next, and whether all have gone."""
         self._arrivals(drain)
-        name, alone = drain.replica.name, set()
-        found = self._found(name)
+        alone = set()
+        found = self._found(drain.replica.name)
         for stream, legs in found.items():
             if len(drain.moving) >= drain.at_once:
                 break
             if any(move.stream is stream for move in drain.moving):
                 continue
-            if self._fleet.second(stream.call.model, frozenset((name,))) is None:
+            if not self._can_go(drain.replica, stream.call.model):
                 alone.add(stream.call.model)
             elif (why := await stream.stays()) is not None:
                 _stay(drain, legs, why)
@@ -167,6 +168,11 @@ class Moves:
                     leg.end(LegEnd(Cause.MOVED, "its server is drained"))
         drain.alone = alone
         self._look_whether_empty(drain)
+
+    def _can_go(self, replica: Replica, model: str) -> bool:
+        """Whether there is a good replica for its streams, and one that is like it."""
+        unlike = strangers(self._fleet.up(model), model, [replica.origin(model)])
+        return self._fleet.second(model, frozenset((replica.name, *unlike))) is not None
 
     def _found(self, name: str) -> dict[Stream, list[Leg]]:
         """Streams there that may be moved, with their legs; those that only race a leg elsewhere are given up."""

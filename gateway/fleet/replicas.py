@@ -108,13 +108,9 @@ class Fleet:
         return None
 
     def pick(
-        self,
-        model: str,
-        avoid: frozenset[str],
-        near: int | None = None,
-        missing: frozenset[str] = NOBODY,
+        self, model: str, avoid: frozenset[str], near: int | None = None, missing: frozenset[str] = NOBODY,
         origins: Sequence[Origin] = (),
-    ) -> str | None:
+    ) -> str | None:  # fmt: skip
         """Name the replica for the next leg; None when there is none left to try. near: see `guards.routing`.
 
         missing: those of `avoid` where nobody was. They are tried again when nothing else is left at all: one that has

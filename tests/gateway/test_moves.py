@@ -10,6 +10,7 @@ from gateway.moves import MOVE_S_MAX, Moves
 from gateway.stream.leg_end import Cause, LegEnd
 from gateway.stream.part import Part
 from gateway.stream.seams import Ask
+from guards.kinship import Traits
 from guards.refusal import Ending
 from tests.gateway.stage import Leg, Stage
 from tests.gateway.stream.fakes import BROKEN, PROMPT, Engine, call_for, ids_of, terms_for, text_of
@@ -280,3 +281,20 @@ async def test_draining_and_undraining_twice_changes_nothing_more(monkeypatch):
     for act in (moves.drain, moves.undrain, moves.told):
         with pytest.raises(KeyError):
             act("nobody")
+
+
+async def test_a_stream_is_not_moved_to_a_server_that_is_not_like_its_own(monkeypatch):
+    """It would have to end there: it stays, until it has ended."""
+    removal = Removal(monkeypatch, Stage(call_for(return_token_ids=True), Engine([ANSWER])))
+    for name, template in (("a", "c"), ("b", "d")):
+        removal.stage.fleet.named(name).traits["tiny"] = Traits("t", template, "s")
+    first = await removal.stage.opened(0)
+    first.bring(6)
+    await removal.drain("a")
+    await removal.stage.turn()
+
+    assert first.open
+    first.finish()
+    await removal.end()
+    assert [leg.replica for leg in removal.stage.legs] == ["a"]
+    assert removal.stage.seen.text[0] == text_of(ANSWER)
