@@ -92,6 +92,8 @@ def _opened(url: str) -> Iterator[PageStore]:
 
 
 def _removed(url: str) -> bool:
+    if url.startswith("redis://"):
+        return False  # it has no files of ours
     from vllm_plugin.store.lmdb import remove_files
 
     return remove_files(url)

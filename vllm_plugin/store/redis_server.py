@@ -1,0 +1,222 @@
+"""One server of a page store: what is asked of it, and for how long nobody asks it after it did not answer.
+
+A page is a hash `p:KEY`: field `m` its head, `0`, `1`, ... its bytes. It is written under another name, `t:`, and
+renamed when all of it is there, so that it is there whole or not at all. `index` orders pages by their last use,
+`sizes` and `bytes` say how large they are; `s:SESSION` are the pages that a session used, `sessions` when it did;
+`keeps` the fingerprints that somebody serves. All of it begins with PREFIX, and nothing else is touched. Pages expire
+by themselves.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+
+import redis
+from redis import exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from vllm_plugin.store.entries import session_key
+from vllm_plugin.store.redis_entries import Head, chunks
+
+PREFIX = b"holdfast:pages:"
+SOCKET_S_MAX = 0.5  # that a server may be silent
+CONNECT_S_MAX = 0.25
+DOWN_S = 2.0  # for so long a server that did not answer is not asked
+CONNECTIONS_MAX = 64
+HALF_WRITTEN_MS_MAX = 60_000
+BATCH = 256
+PLACES = 4096  # of pages that were used at the same time, the last ones of a prompt go first
+
+REFUSING = exceptions.AuthorizationError | exceptions.AuthenticationError | exceptions.BusyLoadingError
+T = TypeVar("T")
+Pipeline = Any  # of redis-py, whose types say nothing here
+
+PUT = """
+local P, t, k, n, now, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[5]), ARGV[7], ARGV[8]
+local page, set = P .. 'p:' .. k, P .. 's:' .. ARGV[9]
+if redis.call('HLEN', t) ~= tonumber(ARGV[4]) then redis.call('DEL', t) return -1 end
+redis.call('ZADD', P .. 'index', ARGV[6], k)
+local made = 0
+if redis.call('HEXISTS', page, 'm') == 1 then redis.call('DEL', t) else
+  local old = redis.call('HGET', P .. 'sizes', k)
+  redis.call('INCRBY', P .. 'bytes', n - (old and tonumber(old) or 0))
+  redis.call('HSET', P .. 'sizes', k, n)
+  redis.call('RENAME', t, page)
+  made = 1
+end
+redis.call('PEXPIRE', page, ttl)
+redis.call('SADD', set, k)
+redis.call('PEXPIRE', set, ttl)
+redis.call('ZADD', P .. 'sessions', now, ARGV[9])
+return made
+"""
+NOTE = """
+local P, s, now, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local set, some = P .. 's:' .. s, false
+for i = 5, #ARGV, 2 do
+  if redis.call('PEXPIRE', P .. 'p:' .. ARGV[i], ttl) == 1 then
+    redis.call('ZADD', P .. 'index', ARGV[i + 1], ARGV[i])
+    redis.call('SADD', set, ARGV[i])
+    some = true
+  end
+end
+if some then redis.call('PEXPIRE', set, ttl) redis.call('ZADD', P .. 'sessions', now, s) end
+return 0
+"""
+REMOVE = """
+local P, out = ARGV[1], {}
+for i = 2, #ARGV, 2 do
+  local k, raw, page = ARGV[i], ARGV[i + 1], P .. 'p:' .. ARGV[i]
+  local gone = -1
+  if raw == '' or redis.pcall('HGET', page, 'm') == raw then
+    local n = tonumber(redis.call('HGET', P .. 'sizes', k) or 0)
+    local was = redis.call('DEL', page)
+    redis.call('ZREM', P .. 'index', k)
+    if redis.call('HDEL', P .. 'sizes', k) == 1 then redis.call('DECRBY', P .. 'bytes', n) end
+    if was == 1 then gone = n end
+  end
+  out[#out + 1] = gone
+end
+return out
+"""
+
+
+class Unreachable(Exception):
+    """It does not answer, or did not a moment ago."""
+
+
+class Server:
+    """Used by many threads. Whatever is asked raises Unreachable, SOCKET_S_MAX after its last word at the latest."""
+
+    def __init__(self, host: str, port: int, database: int, password: str | None, failed: Callable[[Exception], None]):
+        self.name = f"{host}:{port}"
+        self._failed = failed
+        self._down_until_s = 0.0
+        self._client = redis.Redis(
+            host=host, port=port, db=database, password=password, protocol=2, retry=Retry(NoBackoff(), 0),
+            socket_timeout=SOCKET_S_MAX, socket_connect_timeout=CONNECT_S_MAX, max_connections=CONNECTIONS_MAX,
+        )  # fmt: skip
+
+    def ask(self, words: Callable[[Pipeline], None]) -> list[Any]:
+        """What it says to each of some commands; an exception where it says no."""
+        if time.monotonic() < self._down_until_s:
+            raise Unreachable(f"{self.name} did not answer")
+        try:
+            with self._client.pipeline(transaction=False) as pipeline:
+                words(pipeline)
+                answers: list[Any] = pipeline.execute(raise_on_error=False)
+        except redis.RedisError as error:
+            self._down_until_s = time.monotonic() + DOWN_S
+            self._failed(error)
+            raise Unreachable(f"{self.name}: {type(error).__name__}") from error
+        for answer in answers:
+            if isinstance(answer, REFUSING):
+                raise Unreachable(f"{self.name}: {answer}")
+        return answers
+
+    def one(self, *words: Any) -> Any:
+        """What it says to one command. Raises redis.ResponseError."""
+        (answer,) = self.ask(lambda pipeline: pipeline.execute_command(*words))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def heads(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """What lies there as heads; b"" for what is no page at all."""
+        answers = self.ask(lambda pipeline: _each(pipeline, (("HGET", PREFIX + b"p:" + key, "m") for key in keys)))
+        return [b"" if isinstance(one, Exception) else one for one in answers]
+
+    def payloads(self, wanted: Sequence[tuple[bytes, int]]) -> list[list[bytes] | None]:
+        """The pieces of pages, by key and size in bytes; None where some are missing."""
+        commands = (("HMGET", PREFIX + b"p:" + key, *range(chunks(size))) for key, size in wanted)
+        answers = self.ask(lambda pipeline: _each(pipeline, commands))
+        return [None if isinstance(one, Exception) or None in one else one for one in answers]
+
+    def put(self, pages: Sequence[tuple[bytes, Head, Sequence[Any]]], now_s: float, retention_s: float) -> list[Any]:
+        """Write pages, each of key, head and pieces: 1: written, 0: one was there, else what failed."""
+        ends: list[int] = []
+
+        def words(pipeline: Pipeline) -> None:
+            for key, head, pieces in pages:
+                half = PREFIX + b"t:" + os.urandom(16)
+                pipeline.execute_command("HSET", half, "m", head.raw)
+                pipeline.execute_command("PEXPIRE", half, HALF_WRITTEN_MS_MAX)
+                for number, piece in enumerate(pieces):
+                    pipeline.execute_command("HSET", half, number, piece)
+                manifest = head.manifest
+                pipeline.execute_command(
+                    "EVAL", PUT, 0, PREFIX, half, key, len(pieces) + 1, manifest.page_bytes,
+                    _score(now_s, manifest.position), int(now_s * 1000), int(retention_s * 1000),
+                    session_key(manifest.session),
+                )  # fmt: skip
+                ends.append(len(pipeline))
+                pipeline.execute_command("DEL", half)
+
+        answers = self.ask(words)
+        return [answers[end - 1] for end in ends]
+
+    def note(self, pages: Iterable[tuple[bytes, int]], session: str, now_s: float, retention_s: float) -> None:
+        """A session uses pages, each of key and position."""
+        for some in batched(pages, BATCH):
+            scored = (word for key, position in some for word in (key, _score(now_s, position)))
+            self.one(
+                "EVAL", NOTE, 0, PREFIX, session_key(session), int(now_s * 1000), int(retention_s * 1000), *scored
+            )  # fmt: skip
+
+    def remove(self, pages: Iterable[tuple[bytes, bytes]]) -> dict[bytes, int]:
+        """Remove pages, each of key and of the head it must have (b"": any); those that went, and their sizes."""
+        gone: dict[bytes, int] = {}
+        for some in batched(pages, BATCH):
+            sizes = self.one("EVAL", REMOVE, 0, PREFIX, *(word for page in some for word in page))
+            gone |= {key: size for (key, _), size in zip(some, sizes, strict=True) if size >= 0}
+        return gone
+
+    def coldest(self, number: int, before_s: float | None = None) -> list[bytes]:
+        """Keys of pages that were not used for longest; before_s: only those not used since then."""
+        until = "+inf" if before_s is None else f"({before_s * 1000:.4f}"
+        keys: list[bytes] = self.one("ZRANGEBYSCORE", PREFIX + b"index", "-inf", until, "LIMIT", 0, number)
+        return keys
+
+    def all_keys(self) -> Iterator[list[bytes]]:
+        """Of all pages, in some order; once each at least."""
+        cursor = b"0"
+        while True:
+            cursor, found = self.one("ZSCAN", PREFIX + b"index", cursor, "COUNT", BATCH)
+            yield [key for key, _ in found] if found and isinstance(found[0], tuple) else found[::2]
+            if int(cursor) == 0:
+                return
+
+    def forget_all(self) -> None:
+        """Remove whatever begins with the prefix."""
+        cursor = b"0"
+        while True:
+            cursor, names = self.one("SCAN", cursor, "MATCH", PREFIX + b"*", "COUNT", BATCH)
+            if names:
+                self.one("DEL", *names)
+            if int(cursor) == 0:
+                return
+
+    def close(self) -> None:
+        """Nothing is asked of it any more."""
+        self._down_until_s = float("inf")
+        self._client.close()
+
+
+def batched(all_: Iterable[T], number: int) -> Iterator[list[T]]:
+    """So many at a time."""
+    rest = iter(all_)
+    while some := list(islice(rest, number)):
+        yield some
+
+
+def _each(pipeline: Pipeline, commands: Iterable[tuple[Any, ...]]) -> None:
+    for words in commands:
+        pipeline.execute_command(*words)
+
+
+def _score(used_s: float, position: int) -> float:
+    """Cold ones first: by their last use, in ms; among those of one moment, later ones of a prompt first."""
+    return int(used_s * 1000) - min(position // 16, PLACES - 1) / PLACES
