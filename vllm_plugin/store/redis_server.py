@@ -2,15 +2,15 @@
 
 A page is a hash `p:KEY`: field `m` its head, `0`, `1`, ... its bytes. It is written under another name, `t:`, and
 renamed when all of it is there, so that it is there whole or not at all. `index` orders pages by their last use,
-`sizes` and `bytes` say how large they are; `s:SESSION` are the pages that a session used, `sessions` when it did;
-`keeps` the fingerprints that somebody serves. All of it begins with PREFIX, and nothing else is touched. Pages expire
-by themselves.
+`sizes` and `bytes` say how large they are; `s:SESSION` has the pages that a session used, by position, and `sessions`
+when it did; `keeps` the fingerprints that somebody serves. All of it begins with PREFIX, and nothing else is touched.
+Pages expire by themselves.
 """
 
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, TypeVar
 
 import redis
@@ -28,17 +28,16 @@ DOWN_S = 2.0  # for so long a server that did not answer is not asked
 CONNECTIONS_MAX = 64
 HALF_WRITTEN_MS_MAX = 60_000
 BATCH = 256
-PLACES = 4096  # of pages that were used at the same time, the last ones of a prompt go first
 
 REFUSING = exceptions.AuthorizationError | exceptions.AuthenticationError | exceptions.BusyLoadingError
 T = TypeVar("T")
 Pipeline = Any  # of redis-py, whose types say nothing here
 
 PUT = """
-local P, t, k, n, now, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[5]), ARGV[7], ARGV[8]
-local page, set = P .. 'p:' .. k, P .. 's:' .. ARGV[9]
+local P, t, k, n, now, ttl, s = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[5]), ARGV[6], ARGV[7], ARGV[8]
+local page, set = P .. 'p:' .. k, P .. 's:' .. s
 if redis.call('HLEN', t) ~= tonumber(ARGV[4]) then redis.call('DEL', t) return -1 end
-redis.call('ZADD', P .. 'index', ARGV[6], k)
+redis.call('ZADD', P .. 'index', now, k)
 local made = 0
 if redis.call('HEXISTS', page, 'm') == 1 then redis.call('DEL', t) else
   local old = redis.call('HGET', P .. 'sizes', k)
@@ -48,9 +47,9 @@ if redis.call('HEXISTS', page, 'm') == 1 then redis.call('DEL', t) else
   made = 1
 end
 redis.call('PEXPIRE', page, ttl)
-redis.call('SADD', set, k)
+redis.call('ZADD', set, 'NX', ARGV[9], k)
 redis.call('PEXPIRE', set, ttl)
-redis.call('ZADD', P .. 'sessions', now, ARGV[9])
+redis.call('ZADD', P .. 'sessions', now, s)
 return made
 """
 NOTE = """
@@ -58,8 +57,8 @@ local P, s, now, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local set, some = P .. 's:' .. s, false
 for i = 5, #ARGV, 2 do
   if redis.call('PEXPIRE', P .. 'p:' .. ARGV[i], ttl) == 1 then
-    redis.call('ZADD', P .. 'index', ARGV[i + 1], ARGV[i])
-    redis.call('SADD', set, ARGV[i])
+    redis.call('ZADD', P .. 'index', now, ARGV[i])
+    redis.call('ZADD', set, 'NX', ARGV[i + 1], ARGV[i])
     some = true
   end
 end
@@ -137,7 +136,7 @@ class Server:
 
     def put(self, pages: Sequence[tuple[bytes, Head, Sequence[Any]]], now_s: float, retention_s: float) -> list[Any]:
         """Write pages, each of key, head and pieces: 1: written, 0: one was there, else what failed."""
-        ends: list[int] = []
+        ends = [0]
 
         def words(pipeline: Pipeline) -> None:
             for key, head, pieces in pages:
@@ -149,21 +148,21 @@ class Server:
                 manifest = head.manifest
                 pipeline.execute_command(
                     "EVAL", PUT, 0, PREFIX, half, key, len(pieces) + 1, manifest.page_bytes,
-                    _score(now_s, manifest.position), int(now_s * 1000), int(retention_s * 1000),
-                    session_key(manifest.session),
+                    repr(now_s), int(retention_s * 1000), session_key(manifest.session), manifest.position,
                 )  # fmt: skip
-                ends.append(len(pipeline))
                 pipeline.execute_command("DEL", half)
+                ends.append(len(pipeline))
 
         answers = self.ask(words)
-        return [answers[end - 1] for end in ends]
+        each = [answers[begin:end] for begin, end in pairwise(ends)]
+        return [next((one for one in some if isinstance(one, Exception)), some[-2]) for some in each]
 
     def note(self, pages: Iterable[tuple[bytes, int]], session: str, now_s: float, retention_s: float) -> None:
         """A session uses pages, each of key and position."""
         for some in batched(pages, BATCH):
-            scored = (word for key, position in some for word in (key, _score(now_s, position)))
+            placed = (word for page in some for word in page)
             self.one(
-                "EVAL", NOTE, 0, PREFIX, session_key(session), int(now_s * 1000), int(retention_s * 1000), *scored
+                "EVAL", NOTE, 0, PREFIX, session_key(session), repr(now_s), int(retention_s * 1000), *placed
             )  # fmt: skip
 
     def remove(self, pages: Iterable[tuple[bytes, bytes]]) -> dict[bytes, int]:
@@ -176,16 +175,42 @@ class Server:
 
     def coldest(self, number: int, before_s: float | None = None) -> list[bytes]:
         """Keys of pages that were not used for longest; before_s: only those not used since then."""
-        until = "+inf" if before_s is None else f"({before_s * 1000:.4f}"
+        until = "+inf" if before_s is None else f"({before_s!r}"
         keys: list[bytes] = self.one("ZRANGEBYSCORE", PREFIX + b"index", "-inf", until, "LIMIT", 0, number)
         return keys
+
+    def coldest_sessions(self, number: int) -> list[tuple[bytes, float]]:
+        """Those that nobody used for longest, and when they were used, in s since 1970."""
+        return _pairs(self.one("ZRANGE", PREFIX + b"sessions", 0, number - 1, "WITHSCORES"))
+
+    def last_pages(self, name: bytes, used_s: float, need_bytes: int) -> dict[bytes, int]:
+        """A session's last pages, as many as are so large together; none that others used after it; and their sizes.
+
+        Only BATCH of them are looked at. Those that are not there any more are struck from its list.
+        """
+        keys = self.one("ZREVRANGE", PREFIX + b"s:" + name, 0, BATCH - 1)
+        if not keys:
+            self.one("ZREM", PREFIX + b"sessions", name)
+            return {}
+        scores = self.one("ZMSCORE", PREFIX + b"index", *keys)
+        sizes = self.one("HMGET", PREFIX + b"sizes", *keys)
+        found: dict[bytes, int] = {}
+        stale = []
+        for key, score, size in zip(keys, scores, sizes, strict=True):
+            if score is None:
+                stale.append(key)
+            elif float(score) <= used_s and sum(found.values()) < need_bytes:
+                found[key] = int(size or 0)
+        if stale:
+            self.one("ZREM", PREFIX + b"s:" + name, *stale)
+        return found
 
     def all_keys(self) -> Iterator[list[bytes]]:
         """Of all pages, in some order; once each at least."""
         cursor = b"0"
         while True:
             cursor, found = self.one("ZSCAN", PREFIX + b"index", cursor, "COUNT", BATCH)
-            yield [key for key, _ in found] if found and isinstance(found[0], tuple) else found[::2]
+            yield [key for key, _ in _pairs(found)]
             if int(cursor) == 0:
                 return
 
@@ -205,6 +230,13 @@ class Server:
         self._client.close()
 
 
+def _pairs(listed: list[Any]) -> list[tuple[bytes, float]]:
+    """Members and scores, whether redis-py paired them or not."""
+    if listed and isinstance(listed[0], tuple | list):
+        return [(member, float(score)) for member, score in listed]
+    return [(member, float(score)) for member, score in zip(listed[::2], listed[1::2], strict=True)]
+
+
 def batched(all_: Iterable[T], number: int) -> Iterator[list[T]]:
     """So many at a time."""
     rest = iter(all_)
@@ -215,8 +247,3 @@ def batched(all_: Iterable[T], number: int) -> Iterator[list[T]]:
 def _each(pipeline: Pipeline, commands: Iterable[tuple[Any, ...]]) -> None:
     for words in commands:
         pipeline.execute_command(*words)
-
-
-def _score(used_s: float, position: int) -> float:
-    """Cold ones first: by their last use, in ms; among those of one moment, later ones of a prompt first."""
-    return int(used_s * 1000) - min(position // 16, PLACES - 1) / PLACES

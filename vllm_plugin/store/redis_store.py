@@ -239,14 +239,12 @@ class RedisStore:
 def _told(server: Server) -> list[tuple[bytes, float, dict[bytes, int]]]:
     """Sessions of one server: name, when it was used last, in s since 1970, and the sizes of its pages."""
     told: list[tuple[bytes, float, dict[bytes, int]]] = []
-    listed = server.one("ZREVRANGE", PREFIX + b"sessions", 0, SESSIONS_MAX, "WITHSCORES")
-    pairs = listed if listed and isinstance(listed[0], tuple | list) else zip(listed[::2], listed[1::2], strict=True)
-    for name, score in pairs:
+    for name, used_s in server.coldest_sessions(SESSIONS_MAX):
         sizes: dict[bytes, int] = {}
-        for keys in batched(server.one("SMEMBERS", PREFIX + b"s:" + name), SIZES):
+        for keys in batched(server.one("ZRANGE", PREFIX + b"s:" + name, 0, -1), SIZES):
             found = server.one("HMGET", PREFIX + b"sizes", *keys)
             sizes |= {key: int(size) for key, size in zip(keys, found, strict=True) if size is not None}
-        told.append((name, float(score) / 1000, sizes))
+        told.append((name, used_s, sizes))
     return told
 
 

@@ -19,6 +19,7 @@ from vllm_plugin.store.seen import Seen
 STEP_BYTES, STEP_PAGES = 16 * 2**20, 64
 ROOM_TRIES = 16
 FORGET_STEPS = 64
+MEMORY_SHARE = 8  # of the size goes where the server's memory is full: what is freed is not in one piece
 SESSIONS_MAX = 65_536
 
 Ready = tuple[bytes, Head, list[Any]]  # a page as `Server.put` takes it
@@ -82,7 +83,7 @@ class Writes:
         self.erasures += 1
         name = session_key(session)
         used: set[bytes] = set()
-        unasked = self._on_all(lambda server: used.update(server.one("SMEMBERS", PREFIX + b"s:" + name)))
+        unasked = self._on_all(lambda server: used.update(server.one("ZRANGE", PREFIX + b"s:" + name, 0, -1)))
         for key in used:
             self._versions.over(key, time.time_ns())
         gone: dict[bytes, int] = {}
@@ -126,7 +127,7 @@ class Writes:
             kept = tuple(server.one("ZRANGE", PREFIX + b"keeps", 0, -1))
             for keys in server.all_keys():
                 strangers = [key for key in keys if not key.startswith(kept)]
-                for key, raw in zip(strangers, server.heads(strangers) if strangers else (), strict=True):
+                for key, raw in zip(strangers, _heads(server, strangers), strict=True):
                     head = self._seals.read(key, raw) if raw else None
                     if raw is not None and (head is None or head.manifest.written_s < cutoff_s):
                         gone.update(server.remove([(key, raw)]))
@@ -146,7 +147,7 @@ class Writes:
                 if not keys:
                     break
                 gone.update(server.remove((key, b"") for key in keys))
-            server.one("ZREMRANGEBYSCORE", PREFIX + b"sessions", "-inf", f"({cutoff_s * 1000:.0f}")
+            server.one("ZREMRANGEBYSCORE", PREFIX + b"sessions", "-inf", f"({cutoff_s!r}")
             for session in server.one("ZRANGE", PREFIX + b"sessions", 0, -SESSIONS_MAX - 1):
                 server.one("ZREM", PREFIX + b"sessions", session)
                 server.one("DEL", PREFIX + b"s:" + session)
@@ -216,7 +217,7 @@ class Writes:
             if self._room(server, need_bytes, own):
                 done = self._written(server, ready)
                 left = [one for one in ready if one[0] not in done]
-                if left and self._evict(server, need_bytes, own):
+                if left and self._evict(server, max(need_bytes, self._size_bytes // MEMORY_SHARE), own):
                     done |= self._written(server, left)
         return done
 
@@ -242,16 +243,20 @@ class Writes:
 
     def _evict(self, server: Server, need_bytes: int, own: set[str]) -> bool:
         """Remove what was used longest ago, but nothing of the sessions that want the room; whether anything went."""
-        keys = server.coldest(BATCH)
-        victims, size = [], 0
-        for key, raw in zip(keys, server.heads(keys) if keys else (), strict=True):
-            head = self._seals.read(key, raw) if raw else None
-            if size >= need_bytes:
+        victims: dict[bytes, int] = {}
+        names = {session_key(session) for session in own}
+        for name, used_s in server.coldest_sessions(BATCH):
+            if name not in names:
+                victims |= server.last_pages(name, used_s, need_bytes - sum(victims.values()))
+            if sum(victims.values()) >= need_bytes:
                 break
-            if head is None or head.manifest.session not in own:
-                victims.append((key, b""))
-                size += head.manifest.page_bytes if head else 0
-        self._seen.count("evicted", len(server.remove(victims)))
+        if not victims:  # of sessions that are not listed any more
+            keys = server.coldest(BATCH)
+            for key, raw in zip(keys, _heads(server, keys), strict=True):
+                head = self._seals.read(key, raw) if raw else None
+                if head is None or head.manifest.session not in own:
+                    victims[key] = head.manifest.page_bytes if head else 0
+        self._seen.count("evicted", len(server.remove((key, b"") for key in victims)))
         return bool(victims)
 
     def _steps(self, pages: list[Page]) -> Iterator[list[Page]]:
@@ -292,3 +297,7 @@ class Writes:
                 self._seen.failed(error)
                 missing = Unreachable(f"{server.name}: {error}")
         return missing
+
+
+def _heads(server: Server, keys: list[bytes]) -> list[bytes | None]:
+    return server.heads(keys) if keys else []
