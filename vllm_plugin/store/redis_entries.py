@@ -1,7 +1,8 @@
 """What a page is in Redis: a head and pieces of bytes, sealed with a key that Redis does not have. Pure.
 
 The seals are MACs, made as `vllm_plugin.digest.seal_keyed` makes its own: keyed BLAKE3 over a header, with its length
-before it, and over the bytes. Both name the store's key, so that a page that is moved under another one is wrong there.
+before it, and over the bytes. Both name the store's key, so that a page that is moved under another one is wrong there,
+and that of the bytes a number of its own besides, so that nobody sees which pages are alike by their seals.
 """
 
 import hmac

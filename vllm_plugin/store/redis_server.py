@@ -107,7 +107,7 @@ class Server:
             with self._client.pipeline(transaction=False) as pipeline:
                 words(pipeline)
                 answers: list[Any] = pipeline.execute(raise_on_error=False)
-        except redis.RedisError as error:
+        except (redis.RedisError, OSError, ValueError) as error:  # ValueError: what it says is no Redis' answer
             self._down_until_s = time.monotonic() + DOWN_S
             self._failed(error)
             raise Unreachable(f"{self.name}: {type(error).__name__}") from error
@@ -126,13 +126,14 @@ class Server:
     def heads(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """What lies there as heads; b"" for what is no page at all."""
         answers = self.ask(lambda pipeline: _each(pipeline, (("HGET", PREFIX + b"p:" + key, "m") for key in keys)))
-        return [b"" if isinstance(one, Exception) else one for one in answers]
+        return [one if one is None or isinstance(one, bytes) else b"" for one in answers]
 
     def payloads(self, wanted: Sequence[tuple[bytes, int]]) -> list[list[bytes] | None]:
         """The pieces of pages, by key and size in bytes; None where some are missing."""
         commands = (("HMGET", PREFIX + b"p:" + key, *range(chunks(size))) for key, size in wanted)
         answers = self.ask(lambda pipeline: _each(pipeline, commands))
-        return [None if isinstance(one, Exception) or None in one else one for one in answers]
+        whole = [isinstance(one, list) and all(isinstance(piece, bytes) for piece in one) for one in answers]
+        return [one if good else None for one, good in zip(answers, whole, strict=True)]
 
     def put(self, pages: Sequence[tuple[bytes, Head, Sequence[Any]]], now_s: float, retention_s: float) -> list[Any]:
         """Write pages, each of key, head and pieces: 1: written, 0: one was there, else what failed."""

@@ -224,7 +224,7 @@ class RedisStore:
             return what()
         except Unreachable:
             return None
-        except redis.RedisError as error:
+        except (redis.RedisError, ValueError, TypeError) as error:  # what others wrote there may be of any type
             self._seen.failed(error)
             return None
 

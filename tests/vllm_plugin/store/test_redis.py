@@ -8,7 +8,8 @@ import pytest
 
 from tests.vllm_plugin.store.pages import PAGE_BYTES, all_right, key_of, page, right
 from tests.vllm_plugin.store.redis_servers import Redis, address_of, made_key
-from vllm_plugin.store import Quarantine, StoreBusy, StoreRefused, open_store
+from vllm_plugin.store import Quarantine, StoreBusy, StoreRefused, open_store, redis_server
+from vllm_plugin.store.redis_entries import Seals
 from vllm_plugin.store.redis_server import CONNECT_S_MAX, DOWN_S, SOCKET_S_MAX
 from vllm_plugin.store.redis_store import HELD_S_MAX, READ_S_MAX
 
@@ -273,6 +274,27 @@ def test_what_is_no_page_is_removed(redis_store, servers):
     put(redis_store, [0, 1])
 
     assert all_right(redis_store, [0, 1]) == [True, True]
+
+
+def test_a_page_of_which_a_part_is_missing_is_not_there(redis_store, monkeypatch):
+    """What was written of it is thrown away; here its head, which expires before the rest comes."""
+    monkeypatch.setattr(redis_server, "HALF_WRITTEN_MS_MAX", 0)
+
+    assert not redis_store.put([page(0)])
+
+    assert redis_store.stats().shed == 1
+    assert redis_store.stats().pages == 0
+
+
+def test_seals_of_equal_pages_are_not_alike():
+    """Not even under one key, written twice."""
+    seals, one = Seals(b"k" * 32), page(0)
+
+    heads = [seals.made(key, one.manifest, one.payload, 1) for key in (one.key, one.key, key_of(1))]
+
+    assert len({head.payload_mac for head in heads}) == 3
+    assert seals.fits(one.key, heads[0], [one.payload])
+    assert not seals.fits(key_of(1), heads[0], [one.payload])
 
 
 # What is kept, and for how long.
