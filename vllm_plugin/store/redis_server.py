@@ -1,4 +1,4 @@
-"""One server of a page store: what is asked of it, and for how long nobody asks it after it did not answer.
+"""One server of a page store: what is asked of it, and that nobody waits for it again after it did not answer.
 
 A page is a hash `p:KEY`: field `m` its head, `0`, `1`, ... its bytes. It is written under another name, `t:`, and
 renamed when all of it is there, so that it is there whole or not at all. `index` orders pages by their last use,
@@ -8,8 +8,8 @@ Pages expire by themselves.
 """
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice, pairwise
 from typing import Any, TypeVar
 
@@ -24,7 +24,6 @@ from vllm_plugin.store.redis_entries import Head, chunks
 PREFIX = b"holdfast:pages:"
 SOCKET_S_MAX = 0.5  # that a server may be silent
 CONNECT_S_MAX = 0.25
-DOWN_S = 2.0  # for so long a server that did not answer is not asked
 CONNECTIONS_MAX = 64
 HALF_WRITTEN_MS_MAX = 60_000
 BATCH = 256
@@ -88,12 +87,16 @@ class Unreachable(Exception):
 
 
 class Server:
-    """Used by many threads. Whatever is asked raises Unreachable, SOCKET_S_MAX after its last word at the latest."""
+    """Used by many threads. Whatever is asked raises Unreachable, SOCKET_S_MAX after its last word at the latest.
+
+    After that it does so at once, until `revive` has had an answer: engines wait for a silent server once, and it is
+    the writer's thread that tries.
+    """
 
     def __init__(self, host: str, port: int, database: int, password: str | None, failed: Callable[[Exception], None]):
         self.name = f"{host}:{port}"
         self._failed = failed
-        self._down_until_s = 0.0
+        self._down = self._closed = False
         self._client = redis.Redis(
             host=host, port=port, db=database, password=password, protocol=2, retry=Retry(NoBackoff(), 0),
             socket_timeout=SOCKET_S_MAX, socket_connect_timeout=CONNECT_S_MAX, max_connections=CONNECTIONS_MAX,
@@ -101,14 +104,24 @@ class Server:
 
     def ask(self, words: Callable[[Pipeline], None]) -> list[Any]:
         """What it says to each of some commands; an exception where it says no."""
-        if time.monotonic() < self._down_until_s:
+        if self._down or self._closed:
             raise Unreachable(f"{self.name} did not answer")
+        return self._ask(words)
+
+    def revive(self) -> None:
+        """Ask it again, if it did not answer. Takes as long as asking does."""
+        if self._down and not self._closed:
+            with suppress(Unreachable):
+                self._ask(lambda pipeline: pipeline.execute_command("PING"))
+                self._down = False
+
+    def _ask(self, words: Callable[[Pipeline], None]) -> list[Any]:
         try:
             with self._client.pipeline(transaction=False) as pipeline:
                 words(pipeline)
                 answers: list[Any] = pipeline.execute(raise_on_error=False)
         except (redis.RedisError, OSError, ValueError) as error:  # ValueError: what it says is no Redis' answer
-            self._down_until_s = time.monotonic() + DOWN_S
+            self._down = True
             self._failed(error)
             raise Unreachable(f"{self.name}: {type(error).__name__}") from error
         for answer in answers:
@@ -227,7 +240,7 @@ class Server:
 
     def close(self) -> None:
         """Nothing is asked of it any more."""
-        self._down_until_s = float("inf")
+        self._closed = True
         self._client.close()
 
 

@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 HELD_S_MAX = 1.0  # after this no server is asked any more; the one that was asked last has SOCKET_S_MAX to answer
 READ_S_MAX = 5.0  # the same
-TIDY_S_MAX = 5.0
+TIDY_S_MAX = 2.0  # and so often a server that did not answer is asked again
 SIZES = 1024
 
 
@@ -230,6 +230,8 @@ class RedisStore:
 
     def _tidy(self) -> None:
         """From time to time."""
+        for server in self._servers:
+            server.revive()
         for version in self._versions.all_denied():  # those that could not be removed when they were found
             if self._writes.quarantine(*version) is Quarantine.PENDING:
                 break
