@@ -9,7 +9,7 @@ from typing import NamedTuple
 import redis
 
 from vllm_plugin.store.redis_entries import Head, Seals
-from vllm_plugin.store.redis_server import Server, Unreachable
+from vllm_plugin.store.redis_server import SLOW_S_MAX, Server, Unreachable
 from vllm_plugin.store.redis_versions import Versions
 
 READ_BYTES = 16 * 2**20  # that are asked of a server at once
@@ -76,7 +76,11 @@ class Copies:
         if time.monotonic() > until_s:
             return
         heads: dict[bytes, Head] = {}
-        for key, raw in zip(keys, server.heads(keys), strict=True):
+        begun_s = time.monotonic()
+        raws = server.heads(keys)
+        if time.monotonic() - begun_s > SLOW_S_MAX:
+            server.leave_out(time.monotonic() - begun_s)  # from the next time on
+        for key, raw in zip(keys, raws, strict=True):
             head = self.judged(key, raw)
             if head is None:
                 wrong.append(Wrong(server, key, raw))

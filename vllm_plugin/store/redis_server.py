@@ -8,6 +8,7 @@ Pages expire by themselves.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice, pairwise
@@ -24,6 +25,7 @@ from vllm_plugin.store.redis_entries import Head, chunks
 PREFIX = b"holdfast:pages:"
 SOCKET_S_MAX = 0.5  # that a server may be silent
 CONNECT_S_MAX = 0.25
+SLOW_S_MAX = 0.3  # that a server may take to say which pages it has
 CONNECTIONS_MAX = 64
 HALF_WRITTEN_MS_MAX = 60_000
 BATCH = 256
@@ -111,9 +113,15 @@ class Server:
     def revive(self) -> None:
         """Ask it again, if it did not answer. Takes as long as asking does."""
         if self._down and not self._closed:
+            begun_s = time.monotonic()
             with suppress(Unreachable):
                 self._ask(lambda pipeline: pipeline.execute_command("PING"))
-                self._down = False
+                self._down = time.monotonic() - begun_s > SLOW_S_MAX
+
+    def leave_out(self, seconds: float) -> None:
+        """It answers, but so late that whoever asks is better off without it."""
+        self._down = True
+        self._failed(TimeoutError(f"{self.name} took {seconds:.2f} s"))
 
     def _ask(self, words: Callable[[Pipeline], None]) -> list[Any]:
         try:
@@ -126,6 +134,7 @@ class Server:
             raise Unreachable(f"{self.name}: {type(error).__name__}") from error
         for answer in answers:
             if isinstance(answer, REFUSING):
+                self._failed(answer)
                 raise Unreachable(f"{self.name}: {answer}")
         return answers
 

@@ -63,7 +63,11 @@ class Redis:
         try:
             yield
         finally:
-            self.process.send_signal(signal.SIGCONT)
+            self.go_on()
+
+    def go_on(self) -> None:
+        """After `stopped`."""
+        self.process.send_signal(signal.SIGCONT)
 
     def __enter__(self) -> Self:
         return self

@@ -10,7 +10,7 @@ from tests.vllm_plugin.store.pages import PAGE_BYTES, all_right, key_of, page, r
 from tests.vllm_plugin.store.redis_servers import Redis, address_of, made_key
 from vllm_plugin.store import Quarantine, StoreBusy, StoreRefused, open_store, redis_server
 from vllm_plugin.store.redis_entries import Seals
-from vllm_plugin.store.redis_server import CONNECT_S_MAX, SOCKET_S_MAX
+from vllm_plugin.store.redis_server import CONNECT_S_MAX, SLOW_S_MAX, SOCKET_S_MAX
 from vllm_plugin.store.redis_store import HELD_S_MAX, READ_S_MAX, TIDY_S_MAX
 
 SLACK_S = 0.5  # of a busy machine
@@ -153,6 +153,39 @@ def test_one_stopped_server_costs_one_timeout(shared, mortals):
             with within(-SLACK_S / 5):
                 assert shared.held(KEYS) == len(KEYS)
             time.sleep(0.01)
+
+
+def test_a_slow_server_is_left_out(shared, mortals):
+    """It answers, but late: once that is waited for."""
+    put(shared)
+    slow = first_of(shared, mortals)
+    with slow.stopped():
+        again = threading.Timer((SLOW_S_MAX + SOCKET_S_MAX) / 2, slow.go_on)
+        again.start()
+        assert shared.held(KEYS[:1]) == 1
+        again.join()
+
+    with slow.stopped(), within(-SLACK_S / 5):
+        assert shared.held(KEYS) == len(KEYS)
+
+
+def test_a_server_may_have_a_password(mortals, key_file, tmp_path):
+    """It is in a file; without it nothing is stored, and why is told."""
+    server = mortals[0]
+    server.ask("CONFIG", "SET", "requirepass", "hunter2")
+    password_file = tmp_path / "password"
+    password_file.write_text("hunter2\n")
+    password_file.chmod(0o600)
+    url = address_of([server], key_file)
+    with_it, without_it = open_store(f"{url}&password_file={password_file}"), open_store(url)
+
+    assert with_it.put([page(0)])
+    assert not without_it.put([page(1)])
+
+    assert all_right(with_it, [0]) == [True]
+    assert "uthentication" in without_it.stats().failure
+    with_it.close()
+    without_it.close()
 
 
 def test_a_server_without_memory_sheds(mortals, key_file):
