@@ -28,6 +28,7 @@ from vllm_plugin.store.contract import (
     Session,
     Stats,
     StoreBusy,
+    StoreRefused,
 )
 from vllm_plugin.store.entries import session_name
 from vllm_plugin.store.redis_copies import Copies, Found, Wrong
@@ -47,12 +48,19 @@ SIZES = 1024
 
 
 class RedisStore:
-    """A `PageStore` on servers. Made by `open`, which does not ask whether they are up: they may come later."""
+    """A `PageStore` on servers. Made by `open`."""
 
     @classmethod
-    def open(cls, url: str) -> "RedisStore":
-        """Open what an address names: see `stores.open_store`. Raises StoreRefused."""
-        return cls(redis_address.read(url))
+    def open(cls, url: str, *, make: bool = True) -> "RedisStore":
+        """Open what an address names: see `stores.open_store`. Raises StoreRefused.
+
+        make: engines start without their servers too, which may come later. Whoever makes none needs one that answers.
+        """
+        store = cls(redis_address.read(url))
+        if not make and not any(store._quietly(partial(server.one, "PING")) for server in store._servers):
+            store.close(0)
+            raise StoreRefused(f"{store._wanted.name}: no server answers: {store._seen.failure}")
+        return store
 
     def __init__(self, wanted: redis_address.Address, clock: Callable[[], float] = time.time) -> None:
         self._wanted = wanted

@@ -9,7 +9,7 @@ def open_store(url: str, *, populate: bool = True, make: bool = True) -> PageSto
     """Open a store: `lmdb:///dev/shm/holdfast?size=8GiB&retention=1h` of one host, `redis://...` of many.
 
     populate: have all of it at hand before it is needed, in a thread; for whoever writes. make: also where there is
-    none yet. Neither means anything to Redis. Raises StoreRefused.
+    none yet; on Redis, also where no server answers. Raises StoreRefused.
     """
     scheme = urlsplit(url).scheme
     if scheme == "lmdb":
@@ -19,5 +19,5 @@ def open_store(url: str, *, populate: bool = True, make: bool = True) -> PageSto
     if scheme == "redis":
         from vllm_plugin.store.redis_store import RedisStore
 
-        return RedisStore.open(url)
+        return RedisStore.open(url, make=make)
     raise StoreRefused(f"{url}: a store's address begins with lmdb://, such as lmdb:///dev/shm/holdfast, or redis://")

@@ -128,6 +128,19 @@ def test_without_servers_there_is_nothing_and_nobody_waits(shared, mortals):
     assert shared.stats().failed
 
 
+def test_who_only_looks_is_told_that_no_server_answers(mortals, key_file):
+    """An engine starts all the same: they may come later."""
+    url = address_of(mortals, key_file)
+    open_store(url, make=False).close()
+    mortals[0].kill()
+    open_store(url, make=False).close()
+    mortals[1].kill()
+
+    with pytest.raises(StoreRefused, match="no server answers"):
+        open_store(url, make=False)
+    open_store(url).close()
+
+
 def test_stopped_servers_keep_nobody_waiting(shared, mortals):
     """They accept connections and say nothing: each call ends within its limit, and giving a page waits for nothing."""
     put(shared)
