@@ -8,7 +8,7 @@ import pytest
 
 from tests.vllm_plugin.store.pages import PAGE_BYTES, all_right, key_of, page, right
 from tests.vllm_plugin.store.redis_servers import Redis, address_of, made_key
-from vllm_plugin.store import Quarantine, StoreBusy, StoreRefused, open_store, redis_server
+from vllm_plugin.store import Quarantine, StoreBusy, StoreRefused, open_store, redis_server, redis_versions
 from vllm_plugin.store.redis_entries import Seals
 from vllm_plugin.store.redis_server import CONNECT_S_MAX, SLOW_S_MAX, SOCKET_S_MAX
 from vllm_plugin.store.redis_store import HELD_S_MAX, READ_S_MAX, TIDY_S_MAX
@@ -246,6 +246,22 @@ def test_a_missing_copy_is_written_again(shared, mortals):
 
     settle(shared)
     assert first.ask("EXISTS", named(0)) == 1
+
+
+def test_a_repair_does_not_bring_back_what_was_erased(shared, mortals, monkeypatch):
+    """It was found before, and is done after; and of more pages than this process remembers."""
+    monkeypatch.setattr(redis_versions, "VERSIONS_MAX", 1)
+    put(shared)
+    first_of(shared, mortals).ask("FLUSHALL")
+    erasures = shared._writes.erasures
+    found, wrong = shared._copies.find(KEYS, time.monotonic() + 1, whole=True)
+    assert len(found) == len(KEYS)
+    assert wrong
+
+    shared.erase("s")
+    shared._writes.mend(found, wrong, erasures)
+
+    assert shared.stats().pages == 0
 
 
 def test_what_is_bad_everywhere_is_absent_and_removed(shared, mortals):
