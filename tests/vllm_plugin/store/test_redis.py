@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.vllm_plugin.store.pages import PAGE_BYTES, all_right, key_of, page, right
+from tests.vllm_plugin.store.processes import Mortal
 from tests.vllm_plugin.store.redis_servers import Redis, address_of, made_key
 from vllm_plugin.store import Quarantine, StoreBusy, StoreRefused, open_store, redis_server, redis_versions
 from vllm_plugin.store.redis_entries import Seals
@@ -107,6 +108,27 @@ def test_a_server_killed_while_pages_are_written_costs_none_that_is_said_to_be_t
 
     assert 0 < before < len(there)
     assert all(all_right(shared, there))
+
+
+def test_an_engine_killed_while_it_writes_leaves_whole_pages(servers, key_file):
+    """And nothing half written that does not go by itself."""
+    for server in servers:
+        server.ask("FLUSHALL")
+    url = address_of(servers, key_file, copies=2)
+    for seed in range(3):
+        engine = Mortal(url, seed)
+        engine.says("ready")
+        time.sleep(0.4 + 0.1 * seed)
+        engine.kill()
+
+    store = open_store(url)
+    numbers = [number for number in range(400) if store.held([key_of(number)])]
+    assert numbers
+    assert all(all_right(store, numbers))
+    assert store.stats().damaged == 0
+    for server in servers:
+        assert all(server.ask("PTTL", name) > 0 for name in server.ask("KEYS", "holdfast:pages:t:*"))
+    store.close()
 
 
 def test_without_servers_there_is_nothing_and_nobody_waits(shared, mortals):
