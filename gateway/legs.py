@@ -158,9 +158,9 @@ class Legs:
     def ended(self, running: Running, end: LegEnd, lost: bool, *, delivered: bool = False) -> None:
         """Note how a leg ended that was taken out; with one that was lost, all on its replica are closed.
 
-        Those can be taken at once. Its server is looked at, unless the leg was only moved.
-        delivered: whether the client has a part of the answer, and is to get the rest: then that comes only from
-            servers that are like those that brought it.
+        Those can be taken at once. Its server is looked at, unless the leg was only moved. delivered: whether the
+        client has a part of the answer, and is to get the rest: then that comes only from servers that are like those
+        that brought it.
         """
         self._visits.ended(running.visit, end, lost)
         if delivered and running.part.heard:  # also one that was outrun

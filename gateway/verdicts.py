@@ -5,8 +5,8 @@ from typing import Any
 
 import structlog
 
+from gateway.fleet.listener import Listener
 from gateway.fleet.replica import LEAVING, Replica
-from gateway.fleet.replicas import Listener
 from gateway.forecasts import Forecasts
 from gateway.waiting import Waiting
 from gateway.watch.alerts import Alerts
@@ -80,12 +80,6 @@ class Verdicts(Listener):
         if self.alerts is not None:
             self.alerts.drained(replica.name, drained=replica.drained, why=why)
 
-    def parted(self, replica: Replica, model: str) -> None:
-        what = list(replica.apart.get(model, ()))
-        say = log.warning if what else log.info
-        say("replica.apart" if what else "replica.alike", replica=replica.name, model=model, what=what)
-        self._append("replica.apart", {"replica": replica.name, "model": model}, {"what": what})
-
     def leaving(self, replica: Replica) -> None:
         log.info("replica.leaving", replica=replica.name, leaving=replica.leaving)
         facts = {"drained": replica.drained, "why": LEAVING if replica.leaving else "an operator said so"}
@@ -102,6 +96,12 @@ class Verdicts(Listener):
     def moved(self) -> None:
         """A stream that was moved goes on elsewhere."""
         self._metrics.moved("drain")
+
+    def parted(self, replica: Replica, model: str) -> None:
+        what = list(replica.apart.get(model, ()))
+        say = log.warning if what else log.info
+        say("replica.apart" if what else "replica.alike", replica=replica.name, model=model, what=what)
+        self._append("replica.apart", {"replica": replica.name, "model": model}, {"what": what})
 
 
 def measured(replicas: Iterable[Replica], now_s: float) -> Iterator[Measured]:

@@ -130,8 +130,9 @@ def test_the_entry_point_imports_nothing():
 
 @pytest.mark.parametrize("path", [p for p in EVERYTHING if p.values[0].parts[:2] == ("vllm_plugin", "store")])
 def test_a_store_needs_neither_vllm_nor_torch(path):
-    """The standard library, lmdb and msgspec; its commands what the command line has."""
-    allowed = (*sys.stdlib_module_names, "lmdb", "msgspec", "vllm_plugin.store")
+    """The standard library, lmdb or redis and BLAKE3, and msgspec; its commands what the command line has."""
+    engine = ("redis", "blake3") if path.stem.startswith("redis_") else ("lmdb",)
+    allowed = (*sys.stdlib_module_names, *engine, "msgspec", "vllm_plugin.store")
     shown = ("typer", "rich") if path.stem == "commands" else ()
     assert imports(path) == of(path, *allowed, *shown)
 

@@ -34,9 +34,9 @@ class Replica:
     breakers: of each model it was sent requests for, and serves.
     gauges: what it last said of itself; beside: how it compares with the others of its model, as of beside_s.
     pages: what it said of its KV pages.
+    leaving: whether an operator drains it.
     traits: what was found of it, by model, and apart: in what it differs from the others. kin_asked: when it was asked
         for that, and its fingerprints then.
-    leaving: whether an operator drains it.
     """
 
     name: str
@@ -61,10 +61,10 @@ class Replica:
     beside: Comparison = ALIKE
     beside_s: float = 0.0
     pages: Pages = field(default_factory=Pages)
+    leaving: bool = False
     traits: dict[str, Traits] = field(default_factory=dict)
     apart: dict[str, tuple[str, ...]] = field(default_factory=dict)
     kin_asked: dict[str, tuple[float, frozenset[str]]] = field(default_factory=dict)
-    leaving: bool = False
 
     @property
     def any_model(self) -> str | None:

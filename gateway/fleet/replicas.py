@@ -12,6 +12,7 @@ from gateway.fleet.answers import cards, verdict
 from gateway.fleet.canary import Ask, Canary
 from gateway.fleet.gauges import read
 from gateway.fleet.heirs import heir
+from gateway.fleet.listener import Listener
 from gateway.fleet.pulse import Watch
 from gateway.fleet.replica import Replica
 from guards import breaker, flapping, routing
@@ -57,31 +58,6 @@ class Care:
     retries_per_s: float = PER_S
     breakers: breaker.Plan = BREAKERS
     flaps: flapping.Plan = FLAPPING
-
-
-class Listener:
-    """Told what becomes of replicas; this one does nothing with it."""
-
-    def changed(self, replica: Replica) -> None:
-        """The verdict is another: it came up, or went down."""
-
-    def turned(self, replica: Replica, model: str, breaker: Breaker) -> None:
-        """A breaker came into another state."""
-
-    def gauged(self, replica: Replica) -> None:
-        """It said how it is."""
-
-    def compared(self, replica: Replica) -> None:
-        """It is worse than the others of its model in other ways than before."""
-
-    def drained(self, replica: Replica, why: str) -> None:
-        """It gets no new requests any more, or does again: see `Inspector`."""
-
-    def parted(self, replica: Replica, model: str) -> None:
-        """It differs from the others of a model in other things than before: see `Kin`."""
-
-    def leaving(self, replica: Replica) -> None:
-        """An operator drains it, or not any more."""
 
 
 class Fleet:

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from gateway.books.tenants import OPEN
+from gateway.fleet.listener import Listener
 from gateway.fleet.pulse import Pulse, Watch
 from gateway.fleet.replica import Replica
-from gateway.fleet.replicas import Care, Fleet, Listener
+from gateway.fleet.replicas import Care, Fleet
 from gateway.flow import Flow
 from gateway.stream.call import Call
 from gateway.stream.leg_end import Cause, LegEnd

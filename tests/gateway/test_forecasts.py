@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from gateway.fleet.gauges import Gauges
+from gateway.fleet.listener import Listener
 from gateway.fleet.replica import Replica
-from gateway.fleet.replicas import Care, Fleet, Listener
+from gateway.fleet.replicas import Care, Fleet
 from gateway.forecasts import COLD_MAX, LEARNT_PER_S, NEAR_MAX, STALE_S, Forecast, Forecasts, Look, Prompts
 from guards.health import Health
 from guards.prediction import FIRST_TOKEN

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from gateway.books.tenants import OPEN
+from gateway.fleet.listener import Listener
 from gateway.fleet.pulse import Pulse
 from gateway.fleet.replica import Replica
-from gateway.fleet.replicas import Care, Listener
+from gateway.fleet.replicas import Care
 from gateway.fleet.replicas import Fleet as RealFleet
 from gateway.ladder import AS_ASKED, DEGRADED_HEADER, Eased, Ladder
 from gateway.stream.seams import Terms

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from gateway.books.tenants import OPEN, Tenant, tenant
+from gateway.fleet.listener import Listener
 from gateway.fleet.replica import Replica
-from gateway.fleet.replicas import Care, Fleet, Listener
+from gateway.fleet.replicas import Care, Fleet
 from gateway.forecasts import STALE_S, Forecasts
 from gateway.turns import COUNT_S, OURS, Turn, Turns
 from gateway.verdicts import Verdicts

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from gateway.books.tenants import OPEN
+from gateway.fleet.listener import Listener
 from gateway.fleet.replica import Replica
-from gateway.fleet.replicas import Care, Fleet, Listener
+from gateway.fleet.replicas import Care, Fleet
 from gateway.legs import Legs
 from gateway.stream.leg_end import Cause, LegEnd
 from gateway.turns import Turns

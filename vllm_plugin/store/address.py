@@ -36,7 +36,7 @@ def read(url: str) -> Address:
         if name not in OPTIONS:
             raise StoreRefused(f"{url}: there is no option {name}; there are {', '.join(OPTIONS)}")
         field, units, least, example = OPTIONS[name]
-        value = _amount(text, units)
+        value = amount(text, units)
         if value is None or not least <= value < math.inf:
             raise StoreRefused(f"{url}: {name}={text} is no amount of at least {least}; write {name}={example}")
         values[field] = value
@@ -51,7 +51,8 @@ OPTIONS = {  # name: field, units, least value, example
 }
 
 
-def _amount(text: str, units: dict[str, int]) -> int | None:
+def amount(text: str, units: dict[str, int]) -> int | None:
+    """How many of the units' first; None for what is no amount."""
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)([A-Za-z]*)", text)
     if not found:
         return None

@@ -78,7 +78,7 @@ def erase(
         typer.echo(json.dumps({**told, "files_removed": files}))
     what = f"erased {gone.pages} pages, {gone.bytes:,} bytes" if gone else "removed the files"
     rest = "; engines use the store: what they were writing as one of them died goes with its files" if all_ else ""
-    typer.echo(f"{what}{'' if files else rest}", err=True)
+    typer.echo(f"{what}{'' if files or not _has_files(store) else rest}", err=True)
 
 
 @contextmanager
@@ -91,7 +91,13 @@ def _opened(url: str) -> Iterator[PageStore]:
             store.close()
 
 
+def _has_files(url: str) -> bool:
+    return not url.startswith("redis://")
+
+
 def _removed(url: str) -> bool:
+    if not _has_files(url):
+        return False
     from vllm_plugin.store.lmdb import remove_files
 
     return remove_files(url)

@@ -42,9 +42,10 @@ from vllm_plugin.store.directory import Directory
 from vllm_plugin.store.entries import Entry, decoded
 from vllm_plugin.store.memory import Lent, Map, Populating, map_of
 from vllm_plugin.store.reads import Ended, Reads, Snapshot
+from vllm_plugin.store.seen import Seen
 from vllm_plugin.store.tables import Tables
 from vllm_plugin.store.writer import Writer
-from vllm_plugin.store.writes import Seen, Writes
+from vllm_plugin.store.writes import Writes
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -6,14 +6,18 @@ from vllm_plugin.store.contract import PageStore, StoreRefused
 
 
 def open_store(url: str, *, populate: bool = True, make: bool = True) -> PageStore:
-    """Open a store, such as `lmdb:///dev/shm/holdfast?size=8GiB&retention=1h`.
+    """Open a store: `lmdb:///dev/shm/holdfast?size=8GiB&retention=1h` of one host, `redis://...` of many.
 
     populate: have all of it at hand before it is needed, in a thread; for whoever writes. make: also where there is
-    none yet. Raises StoreRefused.
+    none yet; on Redis, also where no server answers. Raises StoreRefused.
     """
     scheme = urlsplit(url).scheme
-    if scheme != "lmdb":
-        raise StoreRefused(f"{url}: a store's address begins with lmdb://, such as lmdb:///dev/shm/holdfast")
-    from vllm_plugin.store.lmdb import LmdbStore
+    if scheme == "lmdb":
+        from vllm_plugin.store.lmdb import LmdbStore
 
-    return LmdbStore.open(url, populate=populate, make=make)
+        return LmdbStore.open(url, populate=populate, make=make)
+    if scheme == "redis":
+        from vllm_plugin.store.redis_store import RedisStore
+
+        return RedisStore.open(url, make=make)
+    raise StoreRefused(f"{url}: a store's address begins with lmdb://, such as lmdb:///dev/shm/holdfast, or redis://")

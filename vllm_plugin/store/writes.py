@@ -1,49 +1,18 @@
 """What the writer's thread does: pages put, evicted, quarantined and swept."""
 
-import logging
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 
 import lmdb
 
 from vllm_plugin.store.contract import Erased, Page, Quarantine
 from vllm_plugin.store.entries import session_key
+from vllm_plugin.store.seen import Seen
 from vllm_plugin.store.tables import STEP_BYTES, STEP_PAGES, Tables
-
-log = logging.getLogger(__name__)
 
 ROOM_TRIES = 4
 PINNED_S, POLL_S = 0.5, 0.01  # that a put waits for readers of what was freed
 STEPS = 8  # a store has room for so many steps at least
-
-
-class Seen:
-    """What happened in this process, counted. failure: what LMDB said last, when it said no."""
-
-    def __init__(self, name: str) -> None:
-        self.failure = ""
-        self._name = name
-        self._numbers: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def count(self, what: str, number: int) -> None:
-        """Of `Stats`."""
-        with self._lock:
-            self._numbers[what] += number
-
-    def failed(self, error: Exception) -> None:
-        """Count a failure; tell the first one."""
-        if not self.failure:
-            log.warning("pages: %s: %s", self._name, error)
-        self.failure = f"{type(error).__name__}: {error}"
-        self.count("failed", 1)
-
-    def numbers(self) -> dict[str, int]:
-        """All that was counted."""
-        with self._lock:
-            return dict(self._numbers)
 
 
 class Writes:

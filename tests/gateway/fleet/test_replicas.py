@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.fleet.listener import Listener
 from gateway.fleet.replica import Replica
-from gateway.fleet.replicas import Care, Fleet, Listener
+from gateway.fleet.replicas import Care, Fleet
 from gateway.stream.leg_end import Cause, LegEnd
 from guards.breaker import Breaker
 

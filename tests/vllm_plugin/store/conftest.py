@@ -1,4 +1,4 @@
-"""Stores in shared memory, each in a directory of its own."""
+"""Stores in shared memory, each in a directory of its own; and on Redis servers, started once and emptied."""
 
 import shutil
 import tempfile
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.vllm_plugin.store.redis_servers import Redis, address_of, made_key
 from vllm_plugin.store import PageStore, open_store
 
 
@@ -31,7 +32,40 @@ def store(url: str) -> Iterator[PageStore]:
 
 
 # What the contract is tried on: each gives an empty store by the name of a fixture. Another engine adds its own.
-STORES = ["store"]
+STORES = ["store", "redis_store", "redis_copies"]
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Redis]]:
+    """Two servers that no test hurts."""
+    directory = tmp_path_factory.mktemp("redis")
+    with Redis(directory / "a") as one, Redis(directory / "b") as other:
+        yield [one, other]
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    return made_key(tmp_path / "pages.key")
+
+
+@pytest.fixture
+def redis_store(servers: list[Redis], key_file: Path) -> Iterator[PageStore]:
+    """On one server."""
+    yield from opened_on(servers[:1], key_file, copies=1)
+
+
+@pytest.fixture
+def redis_copies(servers: list[Redis], key_file: Path) -> Iterator[PageStore]:
+    """On two, each page on both."""
+    yield from opened_on(servers, key_file, copies=2)
+
+
+def opened_on(servers: list[Redis], key_file: Path, copies: int) -> Iterator[PageStore]:
+    for server in servers:
+        server.ask("FLUSHALL")
+    opened = open_store(address_of(servers, key_file, copies=copies))
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(params=STORES)

@@ -27,7 +27,7 @@ def test_an_address_is_read():
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("redis://host", "lmdb://"),
+        ("http://host", "lmdb://"),
         ("lmdb://dev/shm/holdfast", "absolute path"),
         ("lmdb://", "absolute path"),
         ("lmdb:///dev/shm/x?sise=1GiB", "no option sise; there are size, retention, queue"),

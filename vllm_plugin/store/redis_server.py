@@ -1,0 +1,272 @@
+"""One server of a page store: what is asked of it, and that nobody waits for it again after it did not answer.
+
+A page is a hash `p:KEY`: field `m` its head, `0`, `1`, ... its bytes. It is written under another name, `t:`, and
+renamed when all of it is there, so that it is there whole or not at all. `index` orders pages by their last use,
+`sizes` and `bytes` say how large they are; `s:SESSION` has the pages that a session used, by position, and `sessions`
+when it did; `keeps` the fingerprints that somebody serves. All of it begins with PREFIX, and nothing else is touched.
+Pages expire by themselves.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice, pairwise
+from typing import Any, TypeVar
+
+import redis
+from redis import exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from vllm_plugin.store.entries import session_key
+from vllm_plugin.store.redis_entries import Head, chunks
+
+PREFIX = b"holdfast:pages:"
+SOCKET_S_MAX = 0.5  # that a server may be silent
+CONNECT_S_MAX = 0.25
+SLOW_S_MAX = 0.3  # that a server may take to say which pages it has
+CONNECTIONS_MAX = 64
+HALF_WRITTEN_MS_MAX = 60_000
+BATCH = 256
+
+REFUSING = exceptions.AuthorizationError | exceptions.AuthenticationError | exceptions.BusyLoadingError
+T = TypeVar("T")
+Pipeline = Any  # of redis-py, whose types say nothing here
+
+PUT = """
+local P, t, k, n, now, ttl, s = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[5]), ARGV[6], ARGV[7], ARGV[8]
+local page, set = P .. 'p:' .. k, P .. 's:' .. s
+if redis.call('HLEN', t) ~= tonumber(ARGV[4]) then redis.call('DEL', t) return -1 end
+redis.call('ZADD', P .. 'index', now, k)
+local made = 0
+if redis.call('HEXISTS', page, 'm') == 1 then redis.call('DEL', t) else
+  local old = redis.call('HGET', P .. 'sizes', k)
+  redis.call('INCRBY', P .. 'bytes', n - (old and tonumber(old) or 0))
+  redis.call('HSET', P .. 'sizes', k, n)
+  redis.call('RENAME', t, page)
+  made = 1
+end
+redis.call('PEXPIRE', page, ttl)
+redis.call('ZADD', set, 'NX', ARGV[9], k)
+redis.call('PEXPIRE', set, ttl)
+redis.call('ZADD', P .. 'sessions', now, s)
+return made
+"""
+NOTE = """
+local P, s, now, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local set, some = P .. 's:' .. s, false
+for i = 5, #ARGV, 2 do
+  if redis.call('PEXPIRE', P .. 'p:' .. ARGV[i], ttl) == 1 then
+    redis.call('ZADD', P .. 'index', now, ARGV[i])
+    redis.call('ZADD', set, 'NX', ARGV[i + 1], ARGV[i])
+    some = true
+  end
+end
+if some then redis.call('PEXPIRE', set, ttl) redis.call('ZADD', P .. 'sessions', now, s) end
+return 0
+"""
+REMOVE = """
+local P, out = ARGV[1], {}
+for i = 2, #ARGV, 2 do
+  local k, raw, page = ARGV[i], ARGV[i + 1], P .. 'p:' .. ARGV[i]
+  local gone = -1
+  if raw == '' or redis.pcall('HGET', page, 'm') == raw then
+    local n = tonumber(redis.call('HGET', P .. 'sizes', k) or 0)
+    local was = redis.call('DEL', page)
+    redis.call('ZREM', P .. 'index', k)
+    if redis.call('HDEL', P .. 'sizes', k) == 1 then redis.call('DECRBY', P .. 'bytes', n) end
+    if was == 1 then gone = n end
+  end
+  out[#out + 1] = gone
+end
+return out
+"""
+
+
+class Unreachable(Exception):
+    """It does not answer, or did not a moment ago."""
+
+
+class Server:
+    """Used by many threads. Whatever is asked raises Unreachable, SOCKET_S_MAX after its last word at the latest.
+
+    After that it does so at once, until `revive` has had an answer: engines wait for a silent server once, and it is
+    the writer's thread that tries.
+    """
+
+    def __init__(self, host: str, port: int, database: int, password: str | None, failed: Callable[[Exception], None]):
+        self.name = f"{host}:{port}"
+        self._failed = failed
+        self._down = self._closed = False
+        self._client = redis.Redis(
+            host=host, port=port, db=database, password=password, protocol=2, retry=Retry(NoBackoff(), 0),
+            socket_timeout=SOCKET_S_MAX, socket_connect_timeout=CONNECT_S_MAX, max_connections=CONNECTIONS_MAX,
+        )  # fmt: skip
+
+    def ask(self, words: Callable[[Pipeline], None]) -> list[Any]:
+        """What it says to each of some commands; an exception where it says no."""
+        if self._down or self._closed:
+            raise Unreachable(f"{self.name} did not answer")
+        return self._ask(words)
+
+    def revive(self) -> None:
+        """Ask it again, if it did not answer. Takes as long as asking does."""
+        if self._down and not self._closed:
+            begun_s = time.monotonic()
+            with suppress(Unreachable):
+                self._ask(lambda pipeline: pipeline.execute_command("PING"))
+                self._down = time.monotonic() - begun_s > SLOW_S_MAX
+
+    def leave_out(self, seconds: float) -> None:
+        """It answers, but so late that whoever asks is better off without it."""
+        self._down = True
+        self._failed(TimeoutError(f"{self.name} took {seconds:.2f} s"))
+
+    def _ask(self, words: Callable[[Pipeline], None]) -> list[Any]:
+        try:
+            with self._client.pipeline(transaction=False) as pipeline:
+                words(pipeline)
+                answers: list[Any] = pipeline.execute(raise_on_error=False)
+        except (redis.RedisError, OSError, ValueError) as error:  # ValueError: what it says is no Redis' answer
+            self._down = True
+            self._failed(error)
+            raise Unreachable(f"{self.name}: {type(error).__name__}") from error
+        for answer in answers:
+            if isinstance(answer, REFUSING):
+                self._failed(answer)
+                raise Unreachable(f"{self.name}: {answer}")
+        return answers
+
+    def one(self, *words: Any) -> Any:
+        """What it says to one command. Raises redis.ResponseError."""
+        (answer,) = self.ask(lambda pipeline: pipeline.execute_command(*words))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def heads(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """What lies there as heads; b"" for what is no page at all."""
+        answers = self.ask(lambda pipeline: _each(pipeline, (("HGET", PREFIX + b"p:" + key, "m") for key in keys)))
+        return [one if one is None or isinstance(one, bytes) else b"" for one in answers]
+
+    def payloads(self, wanted: Sequence[tuple[bytes, int]]) -> list[list[bytes] | None]:
+        """The pieces of pages, by key and size in bytes; None where some are missing."""
+        commands = (("HMGET", PREFIX + b"p:" + key, *range(chunks(size))) for key, size in wanted)
+        answers = self.ask(lambda pipeline: _each(pipeline, commands))
+        whole = [isinstance(one, list) and all(isinstance(piece, bytes) for piece in one) for one in answers]
+        return [one if good else None for one, good in zip(answers, whole, strict=True)]
+
+    def put(self, pages: Sequence[tuple[bytes, Head, Sequence[Any]]], now_s: float, retention_s: float) -> list[Any]:
+        """Write pages, each of key, head and pieces: 1: written, 0: one was there, else what failed."""
+        ends = [0]
+
+        def words(pipeline: Pipeline) -> None:
+            for key, head, pieces in pages:
+                half = PREFIX + b"t:" + os.urandom(16)
+                pipeline.execute_command("HSET", half, "m", head.raw)
+                pipeline.execute_command("PEXPIRE", half, HALF_WRITTEN_MS_MAX)
+                for number, piece in enumerate(pieces):
+                    pipeline.execute_command("HSET", half, number, piece)
+                manifest = head.manifest
+                pipeline.execute_command(
+                    "EVAL", PUT, 0, PREFIX, half, key, len(pieces) + 1, manifest.page_bytes,
+                    repr(now_s), int(retention_s * 1000), session_key(manifest.session), manifest.position,
+                )  # fmt: skip
+                pipeline.execute_command("DEL", half)
+                ends.append(len(pipeline))
+
+        answers = self.ask(words)
+        each = [answers[begin:end] for begin, end in pairwise(ends)]
+        return [next((one for one in some if isinstance(one, Exception)), some[-2]) for some in each]
+
+    def note(self, pages: Iterable[tuple[bytes, int]], session: str, now_s: float, retention_s: float) -> None:
+        """A session uses pages, each of key and position."""
+        for some in batched(pages, BATCH):
+            placed = (word for page in some for word in page)
+            self.one(
+                "EVAL", NOTE, 0, PREFIX, session_key(session), repr(now_s), int(retention_s * 1000), *placed
+            )  # fmt: skip
+
+    def remove(self, pages: Iterable[tuple[bytes, bytes]]) -> dict[bytes, int]:
+        """Remove pages, each of key and of the head it must have (b"": any); those that went, and their sizes."""
+        gone: dict[bytes, int] = {}
+        for some in batched(pages, BATCH):
+            sizes = self.one("EVAL", REMOVE, 0, PREFIX, *(word for page in some for word in page))
+            gone |= {key: size for (key, _), size in zip(some, sizes, strict=True) if size >= 0}
+        return gone
+
+    def coldest(self, number: int, before_s: float | None = None) -> list[bytes]:
+        """Keys of pages that were not used for longest; before_s: only those not used since then."""
+        until = "+inf" if before_s is None else f"({before_s!r}"
+        keys: list[bytes] = self.one("ZRANGEBYSCORE", PREFIX + b"index", "-inf", until, "LIMIT", 0, number)
+        return keys
+
+    def coldest_sessions(self, number: int) -> list[tuple[bytes, float]]:
+        """Those that nobody used for longest, and when they were used, in s since 1970."""
+        return _pairs(self.one("ZRANGE", PREFIX + b"sessions", 0, number - 1, "WITHSCORES"))
+
+    def last_pages(self, name: bytes, used_s: float, need_bytes: int) -> dict[bytes, int]:
+        """A session's last pages, as many as are so large together; none that others used after it; and their sizes.
+
+        Only BATCH of them are looked at. Those that are not there any more are struck from its list.
+        """
+        keys = self.one("ZREVRANGE", PREFIX + b"s:" + name, 0, BATCH - 1)
+        if not keys:
+            self.one("ZREM", PREFIX + b"sessions", name)
+            return {}
+        scores = self.one("ZMSCORE", PREFIX + b"index", *keys)
+        sizes = self.one("HMGET", PREFIX + b"sizes", *keys)
+        found: dict[bytes, int] = {}
+        stale = []
+        for key, score, size in zip(keys, scores, sizes, strict=True):
+            if score is None:
+                stale.append(key)
+            elif float(score) <= used_s and sum(found.values()) < need_bytes:
+                found[key] = int(size or 0)
+        if stale:
+            self.one("ZREM", PREFIX + b"s:" + name, *stale)
+        return found
+
+    def all_keys(self) -> Iterator[list[bytes]]:
+        """Of all pages, in some order; once each at least."""
+        cursor = b"0"
+        while True:
+            cursor, found = self.one("ZSCAN", PREFIX + b"index", cursor, "COUNT", BATCH)
+            yield [key for key, _ in _pairs(found)]
+            if int(cursor) == 0:
+                return
+
+    def forget_all(self) -> None:
+        """Remove whatever begins with the prefix."""
+        cursor = b"0"
+        while True:
+            cursor, names = self.one("SCAN", cursor, "MATCH", PREFIX + b"*", "COUNT", BATCH)
+            if names:
+                self.one("DEL", *names)
+            if int(cursor) == 0:
+                return
+
+    def close(self) -> None:
+        """Nothing is asked of it any more."""
+        self._closed = True
+        self._client.close()
+
+
+def _pairs(listed: list[Any]) -> list[tuple[bytes, float]]:
+    """Members and scores, whether redis-py paired them or not."""
+    if listed and isinstance(listed[0], tuple | list):
+        return [(member, float(score)) for member, score in listed]
+    return [(member, float(score)) for member, score in zip(listed[::2], listed[1::2], strict=True)]
+
+
+def batched(all_: Iterable[T], number: int) -> Iterator[list[T]]:
+    """So many at a time."""
+    rest = iter(all_)
+    while some := list(islice(rest, number)):
+        yield some
+
+
+def _each(pipeline: Pipeline, commands: Iterable[tuple[Any, ...]]) -> None:
+    for words in commands:
+        pipeline.execute_command(*words)

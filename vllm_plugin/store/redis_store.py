@@ -1,0 +1,273 @@
+"""Pages on Redis or Valkey, for the engines of many hosts.
+
+Whoever can reach the servers can read and change what is there. So a page is sealed with a key that the servers do not
+have, together with the key that it lies under: what does not bear the right seal is not there. No server is trusted to
+be up, to be quick or to be right, and none keeps an engine waiting for longer than the limits below.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as NotInTime
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+
+import redis
+
+from vllm_plugin.store import redis_address
+from vllm_plugin.store.contract import (
+    DIGEST_BYTES,
+    KEY_BYTES_MAX,
+    QUARANTINE_S,
+    WAIT_S,
+    Erased,
+    Page,
+    Quarantine,
+    Session,
+    Stats,
+    StoreBusy,
+    StoreRefused,
+)
+from vllm_plugin.store.entries import session_name
+from vllm_plugin.store.redis_copies import Copies, Found, Wrong
+from vllm_plugin.store.redis_entries import Seals
+from vllm_plugin.store.redis_server import PREFIX, Server, Unreachable, batched
+from vllm_plugin.store.redis_versions import Versions
+from vllm_plugin.store.redis_writes import SESSIONS_MAX, Writes
+from vllm_plugin.store.seen import Seen
+from vllm_plugin.store.writer import Writer
+
+T = TypeVar("T")
+
+HELD_S_MAX = 1.0  # after this no server is asked any more; the one that was asked last has SOCKET_S_MAX to answer
+READ_S_MAX = 5.0  # the same
+TIDY_S_MAX = 2.0  # and so often a server that did not answer is asked again
+SIZES = 1024
+
+
+class RedisStore:
+    """A `PageStore` on servers. Made by `open`."""
+
+    @classmethod
+    def open(cls, url: str, *, make: bool = True) -> "RedisStore":
+        """Open what an address names: see `stores.open_store`. Raises StoreRefused.
+
+        make: engines start without their servers too, which may come later. Whoever makes none needs one that answers.
+        """
+        store = cls(redis_address.read(url))
+        if not make and not any(store._quietly(partial(server.one, "PING")) for server in store._servers):
+            store.close(0)
+            raise StoreRefused(f"{store._wanted.name}: no server answers: {store._seen.failure}")
+        return store
+
+    def __init__(self, wanted: redis_address.Address, clock: Callable[[], float] = time.time) -> None:
+        self._wanted = wanted
+        self._seen = Seen(wanted.name)
+        seals, self._versions = Seals(wanted.key), Versions()
+        self._servers = [
+            Server(host, port, wanted.database, wanted.password, self._seen.failed) for host, port in wanted.servers
+        ]
+        self._copies = Copies(self._servers, wanted.copies, seals, self._versions)
+        self._writes = Writes(
+            self._copies, seals, self._versions, self._seen, clock, wanted.size_bytes, wanted.retention_s
+        )
+        self._waiting: dict[int, list[Page]] = {}  # what is to be put and was not begun yet, by its `id`
+        self._waits = threading.Lock()
+        self._writer = Writer(wanted.queue_bytes, self._tidy, min(TIDY_S_MAX, wanted.retention_s / 4))
+
+    def put(self, pages: Sequence[Page], within_s: float = WAIT_S) -> bool:
+        """See `PageStore.put`. A page is there as soon as one server has it."""
+        return self._awaited(self._queued(pages), within_s) is True
+
+    def put_soon(self, pages: Sequence[Page]) -> bool:
+        """See `PageStore.put_soon`."""
+        return self._queued(pages) is not None
+
+    def used_soon(self, keys: Sequence[bytes], session: str) -> bool:
+        """See `PageStore.used_soon`."""
+        noted = list(keys)
+        return self._writer.submit(lambda: self._writes.note(noted, session), sum(map(len, noted))) is not None
+
+    def held(self, keys: Sequence[bytes]) -> int:
+        """See `PageStore.held`. What is wrong in a page's bytes shows only when it is read."""
+        erasures = self._writes.erasures
+        found, wrong = self._copies.find(keys, time.monotonic() + HELD_S_MAX, whole=False)
+        self._mend({}, [one for one in wrong if one.raw is not None], erasures)
+        return next((count for count, key in enumerate(keys) if key not in found), len(keys))
+
+    @contextmanager
+    def read(self, keys: Sequence[bytes]) -> Iterator[list[Page | None]]:
+        """See `PageStore.read`. It is a copy, and stays as it is for as long as it is looked at."""
+        erasures = self._writes.erasures
+        found, wrong = self._copies.find(keys, time.monotonic() + READ_S_MAX, whole=True)
+        self._mend(found, wrong, erasures)
+        views = {key: memoryview(_joined(copy.pieces)) for key, copy in found.items()}
+        del wrong
+        pages = [Page(key, found[key].head.manifest, views[key]) if key in found else None for key in keys]
+        try:
+            yield pages
+        except BaseException:
+            _released(views)
+            raise
+        if not _released(views):
+            raise BufferError("a page's payload is still looked at, behind its read: copy what is to be kept")
+
+    def quarantine(self, key: bytes, digest: bytes) -> Quarantine:
+        """See `PageStore.quarantine`."""
+        self._versions.deny(key, digest)
+        with self._waits:  # this goes before what waits to be put, and that must not bring it back
+            for pages in self._waiting.values():
+                pages[:] = [page for page in pages if (page.key, page.manifest.digest) != (key, digest)]
+        answer = self._writer.submit(lambda: self._writes.quarantine(key, digest), urgent=True)
+        return self._awaited(answer, QUARANTINE_S) or Quarantine.PENDING
+
+    def erase(self, session: str, within_s: float = WAIT_S) -> Erased:
+        """See `PageStore.erase`. StoreBusy also where a server does not answer: what it has stays until it is asked."""
+        return self._done(lambda: self._writes.erase(session), within_s)
+
+    def erase_all(self, within_s: float = WAIT_S) -> Erased:
+        """See `PageStore.erase_all`, and `erase`."""
+        return self._done(self._writes.erase_all, within_s)
+
+    def sweep(self, keep: bytes, within_s: float = WAIT_S) -> Erased:
+        """See `PageStore.sweep`."""
+        assert 0 < len(keep) <= KEY_BYTES_MAX, "a fingerprint"
+        return self._awaited(self._writer.submit(lambda: self._writes.sweep(keep)), within_s) or Erased()
+
+    def sessions(self) -> list[Session]:
+        """See `PageStore.sessions`; of the servers that answer."""
+        used_s: dict[bytes, float] = {}
+        sizes: dict[bytes, dict[bytes, int]] = {}
+        for server in self._servers:
+            for name, score_s, pages in self._quietly(partial(_told, server)) or ():
+                used_s[name] = max(used_s.get(name, 0.0), score_s)
+                sizes.setdefault(name, {}).update(pages)
+        told = [Session(session_name(name), len(of), sum(of.values()), used_s[name]) for name, of in sizes.items()]
+        return sorted(told, key=lambda one: one.used_s, reverse=True)
+
+    def stats(self) -> Stats:
+        """See `PageStore.stats`. Pages and bytes as if of each all copies were there; sessions: of all servers."""
+        pages = bytes_ = 0
+        sessions: set[bytes] = set()
+        for server in self._servers:
+            pages += int(self._quietly(partial(server.one, "ZCARD", PREFIX + b"index")) or 0)
+            bytes_ += int(self._quietly(partial(server.one, "GET", PREFIX + b"bytes")) or 0)
+            sessions.update(self._quietly(partial(server.one, "ZRANGE", PREFIX + b"sessions", 0, SESSIONS_MAX)) or ())
+        return Stats(
+            pages=-(-pages // self._wanted.copies),
+            bytes=-(-bytes_ // self._wanted.copies),
+            sessions=len(sessions),
+            size_bytes=self._wanted.size_bytes * len(self._servers) // self._wanted.copies,
+            queued_bytes=self._writer.waiting_bytes,
+            failure=self._seen.failure,
+            aside="",
+            **self._seen.numbers(),
+        )
+
+    def close(self, within_s: float = WAIT_S) -> None:
+        """See `PageStore.close`."""
+        self._writer.close(within_s)
+        for server in self._servers:
+            server.close()
+
+    def _queued(self, pages: Sequence[Page]) -> "Future[bool] | None":
+        copied = list(pages)
+        for page in copied:
+            assert 0 < len(page.key) <= KEY_BYTES_MAX, "a key of 1 to 255 bytes"
+            assert len(page.manifest.digest) == DIGEST_BYTES, "a digest of 16 bytes"
+            assert memoryview(page.payload).nbytes == page.manifest.page_bytes, "as many bytes as the manifest says"
+        with self._waits:
+            self._waiting[id(copied)] = copied
+        answer = self._writer.submit(
+            lambda: self._writes.put(self._begun(copied)), sum(page.manifest.page_bytes for page in copied)
+        )
+        if answer is None:
+            self._shed(copied)
+            return None
+        answer.add_done_callback(lambda done: self._shed(copied) if done.cancelled() or done.exception() else None)
+        return answer
+
+    def _shed(self, pages: list[Page]) -> None:
+        self._seen.count("shed", len(self._begun(pages)))
+
+    def _begun(self, pages: list[Page]) -> list[Page]:
+        """It waits no more."""
+        with self._waits:
+            self._waiting.pop(id(pages), None)
+            return pages
+
+    def _mend(self, found: dict[bytes, Found], wrong: list[Wrong], erasures: int) -> None:
+        """Soon, if not too much waits; else whoever reads these pages next sees to it."""
+        if wrong:
+            good = {one.key: found[one.key] for one in wrong if one.key in found}
+            wrong = [one for one in wrong if one.key in good or one.raw is not None]
+            cost_bytes = sum(copy.head.manifest.page_bytes for copy in good.values())
+            if wrong:
+                self._writer.submit(lambda: self._writes.mend(good, wrong, erasures), cost_bytes)
+
+    def _awaited(self, answer: "Future[T] | None", within_s: float) -> T | None:
+        """A job's answer; None where there is none in time, or at all."""
+        if answer is None:
+            return None
+        try:
+            return answer.result(within_s)
+        except (NotInTime, CancelledError, Unreachable):
+            return None
+        except Exception as error:
+            self._seen.failed(error)
+            return None
+
+    def _done(self, job: Callable[[], Erased], within_s: float) -> Erased:
+        gone = self._awaited(self._writer.submit(job), within_s)
+        if gone is None:
+            why = self._seen.failure or "others write"
+            raise StoreBusy(f"{self._wanted.name}: not done on all servers within {within_s:g} s: {why}")
+        return gone
+
+    def _quietly(self, what: Callable[[], T]) -> T | None:
+        """Its answer; what fails is counted, and answers nothing."""
+        try:
+            return what()
+        except Unreachable:
+            return None
+        except (redis.RedisError, ValueError, TypeError) as error:  # what others wrote there may be of any type
+            self._seen.failed(error)
+            return None
+
+    def _tidy(self) -> None:
+        """From time to time."""
+        for server in self._servers:
+            server.revive()
+        for version in self._versions.all_denied():  # those that could not be removed when they were found
+            if self._writes.quarantine(*version) is Quarantine.PENDING:
+                break
+        self._writes.forget()
+
+
+def _told(server: Server) -> list[tuple[bytes, float, dict[bytes, int]]]:
+    """Sessions of one server: name, when it was used last, in s since 1970, and the sizes of its pages."""
+    told: list[tuple[bytes, float, dict[bytes, int]]] = []
+    for name, used_s in server.coldest_sessions(SESSIONS_MAX):
+        sizes: dict[bytes, int] = {}
+        for keys in batched(server.one("ZRANGE", PREFIX + b"s:" + name, 0, -1), SIZES):
+            found = server.one("HMGET", PREFIX + b"sizes", *keys)
+            sizes |= {key: int(size) for key, size in zip(keys, found, strict=True) if size is not None}
+        told.append((name, used_s, sizes))
+    return told
+
+
+def _joined(pieces: list[bytes]) -> bytes:
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _released(views: dict[bytes, memoryview]) -> bool:
+    """Whether nobody looks at them any more."""
+    over = True
+    for view in views.values():
+        try:
+            view.release()
+        except BufferError:
+            over = False
+    return over
