@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 TOKENS = 60
 LASTING = 1600  # a warm engine is done with half as many before its clients have read an eighth
 STALLS, ROUNDS_MAX = 20, 10
+STOPS_MAX = 4
 PAUSE_S_MAX = 30.0  # a bound for starved machines, not the goal: `make prove` measures that
 
 
@@ -30,13 +31,18 @@ async def test_streams_outlive_a_server_that_is_stopped(
         pytest.skip("these servers were started by somebody else, and are not to be stopped")
     tokenizer = engine_model / "tokenizer.json"
     with Gateway(tmp_path, [engine.url for engine in fleet], model="tiny", tokenizer=tokenizer) as gateway:
-        key = gateway.key("alice", 100_000)
+        key = gateway.key("alice", 1_000_000)
 
-        found = [await one_stop(number, fleet, gateway, key, alone=bool(number), tokens=LASTING) for number in range(2)]
+        found = []
+        for alone in (False, True):
+            for seed in range(STOPS_MAX):  # a warm server may be done before it is stopped, which proves nothing
+                found.append(await one_stop(seed, fleet, gateway, key, alone=alone, tokens=LASTING))
+                if found[-1]["failed_over"]:
+                    break
+            assert found[-1]["failed_over"] > 0, found
 
-        assert [one["equal"] for one in found] == [STREAMS, STREAMS], found
+        assert [one["equal"] for one in found] == [STREAMS] * len(found), found
         assert all(one["charged_exactly"] for one in found)
-        assert all(one["failed_over"] > 0 for one in found)
         assert all(gap < PAUSE_S_MAX for one in found for gap in one["gaps_s"])
         assert gateway.faults() == []
 
