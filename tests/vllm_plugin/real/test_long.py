@@ -1,4 +1,4 @@
-"""Real vLLM with prompts of nearly four thousand tokens, computed in pieces: a chain is as good as each of its pages."""
+"""Real vLLM with prompts of nearly four thousand tokens, computed in pieces: a chain is as good as its worst page."""
 
 import pytest
 

@@ -23,6 +23,7 @@ TRANSFER = {
     "kv_connector_extra_config": {"scrub": "all", "on_corruption": "abort"},
 }  # fmt: skip
 KEY = "a key of a test"
+NORM = "model.layers.1.input_layernorm.weight"
 PROMPT = [100 + 7 * i % 5000 for i in range(300)]
 
 
@@ -35,13 +36,24 @@ def server(folder, transfer) -> Server:
             "--kv-transfer-config", json.dumps(transfer), "--num-gpu-blocks-override", "64",
             "--override-generation-config", json.dumps({"temperature": 0.6}),
             "--api-key", KEY, "--worker-extension-cls", "tests.vllm_plugin.real.injector.Injector",
+            "--weight-transfer-config", json.dumps({"backend": "in-place"}),
         ],
         environment={
-            "PYTHONPATH": os.pathsep.join([str(installed(folder / "installed")), str(REPOSITORY)]),
+            "PYTHONPATH": os.pathsep.join([str(with_trainer(installed(folder / "installed"))), str(REPOSITORY)]),
             injector.SECRET_FILE: str(folder / "secret"), "VLLM_SERVER_DEV_MODE": "1",
-            "VLLM_PLUGINS": "holdfast", "HOLDFAST_LOG": "json",
+            "VLLM_PLUGINS": "holdfast,trainer", "HOLDFAST_LOG": "json",
         },
     )  # fmt: skip
+
+
+def with_trainer(folder):
+    """And a plugin of the test's own, which lets vLLM's update routes change weights without a GPU."""
+    about = folder / "trainer-0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: trainer\nVersion: 0\n")
+    lines = ["[vllm.general_plugins]", "trainer = tests.vllm_plugin.real.trainer:register", ""]
+    (about / "entry_points.txt").write_text("\n".join(lines))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +213,34 @@ def test_what_is_refused_is_said_in_the_log_and_nothing_is_served(tmp_path):
         engine.wait_ready()
     said = (tmp_path / "vllm.log").read_text()
     assert 'write "kv_load_failure_policy":"recompute"' in said
+
+
+def test_the_update_routes_leave_no_page_of_the_weights_of_before(url):
+    """As a trainer calls them: the next answer is that of a model which never had other weights. So is the way back."""
+    post(url, "/reset_prefix_cache", {})
+    first, before = answer(url), status(url)
+    assert answer(url) == first
+    post(url, "/init_weight_transfer_engine", {"init_info": {}})
+    for factor in (8.0, 1 / 8):
+        update(url, factor)
+        after = answer(url)
+        told = status(url)
+        post(url, "/reset_prefix_cache", {})
+        assert answer(url) == after
+        assert (after != first) == (factor > 1)
+        assert (told["fingerprint"] != before["fingerprint"]) == (factor > 1)
+        assert told["weights"]["changes"] > before["weights"]["changes"]
+    assert status(url)["corrupt"] == before["corrupt"]
+
+
+def answer(url: str) -> list[int]:
+    (choice,) = json.loads(complete(url, 24, return_token_ids=True))["choices"]
+    return choice["token_ids"]
+
+
+def update(url: str, factor: float) -> None:
+    """In two parts."""
+    post(url, "/start_weight_update", {})
+    for part in (factor * 2, 0.5):
+        post(url, "/update_weights", {"update_info": {"factors": {NORM: part}}})
+    post(url, "/finish_weight_update", {})
