@@ -14,7 +14,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +24,6 @@ import lmdb
 
 from vllm_plugin.store import address
 from vllm_plugin.store.contract import (
-    DIGEST_BYTES,
     KEY_BYTES_MAX,
     QUARANTINE_S,
     READ_S_MAX,
@@ -35,12 +34,12 @@ from vllm_plugin.store.contract import (
     Quarantine,
     Session,
     Stats,
-    StoreBusy,
     StoreRefused,
 )
 from vllm_plugin.store.directory import Directory
 from vllm_plugin.store.entries import Entry, decoded
 from vllm_plugin.store.memory import Lent, Map, Populating, map_of
+from vllm_plugin.store.queue import Queue
 from vllm_plugin.store.reads import Ended, Reads, Snapshot
 from vllm_plugin.store.seen import Seen
 from vllm_plugin.store.tables import Tables
@@ -93,21 +92,19 @@ class LmdbStore:
             self._tables = self._readied(where, first)
         self._writes = Writes(self._tables, self._seen, clock, wanted.retention_s)
         self._denied: set[tuple[bytes, bytes]] = set()  # wrong versions that are not removed yet; as many as pages
-        self._waiting: dict[int, list[Page]] = {}  # what is to be put and was not begun yet, by its `id`
-        self._waits = threading.Lock()
         self._left_behind = False
         self._reads = Reads(self._tables.reading)
         self._populating = Populating(where) if populate else None
         self._writer = Writer(wanted.queue_bytes, self._tidy, min(TIDY_S_MAX, wanted.retention_s / 4))
+        self._queue = Queue(str(wanted.directory), self._writer, self._seen, self._writes.put)
 
     def put(self, pages: Sequence[Page], within_s: float = WAIT_S) -> bool:
         """See `PageStore.put`."""
-        done = self._awaited(self._queued(pages), within_s)
-        return done is True
+        return self._queue.awaited(self._queue.put(pages), within_s) is True
 
     def put_soon(self, pages: Sequence[Page]) -> bool:
         """See `PageStore.put_soon`."""
-        return self._queued(pages) is not None
+        return self._queue.put(pages) is not None
 
     def used_soon(self, keys: Sequence[bytes], session: str) -> bool:
         """See `PageStore.used_soon`."""
@@ -147,24 +144,22 @@ class LmdbStore:
     def quarantine(self, key: bytes, digest: bytes) -> Quarantine:
         """See `PageStore.quarantine`."""
         self._denied.add((key, digest))
-        with self._waits:  # this goes before what waits to be put, and that must not bring it back
-            for pages in self._waiting.values():
-                pages[:] = [page for page in pages if (page.key, page.manifest.digest) != (key, digest)]
+        self._queue.drop(key, digest)
         answer = self._writer.submit(lambda: self._removed(key, digest), urgent=True)
-        return self._awaited(answer, QUARANTINE_S) or Quarantine.PENDING
+        return self._queue.awaited(answer, QUARANTINE_S) or Quarantine.PENDING
 
     def erase(self, session: str, within_s: float = WAIT_S) -> Erased:
         """See `PageStore.erase`."""
-        return self._done(lambda: self._tables.erase(session), within_s)
+        return self._queue.erased(lambda: self._tables.erase(session), within_s)
 
     def erase_all(self, within_s: float = WAIT_S) -> Erased:
         """See `PageStore.erase_all`."""
-        return self._done(self._tables.erase_all, within_s)
+        return self._queue.erased(self._tables.erase_all, within_s)
 
     def sweep(self, keep: bytes, within_s: float = WAIT_S) -> Erased:
         """See `PageStore.sweep`."""
         assert 0 < len(keep) <= KEY_BYTES_MAX, "a fingerprint"
-        return self._awaited(self._writer.submit(lambda: self._writes.sweep(keep)), within_s) or Erased()
+        return self._queue.awaited(self._writer.submit(lambda: self._writes.sweep(keep)), within_s) or Erased()
 
     def sessions(self) -> list[Session]:
         """See `PageStore.sessions`."""
@@ -213,52 +208,6 @@ class LmdbStore:
                 log.warning("pages: %s stays open until this process ends", self._directory.path)
 
     # What waits, and what fails.
-
-    def _queued(self, pages: Sequence[Page]) -> "Future[bool] | None":
-        copied = list(pages)
-        for page in copied:
-            assert 0 < len(page.key) <= KEY_BYTES_MAX, "a key of 1 to 255 bytes"
-            assert len(page.manifest.digest) == DIGEST_BYTES, "a digest of 16 bytes"
-            assert memoryview(page.payload).nbytes == page.manifest.page_bytes, "as many bytes as the manifest says"
-        with self._waits:
-            self._waiting[id(copied)] = copied
-        answer = self._writer.submit(lambda: self._put(copied), sum(page.manifest.page_bytes for page in copied))
-        if answer is None:
-            self._shed(copied)
-            return None
-        answer.add_done_callback(lambda done: self._shed(copied) if _lost(done) else None)
-        return answer
-
-    def _shed(self, pages: list[Page]) -> None:
-        self._seen.count("shed", len(self._begun(pages)))
-
-    def _put(self, pages: list[Page]) -> bool:
-        return self._writes.put(self._begun(pages))
-
-    def _begun(self, pages: list[Page]) -> list[Page]:
-        """It waits no more."""
-        with self._waits:
-            self._waiting.pop(id(pages), None)
-            return pages
-
-    def _awaited(self, answer: "Future[T] | None", within_s: float) -> T | None:
-        """A job's answer; None where there is none in time, or at all."""
-        if answer is None:
-            return None
-        try:
-            return answer.result(within_s)
-        except (NotInTime, CancelledError):
-            return None
-        except Exception as error:
-            self._seen.failed(error)
-            return None
-
-    def _done(self, job: Callable[[], Erased], within_s: float) -> Erased:
-        gone = self._awaited(self._writer.submit(job), within_s)
-        if gone is None:
-            why = self._seen.failure or "others write"
-            raise StoreBusy(f"{self._directory.path}: not done within {within_s:g} s: {why}")
-        return gone
 
     @contextmanager
     def _quietly(self, ours: Callable[[], bool] = lambda: True) -> Iterator[None]:
@@ -390,8 +339,3 @@ def remove_files(url: str) -> bool:
         if alone:
             directory.remove()
     return alone
-
-
-def _lost(done: "Future[bool]") -> bool:
-    """Whether a job was never done: its own count of what it shed is missing."""
-    return done.cancelled() or done.exception() is not None

@@ -5,11 +5,8 @@ have, together with the key that it lies under: what does not bear the right sea
 be up, to be quick or to be right, and none keeps an engine waiting for longer than the limits below.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
-from concurrent.futures import TimeoutError as NotInTime
 from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
@@ -18,7 +15,6 @@ import redis
 
 from vllm_plugin.store import redis_address
 from vllm_plugin.store.contract import (
-    DIGEST_BYTES,
     KEY_BYTES_MAX,
     QUARANTINE_S,
     WAIT_S,
@@ -27,10 +23,10 @@ from vllm_plugin.store.contract import (
     Quarantine,
     Session,
     Stats,
-    StoreBusy,
     StoreRefused,
 )
 from vllm_plugin.store.entries import session_name
+from vllm_plugin.store.queue import Queue
 from vllm_plugin.store.redis_copies import Copies, Found, Wrong
 from vllm_plugin.store.redis_entries import Seals
 from vllm_plugin.store.redis_server import PREFIX, Server, Unreachable, batched
@@ -45,6 +41,7 @@ HELD_S_MAX = 1.0  # after this no server is asked any more; the one that was ask
 READ_S_MAX = 5.0  # the same
 TIDY_S_MAX = 2.0  # and so often a server that did not answer is asked again
 SIZES = 1024
+ON_ALL = " on all servers"
 
 
 class RedisStore:
@@ -73,17 +70,16 @@ class RedisStore:
         self._writes = Writes(
             self._copies, seals, self._versions, self._seen, clock, wanted.size_bytes, wanted.retention_s
         )
-        self._waiting: dict[int, list[Page]] = {}  # what is to be put and was not begun yet, by its `id`
-        self._waits = threading.Lock()
         self._writer = Writer(wanted.queue_bytes, self._tidy, min(TIDY_S_MAX, wanted.retention_s / 4))
+        self._queue = Queue(wanted.name, self._writer, self._seen, self._writes.put, (Unreachable,))
 
     def put(self, pages: Sequence[Page], within_s: float = WAIT_S) -> bool:
         """See `PageStore.put`. A page is there as soon as one server has it."""
-        return self._awaited(self._queued(pages), within_s) is True
+        return self._queue.awaited(self._queue.put(pages), within_s) is True
 
     def put_soon(self, pages: Sequence[Page]) -> bool:
         """See `PageStore.put_soon`."""
-        return self._queued(pages) is not None
+        return self._queue.put(pages) is not None
 
     def used_soon(self, keys: Sequence[bytes], session: str) -> bool:
         """See `PageStore.used_soon`."""
@@ -117,24 +113,22 @@ class RedisStore:
     def quarantine(self, key: bytes, digest: bytes) -> Quarantine:
         """See `PageStore.quarantine`."""
         self._versions.deny(key, digest)
-        with self._waits:  # this goes before what waits to be put, and that must not bring it back
-            for pages in self._waiting.values():
-                pages[:] = [page for page in pages if (page.key, page.manifest.digest) != (key, digest)]
+        self._queue.drop(key, digest)
         answer = self._writer.submit(lambda: self._writes.quarantine(key, digest), urgent=True)
-        return self._awaited(answer, QUARANTINE_S) or Quarantine.PENDING
+        return self._queue.awaited(answer, QUARANTINE_S) or Quarantine.PENDING
 
     def erase(self, session: str, within_s: float = WAIT_S) -> Erased:
         """See `PageStore.erase`. StoreBusy also where a server does not answer: what it has stays until it is asked."""
-        return self._done(lambda: self._writes.erase(session), within_s)
+        return self._queue.erased(lambda: self._writes.erase(session), within_s, ON_ALL)
 
     def erase_all(self, within_s: float = WAIT_S) -> Erased:
         """See `PageStore.erase_all`, and `erase`."""
-        return self._done(self._writes.erase_all, within_s)
+        return self._queue.erased(self._writes.erase_all, within_s, ON_ALL)
 
     def sweep(self, keep: bytes, within_s: float = WAIT_S) -> Erased:
         """See `PageStore.sweep`."""
         assert 0 < len(keep) <= KEY_BYTES_MAX, "a fingerprint"
-        return self._awaited(self._writer.submit(lambda: self._writes.sweep(keep)), within_s) or Erased()
+        return self._queue.awaited(self._writer.submit(lambda: self._writes.sweep(keep)), within_s) or Erased()
 
     def sessions(self) -> list[Session]:
         """See `PageStore.sessions`; of the servers that answer."""
@@ -172,32 +166,6 @@ class RedisStore:
         for server in self._servers:
             server.close()
 
-    def _queued(self, pages: Sequence[Page]) -> "Future[bool] | None":
-        copied = list(pages)
-        for page in copied:
-            assert 0 < len(page.key) <= KEY_BYTES_MAX, "a key of 1 to 255 bytes"
-            assert len(page.manifest.digest) == DIGEST_BYTES, "a digest of 16 bytes"
-            assert memoryview(page.payload).nbytes == page.manifest.page_bytes, "as many bytes as the manifest says"
-        with self._waits:
-            self._waiting[id(copied)] = copied
-        answer = self._writer.submit(
-            lambda: self._writes.put(self._begun(copied)), sum(page.manifest.page_bytes for page in copied)
-        )
-        if answer is None:
-            self._shed(copied)
-            return None
-        answer.add_done_callback(lambda done: self._shed(copied) if done.cancelled() or done.exception() else None)
-        return answer
-
-    def _shed(self, pages: list[Page]) -> None:
-        self._seen.count("shed", len(self._begun(pages)))
-
-    def _begun(self, pages: list[Page]) -> list[Page]:
-        """It waits no more."""
-        with self._waits:
-            self._waiting.pop(id(pages), None)
-            return pages
-
     def _mend(self, found: dict[bytes, Found], wrong: list[Wrong], erasures: int) -> None:
         """Soon, if not too much waits; else whoever reads these pages next sees to it."""
         if wrong:
@@ -206,25 +174,6 @@ class RedisStore:
             cost_bytes = sum(copy.head.manifest.page_bytes for copy in good.values())
             if wrong:
                 self._writer.submit(lambda: self._writes.mend(good, wrong, erasures), cost_bytes)
-
-    def _awaited(self, answer: "Future[T] | None", within_s: float) -> T | None:
-        """A job's answer; None where there is none in time, or at all."""
-        if answer is None:
-            return None
-        try:
-            return answer.result(within_s)
-        except (NotInTime, CancelledError, Unreachable):
-            return None
-        except Exception as error:
-            self._seen.failed(error)
-            return None
-
-    def _done(self, job: Callable[[], Erased], within_s: float) -> Erased:
-        gone = self._awaited(self._writer.submit(job), within_s)
-        if gone is None:
-            why = self._seen.failure or "others write"
-            raise StoreBusy(f"{self._wanted.name}: not done on all servers within {within_s:g} s: {why}")
-        return gone
 
     def _quietly(self, what: Callable[[], T]) -> T | None:
         """Its answer; what fails is counted, and answers nothing."""

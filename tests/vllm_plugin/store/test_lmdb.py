@@ -211,7 +211,7 @@ def test_what_waits_to_be_put_does_not_come_back_behind_its_quarantine(timed):
     timed.put([page(3)])
 
     assert there(timed, 0, 1, 2, 3) == [1, 0, 1, 1]
-    assert timed._waiting == {}
+    assert timed._queue._waiting == {}
     assert timed.put([one])
     assert there(timed, 1) == [1]
 
