@@ -107,7 +107,9 @@ def test_an_untried_companion_starts_only_if_told_so():
 
 def test_a_multi_connector_without_ours_is_left_alone():
     """Whatever is in it."""
-    multi(NixlConnector(), NixlConnector()).bind_kv_cache_manager("manager")
+    members = [NixlConnector(), NixlConnector()]
+    multi(*members).bind_kv_cache_manager("manager")
+    assert [one.manager for one in members] == ["manager", "manager"]
 
 
 def test_the_policy_that_counts_is_that_of_the_whole():

@@ -1,9 +1,5 @@
 """What is taken out of a step's output, so that vLLM takes it as if nothing had been computed."""
 
-import pytest
-
-pytest.importorskip("vllm")
-
 import torch
 from vllm.v1.outputs import ModelRunnerOutput
 
