@@ -9,7 +9,8 @@ from tests.prove.vllm_plugin import measured
 NAME = "injections"
 COUNT = 1000
 EACH_S_MAX, START_S_MAX = 2.0, 180.0
-SHARES = {"recompute": 0.55, "abort": 0.15, "default": 0.15, "scarce": 0.15}
+# Of COUNT: all of it where each must be found, and some more with less scrubbing, to be told what that misses.
+SHARES = {"recompute": 0.8, "abort": 0.2, "default": 0.15, "scarce": 0.15}
 CONTROL = "control"
 GATED = ("between two requests", "stored")  # places where damage waits for whoever hits it, however little is scrubbed
 WORDS = {
@@ -49,16 +50,16 @@ def verdicts(done: dict[str, Any]) -> dict[str, bool]:
         return {}
     settings = done[NAME]["settings"]
     with_it = [one for setting in SHARES for one in settings[setting]]
-    read = [one for one in with_it if one["changed"] and one["read"]]
     strict = [one for setting in ("recompute", "abort") for one in settings[setting]]
+    read = [one for one in strict if one["changed"] and one["read"]]
+    kinds, places = ({one[what] for one in strict} for what in ("kind", "place"))
     gated = [one for setting in ("default", "scarce") for one in settings[setting] if one["place"] in GATED]
     found = [one for one in (*strict, *gated) if one["changed"] and one["read"]]
     without = settings[CONTROL]
     off, answers = _sum(without, "moved"), _sum(without, "equal", "wrong")
     return {
-        f"{COUNT:,} injections and more, by seed, of {len({one['kind'] for one in with_it})} kinds in "
-        f"{len({one['place'] for one in with_it})} places; {len(read)} changed a page that was then read": len(with_it)
-        >= COUNT,
+        f'{len(strict):,} injections with `"scrub":"all"`, by seed, of {len(kinds)} kinds in {len(places)} places; '
+        f"{len(read)} changed a page that was then read": len(strict) >= COUNT,
         'with `"scrub":"all"` each of those is counted, and with less scrubbing each between requests or in the store':
             all(one["counted"] for one in found),
         "with `recompute`, every answer is that of the unharmed run: tokens, and their probabilities": not _sum(
