@@ -107,7 +107,7 @@ class Keys:
     plan: how limits are watched where no scope says how.
     clock: Unix seconds.
     look_every_s: how old an answer to «did another process change them?» may be, in seconds; a key that is not
-        known is looked for at once.
+        known is looked for at once, and so is the first one.
     Every method raises Refused(Reason.BOOKS) where keys.db cannot be read or written.
 
     Three things say how fresh what it has is: `_looked_at`, when it was last asked whether the file changed at all;
@@ -169,6 +169,9 @@ class Keys:
         While no key was ever made or declared, everybody is OPEN, whatever they send.
         """
         self._refresh()
+        if not self._any_configured and self._look_every_s:
+            self.look_again()  # the first one may have been made just now: from then on nobody is let in without
+            self._refresh()
         if not self._any_configured:
             return OPEN
         if not secret:

@@ -13,7 +13,7 @@ import pytest
 
 from gateway.books import keys as module
 from gateway.books.keys import Keys, News
-from gateway.books.tenants import RECORD
+from gateway.books.tenants import OPEN, RECORD
 from gateway.config import DeclaredBudget, DeclaredKey
 from gateway.config_times import TurnTimes
 from guards.budget import Limit, Line, Unit, Window
@@ -749,3 +749,18 @@ def test_what_is_changed_while_the_changes_are_read_is_read_later(path: Path):
 
     assert Line("user:acme/alice", Limit(10)) in keys.tenant(secret).lines
     assert keys.limits()["org:acme"][0].within("2026-01-01") == TEAM.amount + 5
+
+
+def test_who_comes_right_after_the_first_key_was_made_is_let_in_by_it_or_not_at_all(tmp_path):
+    """However fresh the last look is: nobody spends unbounded what a key was just given, nor without any key."""
+    keys = Keys(tmp_path / "keys.db", clock=lambda: 1000.0, look_every_s=60.0)
+    assert keys.tenant("whatever") is OPEN
+    other = Keys(tmp_path / "keys.db")
+    secret, tenant = other.create("alice")
+
+    for stranger in (None, "whatever"):
+        with pytest.raises(Refused):
+            keys.tenant(stranger)
+    assert keys.tenant(secret) == tenant
+    keys.close()
+    other.close()
