@@ -87,7 +87,8 @@ class Stats(NamedTuple):
         at hand in this process (a store is slower until that is all of it).
     queued_bytes: not written yet.
     put, known: pages written, and pages that were there already. shed: pages that were not written: the queue was
-        full, there was no room, or something failed. fenced: pages that were refused, of sessions that had moved.
+        full, there was no room, or something failed. turned_away: of these, those for which the queue was full.
+    fenced: pages that were refused, of sessions that had moved.
     evicted: pages that made room, or that nobody used for the retention. swept: pages of fingerprints that nobody has.
     quarantined: versions removed. damaged: entries that said nothing true, removed.
     overdue: reads that were ended. failed: how often the store beneath said no; failure: what it said last.
@@ -103,6 +104,7 @@ class Stats(NamedTuple):
     put: int = 0
     known: int = 0
     shed: int = 0
+    turned_away: int = 0
     fenced: int = 0
     evicted: int = 0
     swept: int = 0
@@ -117,7 +119,8 @@ class Stats(NamedTuple):
 class Writing(NamedTuple):
     """What one process gave to be written, since it opened the store; nobody is asked for it.
 
-    queued_pages: not written yet. lag_s: how long the oldest of them waits. The rest: as of `Stats`.
+    queued_pages: not written yet. lag_s: how long the oldest of them waits. shed: pages that were not taken, as too
+    much waited; lost: that were taken, and not written. Both are `shed` in `Stats`, which has the rest as it is here.
     """
 
     queued_pages: int = 0
@@ -125,6 +128,7 @@ class Writing(NamedTuple):
     put: int = 0
     known: int = 0
     shed: int = 0
+    lost: int = 0
     fenced: int = 0
     failed: int = 0
 

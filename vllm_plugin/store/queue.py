@@ -48,6 +48,7 @@ class Queue:
         cost_bytes = sum(page.manifest.page_bytes for page in copied)
         answer = self._writer.submit(lambda: self._put(self._begun(copied)), cost_bytes)
         if answer is None:
+            self._seen.count("turned_away", len(copied))
             self._over(copied, shed=True)
             return None
         answer.add_done_callback(lambda done: self._over(copied, shed=done.cancelled() or bool(done.exception())))
@@ -67,8 +68,10 @@ class Queue:
             given = list(self._given.values())
         numbers = self._seen.numbers()
         lag_s = time.monotonic() - given[0][0] if given else 0.0
-        counted = {name: numbers.get(name, 0) for name in ("put", "known", "shed", "fenced", "failed")}
-        return Writing(sum(pages for _, pages in given), lag_s, **counted)
+        counted = {name: numbers.get(name, 0) for name in ("put", "known", "fenced", "failed")}
+        shed = numbers.get("turned_away", 0)
+        lost = max(0, numbers.get("shed", 0) - shed)  # what is turned away is counted a moment before
+        return Writing(sum(pages for _, pages in given), lag_s, shed=shed, lost=lost, **counted)
 
     def drop(self, key: bytes, digest: bytes) -> None:
         """This version is not written any more, should it wait: its removal goes before what waits."""
