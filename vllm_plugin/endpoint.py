@@ -174,8 +174,9 @@ class HoldfastEndpoint:
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Called once, with an engine, or with None where there is none."""
-        from vllm_plugin import compat
+        from vllm_plugin import compat, front
 
+        front.check_sessions()
         if engine_client is not None and compat.has_connector(engine_client.vllm_config):
             sampling = compat.sampling_defaults(engine_client.vllm_config)
             self._engines = Engines(lambda method, *args: compat.ask(engine_client, method, *args), sampling=sampling)

@@ -2,8 +2,8 @@
 
 A page that comes in is written to its block, and only then looked at, there: the digest that its manifest says must be
 what its header, as the scheduler names it, and what lies in the block now make. So bytes that were right on the way and
-arrived wrong are found, and so is a page that was stored as another. What is bad is quarantined before it is reported:
-else it would be loaded again, for ever.
+arrived wrong are found, and so is a page that was stored as another. Who waits for what, and in what order it comes:
+loads.py.
 """
 
 import threading
@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from vllm_plugin import logs
 from vllm_plugin.digest import DIGEST_BYTES
-from vllm_plugin.page import Kind, Page
+from vllm_plugin.page import Kind, Load, Page
+from vllm_plugin.whose import NOBODY, Whose
 
 log = logs.logger("exchange")
 
@@ -25,6 +26,14 @@ SAVED_MAX = 262_144  # pages of which it is known when they were stored, the lat
 def this_minute() -> str:
     """A session for pages of nobody in particular: what was stored, or used, in the same minute (UTC)."""
     return time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+
+
+class Fetched(NamedTuple):
+    """A page as the store has it. digest: what its manifest says; None where it has none, or one of another size."""
+
+    page: Page
+    digest: bytes | None
+    payload: bytes
 
 
 class Arrived(NamedTuple):
@@ -67,20 +76,18 @@ class Exchange:
         self._swept_s = clock() - sweep_every_s
         self._saved: deque[tuple[float, bytes, bytes]] = deque(maxlen=SAVED_MAX)  # when, key, digest
 
-    def copy(self, page: Page, digest: bytes, session: str = "") -> Any:
-        """A page that was just sealed, as it is stored. session: whose, where somebody said so."""
+    def copy(self, page: Page, digest: bytes, whose: Whose = NOBODY) -> Any:
+        """A page that was just sealed, as it is stored. whose: where somebody said so."""
         manifest = self._manifest(
             digest, page.chain, page.position, self._block_tokens, self._pages.page_bytes, self._pages.form,
-            session or self._session(), time.time(),
+            whose.session or self._session(), time.time(), whose.generation,
         )  # fmt: skip
         return self._stored(self._key(page.chain), manifest, self._pages.bytes(page.block))
 
-    def save(self, copies: Sequence[Any], at_s: float = 0.0) -> int:
-        """Keep these; now it is at_s. Returns how many the store took."""
-        if not copies or not self._store.put_soon(copies):
-            return 0
-        self._saved.extend((at_s, copy.key, copy.manifest.digest) for copy in copies)
-        return len(copies)
+    def save(self, copies: Sequence[Any], at_s: float = 0.0) -> None:
+        """Keep these, if the store takes them; now it is at_s. Waits for nobody."""
+        if copies and self._store.put_soon(copies):
+            self._saved.extend((at_s, copy.key, copy.manifest.digest) for copy in copies)
 
     def take_back(self, since_s: float) -> threading.Thread:
         """What was stored since then may be of other weights than its key says: no engine must find it. It takes a
@@ -105,28 +112,39 @@ class Exchange:
             self._swept_s = now_s
             self._store.sweep(model, 0)
 
-    def load(self, pages: Sequence[Page], session: str = "") -> list[Arrived]:
-        """Bring pages to their blocks, and look at them there. session: who uses them, where somebody said so."""
-        keys = [self._key(page.chain) for page in pages]
-        said: list[bytes | None] = []
-        with self._store.read(keys) as found:
+    def fetch(self, pages: Sequence[Page]) -> list[Fetched]:
+        """Copies of what the store has. On any thread; takes as long as the store does."""
+        fetched = []
+        with self._store.read([self._key(page.chain) for page in pages]) as found:
             for page, one in zip(pages, found, strict=True):
-                fits = one is not None and len(one.payload) == self._pages.page_bytes
-                if fits:
-                    self._write(page.block, bytes(one.payload))
-                said.append(one.manifest.digest if one is not None and fits else None)
+                if one is not None and len(one.payload) == self._pages.page_bytes:
+                    fetched.append(Fetched(page, one.manifest.digest, bytes(one.payload)))
+                else:
+                    fetched.append(Fetched(page, None, b""))
+        return fetched
+
+    def place(self, fetched: Sequence[Fetched]) -> list[Arrived]:
+        """Bring pages to their blocks, and look at them there."""
+        for one in fetched:
+            if one.digest is not None:
+                self._write(one.page.block, one.payload)
         arrived = []
-        for page, key, right, is_now in zip(pages, keys, said, self._digest(pages), strict=True):
-            kind = Kind.ABSENT if right is None else None if right == is_now else Kind.CHANGED
-            if kind == Kind.CHANGED:
-                assert right is not None
-                assert len(right) == DIGEST_BYTES
-                aside = self._store.quarantine(key, right)
-                log.error("holdfast.stored_page_corrupt", position=page.position, put_aside=aside)
-            arrived.append(Arrived(page, is_now, kind))
-        if used := [self._key(one.page.chain) for one in arrived if one.kind is None]:
-            self._store.used_soon(used, session or self._session())
+        for one, is_now in zip(fetched, self._digest([one.page for one in fetched]), strict=True):
+            kind = Kind.ABSENT if one.digest is None else None if one.digest == is_now else Kind.CHANGED
+            arrived.append(Arrived(one.page, is_now, kind))
         return arrived
+
+    def put_aside(self, bad: Fetched) -> None:
+        """It was not what its manifest says, where it was put. Else it would be loaded again, for ever."""
+        assert bad.digest is not None
+        assert len(bad.digest) == DIGEST_BYTES
+        aside = self._store.quarantine(self._key(bad.page.chain), bad.digest)
+        log.error("holdfast.stored_page_corrupt", position=bad.page.position, put_aside=aside)
+
+    def used(self, load: Load, pages: Sequence[Page]) -> None:
+        """These of a load were brought, and are right."""
+        keys = [self._key(page.chain) for page in pages]
+        self._store.used_soon(keys, load.whose.session or self._session(), load.whose.generation)
 
     def _quarantine(self, versions: Sequence[tuple[bytes, bytes]]) -> None:
         for key, digest in versions:

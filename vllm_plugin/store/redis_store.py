@@ -24,6 +24,7 @@ from vllm_plugin.store.contract import (
     Session,
     Stats,
     StoreRefused,
+    Writing,
 )
 from vllm_plugin.store.entries import session_name
 from vllm_plugin.store.queue import Queue
@@ -81,10 +82,14 @@ class RedisStore:
         """See `PageStore.put_soon`."""
         return self._queue.put(pages) is not None
 
-    def used_soon(self, keys: Sequence[bytes], session: str) -> bool:
+    def used_soon(self, keys: Sequence[bytes], session: str, generation: int = 0) -> bool:
         """See `PageStore.used_soon`."""
         noted = list(keys)
-        return self._writer.submit(lambda: self._writes.note(noted, session), sum(map(len, noted))) is not None
+        return self._queue.do(lambda: self._writes.note(noted, session, generation), sum(map(len, noted)))
+
+    def moved_soon(self, session: str, generation: int) -> bool:
+        """See `PageStore.moved_soon`. A server that does not answer then learns it with the next page."""
+        return self._queue.do(lambda: self._writes.moved(session, generation))
 
     def held(self, keys: Sequence[bytes]) -> int:
         """See `PageStore.held`. What is wrong in a page's bytes shows only when it is read."""
@@ -159,6 +164,10 @@ class RedisStore:
             aside="",
             **self._seen.numbers(),
         )
+
+    def writing(self) -> Writing:
+        """See `PageStore.writing`."""
+        return self._queue.writing()
 
     def close(self, within_s: float = WAIT_S) -> None:
         """See `PageStore.close`."""
