@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
-from gateway.fleet.page_status import Pages, Plugin
+from gateway.fleet.page_status import Plugin
 from gateway.fleet.replica import Replica
 from guards import flapping
 from guards.breaker import State
@@ -57,11 +57,12 @@ def _shown(one: Replica, now_s: float, plan: flapping.Plan) -> dict[str, Any]:
         "gauges_age_s": round(now_s - gauges.at_s, 3) if gauges else None,
         "drained": one.why_drained,
         "apart": {model: list(what) for model, what in sorted(one.apart.items()) if what},
-        "pages": _pages(one.pages, now_s),
+        "pages": _pages(one, now_s),
     }
 
 
-def _pages(pages: Pages, now_s: float) -> dict[str, Any]:
+def _pages(one: Replica, now_s: float) -> dict[str, Any]:
+    pages, continues = one.pages, one.continues(now_s)
     told, corruption = pages.status, pages.corruption
     return {
         "plugin": pages.plugin.value,
@@ -79,6 +80,8 @@ def _pages(pages: Pages, now_s: float) -> dict[str, Any]:
         "scrub_cycle_s": told and told.scrub_s,
         "weights_cycle_s": told and told.weights_s,
         "weights_changed": told and told.weights_changed,
+        "continues": continues and {"seeds": continues.seeds, "refused": sorted(continues.refused)},
+        "continues_not": told and told.continues_not,
     }
 
 
@@ -162,6 +165,12 @@ def page_cells(one: dict[str, Any]) -> tuple[str, ...]:
     for bad in pages["corrupt"]:
         by_kind[bad["kind"]] = by_kind.get(bad["kind"], 0) + bad["pages"]
     notes = [f"{count} {kind}" for kind, count in by_kind.items() if count]
+    if (continues := pages.get("continues")) is None:
+        notes.append("continues no streams" + (f": {why}" if (why := pages.get("continues_not")) else ""))
+    elif but := [*([] if continues["seeds"] else ["seed"]), *continues["refused"]]:
+        notes.append("continues streams, but " + " ".join(but))
+    else:
+        notes.append("continues streams")
     if pages["unprotected"]:
         notes.append("unprotected: " + " ".join(pages["unprotected"]))
     return (

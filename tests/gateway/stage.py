@@ -16,6 +16,7 @@ from gateway.stream.leg_end import Cause, LegEnd
 from gateway.stream.relay import Relay
 from gateway.stream.seams import Ask, Terms
 from gateway.turns import Turns
+from guards.continuing import Way
 from guards.health import Health
 from guards.place import Rank
 from tests.gateway.stream.fakes import Engine, FakeLease, FakeSink, Seen, terms_for
@@ -89,15 +90,17 @@ class Record:
         self.hedges: list[str] = []
         self.wins: list[str] = []
         self.same: list[bool | None] = []  # of each time that a replica was picked
+        self.ways: list[Way | None] = []
 
-    def leg_opened(self, name: str, same_model: bool | None = None) -> float:
+    def leg_opened(self, name: str, same_model: bool | None = None, way: Way | None = None) -> float:
         self.same.append(same_model)
+        self.ways.append(way)
         return 0.0
 
     def leg_ended(self, name: str, end: LegEnd, lost: bool) -> None:
         self.ends.append((name, end.cause, lost))
 
-    def hedged(self, name: str) -> None:
+    def hedged(self, name: str, way: Way | None = None) -> None:
         self.hedges.append(name)
 
     def hedge_won(self, name: str) -> float:
