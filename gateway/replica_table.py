@@ -10,7 +10,7 @@ from guards.breaker import State
 from guards.health import Health
 
 COLUMNS = ("replica", "role", "state", "for", "load", "breaker", "waiting", "kv", "preempted", "flaps", "weight", "why")
-PAGES = ("replica", "pages", "corrupt", "lately", "fingerprint", "scrub", "told", "notes")
+PAGES = ("replica", "pages", "corrupt", "lately", "fingerprint", "scrub", "continues", "told", "notes")
 HEX = 8  # digits of a fingerprint that tell one model from another
 UNDRAIN = "Drained replicas stay so until: holdfast replicas --undrain REPLICA; after corrupt pages also: a new engine"
 WIDTH = 180  # of a table that is no terminal's
@@ -94,6 +94,9 @@ def warnings(replicas: Sequence[dict[str, Any]]) -> list[str]:
             which = ", ".join(f"{name} {short}" for name, short in known if short)
             said.append(f"{model}: weights, configuration or layout of its replicas differ: {which}")
         said += [_apart(model, one) for one in replicas if model in one.get("apart", {})]
+    for one in replicas:
+        if why := one["pages"].get("continues_not"):
+            said.append(f"{one['replica']} continues no streams of others by replay: {why}")
     return said
 
 
@@ -159,18 +162,12 @@ def page_cells(one: dict[str, Any]) -> tuple[str, ...]:
     pages = one["pages"]
     if pages["protected"] is None:
         unknown = "?" if pages["plugin"] == Plugin.UNASKED else ""
-        return (one["replica"], pages["plugin"], *[unknown] * 5, "")
+        return (one["replica"], pages["plugin"], *[unknown] * 6, "")
     guarded = "protected" if pages["protected"] else "unprotected"
     by_kind: dict[str, int] = {}
     for bad in pages["corrupt"]:
         by_kind[bad["kind"]] = by_kind.get(bad["kind"], 0) + bad["pages"]
     notes = [f"{count} {kind}" for kind, count in by_kind.items() if count]
-    if (continues := pages.get("continues")) is None:
-        notes.append("continues no streams" + (f": {why}" if (why := pages.get("continues_not")) else ""))
-    elif but := [*([] if continues["seeds"] else ["seed"]), *continues["refused"]]:
-        notes.append("continues streams, but " + " ".join(but))
-    else:
-        notes.append("continues streams")
     if pages["unprotected"]:
         notes.append("unprotected: " + " ".join(pages["unprotected"]))
     return (
@@ -180,9 +177,18 @@ def page_cells(one: dict[str, Any]) -> tuple[str, ...]:
         f"{pages['corrupt_lately']} in {pages['window_s']:g} s",
         _short(pages) or "?",
         _number(pages["scrub_cycle_s"], "{:.1f} s"),
+        _continues(pages),
         f"{pages['age_s']:.0f} s ago",
         ", ".join(notes),
     )
+
+
+def _continues(pages: dict[str, Any]) -> str:
+    """Whether it continues streams of others by replay: yes, mostly, or no."""
+    said = pages["continues"]
+    if said is None:
+        return "no"
+    return "yes" if said["seeds"] and not said["refused"] else "mostly"
 
 
 def _short(pages: dict[str, Any]) -> str:

@@ -318,8 +318,8 @@ def merged(raws: list[bytes], at: int, count: int) -> list[bytes]:
         choice["delta"]["content"] = "".join(part["delta"]["content"] for part in parts)
     else:
         choice["text"] = "".join(part["text"] for part in parts)
-    tokens = [f"t{one}" for one in choice["token_ids"]]
-    choice["logprobs"] = {"content": tokens} if "delta" in choice else {"tokens": tokens, "text_offset": [0] * len(tokens)}
+    told = [f"t{one}" for one in choice["token_ids"]]
+    choice["logprobs"] = {"content": told} if "delta" in choice else {"tokens": told, "text_offset": [0] * len(told)}
     return [*raws[:at], b"data: " + json.dumps(one).encode(), *raws[at + count :]]
 
 
@@ -357,7 +357,7 @@ def endless(raws: list[bytes]) -> list[bytes]:
 
 @pytest.mark.parametrize("held", ["", "!"])
 async def test_an_end_that_was_lost_is_replayed(held):
-    """All tokens are there and only the finish is missing: it comes from the standby, with what was held back of text."""
+    """All tokens are there and only the finish is missing: it comes from the standby, with text that was held back."""
 
     def edit(leg: int, raws: list[bytes]) -> list[bytes]:
         if leg == 0:
@@ -389,7 +389,8 @@ async def test_usage_is_the_standbys_but_for_what_it_had_cached():
     """How much was reasoning is told; what was cached there is what it was sent again."""
 
     def detailed(leg: int, raws: list[bytes]) -> list[bytes]:
-        details = b'"usage":{"prompt_tokens_details":{"cached_tokens":5},"completion_tokens_details":{"reasoning_tokens":4},'
+        cached, reasoning = b'"prompt_tokens_details":{"cached_tokens":5}', b'{"reasoning_tokens":4}'
+        details = b'"usage":{%b,"completion_tokens_details":%b,' % (cached, reasoning)
         return [raw.replace(b'"usage":{', details) for raw in raws]
 
     play = await Play(
