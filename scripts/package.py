@@ -64,7 +64,9 @@ def build() -> str:
         copy = Path(folder) / "holdfast"
         shutil.copytree(ROOT, copy, ignore=left_out)
         shutil.rmtree(DIST, ignore_errors=True)
-        venv.run("sdist and wheel", [str(venv.python), "-m", "build", "--no-isolation", "--outdir", str(DIST), str(copy)])
+        venv.run(
+            "sdist and wheel", [str(venv.python), "-m", "build", "--no-isolation", "--outdir", str(DIST), str(copy)]
+        )
     return ", ".join(f"{path.name} ({path.stat().st_size // 1024} KiB)" for path in sorted(DIST.iterdir()))
 
 
@@ -184,7 +186,10 @@ def complete(venv: Environment) -> dict[str, str]:
 
 def versions_in(python: Path) -> dict[str, str]:
     code = "from importlib.metadata import distributions as d; print(*(f'{o.name}=={o.version}' for o in d()))"
-    return {name.lower(): version for name, _, version in (one.partition("==") for one in output([python, "-c", code]).split())}
+    return {
+        name.lower(): version
+        for name, _, version in (one.partition("==") for one in output([python, "-c", code]).split())
+    }
 
 
 def output(command: list[str | Path]) -> str:
