@@ -19,6 +19,7 @@ from gateway.stream.leg import Leg
 from gateway.stream.leg_end import Cause, LegEnd
 from gateway.stream.part import Part, Stream
 from gateway.stream.upstream import Upstream
+from guards.continuing import Continues
 from guards.refusal import CUTS, Ending
 
 log = structlog.get_logger()
@@ -158,9 +159,9 @@ class Moves:
                 break
             if any(move.stream is stream for move in drain.moving):
                 continue
-            if not self._can_go(drain.replica, stream.call.model):
+            if not (heirs := self._heirs(drain.replica, stream.call.model)):
                 alone.add(stream.call.model)
-            elif (why := await stream.stays()) is not None:
+            elif (why := await stream.stays(heirs)) is not None:
                 _stay(drain, legs, why)
             elif stream.open and not all(leg.over for leg in legs):
                 drain.moving.append(Move(stream, stream.completion_tokens, self._clock()))
@@ -169,10 +170,13 @@ class Moves:
         drain.alone = alone
         self._look_whether_empty(drain)
 
-    def _can_go(self, replica: Replica, model: str) -> bool:
-        """Whether there is a good replica for its streams, and one that is like it."""
-        unlike = strangers(self._fleet.up(model), model, [replica.origin(model)])
-        return self._fleet.second(model, frozenset((replica.name, *unlike))) is not None
+    def _heirs(self, replica: Replica, model: str) -> list[Continues | None]:
+        """What those continue by replay that its streams could go to: they are like it. None where none is good."""
+        up = self._fleet.up(model)
+        avoid = frozenset((replica.name, *strangers(up, model, [replica.origin(model)])))
+        if self._fleet.second(model, avoid) is None:
+            return []
+        return [self._fleet.continues(one.name) for one in up if one.name not in avoid]
 
     def _found(self, name: str) -> dict[Stream, list[Leg]]:
         """Streams there that may be moved, with their legs; those that only race a leg elsewhere are given up."""

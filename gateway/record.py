@@ -20,6 +20,7 @@ from gateway.stream.seams import Sink
 from gateway.turns import Turn
 from gateway.watch.metrics import Metrics
 from guards.budget import Line
+from guards.continuing import Way
 from guards.ladder import Step
 from guards.money import Tokens
 from guards.refusal import Ending, Reason, Refused
@@ -103,10 +104,11 @@ class Record:
         """Seconds between tokens, in a batch."""
         self._books.metrics.inter_token(self._call.model, gaps)
 
-    def leg_opened(self, replica: str, same_model: bool | None = None) -> float:
+    def leg_opened(self, replica: str, same_model: bool | None = None, way: Way | None = None) -> float:
         """A server is being asked; answers the gateway's own time before the first one was, in seconds.
 
         same_model: whether it has the fingerprint of the one that was lost; None where that is not known.
+        way: how the answer goes on there, where its client has some of it.
         Without the wait for its turn: that is the servers' time, and told by a metric and a fact of its own.
         """
         if self.replica is None:
@@ -120,14 +122,17 @@ class Record:
         leased = self._hold.meter.leased if self._hold is not None else 0
         facts: dict[str, object] = {"replica": replica, "leased_tokens": leased, "tokens": self._delivered()}
         if self._delivered():  # the prompt and those tokens are computed again there, whichever it is
-            facts["same_model"] = same_model
+            facts |= {"same_model": same_model, "by": way}
+            if way is not None:
+                self._books.metrics.continued(self._call.model, way)
         self._fact("leg.opened", facts)
         return self._overhead_s
 
-    def hedged(self, replica: str) -> None:
-        """A second server is being asked, since the first is silent."""
+    def hedged(self, replica: str, way: Way | None = None) -> None:
+        """A second server is being asked, since the first is silent. way: as in `leg_opened`."""
         self._books.metrics.hedged(self._call.model)
-        self._fact("hedge.opened", {"replica": replica, "beside": self.replica, "tokens": self._delivered()})
+        facts: dict[str, object] = {"replica": replica, "beside": self.replica, "tokens": self._delivered()}
+        self._fact("hedge.opened", facts if way is None else facts | {"by": way})
 
     def hedge_won(self, replica: str) -> float:
         """The second server was faster; answers the gateway's own time before the first one was asked, in seconds."""

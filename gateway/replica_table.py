@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
-from gateway.fleet.page_status import Pages, Plugin
+from gateway.fleet.page_status import Plugin
 from gateway.fleet.replica import Replica
 from guards import flapping
 from guards.breaker import State
 from guards.health import Health
 
 COLUMNS = ("replica", "role", "state", "for", "load", "breaker", "waiting", "kv", "preempted", "flaps", "weight", "why")
-PAGES = ("replica", "pages", "corrupt", "lately", "fingerprint", "scrub", "told", "notes")
+PAGES = ("replica", "pages", "corrupt", "lately", "fingerprint", "scrub", "continues", "told", "notes")
 HEX = 8  # digits of a fingerprint that tell one model from another
 UNDRAIN = "Drained replicas stay so until: holdfast replicas --undrain REPLICA; after corrupt pages also: a new engine"
 WIDTH = 180  # of a table that is no terminal's
@@ -57,11 +57,12 @@ def _shown(one: Replica, now_s: float, plan: flapping.Plan) -> dict[str, Any]:
         "gauges_age_s": round(now_s - gauges.at_s, 3) if gauges else None,
         "drained": one.why_drained,
         "apart": {model: list(what) for model, what in sorted(one.apart.items()) if what},
-        "pages": _pages(one.pages, now_s),
+        "pages": _pages(one, now_s),
     }
 
 
-def _pages(pages: Pages, now_s: float) -> dict[str, Any]:
+def _pages(one: Replica, now_s: float) -> dict[str, Any]:
+    pages, continues = one.pages, one.continues(now_s)
     told, corruption = pages.status, pages.corruption
     return {
         "plugin": pages.plugin.value,
@@ -79,6 +80,8 @@ def _pages(pages: Pages, now_s: float) -> dict[str, Any]:
         "scrub_cycle_s": told and told.scrub_s,
         "weights_cycle_s": told and told.weights_s,
         "weights_changed": told and told.weights_changed,
+        "continues": continues and {"seeds": continues.seeds, "refused": sorted(continues.refused)},
+        "continues_not": told and told.continues_not,
     }
 
 
@@ -91,6 +94,9 @@ def warnings(replicas: Sequence[dict[str, Any]]) -> list[str]:
             which = ", ".join(f"{name} {short}" for name, short in known if short)
             said.append(f"{model}: weights, configuration or layout of its replicas differ: {which}")
         said += [_apart(model, one) for one in replicas if model in one.get("apart", {})]
+    for one in replicas:
+        if why := one["pages"].get("continues_not"):
+            said.append(f"{one['replica']} continues no streams of others by replay: {why}")
     return said
 
 
@@ -156,7 +162,7 @@ def page_cells(one: dict[str, Any]) -> tuple[str, ...]:
     pages = one["pages"]
     if pages["protected"] is None:
         unknown = "?" if pages["plugin"] == Plugin.UNASKED else ""
-        return (one["replica"], pages["plugin"], *[unknown] * 5, "")
+        return (one["replica"], pages["plugin"], *[unknown] * 6, "")
     guarded = "protected" if pages["protected"] else "unprotected"
     by_kind: dict[str, int] = {}
     for bad in pages["corrupt"]:
@@ -171,9 +177,18 @@ def page_cells(one: dict[str, Any]) -> tuple[str, ...]:
         f"{pages['corrupt_lately']} in {pages['window_s']:g} s",
         _short(pages) or "?",
         _number(pages["scrub_cycle_s"], "{:.1f} s"),
+        _continues(pages),
         f"{pages['age_s']:.0f} s ago",
         ", ".join(notes),
     )
+
+
+def _continues(pages: dict[str, Any]) -> str:
+    """Whether it continues streams of others by replay: yes, mostly, or no."""
+    said = pages["continues"]
+    if said is None:
+        return "no"
+    return "yes" if said["seeds"] and not said["refused"] else "mostly"
 
 
 def _short(pages: dict[str, Any]) -> str:

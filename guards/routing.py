@@ -47,7 +47,8 @@ class Candidate(NamedTuple):
     weight: how much it takes beside the others; less than it is configured to where it is much worse than they are.
     ttft_s: when the first token of this request would come there, in seconds; None where nobody predicts it.
     drained: too many of its KV pages went bad.
-    other: its weights are known to be others than those that a stream began with which it is to go on with.
+    other: how far it is from the best for a stream that is to go on there: most if its weights are known to be others
+        than those that the stream began with, less if it would have to go on from its ids alone.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Candidate(NamedTuple):
     weight: float = 1.0
     ttft_s: float | None = None
     drained: bool = False
-    other: bool = False
+    other: int = 0
 
 
 class Slack(NamedTuple):
@@ -133,7 +134,7 @@ def roomy(up: list[Candidate], fits: Callable[[str], bool]) -> list[Candidate]:
 
 
 def _flawed(one: Candidate) -> bool:
-    return one.drained or one.refused or one.doubtful or one.other or one.standby
+    return bool(one.drained or one.refused or one.doubtful or one.other or one.standby)
 
 
 def _best_kind(known: list[Candidate], avoid: frozenset[str]) -> list[Candidate]:

@@ -18,6 +18,7 @@ from gateway.fleet.replica import Replica
 from guards import breaker, flapping, routing
 from guards.allowance import Allowance
 from guards.breaker import Breaker, Entry
+from guards.continuing import Continues, Way, by_ids
 from guards.health import Health, Probe
 from guards.kinship import Origin
 from guards.peers import ALIKE, Vitals, compared
@@ -109,16 +110,17 @@ class Fleet:
 
     def pick(
         self, model: str, avoid: frozenset[str], near: int | None = None, missing: frozenset[str] = NOBODY,
-        origins: Sequence[Origin] = (),
+        origins: Sequence[Origin] = (), way: Callable[[Continues | None], Way | None] = by_ids,
     ) -> str | None:  # fmt: skip
         """Name the replica for the next leg; None when there is none left to try. near: see `guards.routing`.
 
         missing: those of `avoid` where nobody was. They are tried again when nothing else is left at all: one that has
         only just died is up until somebody has looked, and would take all that a request may try meanwhile.
-        origins: those that brought of it what the client has, if it has any of it: see `heir`.
+        origins: those that brought of it what the client has, if it has any of it, and way: how it can go on: see
+            `heir`.
         """
         if origins:
-            return heir(self._for(model), model, origins, avoid, missing, near, self._slack, self._clock())
+            return heir(self._for(model), model, origins, avoid, missing, near, self._slack, self._clock(), way)
         good = self._good(model)
         if avoid:
             good = [one for one in good if one.name not in avoid]
@@ -166,6 +168,10 @@ class Fleet:
     def named(self, name: str) -> Replica:
         """The replica of a name."""
         return self._replicas[name]
+
+    def continues(self, name: str) -> Continues | None:
+        """Which streams of others a replica can continue by replay; None: none, or that is not known now."""
+        return self._replicas[name].continues(self._clock())
 
     def up(self, model: str) -> list[Replica]:
         """The replicas that requests for it can go to now."""

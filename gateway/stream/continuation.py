@@ -50,7 +50,7 @@ def obstacle(call: Call, *, spells_special: bool) -> str | None:
         return "media in messages"
     if body.get("tools") and body.get("tool_choice") != "none":
         return "tools"
-    if body.get("seed") is not None and not _greedy(body):
+    if body.get("seed") is not None and not greedy(body):
         return "seed"
     if body.get("frequency_penalty") and (body.get("repetition_penalty") or 1.0) != 1.0:
         return "frequency_penalty with repetition_penalty"  # vLLM scales between bias and penalty: not linear
@@ -103,7 +103,7 @@ def fresh(call: Call, prompt: Any, max_tokens: int | None) -> dict[str, Any]:
     return asked | {"prompt": prompt, "n": 1, "stream": True, "return_token_ids": True, "max_tokens": max_tokens}
 
 
-def _greedy(body: dict[str, Any]) -> bool:
+def greedy(body: dict[str, Any]) -> bool:
     temperature = body.get("temperature")
     return temperature is not None and temperature < 1e-5  # vLLM's own threshold (sampling_params.py)
 

@@ -16,6 +16,7 @@ from gateway.stream.refusals import given_up, refusal, unanswered
 from gateway.stream.seams import Ask, Lease, LegControl, Sink, Terms
 from gateway.stream.wire import bare, clear_reasoning, count, details, encode
 from guards.budget import Verdict
+from guards.continuing import Continues, Way
 from guards.refusal import Ending, Reason, Refused
 
 UNPAID = (Verdict.WAIT, Verdict.CUT)
@@ -87,13 +88,21 @@ class Plain:
     def open(self) -> bool:
         return self.ending is None
 
-    async def asks(self) -> list[Ask]:
+    def way(self, continues: Continues | None) -> Way | None:
+        """How its rest can come from elsewhere: it cannot, since all of it comes at once."""
+        return None
+
+    def stuck(self, known: Sequence[Continues | None]) -> tuple[Ending, str]:
+        """Say why it cannot go on elsewhere: it need not."""
+        raise AssertionError("nothing of a plain answer was delivered")
+
+    async def asks(self, continues: Continues | None = None) -> list[Ask]:
         """Say what the next server is asked for: always the whole request."""
         self._legs_left -= 1
         self.needs_leg = False
         return [asks.whole(self.call, self.terms)]
 
-    async def hedges(self, silent: Sequence[PlainPart]) -> list[Ask]:
+    async def hedges(self, silent: Sequence[PlainPart], continues: Continues | None = None) -> list[Ask]:
         """Say what second legs must ask for: nothing, since a plain answer is silent to its end."""
         return []
 

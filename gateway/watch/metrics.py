@@ -65,6 +65,10 @@ class Metrics:
         self._failovers.add(model, cause)
         self._failover_gap.observe(gap_s)
 
+    def continued(self, model: str, way: str) -> None:
+        """Count a leg that brings the rest of a stream. way: by replay, or by ids."""
+        self._continued.add(model, way)
+
     def leg_ended(self, replica: str, end: str) -> None:
         """Count one upstream attempt. end: how it ended; from a closed set."""
         self._legs.add(replica, end)
@@ -172,6 +176,7 @@ class Metrics:
         self._tokens = tally("tokens", "Tokens, by kind.", "model", "kind")
         self._refusals = tally("refusals", "Requests refused, by reason.", "reason")
         self._failovers = tally("failovers", "Streams that went on elsewhere.", "model", "cause")
+        self._continued = tally("continued", "Rests of streams that were asked for elsewhere.", "model", "by")
         self._legs = tally("legs", "Upstream attempts, by end.", "replica", "end")
         self._hedges = tally("hedges", "Legs beside silent ones.", "model")
         self._hedges_won = tally("hedges_won", "Those that were faster.", "model")

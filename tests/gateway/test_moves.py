@@ -67,7 +67,7 @@ class Stream:
     def events(self, part: Part, raws: list[bytes]) -> None:
         raise AssertionError("nothing comes here")
 
-    async def stays(self) -> None:
+    async def stays(self, known: object) -> None:
         return None
 
 
