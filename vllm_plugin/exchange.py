@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from vllm_plugin import logs
+from vllm_plugin.crew import each
 from vllm_plugin.digest import DIGEST_BYTES
 from vllm_plugin.page import Kind, Page
 
 log = logs.logger("exchange")
 
 SWEEP_EVERY_S = 60.0
+CACHED_BYTES = 2**20  # of pages that are written before they are looked at: what a core has in its cache
 SAVED_MAX = 262_144  # pages of which it is known when they were stored, the latest; some 60 MB
 
 
@@ -37,8 +39,10 @@ class Arrived(NamedTuple):
 
 class Exchange:
     """store: of `vllm_plugin.store`, or anything with its contract; manifest, stored: its two values, `Manifest` and
-    `Page`. pages: the group. write: puts a page's bytes into a block. digest: of some pages, in their places. key: of a
+    `Page`. pages: the group. write: puts pages' bytes into blocks. digest: of some pages, in their places. key: of a
     page's chain. sweep_every_s: see `sweep`.
+
+    threads: that may write and digest at once, as `crew` has them.
 
     session: whose pages these are where nobody said so, asked for each time. A store evicts whole sessions, those first
     that were not used for longest, and never for the sake of pages of the same one: one session for everything would
@@ -52,18 +56,20 @@ class Exchange:
         manifest: Callable[..., Any],
         stored: Callable[..., Any],
         pages: Any,
-        write: Callable[[int, bytes], None],
+        write: Callable[[Sequence[int], Sequence[bytes | memoryview]], None],
         digest: Callable[[Sequence[Page]], list[bytes]],
         key: Callable[[bytes], bytes],
         block_tokens: int,
         session: Callable[[], str] = this_minute,
         sweep_every_s: float = SWEEP_EVERY_S,
+        threads: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._manifest, self._stored = store, manifest, stored
         self._pages, self._write, self._digest, self._key = pages, write, digest, key
         self._block_tokens, self._session = block_tokens, session
         self._sweep_every_s, self._clock = sweep_every_s, clock
+        self._threads, self._at_once = threads, max(1, CACHED_BYTES // pages.page_bytes)
         self._swept_s = clock() - sweep_every_s
         self._saved: deque[tuple[float, bytes, bytes]] = deque(maxlen=SAVED_MAX)  # when, key, digest
 
@@ -108,15 +114,13 @@ class Exchange:
     def load(self, pages: Sequence[Page], session: str = "") -> list[Arrived]:
         """Bring pages to their blocks, and look at them there. session: who uses them, where somebody said so."""
         keys = [self._key(page.chain) for page in pages]
-        said: list[bytes | None] = []
         with self._store.read(keys) as found:
-            for page, one in zip(pages, found, strict=True):
-                fits = one is not None and len(one.payload) == self._pages.page_bytes
-                if fits:
-                    self._write(page.block, bytes(one.payload))
-                said.append(one.manifest.digest if one is not None and fits else None)
+            payloads = [one.payload if one is not None else b"" for one in found]
+            said = [one.manifest.digest if one is not None and self._fits(one.payload) else None for one in found]
+            now = self._written(pages, payloads)
+            payloads.clear()
         arrived = []
-        for page, key, right, is_now in zip(pages, keys, said, self._digest(pages), strict=True):
+        for page, key, right, is_now in zip(pages, keys, said, now, strict=True):
             kind = Kind.ABSENT if right is None else None if right == is_now else Kind.CHANGED
             if kind == Kind.CHANGED:
                 assert right is not None
@@ -127,6 +131,26 @@ class Exchange:
         if used := [self._key(one.page.chain) for one in arrived if one.kind is None]:
             self._store.used_soon(used, session or self._session())
         return arrived
+
+    def _written(self, pages: Sequence[Page], payloads: Sequence[bytes | memoryview]) -> list[bytes]:
+        """The digests of what lies in the blocks, after those payloads that fit were written there.
+
+        Some at a time, so that they are looked at where they are still at hand. Where no thread is behind, nobody
+        looks at a payload any more.
+        """
+
+        def some(first: int) -> list[bytes]:
+            those = pages[first : first + self._at_once]
+            came = zip(those, payloads[first : first + len(those)], strict=True)
+            fit = [(page.block, payload) for page, payload in came if self._fits(payload)]
+            self._write([block for block, _ in fit], [payload for _, payload in fit])
+            return self._digest(those)
+
+        done = each(some, range(0, len(pages), self._at_once), self._threads)
+        return [digest for many in done for digest in many]
+
+    def _fits(self, payload: bytes | memoryview) -> bool:
+        return len(payload) == int(self._pages.page_bytes)
 
     def _quarantine(self, versions: Sequence[tuple[bytes, bytes]]) -> None:
         for key, digest in versions:
