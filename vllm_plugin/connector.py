@@ -15,7 +15,7 @@ from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
 
-from vllm_plugin import companions, compat, logs, versions
+from vllm_plugin import companions, compat, crew, logs, versions
 from vllm_plugin.digests import Digests
 from vllm_plugin.exchange import Exchange
 from vllm_plugin.fingerprint import FactRefused, OnChange, Reason, WaysAbsent, WeightsRefused
@@ -253,6 +253,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             digest=digests.in_place,
             key=lambda chain: digests.model + chain,
             block_tokens=self._block_tokens,
+            threads=crew.THREADS_MAX if pages.device == "cpu" else 1,  # on a GPU a stream is a thread's own
         )
 
     def _served(self, kv_form: str) -> Served | Named:

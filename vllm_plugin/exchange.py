@@ -10,9 +10,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from vllm_plugin import logs
+from vllm_plugin.crew import each
 from vllm_plugin.digest import DIGEST_BYTES
 from vllm_plugin.page import Kind, Load, Page
 from vllm_plugin.whose import NOBODY, Whose
@@ -20,6 +22,7 @@ from vllm_plugin.whose import NOBODY, Whose
 log = logs.logger("exchange")
 
 SWEEP_EVERY_S = 60.0
+CACHED_BYTES = 2**20  # of pages that are written before they are looked at: what a core has in its cache
 SAVED_MAX = 262_144  # pages of which it is known when they were stored, the latest; some 60 MB
 
 
@@ -28,26 +31,37 @@ def this_minute() -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.gmtime())
 
 
-class Fetched(NamedTuple):
-    """A page as the store has it. digest: what its manifest says; None where it has none, or one of another size."""
-
-    page: Page
-    digest: bytes | None
-    payload: bytes
-
-
 class Arrived(NamedTuple):
-    """digest: of the page in its place. kind: what is wrong with it, or None."""
+    """digest: of the page in its place. kind: what is wrong with it, or None. said: the digest in its manifest, None
+    where the store has no page of this size.
+    """
 
     page: Page
     digest: bytes
     kind: Kind | None
+    said: bytes | None
+
+
+class Fetched:
+    """Pages as the store has them, until somebody says `close`. said: as of `Arrived`; payloads: b"" where is none."""
+
+    def __init__(
+        self, pages: Sequence[Page], said: list[bytes | None], payloads: list[Any], over: Callable[[], None]
+    ) -> None:
+        self.pages, self.said, self.payloads, self._over = pages, said, payloads, over
+
+    def close(self) -> None:
+        """Nobody looks at a payload any more. Once."""
+        self.payloads.clear()
+        self._over()
 
 
 class Exchange:
     """store: of `vllm_plugin.store`, or anything with its contract; manifest, stored: its two values, `Manifest` and
-    `Page`. pages: the group. write: puts a page's bytes into a block. digest: of some pages, in their places. key: of a
+    `Page`. pages: the group. write: puts pages' bytes into blocks. digest: of some pages, in their places. key: of a
     page's chain. sweep_every_s: see `sweep`.
+
+    threads: that may write and digest at once, as `crew` has them.
 
     session: whose pages these are where nobody said so, asked for each time. A store evicts whole sessions, those first
     that were not used for longest, and never for the sake of pages of the same one: one session for everything would
@@ -61,18 +75,20 @@ class Exchange:
         manifest: Callable[..., Any],
         stored: Callable[..., Any],
         pages: Any,
-        write: Callable[[int, bytes], None],
+        write: Callable[[Sequence[int], Sequence[bytes | memoryview]], None],
         digest: Callable[[Sequence[Page]], list[bytes]],
         key: Callable[[bytes], bytes],
         block_tokens: int,
         session: Callable[[], str] = this_minute,
         sweep_every_s: float = SWEEP_EVERY_S,
+        threads: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._manifest, self._stored = store, manifest, stored
         self._pages, self._write, self._digest, self._key = pages, write, digest, key
         self._block_tokens, self._session = block_tokens, session
         self._sweep_every_s, self._clock = sweep_every_s, clock
+        self._threads, self._at_once = threads, max(1, CACHED_BYTES // pages.page_bytes)
         self._swept_s = clock() - sweep_every_s
         self._saved: deque[tuple[float, bytes, bytes]] = deque(maxlen=SAVED_MAX)  # when, key, digest
 
@@ -102,7 +118,7 @@ class Exchange:
 
     def withdraw(self, page: Page, digest: bytes) -> None:
         """It should never have been computed: no engine must find it."""
-        aside = self._store.quarantine(self._key(page.chain), digest)
+        aside = self._store.quarantine(self._key(page.chain), digest, 0)
         log.warning("holdfast.stored_page_withdrawn", position=page.position, put_aside=aside)
 
     def sweep(self, model: bytes) -> None:
@@ -112,39 +128,55 @@ class Exchange:
             self._swept_s = now_s
             self._store.sweep(model, 0)
 
-    def fetch(self, pages: Sequence[Page]) -> list[Fetched]:
-        """Copies of what the store has. On any thread; takes as long as the store does."""
-        fetched = []
-        with self._store.read([self._key(page.chain) for page in pages]) as found:
-            for page, one in zip(pages, found, strict=True):
-                if one is not None and len(one.payload) == self._pages.page_bytes:
-                    fetched.append(Fetched(page, one.manifest.digest, bytes(one.payload)))
-                else:
-                    fetched.append(Fetched(page, None, b""))
-        return fetched
+    def fetch(self, pages: Sequence[Page]) -> Fetched:
+        """What the store has of these pages. On any thread; takes as long as the store does."""
+        with ExitStack() as reading:
+            found = reading.enter_context(self._store.read([self._key(page.chain) for page in pages]))
+            payloads = [one.payload if one is not None else b"" for one in found]
+            said = [one.manifest.digest if one is not None and self._fits(one.payload) else None for one in found]
+            return Fetched(pages, said, payloads, reading.pop_all().close)
 
-    def place(self, fetched: Sequence[Fetched]) -> list[Arrived]:
+    def place(self, fetched: Fetched) -> list[Arrived]:
         """Bring pages to their blocks, and look at them there."""
-        for one in fetched:
-            if one.digest is not None:
-                self._write(one.page.block, one.payload)
+        now = self._written(fetched.pages, fetched.payloads)
+        fetched.close()
         arrived = []
-        for one, is_now in zip(fetched, self._digest([one.page for one in fetched]), strict=True):
-            kind = Kind.ABSENT if one.digest is None else None if one.digest == is_now else Kind.CHANGED
-            arrived.append(Arrived(one.page, is_now, kind))
+        for page, said, is_now in zip(fetched.pages, fetched.said, now, strict=True):
+            kind = Kind.ABSENT if said is None else None if said == is_now else Kind.CHANGED
+            arrived.append(Arrived(page, is_now, kind, said))
         return arrived
 
-    def put_aside(self, bad: Fetched) -> None:
-        """It was not what its manifest says, where it was put. Else it would be loaded again, for ever."""
-        assert bad.digest is not None
-        assert len(bad.digest) == DIGEST_BYTES
-        aside = self._store.quarantine(self._key(bad.page.chain), bad.digest)
+    def put_aside(self, bad: Arrived) -> None:
+        """It is not what its manifest says. Else it would be loaded again, for ever."""
+        assert bad.said is not None
+        assert len(bad.said) == DIGEST_BYTES
+        aside = self._store.quarantine(self._key(bad.page.chain), bad.said)
         log.error("holdfast.stored_page_corrupt", position=bad.page.position, put_aside=aside)
 
     def used(self, load: Load, pages: Sequence[Page]) -> None:
         """These of a load were brought, and are right."""
         keys = [self._key(page.chain) for page in pages]
         self._store.used_soon(keys, load.whose.session or self._session(), load.whose.generation)
+
+    def _written(self, pages: Sequence[Page], payloads: Sequence[bytes | memoryview]) -> list[bytes]:
+        """The digests of what lies in the blocks, after those payloads that fit were written there.
+
+        Some at a time, so that they are looked at where they are still at hand. Where no thread is behind, nobody
+        looks at a payload any more.
+        """
+
+        def some(first: int) -> list[bytes]:
+            those = pages[first : first + self._at_once]
+            came = zip(those, payloads[first : first + len(those)], strict=True)
+            fit = [(page.block, payload) for page, payload in came if self._fits(payload)]
+            self._write([block for block, _ in fit], [payload for _, payload in fit])
+            return self._digest(those)
+
+        done = each(some, range(0, len(pages), self._at_once), self._threads)
+        return [digest for many in done for digest in many]
+
+    def _fits(self, payload: bytes | memoryview) -> bool:
+        return len(payload) == int(self._pages.page_bytes)
 
     def _quarantine(self, versions: Sequence[tuple[bytes, bytes]]) -> None:
         for key, digest in versions:

@@ -16,9 +16,9 @@ from typing import Protocol
 from vllm_plugin.exchange import Arrived, Fetched
 from vllm_plugin.page import Load, Page
 
-SLICE_BYTES = 2 * 2**20  # that are fetched, and placed, at once; one page at least
-FETCHED_BYTES_MAX = 32 * 2**20  # that wait to be placed, and one slice
-LOAD_S_MAX = 10.0  # that a request waits: what is not there by then is computed
+SLICE_BYTES = 8 * 2**20  # that are fetched, and placed, at once; one page at least
+FETCHED_BYTES_MAX = 64 * 2**20  # that wait to be placed, and one slice
+LOAD_S_MAX = 8.0  # that a request waits, and a fetched page at most: less than a store lets it be looked at
 SHARE, PLACE_S_MAX = 0.25, 0.02  # of a step's time, and in all, that placing may take, behind its first slice
 ALONE_S_MAX = 0.05  # the same in a step that computes nothing
 FETCH_WAIT_S = 0.002  # that such a step waits for something to place
@@ -27,9 +27,9 @@ FETCH_WAIT_S = 0.002  # that such a step waits for something to place
 class Exchanging(Protocol):
     """What exchange.py does."""
 
-    def fetch(self, pages: Sequence[Page]) -> list[Fetched]: ...
-    def place(self, fetched: Sequence[Fetched]) -> list[Arrived]: ...
-    def put_aside(self, bad: Fetched) -> None: ...
+    def fetch(self, pages: Sequence[Page]) -> Fetched: ...
+    def place(self, fetched: Fetched) -> list[Arrived]: ...
+    def put_aside(self, bad: Arrived) -> None: ...
     def used(self, load: Load, pages: Sequence[Page]) -> None: ...
 
 
@@ -40,7 +40,7 @@ class _Loading:
         self.load, self.due_s = load, due_s
         self.wanted = deque(load.pages)
         self.there: list[Page] = []
-        self.aside: Fetched | None = None
+        self.aside: Arrived | None = None
         self.ended = False
 
 
@@ -56,7 +56,7 @@ class Loads:
         self._of: dict[str, _Loading] = {}
         self._turns: deque[_Loading] = deque()
         self._aside: deque[_Loading] = deque()
-        self._fetched: deque[tuple[_Loading, list[Fetched]]] = deque()
+        self._fetched: deque[tuple[_Loading, Fetched]] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._brought: set[str] = set()
@@ -91,27 +91,27 @@ class Loads:
 
         computes: whether the step computes tokens, which wait for this. step_s: how long the last one took.
         """
+        self._end_late()
         until_s = self._clock() + (min(SHARE * step_s, PLACE_S_MAX) if computes else ALONE_S_MAX)
         if not computes:
             with self._changed:
                 self._changed.wait_for(lambda: self._fetched, FETCH_WAIT_S)
         while taken := self._taken():
             loading, fetched = taken
-            for one, arrived in zip(fetched, self._exchange.place(fetched), strict=True):
+            for arrived in self._exchange.place(fetched):
                 yield arrived
                 if arrived.kind is not None:
-                    loading.aside = one if one.digest is not None else None
+                    loading.aside = arrived if arrived.said is not None else None
                     self._end(loading)
                     break
-                loading.there.append(one.page)
+                loading.there.append(arrived.page)
             if self._clock() >= until_s:
                 break
 
     def over(self) -> None:
         """See who waits no more: for `brought` and `not_brought`."""
+        self._end_late()
         for request_id, loading in list(self._of.items()):
-            if self._clock() > loading.due_s:
-                self._end(loading)
             left = len(loading.load.pages) - len(loading.there)
             if (left and not loading.ended) or loading.aside is not None:
                 continue
@@ -144,6 +144,11 @@ class Loads:
             self._closed = True
             self._changed.notify_all()
 
+    def _end_late(self) -> None:
+        for loading in self._of.values():
+            if self._clock() > loading.due_s:
+                self._end(loading)
+
     def _end(self, loading: _Loading) -> None:
         with self._changed:
             if loading.ended:
@@ -151,10 +156,13 @@ class Loads:
             loading.ended = True
             if loading.aside is not None:
                 self._aside.append(loading)
-            self._fetched = deque((other, pages) for other, pages in self._fetched if other is not loading)
+            dropped = [fetched for other, fetched in self._fetched if other is loading]
+            self._fetched = deque(one for one in self._fetched if one[0] is not loading)
             self._changed.notify_all()
+        for fetched in dropped:
+            fetched.close()
 
-    def _taken(self) -> tuple[_Loading, list[Fetched]] | None:
+    def _taken(self) -> tuple[_Loading, Fetched] | None:
         with self._changed:
             self._changed.notify_all()
             return self._fetched.popleft() if self._fetched else None
@@ -175,13 +183,17 @@ class Loads:
                 bad.aside = None
                 continue
             pages = [loading.wanted.popleft() for _ in range(min(self._slice, len(loading.wanted)))]
-            fetched = self._exchange.fetch(pages) if not loading.ended else []
+            if loading.ended:
+                continue
+            fetched = self._exchange.fetch(pages)
             with self._changed:
-                if not loading.ended:
+                late = loading.ended
+                if not late:
                     self._fetched.append((loading, fetched))
-                    if loading.wanted:
-                        self._turns.append(loading)
+                    self._turns.extend([loading] if loading.wanted else [])
                 self._changed.notify_all()
+            if late:
+                fetched.close()
 
     def _has_room(self) -> bool:
-        return sum(len(pages) for _, pages in self._fetched) < self._fetched_max
+        return sum(len(fetched.pages) for _, fetched in self._fetched) < self._fetched_max

@@ -51,7 +51,7 @@ class DictStore:
     def close(self) -> None:
         pass
 
-    def quarantine(self, key: bytes, digest: bytes) -> Quarantine:
+    def quarantine(self, key: bytes, digest: bytes, within_s: float = 0.25) -> Quarantine:
         if key not in self.pages or self.pages[key].manifest.digest != digest:
             return Quarantine.GONE
         del self.pages[key]

@@ -9,6 +9,7 @@ import pytest
 from tests.vllm_plugin import stores
 from tests.vllm_plugin.models import FakeServed
 from tests.vllm_plugin.tensors import LAYOUTS, logical, pages
+from vllm_plugin import crew
 from vllm_plugin.digest import Pages, Part, Rank
 from vllm_plugin.digests import Digests
 from vllm_plugin.exchange import Exchange
@@ -64,8 +65,9 @@ class World:
             blocks |= self.half.not_brought()
         return loaded, lost, brought, blocks
 
-    def write(self, block: int, content: bytes) -> None:
-        self.memory[block] = np.frombuffer(content, np.uint32)
+    def write(self, blocks: list[int], contents: list[bytes]) -> None:
+        for block, content in zip(blocks, contents, strict=True):
+            self.memory[block] = np.frombuffer(content, np.uint32)
 
     def step(self, between=lambda: None, **orders):
         sent = Orders(1, **orders)
@@ -144,13 +146,36 @@ def test_a_copy_that_goes_wrong_on_the_way_is_found_in_its_place(store):
     world = World(store)
     write = world.write
 
-    def badly(block, content):
-        write(block, content)
-        world.memory[block, 3] ^= 4
+    def badly(blocks, contents):
+        write(blocks, contents)
+        world.memory[blocks, 3] ^= 4
 
     world.half.exchange._write = badly
     loaded, found, _, blocks = world.load(Load("r", WANTED, b""))
     assert (loaded, len(found), blocks) == (set(), 1, {5, 6, 7})
+
+
+def test_many_pages_are_brought_by_some_threads_each_to_its_block(monkeypatch):
+    """A few at a time; what is wrong is found wherever it is, and what is missing leaves its block as it was."""
+    monkeypatch.setattr(crew, "_cores", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr(crew.os, "sched_setaffinity", lambda *_: None)
+    store = stores.DictStore()
+    world = World(store)
+    chains = [b"%d" % block for block in range(8)]
+    world.step(seal=tuple(page(block, chain, 16 * block) for block, chain in enumerate(chains)))
+    world.step()
+    before = world.memory.copy()
+    changed(store, b"m3")
+    gone(store, b"m5")
+    world.memory[:] = 7
+    world.half.exchange._threads, world.half.exchange._at_once = 3, 2
+
+    wanted = [page(block, chain, 16 * block) for block, chain in enumerate(chains)]
+    arrived = world.half.exchange.place(world.half.exchange.fetch(wanted))
+
+    assert [one.kind for one in arrived] == [None, None, None, Kind.CHANGED, None, Kind.ABSENT, None, None]
+    assert [block for block in range(8) if (world.memory[block] == before[block]).all()] == [0, 1, 2, 4, 6, 7]
+    assert (world.memory[5] == 7).all()
 
 
 def test_pages_of_another_model_are_not_found(store):
@@ -166,7 +191,7 @@ def test_a_page_is_stored_when_the_step_that_filled_it_is_known_to_be_good():
     world.step(seal=(page(1, b"a"), page(2, b"b", 16)))
     assert not store.pages
     right = world.memory[1].tobytes()
-    world.step(forget=(1,), between=lambda: world.write(1, bytes(256)))
+    world.step(forget=(1,), between=lambda: world.write([1], [bytes(256)]))
 
     assert store.pages[b"ma"].payload == right
 
@@ -225,11 +250,13 @@ def test_a_page_that_is_written_is_the_page_that_was_read(layout):
     group = pages([logical(rng, 4, 8, 2, 16, "float16") for _ in range(2)], layout)
     before = [group.bytes(block) for block in range(4)]
 
-    group.write(1, before[3])
+    group.write([1, 2], [before[3], memoryview(before[0])])
 
-    assert [group.bytes(block) for block in range(4)] == [before[0], before[3], before[2], before[3]]
-    with pytest.raises(ValueError, match="no page"):
-        group.write(1, b"1234")
+    assert [group.bytes(block) for block in range(4)] == [before[0], before[3], before[0], before[3]]
+    for blocks, contents, why in ([1], [b"1234"], "no page"), ([1, 2], [before[0]], "not for 2 blocks"):
+        with pytest.raises(ValueError, match=why):
+            group.write(blocks, contents)
+    assert group.bytes(1) == before[3]
 
 
 def test_what_was_planned_for_another_model_is_not_brought(store):

@@ -21,6 +21,7 @@ class Exchange:
         self.fetched: list[Page] = []
         self.placed: list[Page] = []
         self.aside: list[Page] = []
+        self.open = 0
         self.uses: list[tuple[str, int]] = []
         self.bad: set[int] = set()
         self.gone: set[int] = set()
@@ -32,14 +33,20 @@ class Exchange:
     def fetch(self, pages):
         assert self.may.wait(WAIT_S_MAX)
         self.fetched += pages
-        return [Fetched(page, None if page.position in self.gone else b"d", b"p") for page in pages]
+        said = [None if page.position in self.gone else b"d" for page in pages]
+        self.open += 1
+        return Fetched(pages, said, [b"p"] * len(pages), self._closed)
+
+    def _closed(self):
+        self.open -= 1
 
     def place(self, fetched):
         self.on_place()
-        self.placed += [one.page for one in fetched]
-        kinds = [Kind.ABSENT if one.digest is None else Kind.CHANGED if one.page.position in self.bad else None
-                 for one in fetched]  # fmt: skip
-        return [Arrived(one.page, b"d", kind) for one, kind in zip(fetched, kinds, strict=True)]
+        fetched.close()
+        self.placed += fetched.pages
+        kinds = [Kind.ABSENT if said is None else Kind.CHANGED if page.position in self.bad else None
+                 for page, said in zip(fetched.pages, fetched.said, strict=True)]  # fmt: skip
+        return [Arrived(page, b"d", *one) for page, *one in zip(fetched.pages, kinds, fetched.said, strict=True)]
 
     def put_aside(self, bad):
         assert self.may_put_aside.wait(WAIT_S_MAX)
@@ -72,6 +79,7 @@ def loads(exchange, clock):
     yield loads
     exchange.may.set()
     exchange.may_put_aside.set()
+    until(lambda: exchange.open == len(loads._fetched))  # whatever was fetched is placed, or nobody looks at it
     loads.close()
 
 
@@ -88,7 +96,7 @@ def until(look):
 
 def ready(loads, count):
     """Wait until so many can be placed."""
-    until(lambda: sum(len(fetched) for _, fetched in list(loads._fetched)) == count)
+    until(lambda: sum(len(fetched.pages) for _, fetched in list(loads._fetched)) == count)
 
 
 def step(loads, **said):
@@ -147,7 +155,7 @@ def test_a_step_that_computes_places_one_slice_and_what_its_share_allows(loads, 
     assert len(step(loads, step_s=0.08)) == 8
     assert len(step(loads, step_s=100.0)) == 8
     loads.add(load("s", 40, 100))
-    ready(loads, 44)
+    ready(loads, FETCHED_BYTES_MAX // PAGE_BYTES)
     assert len(step(loads, computes=False)) == 4 * round(ALONE_S_MAX / 0.01)
 
 

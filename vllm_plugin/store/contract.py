@@ -178,8 +178,8 @@ class PageStore(Protocol):
         Raises BufferError where the block leaves something behind that still looks at a payload.
         """
 
-    def quarantine(self, key: bytes, digest: bytes) -> Quarantine:
-        """Remove this very version of a page; one that was written anew stays. Waits for QUARANTINE_S at most."""
+    def quarantine(self, key: bytes, digest: bytes, within_s: float = QUARANTINE_S) -> Quarantine:
+        """Remove this very version of a page; one that was written anew stays. PENDING after within_s."""
 
     def erase(self, session: str, within_s: float = WAIT_S) -> Erased:
         """Remove all that a session used, also what others used with it, and overwrite it.

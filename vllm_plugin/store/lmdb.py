@@ -146,12 +146,12 @@ class LmdbStore:
             return
         yield found
 
-    def quarantine(self, key: bytes, digest: bytes) -> Quarantine:
+    def quarantine(self, key: bytes, digest: bytes, within_s: float = QUARANTINE_S) -> Quarantine:
         """See `PageStore.quarantine`."""
         self._denied.add((key, digest))
         self._queue.drop(key, digest)
         answer = self._writer.submit(lambda: self._removed(key, digest), urgent=True)
-        return self._queue.awaited(answer, QUARANTINE_S) or Quarantine.PENDING
+        return self._queue.awaited(answer, within_s) or Quarantine.PENDING
 
     def erase(self, session: str, within_s: float = WAIT_S) -> Erased:
         """See `PageStore.erase`."""

@@ -115,12 +115,12 @@ class RedisStore:
         if not _released(views):
             raise BufferError("a page's payload is still looked at, behind its read: copy what is to be kept")
 
-    def quarantine(self, key: bytes, digest: bytes) -> Quarantine:
+    def quarantine(self, key: bytes, digest: bytes, within_s: float = QUARANTINE_S) -> Quarantine:
         """See `PageStore.quarantine`."""
         self._versions.deny(key, digest)
         self._queue.drop(key, digest)
         answer = self._writer.submit(lambda: self._writes.quarantine(key, digest), urgent=True)
-        return self._queue.awaited(answer, QUARANTINE_S) or Quarantine.PENDING
+        return self._queue.awaited(answer, within_s) or Quarantine.PENDING
 
     def erase(self, session: str, within_s: float = WAIT_S) -> Erased:
         """See `PageStore.erase`. StoreBusy also where a server does not answer: what it has stays until it is asked."""

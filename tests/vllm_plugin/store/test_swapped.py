@@ -46,8 +46,9 @@ class World:
         self.half.seal(sent)
         return self.half.check(sent)
 
-    def _write(self, block, content):
-        self.memory[block] = np.frombuffer(content, np.uint32)
+    def _write(self, blocks, contents):
+        for block, content in zip(blocks, contents, strict=True):
+            self.memory[block] = np.frombuffer(content, np.uint32)
 
 
 def page(block: int, chain: bytes, position: int) -> Page:
