@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from vllm_plugin import logs
 from vllm_plugin.crew import each
 from vllm_plugin.digest import DIGEST_BYTES
-from vllm_plugin.page import Kind, Load, Page
+from vllm_plugin.page import Kind, Page
 from vllm_plugin.whose import NOBODY, Whose
 
 log = logs.logger("exchange")
@@ -32,18 +32,17 @@ def this_minute() -> str:
 
 
 class Arrived(NamedTuple):
-    """digest: of the page in its place. kind: what is wrong with it, or None. said: the digest in its manifest, None
-    where the store has no page of this size.
-    """
+    """digest: of the page in its place. kind: what is wrong with it, or None."""
 
     page: Page
     digest: bytes
     kind: Kind | None
-    said: bytes | None
 
 
 class Fetched:
-    """Pages as the store has them, until somebody says `close`. said: as of `Arrived`; payloads: b"" where is none."""
+    """Pages as the store has them, until somebody says `close`. said: the digests in their manifests, None where the
+    store has no page of this size. payloads: b"" where it has none.
+    """
 
     def __init__(
         self, pages: Sequence[Page], said: list[bytes | None], payloads: list[Any], over: Callable[[], None]
@@ -143,20 +142,30 @@ class Exchange:
         arrived = []
         for page, said, is_now in zip(fetched.pages, fetched.said, now, strict=True):
             kind = Kind.ABSENT if said is None else None if said == is_now else Kind.CHANGED
-            arrived.append(Arrived(page, is_now, kind, said))
+            arrived.append(Arrived(page, is_now, kind))
         return arrived
 
-    def put_aside(self, bad: Arrived) -> None:
-        """It is not what its manifest says. Else it would be loaded again, for ever."""
-        assert bad.said is not None
-        assert len(bad.said) == DIGEST_BYTES
-        aside = self._store.quarantine(self._key(bad.page.chain), bad.said)
-        log.error("holdfast.stored_page_corrupt", position=bad.page.position, put_aside=aside)
+    def load(self, pages: Sequence[Page], whose: Whose = NOBODY) -> list[Arrived]:
+        """All of it at once, where nobody else waits: what is there is placed, and put aside if it is bad."""
+        fetched = self.fetch(pages)
+        arrived = self.place(fetched)
+        for one, said in zip(arrived, fetched.said, strict=True):
+            if one.kind is not None and said is not None:
+                self.put_aside(one.page, said)
+        self.used([one.page for one in arrived if one.kind is None], whose)
+        return arrived
 
-    def used(self, load: Load, pages: Sequence[Page]) -> None:
-        """These of a load were brought, and are right."""
-        keys = [self._key(page.chain) for page in pages]
-        self._store.used_soon(keys, load.whose.session or self._session(), load.whose.generation)
+    def put_aside(self, page: Page, said: bytes) -> None:
+        """It is not what its manifest says. Else it would be loaded again, for ever."""
+        assert len(said) == DIGEST_BYTES
+        aside = self._store.quarantine(self._key(page.chain), said)
+        log.error("holdfast.stored_page_corrupt", position=page.position, put_aside=aside)
+
+    def used(self, pages: Sequence[Page], whose: Whose) -> None:
+        """These were brought, and are right."""
+        if pages:
+            keys = [self._key(page.chain) for page in pages]
+            self._store.used_soon(keys, whose.session or self._session(), whose.generation)
 
     def _written(self, pages: Sequence[Page], payloads: Sequence[bytes | memoryview]) -> list[bytes]:
         """The digests of what lies in the blocks, after those payloads that fit were written there.

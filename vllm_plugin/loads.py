@@ -15,6 +15,7 @@ from typing import Protocol
 
 from vllm_plugin.exchange import Arrived, Fetched
 from vllm_plugin.page import Load, Page
+from vllm_plugin.whose import Whose
 
 SLICE_BYTES = 8 * 2**20  # that are fetched, and placed, at once; one page at least
 FETCHED_BYTES_MAX = 64 * 2**20  # that wait to be placed, and one slice
@@ -29,8 +30,8 @@ class Exchanging(Protocol):
 
     def fetch(self, pages: Sequence[Page]) -> Fetched: ...
     def place(self, fetched: Fetched) -> list[Arrived]: ...
-    def put_aside(self, bad: Arrived) -> None: ...
-    def used(self, load: Load, pages: Sequence[Page]) -> None: ...
+    def put_aside(self, page: Page, said: bytes) -> None: ...
+    def used(self, pages: Sequence[Page], whose: Whose) -> None: ...
 
 
 class _Loading:
@@ -40,7 +41,7 @@ class _Loading:
         self.load, self.due_s = load, due_s
         self.wanted = deque(load.pages)
         self.there: list[Page] = []
-        self.aside: Arrived | None = None
+        self.aside: tuple[Page, bytes] | None = None
         self.ended = False
 
 
@@ -98,10 +99,10 @@ class Loads:
                 self._changed.wait_for(lambda: self._fetched, FETCH_WAIT_S)
         while taken := self._taken():
             loading, fetched = taken
-            for arrived in self._exchange.place(fetched):
+            for arrived, said in zip(self._exchange.place(fetched), fetched.said, strict=True):
                 yield arrived
                 if arrived.kind is not None:
-                    loading.aside = arrived if arrived.said is not None else None
+                    loading.aside = None if said is None else (arrived.page, said)
                     self._end(loading)
                     break
                 loading.there.append(arrived.page)
@@ -120,8 +121,7 @@ class Loads:
             self._brought.add(request_id)
             self._not_brought |= {page.block for page in loading.load.pages if page not in there}
             self._missed += left
-            if loading.there:
-                self._exchange.used(loading.load, loading.there)
+            self._exchange.used(loading.there, loading.load.whose)
 
     def brought(self) -> set[str]:
         """The requests that wait no more, for better or worse; once."""
@@ -179,7 +179,7 @@ class Loads:
                 loading = self._turns.popleft() if bad is None else bad
             if bad is not None:
                 assert bad.aside is not None
-                self._exchange.put_aside(bad.aside)
+                self._exchange.put_aside(*bad.aside)
                 bad.aside = None
                 continue
             pages = [loading.wanted.popleft() for _ in range(min(self._slice, len(loading.wanted)))]

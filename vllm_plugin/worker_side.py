@@ -128,7 +128,7 @@ class WorkerHalf:
             self.loads.stop_all()
         if not self.loads:
             return
-        for page, digest, kind, _ in self.loads.place(computes=orders.computes, step_s=self._step_s):
+        for page, digest, kind in self.loads.place(computes=orders.computes, step_s=self._step_s):
             if kind is None:
                 self._keep(page, digest, orders.step)
                 self._remember(orders, page, digest)

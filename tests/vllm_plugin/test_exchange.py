@@ -171,7 +171,7 @@ def test_many_pages_are_brought_by_some_threads_each_to_its_block(monkeypatch):
     world.half.exchange._threads, world.half.exchange._at_once = 3, 2
 
     wanted = [page(block, chain, 16 * block) for block, chain in enumerate(chains)]
-    arrived = world.half.exchange.place(world.half.exchange.fetch(wanted))
+    arrived = world.half.exchange.load(wanted)
 
     assert [one.kind for one in arrived] == [None, None, None, Kind.CHANGED, None, Kind.ABSENT, None, None]
     assert [block for block in range(8) if (world.memory[block] == before[block]).all()] == [0, 1, 2, 4, 6, 7]

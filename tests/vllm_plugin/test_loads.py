@@ -9,6 +9,7 @@ from vllm_plugin import loads as room
 from vllm_plugin.exchange import Arrived, Fetched
 from vllm_plugin.loads import ALONE_S_MAX, FETCHED_BYTES_MAX, LOAD_S_MAX, SLICE_BYTES, Loads
 from vllm_plugin.page import Kind, Load, Page
+from vllm_plugin.whose import Whose
 
 WAIT_S_MAX = 10.0
 PAGE_BYTES = SLICE_BYTES // 4  # four pages in a slice
@@ -46,14 +47,15 @@ class Exchange:
         self.placed += fetched.pages
         kinds = [Kind.ABSENT if said is None else Kind.CHANGED if page.position in self.bad else None
                  for page, said in zip(fetched.pages, fetched.said, strict=True)]  # fmt: skip
-        return [Arrived(page, b"d", *one) for page, *one in zip(fetched.pages, kinds, fetched.said, strict=True)]
+        return [Arrived(page, b"d", kind) for page, kind in zip(fetched.pages, kinds, strict=True)]
 
-    def put_aside(self, bad):
+    def put_aside(self, page, said):
         assert self.may_put_aside.wait(WAIT_S_MAX)
-        self.aside.append(bad.page)
+        self.aside.append(page)
 
-    def used(self, load, pages):
-        self.uses.append((load.request_id, len(pages)))
+    def used(self, pages, whose):
+        if pages:
+            self.uses.append((whose.session, len(pages)))
 
 
 class Clock:
@@ -84,7 +86,8 @@ def loads(exchange, clock):
 
 
 def load(name: str, count: int, first: int = 0) -> Load:
-    return Load(name, tuple(Page(first + n, 1, 0, b"%s %d" % (name.encode(), n), n) for n in range(count)), b"")
+    pages = [Page(first + n, 1, 0, b"%s %d" % (name.encode(), n), n) for n in range(count)]
+    return Load(name, tuple(pages), b"", Whose(name))
 
 
 def until(look):
