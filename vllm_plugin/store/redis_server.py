@@ -34,6 +34,10 @@ REFUSING = exceptions.AuthorizationError | exceptions.AuthenticationError | exce
 T = TypeVar("T")
 Pipeline = Any  # of redis-py, whose types say nothing here
 
+BEGIN = """
+redis.call('HSET', ARGV[1], 'm', ARGV[2])
+return redis.call('PEXPIRE', ARGV[1], ARGV[3])
+"""
 PUT = """
 local P, t, k, n, now, ttl, s = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[5]), ARGV[6], ARGV[7], ARGV[8]
 local page, set = P .. 'p:' .. k, P .. 's:' .. s
@@ -164,8 +168,7 @@ class Server:
         def words(pipeline: Pipeline) -> None:
             for key, head, pieces in pages:
                 half = PREFIX + b"t:" + os.urandom(16)
-                pipeline.execute_command("HSET", half, "m", head.raw)
-                pipeline.execute_command("PEXPIRE", half, HALF_WRITTEN_MS_MAX)
+                pipeline.execute_command("EVAL", BEGIN, 0, half, head.raw, HALF_WRITTEN_MS_MAX)
                 for number, piece in enumerate(pieces):
                     pipeline.execute_command("HSET", half, number, piece)
                 manifest = head.manifest
