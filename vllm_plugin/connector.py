@@ -24,6 +24,8 @@ from vllm_plugin.page import Orders, Report
 from vllm_plugin.plans import Plans
 from vllm_plugin.prefix import Prefixes
 from vllm_plugin.refusals import WEIGHTS, RefusedAtStart, is_protected, of_weights, refusals
+from vllm_plugin.restore import arming
+from vllm_plugin.restore.limits import why_not_here
 from vllm_plugin.schedule import Spoiled
 from vllm_plugin.scheduler_side import SchedulerHalf
 from vllm_plugin.served import Named, Served
@@ -70,8 +72,10 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
                 self._store = self._open().open_store(settings.store, populate=False)
                 self._plans = Plans(self._store, self._stored_key, self._block_tokens)
             self._whole: Any = self
+            self._others: list[str] = []
             compat.guard_scheduler()
             compat.answer_in_engine()
+            self._missing = arming.in_engine(settings.continues)
             self._watch(compat.watch_engine, self._engine_did)
         else:
             self.runner: Any = None  # told by compat.know_runner
@@ -81,6 +85,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             )
             compat.know_runner()
             compat.answer_in_worker()
+            self._missing = arming.in_worker(compat.runner)
         log.info("holdfast.started", role=role.name, protected=is_protected(facts), settings=settings)
 
     @property
@@ -92,7 +97,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
 
     def join(self, whole: Any, others: list[str]) -> None:
         """It is a member of that one, beside these."""
-        self._whole = whole
+        self._whole, self._others = whole, others
         if others:
             self._scheduler_half.strangers = Strangers()
             log.info("holdfast.joined", others=",".join(others))
@@ -298,11 +303,15 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
 
     def status(self) -> dict[str, Any]:
         """This half's part of it."""
+        totals = self._totals.data
         if self._role == KVConnectorRole.SCHEDULER:
             mine = self._scheduler_half
-            return of_scheduler(self.settings, self._facts, mine.model if mine.settled else b"", self._totals.data)
+            why_not = why_not_here(self._facts, self.settings.continues, self._missing, self._others)
+            return of_scheduler(self.settings, self._facts, mine.model if mine.settled else b"", totals, why_not)
         half = self._worker_half
-        return of_worker(half.resident(), half.scrub_age_s(), self._totals.data, self._model.cycle_s)
+        why_not = why_not_here(self._facts, self.settings.continues, self._missing)
+        seeds = not why_not and arming.move_of(self.runner) is not None
+        return of_worker(half.resident(), half.scrub_age_s(), totals, self._model.cycle_s, why_not, seeds)
 
     def given_up(self) -> list[int]:
         """The scheduler's: blocks that a scrub must leave alone."""

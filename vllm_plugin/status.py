@@ -27,8 +27,10 @@ class Answer:
     workers: Sequence[Mapping[str, Any]]
 
 
-def of_scheduler(settings: Settings, facts: Facts, model: bytes, totals: Mapping[str, float]) -> Plain:
-    """The scheduler half's part."""
+def of_scheduler(
+    settings: Settings, facts: Facts, model: bytes, totals: Mapping[str, float], continues_not: str = ""
+) -> Plain:
+    """The scheduler half's part. continues_not: why this engine continues no requests, "" where it does."""
     unprotected = [word for word, field, _ in UNPROVED if getattr(facts, field)]
     return {
         "totals": dict(totals),
@@ -41,18 +43,29 @@ def of_scheduler(settings: Settings, facts: Facts, model: bytes, totals: Mapping
             "store": settings.store,
         },
         "fingerprint": model.hex(),
+        "continues_not": continues_not,
     }
 
 
 def of_worker(
-    resident: int, age_s: float, totals: Mapping[str, float], weights_cycle_s: float | None = None
+    resident: int,
+    age_s: float,
+    totals: Mapping[str, float],
+    weights_cycle_s: float | None = None,
+    continues_not: str = "",
+    seeds: bool = True,
 ) -> Plain:
-    """A worker half's part. age_s: of the scrubber's round; weights_cycle_s: of the watchman's, None without one."""
+    """A worker half's part. age_s: of the scrubber's round; weights_cycle_s: of the watchman's, None without one.
+
+    continues_not: as above; seeds: whether seeded requests are continued too.
+    """
     return {
         "totals": dict(totals),
         "resident": resident,
         "scrub_cycle_s": age_s,
         "weights": {"changes": int(totals.get("models_changed", 0)), "cycle_s": weights_cycle_s},
+        "continues_not": continues_not,
+        "seeds": seeds,
     }
 
 
