@@ -221,7 +221,7 @@ def _paired(found: dict[str, Any]) -> list[str]:
     return [
         "<h2>What the gateway adds</h2>",
         '<p class="dim">The same request, asked at the gateway and at the server itself, one after the other, in an '
-        "order of chance; what is shown is the difference within pairs. E2E only where both answers have as many tokens.</p>",
+        "order of chance: differences within pairs. E2E only where both answers have as many tokens.</p>",
         table(rows),
     ]
 

@@ -28,8 +28,7 @@ def words(name: str, count: int) -> str:
 
     Every word has a space before it, so that texts can be joined without a token changing that is whole.
     """
-    rng = random.Random(name)
-    return "".join(f" {rng.choice(WORDS)}" for _ in range(count))
+    return " " + " ".join(random.Random(name).choices(WORDS, k=count))
 
 
 shared = lru_cache(maxsize=KEPT)(words)  # of the blocks that many prompts have
