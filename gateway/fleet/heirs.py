@@ -17,6 +17,7 @@ def heir(
     near: int | None,
     slack: Slack,
     now_s: float,
+    home: str | None = None,
 ) -> str | None:
     """Name the replica that a stream goes on at; None when there is none that may take it. See `guards.routing.pick`.
 
@@ -31,9 +32,9 @@ def heir(
         other = same_model(origins, one.fingerprints) is False
         known.append(one.candidate(model, now_s)._replace(other=other))
     there = [one for one in known if one.name not in missing]
-    found = routing.pick(there, avoid, near, slack)
+    found = routing.pick(there, avoid, near, slack, home=home)
     if found is None and len(kin) == len(family):
-        found = routing.pick(known, avoid, near, slack)
+        found = routing.pick(known, avoid, near, slack, home=home)
     return found
 
 

@@ -15,6 +15,7 @@ BYTES_MAX = 256 << 10  # of an answer; an engine has less than one kilobyte to s
 ENGINES_MAX = 1024
 KINDS_MAX = 64  # of corruption, by kind and place; there are a dozen
 COUNT_MAX = 1 << 53
+STORED = ("queued_pages", "saved", "shed", "lost", "fenced", "loaded", "missed")  # counts of a page store
 # Not the server's own memory: pages of which nobody can say what they were, and such as came from elsewhere, out of a
 # page store or by another connector.
 UNKNOWN, ELSEWHERE = "absent", ("load", "brought")
@@ -65,6 +66,18 @@ class _Cycle(msgspec.Struct):
     changes: Count = 0
 
 
+class _Store(msgspec.Struct):
+    kind: Word
+    queued_pages: Count = 0
+    lag_s: Seconds = 0.0
+    saved: Count = 0
+    shed: Count = 0
+    lost: Count = 0
+    fenced: Count = 0
+    loaded: Count = 0
+    missed: Count = 0
+
+
 class _Engine(msgspec.Struct):
     protected: bool
     corrupt: Annotated[list[_Bad], msgspec.Meta(max_length=KINDS_MAX)]
@@ -77,10 +90,22 @@ class _Engine(msgspec.Struct):
     chains_broken: Count = 0
     scrub: _Cycle = msgspec.field(default_factory=_Cycle)
     sampling_defaults: Sampling | None = None
+    store: _Store | None = None
 
 
 class _Engines(msgspec.Struct):
     engines: Annotated[list[_Engine], msgspec.Meta(min_length=1, max_length=ENGINES_MAX)]
+
+
+class Store(NamedTuple):
+    """The page store of a replica's engines. kind: what it is. lag_s: how long the oldest page waits to be written.
+
+    counts: pages, by what became of them since the engines' start.
+    """
+
+    kind: str
+    lag_s: float
+    counts: Mapping[str, int]
 
 
 class PageStatus(NamedTuple):
@@ -90,6 +115,7 @@ class PageStatus(NamedTuple):
     corrupt: pages by kind and place. fingerprints: of their models, each once; none while they are not known.
     pages, requests: counts by name. scrub_s, weights_s: the longest cycle of the scrubber, and of the watch on weights.
     sampling: what requests get for fields that they leave out, where it is not vLLM's own; None where it does not say.
+    store: where all of them keep their pages outside; None where one of them does not.
     """
 
     at_s: float
@@ -106,6 +132,7 @@ class PageStatus(NamedTuple):
     weights_s: float | None
     weights_changed: int
     sampling: Mapping[str, float] | None = None
+    store: Store | None = None
 
     @property
     def bad(self) -> int:
@@ -165,7 +192,16 @@ def _together(engines: list[_Engine], at_s: float) -> PageStatus:
         max((one.weights.cycle_s for one in engines if one.weights.cycle_s is not None), default=None),
         sum(one.weights.changes for one in engines),
         engines[0].sampling_defaults,
+        _outside([one.store for one in engines]),
     )
+
+
+def _outside(stores: list[_Store | None]) -> Store | None:
+    told = [one for one in stores if one is not None]
+    if len(told) < len(stores):
+        return None
+    counts = {name: sum(getattr(one, name) for one in told) for name in STORED}
+    return Store("+".join(_once(one.kind for one in told)), max(one.lag_s for one in told), counts)
 
 
 def _once(words: Iterable[str]) -> tuple[str, ...]:

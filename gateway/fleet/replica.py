@@ -87,6 +87,11 @@ class Replica:
         """Of its weights, configuration and layout, as its plugin says; none where that is not known."""
         return frozenset(self.pages.status.fingerprints) if self.pages.status is not None else frozenset()
 
+    @property
+    def stores(self) -> bool:
+        """Whether its plugin keeps pages outside of it, where others of its fingerprint find them."""
+        return self.pages.status is not None and self.pages.status.store is not None
+
     def origin(self, model: str) -> Origin:
         """It, as where a stream of that model comes from."""
         return Origin(self.traits.get(model, UNKNOWN), self.fingerprints)

@@ -17,7 +17,7 @@ from gateway.stream.pace import Pace
 from gateway.stream.part import Part, close_all
 from gateway.stream.races import Races
 from gateway.stream.refusals import given_up, refusal, refused, unanswered
-from gateway.stream.seams import Ask, Lease, Sink, Terms
+from gateway.stream.seams import Ask, House, Lease, Sink, Terms
 from gateway.stream.sse import DONE, END
 from gateway.stream.telling import Telling
 from gateway.stream.template import Usual, learnt
@@ -32,13 +32,12 @@ class Relay:
 
     refusal: set when it ended before anything was delivered; the client gets it with a status of its own.
     failovers: how often it went on elsewhere after tokens were delivered.
-    recomputed: tokens that servers computed again because of it, which the house pays.
-    hedged: the same for races that the first leg won.
+    house: what was computed for it that nobody is charged for. so_far: see `Telling`.
     """
 
     __slots__ = (
         "_cut", "_legs_left", "_out", "_over", "_parts", "_races", "_telling", "body", "call", "detail", "ending",
-        "lease", "meter", "pace", "refusal", "sink", "terms",
+        "lease", "meter", "pace", "refusal", "sink", "so_far", "terms",
     )  # fmt: skip
 
     def __init__(
@@ -55,6 +54,7 @@ class Relay:
         self._parts: list[Part] = []
         self._out = Outbox(sink, self._parts)
         self._telling = Telling(call, terms, self._out, self.pace)
+        self.so_far = self._telling.so_far
         self._races = Races(self._telling, terms.hedges_max)
         self._cut: tuple[Choice, Sequence[int]] | None = None
         self._over = False  # nothing is written any more
@@ -68,12 +68,8 @@ class Relay:
         return self._telling.failovers
 
     @property
-    def recomputed(self) -> int:
-        return self._races.recomputed
-
-    @property
-    def hedged(self) -> int:
-        return self._races.hedged
+    def house(self) -> House:
+        return self._races.house
 
     @property
     def prompt_tokens(self) -> int:
