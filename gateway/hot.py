@@ -40,6 +40,7 @@ class Hot:
         self._turns, self._homes, self._warmer, self._policies = turns, homes, warmer, dict(policies)
         self._fleet, self._clock = turns.fleet, clock
         self._busy: set[asyncio.Task[None]] = set()
+        self._last: dict[Lodger, tuple[Call, Sequence[Sequence[int]]]] = {}  # turns that ended while they were loaded
         self._at_s: dict[Call, float] = {}  # when a stream that runs was loaded last
 
     async def run(self) -> None:
@@ -67,10 +68,13 @@ class Hot:
         self._at_s.pop(turn.call, None)
         lodger, answer = turn.lodger, turn.answer
         if lodger is not None and answer is not None and turn.rank.name in self._policies:
+            if lodger.warming:
+                self._last[lodger] = turn.call, answer.so_far()
             self._begin(lodger, turn.call, answer.so_far())
 
     def close(self) -> None:
         """Load no more."""
+        self._last.clear()
         for task in self._busy:
             task.cancel()
 
@@ -95,6 +99,8 @@ class Hot:
     def _over(self, lodger: Lodger, task: "asyncio.Task[None]") -> None:
         lodger.warming = False
         self._busy.discard(task)
+        if (last := self._last.pop(lodger, None)) is not None:
+            self._begin(lodger, *last)
         if not task.cancelled() and (fault := task.exception()) is not None:
             log.error("hot.fault", exc_info=fault)
 
