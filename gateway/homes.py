@@ -112,7 +112,8 @@ class Homes:
         self._lodgers[at] = lodger
         if len(self._lodgers) > self._most:
             self._forget()
-        if not lodger.running and self._wall_ms() - lodger.generation > RENEWED_MS:
+        idle = not lodger.running and lodger.replica is not None
+        if idle and self._wall_ms() - lodger.generation > RENEWED_MS:
             lodger.generation = self._newer(lodger)
         if self._sticky or lodger.pinned:
             call.home = self._home(lodger)
