@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tests.prove import (
     clean_pages,
+    continuations,
     cuts,
     gateway_kills,
     gateways,
@@ -36,6 +37,8 @@ STEPS: dict[str, Callable[[], None]] = {
     "cuts-float32": partial(cuts.run, "float32"),
     "cuts-bfloat16": partial(cuts.run, "bfloat16"),
     "kills": kills.run,
+    "continuations": continuations.go,
+    "continuations-reasoning": partial(continuations.go, reasoning=True),
     "stops": hangs.stops,
     "stalls": hangs.stalls,
     "load": hangs.load,
@@ -49,7 +52,12 @@ STEPS: dict[str, Callable[[], None]] = {
     "clean": clean_pages.run,
     "page-costs": page_costs.run,
 }
-COUNTED = {"injections": injections.run, "clean": clean_pages.run}
+COUNTED = {
+    "injections": injections.run,
+    "clean": clean_pages.run,
+    "continuations": continuations.go,
+    "continuations-reasoning": partial(continuations.go, reasoning=True),
+}
 
 
 def stub() -> str:
@@ -63,6 +71,13 @@ REPORTS = [
         vllm_version,
         (kills, cuts),
         ("cuts-bfloat16", "cuts-float32", "kills"),
+    ),
+    Report(
+        "continuations",
+        "Streams that go on by replay: what was measured",
+        vllm_version,
+        (continuations,),
+        continuations.STEPS,
     ),
     Report("hangs", "Hangs: what was measured", vllm_version, (hangs,), ("stops", "stalls", "load")),
     Report("gateway-kills", "kill -9 of the gateway: what was measured", stub, (gateway_kills,), ("gateway-kills",)),
