@@ -18,6 +18,7 @@ from pathlib import Path
 from tests.prove import (
     alive,
     clean_pages,
+    continuations,
     cuts,
     gateway_kills,
     gateways,
@@ -41,6 +42,8 @@ STEPS: dict[str, Callable[[], None]] = {
     "cuts-float32": partial(cuts.run, "float32"),
     "cuts-bfloat16": partial(cuts.run, "bfloat16"),
     "kills": kills.run,
+    "continuations": continuations.go,
+    "continuations-reasoning": partial(continuations.go, reasoning=True),
     "stops": hangs.stops,
     "stalls": hangs.stalls,
     "load": hangs.load,
@@ -65,6 +68,8 @@ COUNTED: dict[str, Callable[[int], None]] = {
     "session-cuts": session_cuts.run,
     "session-drains": session_drains.run,
     "recovery": recovery.run,
+    "continuations": continuations.go,
+    "continuations-reasoning": partial(continuations.go, reasoning=True),
 }
 
 
@@ -79,6 +84,13 @@ REPORTS = [
         vllm_version,
         (kills, cuts),
         ("cuts-bfloat16", "cuts-float32", "kills"),
+    ),
+    Report(
+        "continuations",
+        "Streams that go on by replay: what was measured",
+        vllm_version,
+        (continuations,),
+        continuations.STEPS,
     ),
     Report("hangs", "Hangs: what was measured", vllm_version, (hangs,), ("stops", "stalls", "load")),
     Report("gateway-kills", "kill -9 of the gateway: what was measured", stub, (gateway_kills,), ("gateway-kills",)),
