@@ -105,9 +105,9 @@ def lines(done: dict[str, Any]) -> list[str]:
         _row("slow: stopped for 200 of 250 ms (Redis)", runs["redis"]["slow"]),
         _row("stopped: killed (Redis)", runs["redis"]["stopped"]),
         "",
-        "The partial tail is not replicated. What that costs: the first token of a prompt whose pages are there comes "
-        f"after {1e3 * tails['1_s']:.0f} ms where one token is left to compute, after {1e3 * tails['31_s']:.0f} ms where "
-        f"31 are, the most there can be with pages of 32 ({JUDGED} model).",
+        "The partial tail is not replicated. What that costs: the first token of a prompt whose pages are there "
+        f"comes after {1e3 * tails['1_s']:.0f} ms where one token is left to compute, after "
+        f"{1e3 * tails['31_s']:.0f} ms where 31 are, the most there can be with pages of 32 ({JUDGED} model).",
         "",
     ]
     one = runs["restore"]

@@ -97,7 +97,7 @@ class Replicating:
             time.sleep(0.05)
 
     def pairs(self, count: int, seed: int, *, warm: bool = False, **sampling: Any) -> list[dict[str, Round]]:
-        """On and off by turns, each first as often as the other. The first pair warms up, if not warm, and counts not."""
+        """On and off by turns, each first as often as the other. The first pair warms up, if not warm."""
         done = []
         for number in range(warm, count + 1):
             order = [True, False] if number % 2 else [False, True]
