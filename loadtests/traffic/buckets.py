@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from math import ceil, log
+from math import ceil, exp, log
 
 GROWTH = 1.04  # from one bucket to the next: a quantile is at most two percent off
 LEAST_S = 1e-5  # below, all is one bucket
@@ -18,7 +18,7 @@ def bucket(seconds: float) -> int:
 
 def middle_s(number: int) -> float:
     """What a bucket stands for: the geometric middle of its ends, in seconds."""
-    return LEAST_S * float(GROWTH) ** (number - 0.5)
+    return LEAST_S * exp(_LOG * (number - 0.5))
 
 
 def counted(durations_s: Iterable[float]) -> dict[int, int]:

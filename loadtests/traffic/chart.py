@@ -16,7 +16,9 @@ def lines(name: str, across: str, up: str, given: Mapping[str, Points]) -> str:
     drawn = {one: points for one, points in given.items() if points}
     if not drawn:
         return ""
-    frame = _Frame(max(x for points in drawn.values() for x, _ in points), max(y for points in drawn.values() for _, y in points))
+    frame = _Frame(
+        max(x for points in drawn.values() for x, _ in points), max(y for points in drawn.values() for _, y in points)
+    )
     body = frame.axes(across, up)
     for number, (one, points) in enumerate(drawn.items()):
         colour = f"var(--s{number % SERIES})"
@@ -40,10 +42,12 @@ def bars(name: str, across: str, up: str, given: Sequence[tuple[str, float]]) ->
         right, bottom = map(float, frame.at(number + 0.85, 0).split())
         told = escape(f"{label}: {value:g}")
         body.append(
-            f'<rect x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{bottom - top:.1f}" fill="var(--s0)">'
-            f"<title>{told}</title></rect>"
+            f'<rect x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{bottom - top:.1f}" '
+            f'fill="var(--s0)"><title>{told}</title></rect>'
         )
-        body.append(f'<text x="{(left + right) / 2:.1f}" y="{bottom + 13:.1f}" text-anchor="middle">{escape(label)}</text>')
+        body.append(
+            f'<text x="{(left + right) / 2:.1f}" y="{bottom + 13:.1f}" text-anchor="middle">{escape(label)}</text>'
+        )
     return _figure(name, body, [])
 
 
@@ -64,7 +68,9 @@ class _Frame:
         for number in range(round(self.most_y / self.step_y) + 1):
             x, y = self.at(0, number * self.step_y).split()
             drawn.append(f'<path d="M{x} {y}H{WIDTH - RIGHT}" class="g"/>')
-            drawn.append(f'<text x="{LEFT - 6}" y="{float(y) + 4:.1f}" text-anchor="end">{number * self.step_y:g}</text>')
+            drawn.append(
+                f'<text x="{LEFT - 6}" y="{float(y) + 4:.1f}" text-anchor="end">{number * self.step_y:g}</text>'
+            )
         for number in range(int(self.most_x / self.step_x) + 1) if numbers else ():
             x, y = self.at(number * self.step_x, 0).split()
             drawn.append(f'<text x="{x}" y="{float(y) + 13:.1f}" text-anchor="middle">{number * self.step_x:g}</text>')
@@ -75,7 +81,8 @@ class _Frame:
 
 def _figure(name: str, body: Sequence[str], legend: Sequence[str]) -> str:
     keys = "".join(
-        f'<span><i style="background:var(--s{number % SERIES})"></i>{escape(one)}</span>' for number, one in enumerate(legend)
+        f'<span><i style="background:var(--s{number % SERIES})"></i>{escape(one)}</span>'
+        for number, one in enumerate(legend)
     )
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(name)}">{"".join(body)}</svg>'
     return f"<figure><figcaption>{escape(name)}<b>{keys}</b></figcaption>{svg}</figure>"

@@ -1,4 +1,4 @@
-"""What a gateway says of itself while it is under load: its /metrics, and its budgets where the admin port tells them."""
+"""What a gateway says of itself under load: its /metrics, and its budgets where the admin port tells them."""
 
 import json
 import os
@@ -17,9 +17,15 @@ ADMIN_KEY = "HOLDFAST_ADMIN_KEY"
 EVERY_S, CALL_S_MAX = 1.0, 2.0
 BUDGETS_MAX = 100
 KEPT = (  # of the metrics, by how they begin
-    "process_resident_memory_bytes", "process_cpu_seconds_total", "holdfast_failover_gap_seconds", "holdfast_failovers_total",
-    "holdfast_refusals_total", "holdfast_requests_in_flight", "holdfast_waiting", "holdfast_tokens_total",
-)  # fmt: skip
+    "process_resident_memory_bytes",
+    "process_cpu_seconds_total",
+    "holdfast_failover_gap_seconds",
+    "holdfast_failovers_total",
+    "holdfast_refusals_total",
+    "holdfast_requests_in_flight",
+    "holdfast_waiting",
+    "holdfast_tokens_total",
+)
 
 
 def watched(roots: Sequence[str], writer: Writer) -> None:
@@ -33,7 +39,7 @@ def watched(roots: Sequence[str], writer: Writer) -> None:
 
 
 def look(roots: Sequence[str]) -> Look:
-    """One look at all admin ports of a gateway; metrics of its workers are added up. What does not answer says nothing."""
+    """One look at all admin ports of a gateway; its workers' metrics are added up. Who does not answer says nothing."""
     found = Look(at_s=now_s())
     for root in roots:
         with suppress(OSError, ValueError):
@@ -57,7 +63,7 @@ def budgets(said: dict[str, Any]) -> Iterator[tuple[str, tuple[float, float]]]:
     """Each budget's name, and what is spent of how much."""
     for scope in said["data"]:
         for limit in scope["limits"]:
-            yield f"{scope['scope']} {limit['kind']}", (float(limit["spent"]), float(limit["amount"]))
+            yield f"{scope['scope']} {limit['unit']}/{limit['window']}", (float(limit["spent"]), float(limit["amount"]))
 
 
 def _get(url: str) -> bytes:

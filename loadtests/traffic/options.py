@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,30 +97,55 @@ def add(parser: Any) -> None:
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "rate": {"default": "", "help": "clients a second, in an open loop: 4, or one after the other 2,4,8; "
-             "unsaid: each locust user begins anew when it is done"},
+    "rate": {
+        "default": "",
+        "help": "clients a second, in an open loop: 4, or one after the other 2,4,8; "
+        "unsaid: each locust user begins anew when it is done",
+    },
     "each-s": {"type": float, "default": 30.0, "help": "how long each rate lasts, in seconds"},
     "seed": {"type": int, "default": 1, "help": "of all that is random"},
     "model": {"default": "", "help": "unsaid: the first of /v1/models"},
     "sla": {"default": SLA, "help": "what a good request keeps: ttft, tpot, e2e, in seconds"},
     "direct": {"default": "", "help": "a server's own URL: each request is asked there too, to be compared"},
     "keys": {"default": "", "help": f"a file of tenants' names and keys; else the key is in {KEY}"},
-    "no-ids": {"action": "store_true", "help": "ask for no token ids (return_token_ids, of vLLM): tokens are not counted then"},
+    "no-ids": {
+        "action": "store_true",
+        "help": "ask for no token ids (return_token_ids, of vLLM): tokens are not counted then",
+    },
     "free-length": {"action": "store_true", "help": "let answers end on their own (without ignore_eos, of vLLM)"},
-    "tool-calls": {"action": "store_true", "help": "agents' tools in OpenAI's fields, which not every chat template knows"},
+    "tool-calls": {
+        "action": "store_true",
+        "help": "agents' tools in OpenAI's fields, which not every chat template knows",
+    },
     "size": {"type": float, "default": 1.0, "help": "of prompts and answers: times as long"},
     "context": {"type": int, "default": 4096, "help": "the model's window, in tokens"},
+    "words-per-token": {
+        "type": float,
+        "default": 0.0,
+        "help": "that prompts are made of; unsaid: the model is asked, once",
+    },
     "think-s": {"type": float, "default": 2.0, "help": "of people, between turns, on average"},
-    "patience-s": {"type": float, "default": PATIENCE_S, "help": "for one read, and for what is open when no more come"},
-    "in-flight": {"type": int, "default": IN_FLIGHT, "help": "clients open at once, in one process; more are not let in"},
+    "patience-s": {
+        "type": float,
+        "default": PATIENCE_S,
+        "help": "for one read, and for what is open when no more come",
+    },
+    "in-flight": {
+        "type": int,
+        "default": IN_FLIGHT,
+        "help": "clients open at once, in one process; more are not let in",
+    },
     "trace": {"default": "", "help": "a trace for Replay: Mooncake's JSON lines, or Azure's CSV"},
     "speed": {"type": float, "default": 1.0, "help": "of a trace: times as fast"},
     "rows": {"type": int, "default": traces.ROWS_MAX, "help": "of a trace: how many of its first"},
-    "metrics": {"default": "", "help": "the gateway's admin port, such as http://127.0.0.1:8081, or all of its workers' with "
-                "commas: memory, failovers and budgets come into the report"},
+    "metrics": {
+        "default": "",
+        "help": "the gateway's admin port, such as http://127.0.0.1:8081, or all of its workers' with "
+        "commas: memory, failovers and budgets come into the report",
+    },
     "records": {"default": "", "help": "a folder for what came of every request"},
     "report": {"default": "", "help": "an HTML file to write at the end, with JSON beside it"},
-}  # fmt: skip
+}
 
 
 class Settings(NamedTuple):
@@ -134,12 +160,16 @@ class Settings(NamedTuple):
     rows: tuple[traces.Row, ...]
     given: argparse.Namespace
 
+    def worded(self, words_per_token: float) -> "Settings":
+        """The same for a model of which so many words make a token."""
+        return self._replace(sizes=replace(self.sizes, words=words_per_token))
+
     def plan(self, scenario: str) -> Plan:
         """What is done of a scenario. Mixed tenants are as they are; others take turns with the keys."""
         given = self.given
         return Plan(
             scenario, given.seed, self.rates_per_s or (1.0,), given.each_s, self.sizes,
-            self.rows if scenario == REPLAY else (), traces.Scale(given.speed, given.size),
+            self.rows if scenario == REPLAY else (), traces.Scale(given.speed, given.size, self.sizes.words),
             tuple(name for name in self.keys if name),
         )  # fmt: skip
 
@@ -147,13 +177,22 @@ class Settings(NamedTuple):
 def read(given: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Settings:
     """Read what was given. Raises BadOption, traces.TraceError."""
     for name, least, most in (
-        ("each_s", 0.1, 86_400), ("size", 1e-4, 100), ("speed", 1e-3, 1e6), ("context", 16, 10**7), ("think_s", 0, 3600),
-        ("patience_s", 0.1, 3600), ("in_flight", 1, 100_000), ("rows", 1, traces.ROWS_MAX),
-    ):  # fmt: skip
+        ("each_s", 0.1, 86_400),
+        ("size", 1e-4, 100),
+        ("speed", 1e-3, 1e6),
+        ("context", 16, 10**7),
+        ("think_s", 0, 3600),
+        ("patience_s", 0.1, 3600),
+        ("in_flight", 1, 100_000),
+        ("rows", 1, traces.ROWS_MAX),
+        ("words_per_token", 0, 100),
+    ):
         value = getattr(given, name)
         if not least <= value <= most:
             raise BadOption(f"--{name.replace('_', '-')} {value:g}: {least:g} to {most:g}")
-    sizes = Sizes(given.size, given.context, given.think_s, not given.free_length, given.tool_calls)
+    sizes = Sizes(
+        given.size, given.context, given.think_s, given.words_per_token or 1.0, not given.free_length, given.tool_calls
+    )
     rows = tuple(traces.read(Path(given.trace), given.rows)) if given.trace else ()
     return Settings(
         rates(given.rate), sla(given.sla), keys(given.keys, environ), root(given.direct) if given.direct else "",

@@ -5,7 +5,7 @@ Processes share a run by number: each makes the whole plan, and does its own par
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from loadtests.traffic import traces
 from loadtests.traffic.arrivals import ARRIVALS_MAX, Due, poisson
@@ -42,9 +42,9 @@ class Plan:
     seed: int = 1
     rates_per_s: tuple[float, ...] = (1.0,)
     each_s: float = 30.0
-    sizes: Sizes = Sizes()
+    sizes: Sizes = field(default_factory=Sizes)
     rows: tuple[traces.Row, ...] = ()
-    scale: traces.Scale = traces.Scale()
+    scale: traces.Scale = field(default_factory=traces.Scale)
     tenants: tuple[str, ...] = ()
 
     @property

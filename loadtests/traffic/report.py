@@ -35,11 +35,14 @@ class Heard:
         self.lost = 0
         for line in lines:
             self.lost += line.lost
-            for one, kept in (
-                (line.request, self.records), (line.arrival, self.arrivals), (line.strain, self.strains), (line.look, self.looks),
-            ):  # fmt: skip
-                if one is not None:
-                    kept.append(one)  # type: ignore[attr-defined]
+            if line.request is not None:
+                self.records.append(line.request)
+            if line.arrival is not None:
+                self.arrivals.append(line.arrival)
+            if line.strain is not None:
+                self.strains.append(line.strain)
+            if line.look is not None:
+                self.looks.append(line.look)
         self.records.sort(key=lambda one: one.sent_s)
         self.looks.sort(key=lambda one: one.at_s)
 
@@ -51,6 +54,14 @@ def write(folder: Path, target: Path) -> Path:
     target.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
     target.write_text(page.html(found), "utf-8")
     return target
+
+
+def cleared(folder: Path) -> None:
+    """Make the folder; take out of it what an earlier run has left there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for pattern in ("process-*.jsonl", "looks.jsonl", HEAD):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def head_of(folder: Path) -> dict[str, Any]:
@@ -70,16 +81,27 @@ def summary(head: dict[str, Any], heard: Heard) -> dict[str, Any]:
     sending_s, took_s = _lasted(head, heard.arrivals, mine)
     generator = strain.found(heard.arrivals, heard.records, heard.strains)
     return {
-        "format": FORMAT, "head": head, "took_s": took_s, "sending_s": sending_s, "lost": heard.lost,
-        "generator": generator.as_dict(), "rates": _rates(heard.arrivals, mine, sla, sending_s), "latency": latency(mine),
-        "by_scenario": {name: {"stages": _stages(ones), "latency": latency(ones)} for name, ones in _by(mine, "scenario")},
-        "stages": _stages(mine), "errors": _errors(mine), "tokens": _tokens(mine, took_s),
+        "format": FORMAT,
+        "head": head,
+        "took_s": took_s,
+        "sending_s": sending_s,
+        "lost": heard.lost,
+        "generator": generator.as_dict(),
+        "rates": _rates(heard.arrivals, mine, sla, sending_s),
+        "latency": latency(mine),
+        "by_scenario": {
+            name: {"stages": _stages(ones), "latency": latency(ones)} for name, ones in _by(mine, "scenario")
+        },
+        "stages": _stages(mine),
+        "errors": _errors(mine),
+        "tokens": _tokens(mine, took_s),
         "tenants": {name: _tenant(ones) for name, ones in _by(mine, "tenant") if name},
         "steps": [_step(number, head, heard.arrivals, mine, sla) for number in range(max(1, len(head["rates_per_s"])))],
-        "paired": paired(heard.records), "gateway": _gateway(heard.looks, began_s),
+        "paired": paired(heard.records),
+        "gateway": _gateway(heard.looks, began_s),
         "over_time": _over_time(mine, sla, began_s, took_s, max(1.0, _round(took_s / BINS_MAX))),
         "slices": _over_time(mine, sla, began_s, sending_s, sending_s / SLICES)["bins"][:SLICES],
-    }  # fmt: skip
+    }
 
 
 def latency(records: Sequence[Record]) -> dict[str, dict[str, float | None]]:
@@ -92,8 +114,9 @@ def latency(records: Sequence[Record]) -> dict[str, dict[str, float | None]]:
     }
     gaps = together(one.gaps for one in whole)
     total = sum(gaps.values())
-    told = {name: quantile_s(gaps, share) if total >= least else None for name, share, least in QUANTILES}
-    return found | {"ITL": {"count": float(total)} | told, "longest gap": _quantiles([one.gap_max_s for one in whole])}
+    told: dict[str, float | None] = {"count": float(total)}
+    told |= {name: quantile_s(gaps, share) if total >= least else None for name, share, least in QUANTILES}
+    return found | {"ITL": told, "longest gap": _quantiles([one.gap_max_s for one in whole])}
 
 
 def paired(records: Sequence[Record]) -> dict[str, Any]:
@@ -105,7 +128,9 @@ def paired(records: Sequence[Record]) -> dict[str, Any]:
     both = [(found["gateway"], found["direct"]) for found in pairs.values() if len(found) == 2]
     alike = [(one, bare) for one, bare in both if one.tokens == bare.tokens]
     differences = {
-        "TTFT": [one.first_s - bare.first_s for one, bare in both if one.first_s is not None and bare.first_s is not None],
+        "TTFT": [
+            one.first_s - bare.first_s for one, bare in both if one.first_s is not None and bare.first_s is not None
+        ],
         "TPOT": [one.per_token_s - bare.per_token_s for one, bare in both if one.per_token_s and bare.per_token_s],
         "E2E": [one.end_s - bare.end_s for one, bare in alike],
     }
@@ -128,13 +153,18 @@ def _rates(
     whole = [one for one in records if one.stage is Stage.WHOLE]
     due, begun = len(arrivals), sum(one.begun for one in arrivals)
     return {
-        "clients_offered": due, "clients_begun": begun,
-        "clients_offered_per_s": due / sending_s if due else None, "clients_begun_per_s": begun / sending_s if due else None,
-        "requests": len(records), "requests_per_s": len(records) / sending_s,
-        "whole": len(whole), "whole_per_s": len(whole) / sending_s,
-        "good": (good := sum(map(sla.kept, records))), "goodput_per_s": good / sending_s,
+        "clients_offered": due,
+        "clients_begun": begun,
+        "clients_offered_per_s": due / sending_s if due else None,
+        "clients_begun_per_s": begun / sending_s if due else None,
+        "requests": len(records),
+        "requests_per_s": len(records) / sending_s,
+        "whole": len(whole),
+        "whole_per_s": len(whole) / sending_s,
+        "good": (good := sum(map(sla.kept, records))),
+        "goodput_per_s": good / sending_s,
         "good_share": good / len(meant) if (meant := _meant(records)) else None,
-    }  # fmt: skip
+    }
 
 
 def _meant(records: Sequence[Record]) -> list[Record]:
@@ -175,12 +205,18 @@ def _errors(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def _tokens(records: Sequence[Record], took_s: float) -> dict[str, Any]:
-    sent, cached, came = (sum(getattr(one, name) for one in records) for name in ("prompt_tokens", "cached_tokens", "tokens"))
+    sent, cached, came = (
+        sum(getattr(one, name) for one in records) for name in ("prompt_tokens", "cached_tokens", "tokens")
+    )
     whole = [one for one in records if one.stage is Stage.WHOLE]
     return {
-        "prompt": sent, "cached": cached, "completion": came, "prompt_per_s": sent / took_s, "completion_per_s": came / took_s,
+        "prompt": sent,
+        "cached": cached,
+        "completion": came,
+        "prompt_per_s": sent / took_s,
+        "completion_per_s": came / took_s,
         "counted_share": sum(one.counted for one in whole) / len(whole) if whole else None,
-    }  # fmt: skip
+    }
 
 
 def _tenant(records: Sequence[Record]) -> dict[str, Any]:
@@ -197,13 +233,24 @@ def _over_time(records: Sequence[Record], sla: Sla, began_s: float, took_s: floa
     for number in range(int(took_s / bin_s) + 1):
         ones = bins.get(number, [])
         told = latency(ones)
-        found.append({
-            "at_s": round(number * bin_s, 3), "requests": len(ones), "whole": sum(one.stage is Stage.WHOLE for one in ones),
-            "good": sum(map(sla.kept, ones)), "errors": sum(one.stage in ERRORS for one in ones),
-            "goodput_per_s": sum(map(sla.kept, ones)) / bin_s, "tokens_per_s": sum(one.tokens for one in ones) / bin_s,
-            "gap_max_s": max((one.gap_max_s for one in ones), default=0.0), **{name: told[name] for name in ("TTFT", "ITL", "TPOT", "E2E")},
-            "tenants": {name: sum(one.prompt_tokens + one.tokens for one in mine) for name, mine in _by(ones, "tenant") if name},
-        })  # fmt: skip
+        found.append(
+            {
+                "at_s": round(number * bin_s, 3),
+                "requests": len(ones),
+                "whole": sum(one.stage is Stage.WHOLE for one in ones),
+                "good": sum(map(sla.kept, ones)),
+                "errors": sum(one.stage in ERRORS for one in ones),
+                "goodput_per_s": sum(map(sla.kept, ones)) / bin_s,
+                "tokens_per_s": sum(one.tokens for one in ones) / bin_s,
+                "gap_max_s": max((one.gap_max_s for one in ones), default=0.0),
+                **{name: told[name] for name in ("TTFT", "ITL", "TPOT", "E2E")},
+                "tenants": {
+                    name: sum(one.prompt_tokens + one.tokens for one in mine)
+                    for name, mine in _by(ones, "tenant")
+                    if name
+                },
+            }
+        )
     return {"bin_s": bin_s, "bins": found}
 
 
@@ -240,8 +287,8 @@ def _gateway(looks: Sequence[Look], began_s: float) -> dict[str, Any]:
 
 def _quantiles(values: Iterable[float | None]) -> dict[str, float | None]:
     ranked = sorted(one for one in values if one is not None)
-    told = {name: strain.at(ranked, share) if len(ranked) >= least else None for name, share, least in QUANTILES}
-    return {"count": float(len(ranked))} | told
+    told: dict[str, float | None] = {"count": float(len(ranked))}
+    return told | {name: strain.at(ranked, share) if len(ranked) >= least else None for name, share, least in QUANTILES}
 
 
 def _by(records: Iterable[Record], name: str) -> list[tuple[str, list[Record]]]:

@@ -1,4 +1,4 @@
-"""One run in one process of locust: its settings, its records, the clients that come, and the generator's own strain."""
+"""One run in one process of locust: settings, records, the clients that come, and the generator's own strain."""
 
 import json
 import logging
@@ -7,8 +7,6 @@ import platform
 import resource
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -26,11 +24,12 @@ from loadtests.traffic.looks import watched
 from loadtests.traffic.plan import Mine
 from loadtests.traffic.record import Arrival, Record, Strain, Writer, now_s
 from loadtests.traffic.scenarios import REPLAY, TENANTS
+from loadtests.traffic.server import Server
 from loadtests.traffic.traces import TraceError
 
 OVER = "holdfast-traffic-over"  # a worker's word that no more clients come, and none is there
 STRAIN_S, NAP_S = 1.0, 0.02
-CALL_S_MAX = 10.0
+KILL_S_MAX = 10.0
 ON_REQUEST = (TENANTS, REPLAY)  # they are many scenarios in one, or need a trace
 log = logging.getLogger(__name__)
 
@@ -89,9 +88,14 @@ class Run:
 
     def test_start(self, **_: Any) -> None:
         """Begin: in each process that has users, and in the one that leads."""
-        self.settings, self.begun_s, self._over = self._settings(), now_s(), 0
+        self.settings, self._over = self._settings(), 0
+        server = Server(options.root(self.environment.host or ""), next(iter(self.settings.keys.values()), ""))
+        self.model = self.settings.given.model or server.first_model()
+        if not self.settings.given.words_per_token:
+            self.settings = self.settings.worded(server.words_per_token(self.model))
+        self.begun_s = now_s()
         if self.leads and self.folder is not None:
-            cleared(self.folder)
+            report.cleared(self.folder)
             (self.folder / report.HEAD).write_text(json.dumps(self._head(), indent=1) + "\n")
         if self.leads and self.settings.metrics and self.folder is not None:
             self._greenlets.spawn(watched, self.settings.metrics, Writer(self.folder, "looks"))
@@ -99,7 +103,7 @@ class Run:
             return
         given = self.settings.given
         self.mine = Mine(max(0, self.environment.runner.worker_index), self._processes())
-        self.model, self.ids = given.model or self._first_model(), not given.no_ids
+        self.ids = not given.no_ids
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._writer = Writer(self.folder, f"process-{self.mine.number}")
@@ -109,7 +113,7 @@ class Run:
 
     def test_stopping(self, **_: Any) -> None:
         """End: whoever is still being served hangs up."""
-        self._greenlets.kill(block=True, timeout=CALL_S_MAX)
+        self._greenlets.kill(block=True, timeout=KILL_S_MAX)
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -195,7 +199,11 @@ class Run:
 
     def _processes(self) -> int:
         runner, given = self.environment.runner, self.settings.given
-        return 1 if not isinstance(runner, WorkerRunner | MasterRunner) else max(1, given.processes or given.expect_workers)
+        return (
+            1
+            if not isinstance(runner, WorkerRunner | MasterRunner)
+            else max(1, given.processes or given.expect_workers)
+        )
 
     def _settings(self) -> options.Settings:
         try:
@@ -204,28 +212,26 @@ class Run:
             log.error("%s", error)
             sys.exit(2)
 
-    def _first_model(self) -> str:
-        """The first model that the server has; where it does not say, its name is left empty."""
-        headers = {"authorization": f"Bearer {key}"} if (key := next(iter(self.settings.keys.values()), "")) else {}
-        url = options.root(self.environment.host or "") + "/v1/models"
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=CALL_S_MAX) as response:
-                return str(json.load(response)["data"][0]["id"])
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            log.error("%s does not tell its models (%s): give --model", url, getattr(error, "reason", error))
-            return ""
-
     def _head(self) -> dict[str, Any]:
         """What was asked for, and by what. No key is in it."""
         given = self.settings.given
         said = {name.replace("-", "_") for name in options.OPTIONS} - {"keys", "records", "report"}
         return {
-            "began_unix": time.time(), "began_s": self.begun_s, "host": self.environment.host,
+            "began_unix": time.time(),
+            "began_s": self.begun_s,
+            "host": self.environment.host,
             "scenarios": sorted(one.scenario for one in self.environment.user_classes),
-            "processes": self._processes(), "users": given.num_users, "sla": self.settings.sla._asdict(),
-            "rates_per_s": list(self.settings.rates_per_s), "options": {name: getattr(given, name) for name in sorted(said)},
-            "tenants": sorted(filter(None, self.settings.keys)), "versions": versions(), "cores": os.cpu_count(),
-        }  # fmt: skip
+            "processes": self._processes(),
+            "users": given.num_users,
+            "sla": self.settings.sla._asdict(),
+            "rates_per_s": list(self.settings.rates_per_s),
+            "options": {name: getattr(given, name) for name in sorted(said)},
+            "tenants": sorted(filter(None, self.settings.keys)),
+            "model": self.model,
+            "words_per_token": self.settings.sizes.words,
+            "versions": versions(),
+            "cores": os.cpu_count(),
+        }
 
 
 def of(environment: Any) -> Run:
@@ -250,17 +256,12 @@ def attach(environment: Any, **_: Any) -> None:
         environment.runner.register_message(OVER, run.over)
 
 
-def cleared(folder: Path) -> None:
-    """Make the folder; take out of it what an earlier run has left there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for pattern in ("process-*.jsonl", "looks.jsonl", report.HEAD):
-        for path in folder.glob(pattern):
-            path.unlink()
-
-
 def versions(packages: Sequence[str] = ("holdfast", "locust", "gevent", "geventhttpclient")) -> dict[str, str]:
     """Of what makes the load, and of what it runs on."""
-    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.release()} {platform.machine()}"}
+    found = {
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
     for name in packages:
         try:
             found[name] = version(name)

@@ -46,6 +46,7 @@ class Answer:
 class Sizes:
     """How large everything is. In tokens, but think_s, seconds: of prompts' and answers' usual lengths, `scale` times.
 
+    words: that make a token of this model's, on average.
     context: a model's window; exact: ask for answers of just that length (`ignore_eos`, of vLLM).
     tool_calls: agents' tools in OpenAI's fields, which not every chat template knows; else as users' messages.
     """
@@ -53,12 +54,21 @@ class Sizes:
     scale: float = 1.0
     context: int = 4096
     think_s: float = 2.0
+    words: float = 1.0
     exact: bool = True
     tool_calls: bool = False
 
     def of(self, tokens: float) -> int:
         """A usual length, scaled; never none."""
         return max(1, round(tokens * self.scale))
+
+    def text(self, name: str, tokens: float) -> str:
+        """Text of a usual length, scaled."""
+        return words(name, max(1, round(self.of(tokens) * self.words)))
+
+    def filling(self, name: str, tokens: float) -> str:
+        """Text of just so many tokens, whatever the scale."""
+        return words(name, max(1, round(tokens * self.words)))
 
     def answer(self, tokens: float) -> dict[str, Any]:
         """The fields that say how long an answer is."""
@@ -73,12 +83,12 @@ NAMES = 1 << 40  # of sessions
 
 
 def chat(rng: random.Random, sizes: Sizes) -> Script:
-    """A conversation of two to six turns: one of a few system prompts, then all that was said so far, and a question."""
+    """A conversation of two to six turns: a system prompt that others share, all that was said, a question."""
     name = rng.randrange(NAMES)
-    messages: list[Message] = [{"role": "system", "content": words(f"system/{rng.randrange(SYSTEMS)}", sizes.of(200))}]
+    messages: list[Message] = [{"role": "system", "content": sizes.text(f"system/{rng.randrange(SYSTEMS)}", 200)}]
     headers = {"x-session-id": f"chat-{name}"}
     for turn in range(rng.randint(2, 6)):
-        question = words(f"chat/{name}/{turn}", sizes.of(rng.lognormvariate(3.2, 0.6)))
+        question = sizes.text(f"chat/{name}/{turn}", rng.lognormvariate(3.2, 0.6))
         messages.append({"role": "user", "content": question})
         after_s = rng.expovariate(1 / sizes.think_s) if turn and sizes.think_s else 0.0
         body = {"messages": list(messages), **sizes.answer(min(400.0, rng.lognormvariate(4.2, 0.6)))}
@@ -89,12 +99,12 @@ def chat(rng: random.Random, sizes: Sizes) -> Script:
 
 
 def agent(rng: random.Random, sizes: Sizes) -> Script:
-    """A loop with tools: each step's result is long, the answer to it is short, and comes at once. Three to ten steps."""
+    """A loop with tools: long results, short answers, the next step at once. Three to ten steps."""
     name = rng.randrange(NAMES)
     headers = {"x-session-id": f"agent-{name}", "x-agent-id": f"worker-{name % 8}"}
     messages: list[Message] = [
-        {"role": "system", "content": words("agent/system", sizes.of(400))},
-        {"role": "user", "content": words(f"agent/{name}/task", sizes.of(80))},
+        {"role": "system", "content": sizes.text("agent/system", 400)},
+        {"role": "user", "content": sizes.text(f"agent/{name}/task", 80)},
     ]
     more: dict[str, Any] = {"tools": [TOOL]} if sizes.tool_calls else {}
     for step in range(rng.randint(3, 10)):
@@ -103,7 +113,7 @@ def agent(rng: random.Random, sizes: Sizes) -> Script:
         (answer,) = yield [Ask(body, after_s=after_s, headers=headers)]
         if not answer.good:
             return
-        messages += _tool(answer.text, step, words(f"agent/{name}/{step}", sizes.of(rng.randint(60, 300))), sizes)
+        messages += _tool(answer.text, step, sizes.text(f"agent/{name}/{step}", rng.randint(60, 300)), sizes)
 
 
 TOOL = {"type": "function", "function": {
@@ -126,10 +136,10 @@ def _tool(text: str, step: int, result: str, sizes: Sizes) -> list[Message]:
 
 def batch(rng: random.Random, sizes: Sizes) -> Script:
     """A flood: sixteen to forty-eight documents at once, as jobs are that run at night in the middle of the day."""
-    name, instruction = rng.randrange(NAMES), words("batch/instruction", sizes.of(120))
+    name, instruction = rng.randrange(NAMES), sizes.text("batch/instruction", 120)
     asks = []
     for number in range(rng.randint(16, 48)):
-        text = instruction + words(f"batch/{name}/{number}", sizes.of(rng.randint(100, 500)))
+        text = instruction + sizes.text(f"batch/{name}/{number}", rng.randint(100, 500))
         asks.append(Ask({"prompt": text, **sizes.answer(rng.randint(40, 160))}, COMPLETIONS))
     yield asks
 
@@ -138,9 +148,9 @@ def runaway(rng: random.Random, sizes: Sizes) -> Script:
     """A loop that has lost its end: the same task again and again, each answer as long as the model lets it be."""
     name = rng.randrange(NAMES)
     headers = {"x-session-id": f"runaway-{name}", "x-agent-id": f"runaway-{name % 8}"}
-    task = words(f"runaway/{name}", sizes.of(60))
+    task = sizes.text(f"runaway/{name}", 60)
     for _ in range(TURNS_MAX):
-        room = max(1, (sizes.context - 2 * len(task.split())) * 3 // 4)
+        room = max(1, (sizes.context - 2 * sizes.of(60)) * 3 // 4)
         body: dict[str, Any] = {"messages": [{"role": "user", "content": task}], "max_tokens": room}
         body |= {"ignore_eos": True} if sizes.exact else {}
         (answer,) = yield [Ask(body, after_s=0.05, headers=headers, may_stop=True)]
@@ -151,7 +161,7 @@ def runaway(rng: random.Random, sizes: Sizes) -> Script:
 def leaver(rng: random.Random, sizes: Sizes) -> Script:
     """A client that hangs up: half of them in the middle of the answer, half after a moment, often before it begins."""
     name, tokens = rng.randrange(NAMES), rng.randint(100, 300)
-    body = {"messages": [{"role": "user", "content": words(f"leaver/{name}", sizes.of(rng.randint(50, 400)))}]}
+    body = {"messages": [{"role": "user", "content": sizes.text(f"leaver/{name}", rng.randint(50, 400))}]}
     ask = Ask(body | sizes.answer(tokens))
     if rng.random() < 0.5:
         yield [replace(ask, leave_after=max(1, rng.randrange(sizes.of(tokens))))]
@@ -162,7 +172,7 @@ def leaver(rng: random.Random, sizes: Sizes) -> Script:
 def long(rng: random.Random, sizes: Sizes) -> Script:
     """A long document, half to nine tenths of the model's window, and one or two short questions on it."""
     name = rng.randrange(NAMES)
-    document = words(f"long/{name}", round(sizes.context * rng.uniform(0.5, 0.85)))
+    document = sizes.filling(f"long/{name}", sizes.context * rng.uniform(0.5, 0.85))
     messages: list[Message] = [{"role": "user", "content": document}]
     room = sizes.context // 40
     for turn in range(rng.randint(1, 2)):
@@ -172,7 +182,7 @@ def long(rng: random.Random, sizes: Sizes) -> Script:
         (answer,) = yield [Ask(body, after_s=after_s, headers={"x-session-id": f"long-{name}"})]
         if not answer.good:
             return
-        question = words(f"long/{name}/{turn}", max(1, min(sizes.of(20), room)))
+        question = sizes.filling(f"long/{name}/{turn}", min(sizes.of(20), room))
         messages += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": question}]
 
 

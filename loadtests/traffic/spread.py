@@ -10,12 +10,12 @@ VALUES_MAX = 5000  # beyond, a sample of them: the interval is narrow by then
 
 
 class Interval(NamedTuple):
-    """A median, and where it is with a probability of 95 %. count: of how many values."""
+    """A median, and where it is with a probability of 95 %. values: how many it is of."""
 
     median: float
     low: float
     high: float
-    count: int
+    values: int
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

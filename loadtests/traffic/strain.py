@@ -38,12 +38,16 @@ def found(arrivals: Sequence[Arrival], records: Sequence[Record], strains: Seque
     if not_begun:
         why.append(f"{not_begun} clients were not let in: as many were open as the generator may have")
     if lag_p99_s > LAG_P99_S_MAX:
-        why.append(f"requests were sent late: by {lag_p99_s * 1e3:.0f} ms, p99 (at most {LAG_P99_S_MAX * 1e3:.0f} are good)")
+        why.append(
+            f"requests were sent late: by {lag_p99_s * 1e3:.0f} ms, p99 (at most {LAG_P99_S_MAX * 1e3:.0f} are good)"
+        )
     if _share(lates, LATE_S_MAX) > LATE_SHARE_MAX:
         why.append(f"its processes woke up late: by {late_p99_s * 1e3:.0f} ms, p99, and times of tokens with them")
     cpus = [one.cpu for one in strains]
     if _share(cpus, CPU_MAX) > CPU_SHARE_MAX:
-        why.append(f"its processes had no more of a core: above {CPU_MAX:.0%} in {_share(cpus, CPU_MAX):.0%} of all seconds")
+        why.append(
+            f"its processes had no more of a core: above {CPU_MAX:.0%} in {_share(cpus, CPU_MAX):.0%} of all seconds"
+        )
     return Found(
         at(lags, 0.5), lag_p99_s, late_p99_s, sum(cpus) / len(cpus) if cpus else 0.0, max(cpus, default=0.0),
         len({one.process for one in strains}), not_begun, why,

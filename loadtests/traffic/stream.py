@@ -10,7 +10,9 @@ from loadtests.traffic.sse import EventReader, TooLong
 
 DONE = b"[DONE]"
 SAID_MAX = 200  # characters of an error
-BUDGET_CODES = frozenset({"budget_exceeded", "budget_held", "rate_limit_exceeded", "breaker_open", "insufficient_quota"})
+BUDGET_CODES = frozenset(
+    {"budget_exceeded", "budget_held", "rate_limit_exceeded", "breaker_open", "insufficient_quota"}
+)
 BUDGET_STATUSES = frozenset({402, 403, 422, 429})  # of gateways: which one is theirs to choose
 
 

@@ -4,8 +4,8 @@ Two formats are known by what stands in their first line.
 - Mooncake (https://github.com/kvcache-ai/Mooncake, FAST25-release/traces): JSON lines of timestamp (ms), input_length,
   output_length and hash_ids, one for each block of 512 tokens. There is no text: each hash id is given the same text
   wherever it stands, so that requests which shared a prefix share one.
-- Azure (https://github.com/Azure/AzurePublicDataset, 2023): CSV of TIMESTAMP, ContextTokens, GeneratedTokens. Nothing is
-  known of prefixes: no two prompts share one.
+- Azure (https://github.com/Azure/AzurePublicDataset, 2023): CSV of TIMESTAMP, ContextTokens, GeneratedTokens. Nothing
+  is known of prefixes: no two prompts share one.
 """
 
 import csv
@@ -41,14 +41,22 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How a trace is made to fit. speed: times as fast; size: of prompts and answers, as a share of theirs."""
+    """How a trace is made to fit. speed: times as fast; size: of prompts and answers, as a share of theirs.
+
+    words: that make a token of this model's, on average.
+    """
 
     speed: float = 1.0
     size: float = 1.0
+    words: float = 1.0
 
     def of(self, tokens: int) -> int:
         """A number of tokens, scaled; never none."""
         return max(1, min(PROMPT_TOKENS_MAX, round(tokens * self.size)))
+
+    def words_of(self, tokens: int) -> int:
+        """How many words a text has that is that long, scaled."""
+        return max(1, round(self.of(tokens) * self.words))
 
 
 def read(path: Path, rows: int = ROWS_MAX) -> list[Row]:
@@ -78,11 +86,11 @@ def prompt(row: Row, number: int, seed: int, scale: Scale) -> str:
     Rows that begin with the same hash ids begin with the same text, to the end of the last block that they share whole.
     """
     if not row.hash_ids:
-        return words(f"{seed}/row/{number}", scale.of(row.prompt_tokens))
-    block, parts = scale.of(BLOCK_TOKENS), []
+        return words(f"{seed}/row/{number}", scale.words_of(row.prompt_tokens))
+    block, parts = scale.words_of(BLOCK_TOKENS), []
     for place, hash_id in enumerate(row.hash_ids):
         left = row.prompt_tokens - place * BLOCK_TOKENS  # the last block may be begun only
-        parts.append(shared(f"{seed}/block/{hash_id}", block if left >= BLOCK_TOKENS else scale.of(max(1, left))))
+        parts.append(shared(f"{seed}/block/{hash_id}", block if left >= BLOCK_TOKENS else scale.words_of(max(1, left))))
     return "".join(parts)
 
 
@@ -92,7 +100,9 @@ def _mooncake(path: Path, lines: Iterable[str]) -> Iterator[Row]:
             try:
                 said = json.loads(line)
                 ids = tuple(int(one) for one in said.get("hash_ids") or ())
-                row = Row(float(said["timestamp"]) / 1e3, _count(said, "input_length"), _count(said, "output_length"), ids)
+                row = Row(
+                    float(said["timestamp"]) / 1e3, _count(said, "input_length"), _count(said, "output_length"), ids
+                )
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise TraceError(f"{path}:{number}: {_why(error)}") from None
             if len(ids) > -(-row.prompt_tokens // BLOCK_TOKENS):

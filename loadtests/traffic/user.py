@@ -1,4 +1,4 @@
-"""The locust user that speaks to OpenAI-compatible servers: streams are read as they come, and looked at to their end."""
+"""The locust user that asks OpenAI-compatible servers: streams are read as they come, and looked at to their end."""
 
 import os
 import random
@@ -7,8 +7,8 @@ from typing import Any
 
 import gevent
 import msgspec
-from geventhttpclient.response import HTTPParseError
 from gevent.pool import Group
+from geventhttpclient.response import HTTPParseError
 from locust import FastHttpUser
 
 from loadtests.traffic import run
@@ -21,8 +21,8 @@ from loadtests.traffic.scenarios import Answer, Ask
 from loadtests.traffic.stream import SAID_MAX, Watch, refused
 
 GAPS_TOLD_MAX = 50  # of a stream, to locust: each costs as much as a request there; the report has all of them
-ANY_STATUS = frozenset(range(100, 600))
 BODY_BYTES_MAX = 1 << 20  # of an answer that is no stream
+ANY_STATUS = frozenset(range(100, 600))
 READ_BYTES = 1 << 16
 IDLE_S = 0.5
 
@@ -37,9 +37,10 @@ class StreamUser(FastHttpUser):
     def __init__(self, environment: Any) -> None:
         self._run = run.of(environment)
         self.network_timeout = self.connection_timeout = self._run.settings.given.patience_s
-        self.host = root(self.host or environment.host or "")
+        self.root = self.host = root(self.host or environment.host or "")
         super().__init__(environment)
-        self.client.client.valid_response_codes = ANY_STATUS  # else a refusal's words are thrown away
+        agent: Any = self.client.client
+        agent.valid_response_codes = ANY_STATUS  # else a refusal's words are thrown away
         self.plan = self._run.settings.plan(self.scenario)
 
     @property
@@ -88,17 +89,30 @@ class StreamUser(FastHttpUser):
 
     def ask(self, ask: Ask, client: Client, turn: int, due_s: float | None) -> Answer:
         """Ask once; twice where there is a server to compare with, in an order of chance, one after the other."""
-        places = [("gateway", self.host)]
-        if (direct := self._run.settings.direct) and ask.leave_after is None and ask.leave_s is None and not ask.may_stop:
+        places = [("gateway", self.root)]
+        if (
+            (direct := self._run.settings.direct)
+            and ask.leave_after is None
+            and ask.leave_s is None
+            and not ask.may_stop
+        ):
             places.append(("direct", direct))
             random.Random(f"{self.plan.seed}/{client.name}/{turn}").shuffle(places)
         pair = f"{client.name}/{turn}" if len(places) > 1 else ""
         answer = Answer(False)
         for number, (where, host) in enumerate(places):
             record = Record(
-                sent_s=0.0, scenario=client.scenario, stage=Stage.UNFINISHED, where=where, pair=pair,
-                due_s=None if number else due_s, step=client.due.step, tenant=client.tenant, session=client.name, turn=turn,
-            )  # fmt: skip
+                sent_s=0.0,
+                scenario=client.scenario,
+                stage=Stage.UNFINISHED,
+                where=where,
+                pair=pair,
+                due_s=None if number else due_s,
+                step=client.due.step,
+                tenant=client.tenant,
+                session=client.name,
+                turn=turn,
+            )
             watch = self._send(ask, record, host)
             if where == "gateway":
                 answer = Answer(record.stage is Stage.WHOLE, watch.text)
@@ -115,9 +129,14 @@ class StreamUser(FastHttpUser):
             leaving = gevent.Timeout.start_new(ask.leave_s)
             try:
                 with self.client.post(
-                    host + ask.path, data=msgspec.json.encode(body), name=record.scenario, stream=True, catch_response=True,
-                    headers=self._headers(ask, record), allow_redirects=False,
-                ) as response:  # fmt: skip
+                    host + ask.path,
+                    data=msgspec.json.encode(body).decode(),
+                    name=record.scenario,
+                    stream=True,
+                    catch_response=True,
+                    headers=self._headers(ask, record),
+                    allow_redirects=False,
+                ) as response:
                     self._read(response, ask, watch, record)
                     if record.stage in ERRORS:
                         response.failure(f"{record.stage}: {record.status} {record.code} {record.said}")
@@ -212,5 +231,5 @@ def _some(gaps: Mapping[int, int]) -> Iterator[tuple[str, float]]:
     return (("ITL", middle_s(number)) for number in ranked[step - 1 :: step])
 
 
-def _why(error: BaseException) -> str:
+def _why(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {error}".removesuffix(": ")[:SAID_MAX]

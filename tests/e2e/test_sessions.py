@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -41,10 +42,10 @@ async def test_long_conversations_go_on_at_the_standby_with_the_pages_of_the_ser
         tokenizer = Tokenizer.from_file(str(engine_model / "tokenizer.json"))
         bodies = [conversation(kind, tokenizer, 1, PROMPT_TOKENS, TOKENS) for kind in PLACES]
         upstreams, file = [engine.url for engine in fleet], engine_model / "tokenizer.json"
-        # A starved machine falls silent, and a race would take a stream away before its server is killed.
-        limits = {"hedges": 0}
+        # On a starved machine a race, or admission, might take a stream elsewhere before its server is killed.
+        alone: dict[str, Any] = {"limits": {"hedges": 0}, "admission": {"on": False}}
         async with aiohttp.ClientSession() as session:
-            with Gateway(tmp_path, upstreams, model="tiny", tokenizer=file, limits=limits) as gateway:
+            with Gateway(tmp_path, upstreams, model="tiny", tokenizer=file, **alone) as gateway:
                 key = gateway.key("alice", 100_000)
                 before = metrics(fleet[1])
                 got = [Answer() for _ in bodies]

@@ -35,10 +35,14 @@ def folder_of(step: str) -> Iterator[Path]:
 
 
 def front(folder: Path, urls: Sequence[str], model: Path, **more: Any) -> Gateway:
-    """A gateway before these servers, the first of them active. None is raced for its silence: a pause is a move's."""
+    """A gateway before these servers: all requests go to the first, whatever others had before.
+
+    None is raced for its silence: a pause is a move's. Nor do requests wait for room, or go where there is some.
+    """
     folder.mkdir()
-    limits = {"hedges": 0}
-    return Gateway(folder, urls, model="tiny", tokenizer=model / "tokenizer.json", limits=limits, **more)
+    said: dict[str, Any] = {"limits": {"hedges": 0}, "routing": {"sessions": False, "prefixes": False}}
+    said |= {"admission": {"on": False}, **more}
+    return Gateway(folder, urls, model="tiny", tokenizer=model / "tokenizer.json", **said)
 
 
 def asked(kinds: Sequence[Kind], engine: Engine, model: Path, seed: int, answer_tokens: int) -> list[Asked]:
@@ -113,8 +117,8 @@ def move(kind: Kind, want: Answer, got: Answer, seen: dict[str, Any], since: flo
         return row
     asked_tokens = got.usage["prompt_tokens"] + opened["tokens"]
     row |= {"asked_tokens": asked_tokens, "tail_tokens": tail(asked_tokens)}
-    before = max((at for at in got.at if at <= opened["at"]), default=None)
-    first = min((at for at in got.at if at > opened["at"]), default=None)
+    before = max((at for at, tokens in got.at if tokens <= opened["tokens"]), default=None)
+    first = min((at for at, tokens in got.at if tokens > opened["tokens"]), default=None)
     if before is None or first is None:  # it was lost before its first token, or with its last one
         return row
     return row | {
@@ -125,7 +129,7 @@ def move(kind: Kind, want: Answer, got: Answer, seen: dict[str, Any], since: flo
         "lost_s": lost["at"] - since,
         "asked_s": opened["at"] - since,
         "first_s": first - since,
-        "at_s": [round(at - since, 4) for at in got.at if before - AROUND_S <= at <= first + AROUND_S],
+        "at_s": [round(at - since, 4) for at, _ in got.at if before - AROUND_S <= at <= first + AROUND_S],
     }
 
 

@@ -17,7 +17,7 @@ from tests.shared_pages import PROMPT_TOKENS, brought, kinds_of, metrics, paged_
 
 NAME = "session-drains"
 MOVES = 48
-ANSWER_TOKENS = 700  # seconds of work for eight streams at once
+ANSWER_TOKENS = 400  # seconds of work for eight streams at once
 BEGUN_TOKENS = 10  # each of them has so many when its server is drained
 BEGUN_S_MAX, WITHIN_S = 120.0, 60.0
 PAUSE_P99_S = 0.15  # goal

@@ -36,6 +36,10 @@ REFUSING = exceptions.AuthorizationError | exceptions.AuthenticationError | exce
 T = TypeVar("T")
 Pipeline = Any  # of redis-py, whose types say nothing here
 
+BEGIN = """
+redis.call('HSET', ARGV[1], 'm', ARGV[2])
+return redis.call('PEXPIRE', ARGV[1], ARGV[3])
+"""
 # How a script begins: sessions that had moved to a higher generation end it. Below 0 is no generation, and may always.
 MAY_WRITE = """
 local function may_write(P, s, generation, ms)
@@ -193,8 +197,7 @@ class Server:
         def words(pipeline: Pipeline) -> None:
             for key, head, pieces, session, generation in pages:
                 half = PREFIX + b"t:" + os.urandom(16)
-                pipeline.execute_command("HSET", half, "m", head.raw)
-                pipeline.execute_command("PEXPIRE", half, HALF_WRITTEN_MS_MAX)
+                pipeline.execute_command("EVAL", BEGIN, 0, half, head.raw, HALF_WRITTEN_MS_MAX)
                 for number, piece in enumerate(pieces):
                     pipeline.execute_command("HSET", half, number, piece)
                 manifest = head.manifest

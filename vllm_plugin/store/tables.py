@@ -245,7 +245,8 @@ class Tables:
             gone += self.remove(keys)
             with self.writing() as txn:  # more may have come meanwhile
                 there = bool(self.paired(txn, self.pages_of, name, 1))
-                txn.delete(name, db=self.sessions)
+                if not there:  # else who dies here leaves pages that no session has, which would make no room
+                    txn.delete(name, db=self.sessions)
         return gone
 
     def erase_all(self) -> Erased:
@@ -280,7 +281,8 @@ class Tables:
         return len(damaged)
 
     def pinned(self) -> bool:
-        """Whether a reader, of any process, keeps from being reused what was freed."""
+        """Whether a reader, of any process that lives, keeps from being reused what was freed."""
+        self.env.reader_check()
         readers = [line.split() for line in self.env.readers().splitlines()]
         seen = [int(words[2]) for words in readers if len(words) == 3 and words[2].isdigit()]
         return bool(seen) and min(seen) < self.env.info()["last_txnid"]

@@ -13,13 +13,6 @@ from gateway.local.engine import Engine, tiny_model
 from tests.vllm_plugin.real.engine import REPOSITORY, installed
 
 THINK, END = 8190, 8191  # ids of <think> and </think>
-TOOLS = [
-    {"type": "function", "function": {"name": name, "parameters": {
-        "type": "object", "properties": {"city": {"type": "string", "maxLength": 12}, "days": {"type": "integer"}},
-        "required": ["city", "days"],
-    }}}
-    for name in ("weather", "tides")
-]  # fmt: skip
 Chunks = list[list[int]]
 
 
@@ -60,29 +53,75 @@ def thinking_model(folder: Path) -> Path:
 
 
 class Stream:
-    """The events of an answer. tokens: of each choice, in chunks as they came."""
+    """An answer, in events. choices: of each, what its events said, in order. last: the usage. chunks: of each choice,
+    its tokens as they came.
+    """
 
     def __init__(self, events: Sequence[dict[str, Any]], choices: int) -> None:
-        self.events = [_same(event) for event in events]
-        self.tokens: list[Chunks] = [[] for _ in range(choices)]
-        self.counts: list[int] = []  # of all tokens of all choices, after each event
-        count = 0
+        self.choices: list[list[dict[str, Any]]] = [[] for _ in range(choices)]
+        self.last = [event.get("usage") for event in events if not event["choices"]]
         for event in events:
-            for choice in event.get("choices", []):
-                ids = choice.get("token_ids") or []
-                count += len(ids)
-                if ids:
-                    self.tokens[choice["index"]].append(ids)
-            self.counts.append(count)
+            for choice in event["choices"]:
+                more = {"usage": event["usage"]} if event.get("usage") else {}
+                self.choices[choice["index"]].append(choice | more)
+        self._events = events
 
-    def before(self, events: int, choices: int) -> list[Chunks]:
+    @property
+    def chunks(self) -> list[Chunks]:
+        return [[choice["token_ids"] for choice in one if choice.get("token_ids")] for one in self.choices]
+
+    def cut(self, events: int) -> list[Chunks]:
         """What a client has who got so many events."""
-        return Stream(self.events[:events], choices).tokens
+        return Stream(self._events[:events], len(self.choices)).chunks
+
+    def cuts(self, count: int) -> list[int]:
+        """Some places, the first token, the last event but one and the last token among them."""
+        places = [number for number in range(1, len(self._events) + 1) if any(self.cut(number))]
+        if len(places) <= count:
+            return places
+        return sorted({places[round(at * (len(places) - 1) / (count - 1))] for at in range(count)})
+
+    def beside(self, known: list[Chunks]) -> list[Any]:
+        """To be compared with another one: of each choice what was known, event by event but for its logprobs, and all
+        that followed, put together as a client does: vLLM makes one event of tokens that it cannot send fast enough.
+        """
+        return [_beside(one, sum(map(len, chunks))) for one, chunks in zip(self.choices, known, strict=True)]
 
 
-def _same(event: dict[str, Any]) -> dict[str, Any]:
-    """Without what differs from answer to answer."""
-    return {name: value for name, value in event.items() if name not in ("id", "created", "system_fingerprint")}
+def _beside(events: Sequence[dict[str, Any]], known: int) -> tuple[list[Any], dict[str, Any]]:
+    before, after = [], {}
+    for event in events:
+        said = {name: value for name, value in event.items() if value is not None}
+        ids = said.get("token_ids", [])
+        if known > 0 and ids:
+            before.append(without_ids(said | {"logprobs": None}))
+        elif known <= 0:
+            merge(after, without_ids(said))
+        known -= len(ids)
+    return before, after
+
+
+def without_ids(said: dict[str, Any]) -> dict[str, Any]:
+    """Of tool calls: they are random."""
+    calls = said.get("delta", {}).get("tool_calls")
+    if not calls:
+        return said
+    calls = [{name: value for name, value in call.items() if name != "id"} for call in calls]
+    return said | {"delta": said["delta"] | {"tool_calls": calls}}
+
+
+def merge(whole: dict[str, Any], more: dict[str, Any]) -> None:
+    """Texts and lists grow; of what has an index, each by itself; of all else the last counts."""
+    for name, value in more.items():
+        if name == "tool_calls":
+            for call in value:
+                merge(whole.setdefault(name, {}).setdefault(call["index"], {}), call)
+        elif isinstance(value, dict) and name != "usage":
+            merge(whole.setdefault(name, {}), value)
+        elif isinstance(value, str | list) and name not in ("role", "finish_reason", "stop_reason", "type"):
+            whole[name] = whole[name] + value if name in whole else value
+        elif value is not None:
+            whole[name] = value
 
 
 def ask(url: str, path: str, body: dict[str, Any]) -> Any:
@@ -100,10 +139,27 @@ def ask(url: str, path: str, body: dict[str, Any]) -> Any:
 
 def stream(url: str, path: str, body: dict[str, Any], resume: Any = None) -> Stream:
     """resume: what the gateway says of the tokens that the client has."""
-    body = body | {"stream": True, "return_token_ids": True, "stream_options": {"include_usage": True}}
+    body = {"stream_options": {"include_usage": True}} | body | {"stream": True, "return_token_ids": True}
     if resume is not None:
         body["vllm_xargs"] = {"holdfast_resume": resume if isinstance(resume, str) else json.dumps(resume)}
-    return Stream(ask(url, path, body), body.get("n", 1))
+    return Stream(ask(url, path, body), int(body.get("n", 1)))
+
+
+def differences(url: str, path: str, body: dict[str, Any], cuts: int) -> tuple[int, list[str]]:
+    """Asked whole, and continued after some events: how often it was, and in what each differed that did."""
+    whole = stream(url, path, body)
+    found = []
+    places = whole.cuts(cuts)
+    for place in places:
+        known = whole.cut(place)
+        again = stream(url, path, body, known)
+        for mine, theirs in zip(
+            [*whole.beside(known), whole.last], [*again.beside(known), again.last], strict=True
+        ):
+            if mine != theirs:
+                found.append(f"after {place} events: {mine} became {theirs}")
+                break
+    return len(places), found
 
 
 def status(url: str) -> dict[str, Any]:
