@@ -29,6 +29,7 @@ from tests.prove import (
     page_costs,
     promises,
     recovery,
+    replication,
     runaway,
     session_cuts,
     session_drains,
@@ -56,6 +57,7 @@ STEPS: dict[str, Callable[[], None]] = {
     "injections": injections.run,
     "clean": clean_pages.run,
     "page-costs": page_costs.run,
+    "replication": replication.run,
     "session-kills": session_kills.run,
     "session-cuts": session_cuts.run,
     "session-drains": session_drains.run,
@@ -105,6 +107,9 @@ REPORTS = [
         vllm_version,
         (injections, clean_pages, page_costs),
         ("injections", "clean", "page-costs"),
+    ),
+    Report(
+        "replication", "Replication of KV pages: what was measured", vllm_version, (replication,), ("replication",)
     ),
     Report(
         "sessions",
