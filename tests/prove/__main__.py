@@ -28,6 +28,10 @@ from tests.prove import (
     promises,
     runaway,
     soak,
+    store_kills,
+    store_speed,
+    store_swaps,
+    store_trace,
 )
 from tests.prove.report import Report, vllm_version
 from tests.prove.state import STATE, results
@@ -48,8 +52,19 @@ STEPS: dict[str, Callable[[], None]] = {
     "injections": injections.run,
     "clean": clean_pages.run,
     "page-costs": page_costs.run,
+    "store-speed": store_speed.run,
+    "store-kills": store_kills.run,
+    "store-trace": store_trace.run,
+    "store-swaps": store_swaps.run,
 }
-COUNTED = {"injections": injections.run, "clean": clean_pages.run}
+COUNTED: dict[str, Callable[[int], None]] = {
+    "injections": injections.run,
+    "clean": clean_pages.run,
+    "store-speed": store_speed.run,  # MiB
+    "store-kills": store_kills.run,
+    "store-trace": lambda requests: store_trace.run(None, requests),
+}
+TRACED: dict[str, Callable[[Path], None]] = {"promises": promises.run, "store-trace": store_trace.run}
 
 
 def stub() -> str:
@@ -78,6 +93,13 @@ REPORTS = [
         (injections, clean_pages, page_costs),
         ("injections", "clean", "page-costs"),
     ),
+    Report(
+        "store",
+        "The page store: what was measured",
+        lambda: "LMDB in shared memory and a real redis-server",
+        (store_speed, store_kills, store_trace, store_swaps),
+        ("store-speed", "store-kills", "store-trace", "store-swaps"),
+    ),
 ]
 
 
@@ -87,7 +109,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.prove")
     parser.add_argument("steps", nargs="*", help=" ".join(STEPS))
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run of these steps has shown")
-    parser.add_argument("--trace", type=Path, help="of `promises`: a file of Azure's (*.csv) or Mooncake's (*.jsonl)")
+    parser.add_argument(
+        "--trace", type=Path, help="of `promises`: a file of Azure's (*.csv) or Mooncake's (*.jsonl); of `store-trace` too"
+    )
     parser.add_argument("--count", type=int, help=f"of {', '.join(COUNTED)}: how many, where a few will do")
     given = parser.parse_args()
     if unknown := set(given.steps) - set(STEPS):
@@ -97,8 +121,8 @@ def main() -> None:
         forget(steps)
     STATE.mkdir(parents=True, exist_ok=True)
     for name in steps:
-        if name == "promises":
-            promises.run(given.trace)
+        if name in TRACED and given.trace:
+            TRACED[name](given.trace)
         elif name in COUNTED and given.count:
             COUNTED[name](given.count)
         else:
