@@ -94,7 +94,7 @@ class Hot:
                 return
             lodger.standby, lodger.warmed = name, max(len(ids), lodger.warmed if lodger.standby == name else 0)
             if call in lodger.running:
-                call.home = name
+                call.home, call.ahead = name, len(ids)
 
     def _over(self, lodger: Lodger, task: "asyncio.Task[None]") -> None:
         lodger.warming = False
