@@ -98,6 +98,7 @@ class Legs:
                 self._failed = avoid
                 return None
             name, self._next = picked, self._visits.begin(picked)
+            call.ahead = call.ahead if name == call.home else 0
         self._turn.sent(name)
         if not self._asked:
             self._asked = True
@@ -117,9 +118,7 @@ class Legs:
         watch, replica = None, visit.name
         if part.receiver is not None:
             watch = self._fleet.watch(replica, len(ask.body), self._wake, partial(self._first, replica))
-        target, call = self._targets[replica], self._turn.call
-        if replica != call.home:
-            call.ahead = 0
+        target = self._targets[replica]
         body = self._turn.marked(replica, ask.body, RACE if part.racing else self._why, self._lost)
         part.leg = leg = self._upstream.open(target, ask.path, body, part.receiver, self._headers, watch)
         self._fleet.enter(replica, ask.likely)
