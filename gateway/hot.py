@@ -112,6 +112,6 @@ class Hot:
         if lodger.standby is not None:
             has = self._fleet.named(lodger.standby)
             alike = not between([home.origin(lodger.model)], has.traits.get(lodger.model, UNKNOWN))
-            if takes(has) and has.stores and has.fingerprints == home.fingerprints and alike:
+            if takes(has, self._warmer.bounds.per_replica) and has.stores and has.fingerprints == home.fingerprints and alike:
                 return has.name
         return target(self._fleet, home, lodger.model)

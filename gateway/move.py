@@ -70,7 +70,7 @@ class Move:
                 for _ in range(ROUNDS_MAX):
                     loaded = [await warmer.warm(to, self.stream.call, ids) for ids in self.stream.so_far()]
                     self.warmed += loaded
-                    self.stream.call.ahead = sum(one.tokens for one in loaded)
+                    self.stream.call.ahead = max(self.stream.call.ahead, sum(one.tokens for one in loaded))
                     took_s = sum(one.took_s for one in loaded)
                     if took_s < AGAIN_S or not self.stream.open:
                         break
