@@ -111,7 +111,8 @@ class Hot:
         home = self._fleet.named(lodger.replica)
         if lodger.standby is not None:
             has = self._fleet.named(lodger.standby)
+            same = has.stores and has.fingerprints == home.fingerprints
             alike = not between([home.origin(lodger.model)], has.traits.get(lodger.model, UNKNOWN))
-            if takes(has, self._warmer.bounds.per_replica) and has.stores and has.fingerprints == home.fingerprints and alike:
+            if same and alike and takes(has, self._warmer.bounds.per_replica):
                 return has.name
         return target(self._fleet, home, lodger.model)

@@ -96,8 +96,8 @@ class Warmer:
 def takes(replica: Replica, loads: int) -> bool:
     """Whether it may be asked: it is well, and has room.
 
-    loads: that it may have at once. Who waits for pages counts as waiting in vLLM's own words, and so does who then goes
-    on there: twice as many wait for no want of room.
+    loads: that it may have at once. To vLLM who waits for pages is waiting, and so is who then goes on there: twice as
+    many wait for no want of room.
     """
     gauges = replica.gauges
     if not replica.health.up or replica.drained or replica.pulse.silent:
