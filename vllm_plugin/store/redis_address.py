@@ -21,8 +21,8 @@ SCHEMES = ("redis", "rediss")
 
 
 class Address(NamedTuple):
-    """servers: host and port of each; tls: whether they are asked by it; ca_file: whose certificates they must have, the
-    system's if None. copies: on how many of them a page is. key: 32 bytes; password: of the servers.
+    """servers: host and port of each; tls: whether it is spoken with them; ca_file: who must vouch for them, None: whom
+    the system trusts. copies: on how many of them a page is. key: 32 bytes; password: of the servers.
 
     size_bytes: how much there may be on each server; the rest as of `address.Address`.
     """
@@ -51,7 +51,7 @@ def read(url: str) -> Address:
     """
     parts = urlsplit(url)
     if "@" in parts.netloc:  # not repeated: it is a secret, and addresses are logged
-        raise StoreRefused(f"{parts.scheme}://: no password in the address: write it to a file, password_file=/ITS/PATH")
+        raise StoreRefused(f"{parts.scheme}://: no password in the address: write it to a file, password_file=/ITS")
     servers = tuple(_server(url, text) for text in parts.netloc.split(","))
     database = re.fullmatch(r"/?|/(\d{1,3})", parts.path)
     if not database or len(set(servers)) != len(servers) or len(servers) > SERVERS_MAX or parts.fragment:
