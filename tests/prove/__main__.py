@@ -16,7 +16,9 @@ from functools import partial
 from pathlib import Path
 
 from tests.prove import (
+    alive,
     clean_pages,
+    continuations,
     cuts,
     gateway_kills,
     gateways,
@@ -26,7 +28,12 @@ from tests.prove import (
     overload,
     page_costs,
     promises,
+    recovery,
+    replication,
     runaway,
+    session_cuts,
+    session_drains,
+    session_kills,
     soak,
     store_kills,
     store_speed,
@@ -40,6 +47,8 @@ STEPS: dict[str, Callable[[], None]] = {
     "cuts-float32": partial(cuts.run, "float32"),
     "cuts-bfloat16": partial(cuts.run, "bfloat16"),
     "kills": kills.run,
+    "continuations": continuations.go,
+    "continuations-reasoning": partial(continuations.go, reasoning=True),
     "stops": hangs.stops,
     "stalls": hangs.stalls,
     "load": hangs.load,
@@ -52,6 +61,11 @@ STEPS: dict[str, Callable[[], None]] = {
     "injections": injections.run,
     "clean": clean_pages.run,
     "page-costs": page_costs.run,
+    "replication": replication.run,
+    "session-kills": session_kills.run,
+    "session-cuts": session_cuts.run,
+    "session-drains": session_drains.run,
+    "recovery": recovery.run,
     "store-speed": store_speed.run,
     "store-kills": store_kills.run,
     "store-trace": store_trace.run,
@@ -60,6 +74,12 @@ STEPS: dict[str, Callable[[], None]] = {
 COUNTED: dict[str, Callable[[int], None]] = {
     "injections": injections.run,
     "clean": clean_pages.run,
+    "session-kills": session_kills.run,
+    "session-cuts": session_cuts.run,
+    "session-drains": session_drains.run,
+    "recovery": recovery.run,
+    "continuations": continuations.go,
+    "continuations-reasoning": partial(continuations.go, reasoning=True),
     "store-speed": store_speed.run,  # MiB
     "store-kills": store_kills.run,
     "store-trace": lambda requests: store_trace.run(None, requests),
@@ -79,6 +99,13 @@ REPORTS = [
         (kills, cuts),
         ("cuts-bfloat16", "cuts-float32", "kills"),
     ),
+    Report(
+        "continuations",
+        "Streams that go on by replay: what was measured",
+        vllm_version,
+        (continuations,),
+        continuations.STEPS,
+    ),
     Report("hangs", "Hangs: what was measured", vllm_version, (hangs,), ("stops", "stalls", "load")),
     Report("gateway-kills", "kill -9 of the gateway: what was measured", stub, (gateway_kills,), ("gateway-kills",)),
     Report("gateways", "Many gateways on one set of budgets: what was measured", stub, (gateways,), ("gateways",)),
@@ -92,6 +119,16 @@ REPORTS = [
         vllm_version,
         (injections, clean_pages, page_costs),
         ("injections", "clean", "page-costs"),
+    ),
+    Report(
+        "replication", "Replication of KV pages: what was measured", vllm_version, (replication,), ("replication",)
+    ),
+    Report(
+        "sessions",
+        "Long conversations that go on elsewhere: what was measured",
+        vllm_version,
+        (session_kills, session_cuts, session_drains, recovery),
+        ("session-kills", "session-cuts", "session-drains", "recovery"),
     ),
     Report(
         "store",
@@ -130,6 +167,8 @@ def main() -> None:
         for report in REPORTS:
             if name in report.steps:
                 report.write(results())
+        if name in alive.STEPS:
+            alive.write(results())
     bad = [report.name for report in REPORTS if not all(report.verdicts(results()).values())]
     if bad:
         sys.exit("NOT PROVED: see " + ", ".join(f"docs/evidence/{name}.md" for name in bad))
