@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 DATA = Path("holdfast-data")
 WAIT_S = 10.0  # for a running gateway to carry out an order: it looks four times a second
 ANSWER_S = 10.0  # for an admin port
-ADMIN_KEY = "HOLDFAST_ADMIN_KEY"  # from the environment: options can be read by everybody on the machine
+# From the environment: options can be read by everybody on the machine.
+ADMIN_KEY, UPSTREAM_KEY = "HOLDFAST_ADMIN_KEY", "HOLDFAST_UPSTREAM_KEY"
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Configuration file.")]
 DataDir = Annotated[Path | None, typer.Option("--data", help="Data directory.  [default: ./holdfast-data]")]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollector, generate_latest
 
 from gateway.watch.histogram import BatchHistogram
 from gateway.watch.replica_gauges import Look, ReplicaGauges
@@ -32,6 +32,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)  # memory, CPU and descriptors of this process
         self._holding = self._served = 0
         self._count_requests()
         self._measure_streams()

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.prove import (
+    alive,
     clean_pages,
     continuations,
     cuts,
@@ -27,7 +28,11 @@ from tests.prove import (
     overload,
     page_costs,
     promises,
+    recovery,
     runaway,
+    session_cuts,
+    session_drains,
+    session_kills,
     soak,
 )
 from tests.prove.report import Report, vllm_version
@@ -51,10 +56,18 @@ STEPS: dict[str, Callable[[], None]] = {
     "injections": injections.run,
     "clean": clean_pages.run,
     "page-costs": page_costs.run,
+    "session-kills": session_kills.run,
+    "session-cuts": session_cuts.run,
+    "session-drains": session_drains.run,
+    "recovery": recovery.run,
 }
-COUNTED = {
+COUNTED: dict[str, Callable[[int], None]] = {
     "injections": injections.run,
     "clean": clean_pages.run,
+    "session-kills": session_kills.run,
+    "session-cuts": session_cuts.run,
+    "session-drains": session_drains.run,
+    "recovery": recovery.run,
     "continuations": continuations.go,
     "continuations-reasoning": partial(continuations.go, reasoning=True),
 }
@@ -93,6 +106,13 @@ REPORTS = [
         (injections, clean_pages, page_costs),
         ("injections", "clean", "page-costs"),
     ),
+    Report(
+        "sessions",
+        "Long conversations that go on elsewhere: what was measured",
+        vllm_version,
+        (session_kills, session_cuts, session_drains, recovery),
+        ("session-kills", "session-cuts", "session-drains", "recovery"),
+    ),
 ]
 
 
@@ -121,6 +141,8 @@ def main() -> None:
         for report in REPORTS:
             if name in report.steps:
                 report.write(results())
+        if name in alive.STEPS:
+            alive.write(results())
     bad = [report.name for report in REPORTS if not all(report.verdicts(results()).values())]
     if bad:
         sys.exit("NOT PROVED: see " + ", ".join(f"docs/evidence/{name}.md" for name in bad))
