@@ -25,7 +25,8 @@ def test_an_argument_is_read_as_chunks_of_each_choice():
 
 @pytest.mark.parametrize(("said", "why"), [
     (7, "JSON"), ([[[7]]], "JSON"), ("", "list of chunks"), ("[[[7]]", "list of chunks"),
-    ('[[["7"]]]', "list of chunks"), ("[[[true]]]", "list of chunks"), ("[[[7.0]]]", "list of chunks"), ("[[7]]", "list of chunks"),
+    ('[[["7"]]]', "list of chunks"), ("[[[true]]]", "list of chunks"), ("[[[7.0]]]", "list of chunks"),
+    ("[[7]]", "list of chunks"),
     ('{"a": 1}', "list of chunks"), ("null", "list of chunks"), ("[" * 119, "list of chunks"),
     ("[]", "0 choices, and the request has 1"), ("[[],[]]", "2 choices"), ("[[[1,2,3],[4,5]]]", "5 tokens"),
     ("[[[-1]]]", "there are 100"), ("[[[100]]]", "there are 100"), ("[[[7], [99999999999999999999]]]", "there are 100"),

@@ -17,7 +17,8 @@ SCHEMA = {
 COMPACT = {"json": SCHEMA, "disable_any_whitespace": True}
 GRAMMAR = 'root ::= "tides: " list "."\nlist ::= word | word ", " list\nword ::= [a-z] [a-z] [a-z]'
 CALL = (
-    r'<tool_call>\n\{"name": "(weather|tides)", "arguments": \{"city": "[a-z]{3,12}", "days": [1-9][0-9]?\}\}\n</tool_call>'
+    r'<tool_call>\n\{"name": "(weather|tides)", "arguments": '
+    r'\{"city": "[a-z]{3,12}", "days": [1-9][0-9]?\}\}\n</tool_call>'
 )
 TAG = {
     "type": "structural_tag", "triggers": ["<"],
