@@ -179,9 +179,10 @@ class HoldfastEndpoint:
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Called once, with an engine, or with None where there is none."""
-        from vllm_plugin import compat
+        from vllm_plugin import compat, front
         from vllm_plugin.restore.continuing import Continuing
 
+        front.check_sessions()
         if engine_client is not None and compat.has_connector(engine_client.vllm_config):
             self._engines = Engines(
                 lambda method, *args: compat.ask(engine_client, method, *args),

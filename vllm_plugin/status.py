@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_plugin.prefix import ASKED, HIT, PREFIX
+from vllm_plugin.progress import LAG, QUEUED
 from vllm_plugin.refusals import UNPROVED, WEIGHTS, Facts, is_protected
 from vllm_plugin.settings import Settings
 
 CORRUPT = "corrupt"  # corrupt.KIND.WHERE
+STORE = ("saved", "deduplicated", "shed", "lost", "fenced", "loaded", "missed")
 PAGES = ("sealed", "verified", "scrubbed", "evicted", "withdrawn", "saved", "loaded")
 
 Plain = dict[str, Any]  # of what JSON and vLLM's messages carry
@@ -52,15 +54,19 @@ def of_worker(
     age_s: float,
     totals: Mapping[str, float],
     weights_cycle_s: float | None = None,
+    writing: Mapping[str, float] | None = None,
+    *,
     continues_not: str = "",
     seeds: bool = True,
 ) -> Plain:
     """A worker half's part. age_s: of the scrubber's round; weights_cycle_s: of the watchman's, None without one.
 
-    continues_not: as above; seeds: whether seeded requests are continued too.
+    writing: `Progress.states` of its page store, None without one. continues_not: as above; seeds: whether seeded
+    requests are continued too.
     """
     return {
         "totals": dict(totals),
+        "writing": None if writing is None else dict(writing),
         "resident": resident,
         "scrub_cycle_s": age_s,
         "weights": {"changes": int(totals.get("models_changed", 0)), "cycle_s": weights_cycle_s},
@@ -92,12 +98,27 @@ def status(version: str, answers: Sequence[Answer], sampling: Mapping[str, float
         },
         "pages": {"resident": sum(worker["resident"] for worker in workers)}
         | {name: int(totals[f"pages_{name}"]) for name in PAGES},
+        "store": _store(schedulers[0]["settings"]["store"], workers, totals),
         "corrupt": _corrupt(totals),
         "requests": {name: int(totals[f"requests_{name}"]) for name in ("recomputed", "aborted")},
         "chains_broken": int(totals["chains_broken"]),
         "scrub": {"cycle_s": _most(worker["scrub_cycle_s"] for worker in workers)},
         "digest": {"seconds": float(totals["digest_seconds"]), "bytes": int(totals["digest_bytes"])},
         "prefix": {f"{what}_tokens": _prefix(totals, what) for what in (ASKED, HIT)},
+    }
+
+
+def _store(address: str, workers: Sequence[Mapping[str, Any]], totals: Mapping[str, float]) -> Plain | None:
+    writing = [worker["writing"] for worker in workers if worker["writing"] is not None]
+    if not writing:
+        return None
+    counts = {name: int(totals[f"pages_{name}"]) for name in STORE}
+    return {
+        "kind": address.partition(":")[0],
+        "queued_pages": int(sum(one[QUEUED] for one in writing)),
+        "lag_s": max(one[LAG] for one in writing),
+        **counts,
+        "failures": int(totals["store_failures"]),
     }
 
 

@@ -42,11 +42,13 @@ async def one_stop(
     alone: bool,
     seed: int = 2026,
     tokens: int = TOKENS,
+    sooner: int = 1,
 ) -> dict[str, Any]:
     """Stream, stop the server that answers by SIGSTOP, compare, let it go on, and wait until it is in use again.
 
     tokens: of each stream; the stop falls somewhere between a sixteenth and a quarter of what clients read of them: the
         server is ahead of those, and may not be done.
+    sooner: how many times sooner it falls.
     alone: stop its EngineCore alone, under an API server that goes on saying that all is well.
     """
     rng = random.Random(seed + number)
@@ -65,7 +67,7 @@ async def one_stop(
             asyncio.create_task(ask(session, gateway.url, body, key=key, answer=answer))
             for body, answer in zip(bodies, growing, strict=True)
         ]
-        stop_at = rng.randrange(tokens // 16, tokens // 4) * STREAMS
+        stop_at = rng.randrange(tokens // 16, tokens // 4) * STREAMS // sooner
         async with asyncio.timeout(STARTED_S_MAX):
             while sum(answer.tokens for answer in growing) < stop_at:  # noqa: ASYNC110 - `ask` sets no event per token
                 await asyncio.sleep(0.005)
