@@ -85,11 +85,12 @@ def lines(done: dict[str, Any]) -> list[str]:
     if not found:
         return []
     kinds = [(kind, tally) for one in found for kind, tally in one["kinds"].items()]
+    on = ", ".join(dict.fromkeys(one["on"] for one in found))
     return [
         f"## Streams cut in front of one server, that went on by replay at another, {AT_ONCE} at once",
         "",
-        f"{', '.join(dict.fromkeys(one['on'] for one in found))}. Compared is what the official SDK makes of the events:",
-        "texts, reasoning, calls of tools, logprobs, ends, and usage with all its details; and the token ids. Float32.",
+        f"{on}. Compared is what the official SDK makes of the events: texts, reasoning, calls of tools,",
+        "logprobs, ends, and usage with all its details; and the token ids. Float32.",
         "",
         "| kind of request | requests | streams | cut | equal | pause, median ms | worst ms |",
         "|---|---|---|---|---|---|---|",
@@ -97,9 +98,9 @@ def lines(done: dict[str, Any]) -> list[str]:
         "",
         *(f"- {kind}: {one}" for kind, tally in kinds for one in tally["differing"][:3]),
         *([""] if any(tally["differing"] for _, tally in kinds) else []),
-        "The pause is between the last token before the cut and the first one after it, as the client sees it, with other",
-        "streams running on both servers. Refused by name: `thinking_token_budget`, beam search, images, and what else the",
-        "plugin's status lists in `continues.refused`.",
+        "The pause is between the last token before the cut and the first one after it, as the gateway sees it, with",
+        "other streams running on both servers. Refused by name: `thinking_token_budget`, beam search, images, and",
+        "what else the plugin's status lists in `continues.refused`.",
     ]
 
 
