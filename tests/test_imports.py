@@ -111,7 +111,8 @@ def test_a_digest_needs_no_vllm_and_what_is_heavy_only_where_it_is_used(path):
 
 DECIDING = (
     "page", "settings", "refusals", "gate", "plans", "residents", "scrub", "schedule", "scheduler_side", "known",
-    "strangers", "companions", "versions", "wrapping", "prefix", "status", "whose", "progress", "lookups", "loads", "kept",
+    "strangers", "companions", "versions", "wrapping", "prefix", "status", "whose", "progress", "lookups", "loads",
+    "kept",
 )  # fmt: skip
 
 
