@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from gateway.local.engine import Engine, start_fleet, stop_fleet
+from gateway.local.engine import READY_S_MAX, Engine, start_fleet, stop_fleet
 from tests.processes import ROOT
 from tests.vllm_plugin.real.engine import installed
 
@@ -25,6 +25,7 @@ def stored_fleet(
     size: str = "256MiB",
     on_progress: Callable[[str], None] | None = None,
     root: Path = ROOT,
+    timeout_s: float = READY_S_MAX,
 ) -> Iterator[list[Engine]]:
     """So many, warm; none of them is left, nor is their store. root: whose plugin it is."""
     place = Path(tempfile.mkdtemp(prefix="holdfast-test-", dir="/dev/shm"))
@@ -44,8 +45,9 @@ def stored_fleet(
     fleet: list[Engine] = []
     try:
         fleet = start_fleet(
-            count, model, logs=folder, arguments=of_vllm, environment=environment, on_progress=on_progress
-        )
+            count, model, logs=folder, arguments=of_vllm, environment=environment, on_progress=on_progress,
+            timeout_s=timeout_s,
+        )  # fmt: skip
         yield fleet
     finally:
         stop_fleet(fleet)
