@@ -145,6 +145,7 @@ class Run:
         finally:
             group.kill()
         if isinstance(self.environment.runner, WorkerRunner):
+            self.environment.runner._send_stats()  # locust's own last report may come when its master has gone
             self.environment.runner.send_message(OVER)
         else:
             gevent.spawn(self._end)

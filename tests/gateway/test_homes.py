@@ -21,7 +21,7 @@ BODY = b'{"model":"tiny"}'
 
 def status(fingerprint: str = "aa", store: Store | None = Store("lmdb", 0.0, {})) -> PageStatus:  # noqa: B008
     nothing: dict[Any, int] = {}
-    return PageStatus(0.0, 1, True, (), (), (fingerprint,), nothing, {}, {}, 0, None, None, 0, None, store)
+    return PageStatus(0.0, 1, True, (), (), (fingerprint,), nothing, {}, {}, 0, None, None, 0, store=store)
 
 
 def replica(name: str, fingerprint: str = "aa", store: Store | None = Store("lmdb", 0.0, {})) -> Replica:  # noqa: B008

@@ -21,7 +21,7 @@ from redis.retry import Retry
 
 from vllm_plugin.store.contract import FENCE_S
 from vllm_plugin.store.entries import session_key
-from vllm_plugin.store.redis_entries import Head, chunks
+from vllm_plugin.store.redis_entries import HEAD_BYTES_MAX, Head, lengths
 
 PREFIX = b"holdfast:pages:"
 SOCKET_S_MAX = 0.5  # that a server may be silent
@@ -36,6 +36,16 @@ REFUSING = exceptions.AuthorizationError | exceptions.AuthenticationError | exce
 T = TypeVar("T")
 Pipeline = Any  # of redis-py, whose types say nothing here
 
+HEADS = """
+local P, most, out = ARGV[1], tonumber(ARGV[2]), {}
+for i = 3, #ARGV do
+  local page = P .. 'p:' .. ARGV[i]
+  local size = redis.pcall('HSTRLEN', page, 'm')
+  out[#out + 1] = type(size) == 'number' and size <= most and redis.call('HGET', page, 'm')
+  if out[#out] == false and size ~= 0 then out[#out] = '' end
+end
+return out
+"""
 BEGIN = """
 redis.call('HSET', ARGV[1], 'm', ARGV[2])
 return redis.call('PEXPIRE', ARGV[1], ARGV[3])
@@ -179,16 +189,29 @@ class Server:
         return answer
 
     def heads(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """What lies there as heads; b"" for what is no page at all."""
-        answers = self.ask(lambda pipeline: _each(pipeline, (("HGET", PREFIX + b"p:" + key, "m") for key in keys)))
-        return [one if one is None or isinstance(one, bytes) else b"" for one in answers]
+        """What lies there as heads; b"" for what is no page at all, or longer than any head."""
+        commands = (("EVAL", HEADS, 0, PREFIX, HEAD_BYTES_MAX, *some) for some in batched(keys, BATCH))
+        found: list[bytes | None] = []
+        for some in self.ask(lambda pipeline: _each(pipeline, commands)):
+            if isinstance(some, Exception):
+                raise some
+            found += some
+        return found
 
     def payloads(self, wanted: Sequence[tuple[bytes, int]]) -> list[list[bytes] | None]:
-        """The pieces of pages, by key and size in bytes; None where some are missing."""
-        commands = (("HMGET", PREFIX + b"p:" + key, *range(chunks(size))) for key, size in wanted)
-        answers = self.ask(lambda pipeline: _each(pipeline, commands))
-        whole = [isinstance(one, list) and all(isinstance(piece, bytes) for piece in one) for one in answers]
-        return [one if good else None for one, good in zip(answers, whole, strict=True)]
+        """The pieces of pages, by key and size in bytes; None where one is missing, or has another length.
+
+        The lengths are asked for first: who can write to a server must not fill an engine's memory.
+        """
+        pages = [(PREFIX + b"p:" + key, lengths(size)) for key, size in wanted]
+        asked = [("HSTRLEN", name, piece) for name, sizes in pages for piece in range(len(sizes))]
+        told = iter(self.ask(lambda pipeline: _each(pipeline, asked)) if asked else [])
+        fit = [[next(told) for _ in sizes] == sizes for _, sizes in pages]
+        commands = [("HMGET", name, *range(len(sizes))) for (name, sizes), good in zip(pages, fit, strict=True) if good]
+        answers = iter(self.ask(lambda pipeline: _each(pipeline, commands)) if commands else [])
+        found = [next(answers) if good else None for good in fit]
+        whole = [isinstance(one, list) and all(isinstance(piece, bytes) for piece in one) for one in found]
+        return [one if good else None for one, good in zip(found, whole, strict=True)]
 
     def put(self, pages: Sequence["Ready"], now_s: float, retention_s: float) -> list[Any]:
         """Write pages: 1: written, 0: one was there, FENCED: whose session had moved, else what failed."""

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,14 +65,15 @@ def of_pages(size: int, session_bytes: int, rounds: int) -> dict[str, float | Se
         source, target = (np.full(session_bytes, one, np.uint8) for one in (1, 2))
         for number in range(rounds + 1):
             timed = timer(seconds if number else {})
-            timed("copy", lambda: in_pieces(target, source))
+            timed("copy", partial(in_pieces, target, source))
             for name, (world, pages_count) in worlds.items():
                 world.session = f"round {number}"
                 if name != "lmdb, one thread":
                     saved(world, named(f"round {number}", pages_count), timed, name)
                 for layer in memory:
                     layer[:] = 0
-                timed(f"{name} load", lambda world=world, n=pages_count: loaded(world, named(f"round {number}", n)))
+                wanted = named(f"round {number}", pages_count)
+                timed(f"{name} load", partial(loaded, world, wanted))
                 assert all(np.array_equal(now[:pages_count], then[:pages_count])
                            for now, then in zip(memory, right, strict=True))  # fmt: skip
                 for layer, then in zip(memory, right, strict=True):
