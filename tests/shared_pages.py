@@ -9,13 +9,14 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from gateway.local.engine import Engine, Progress, stop_fleet
-from tests.processes import ROOT
+from tests.processes import ROOT, until
 from tests.vllm_plugin.real.engine import installed
 
 BLOCK = 32  # tokens of a page: the smallest that attention on the CPU takes
@@ -159,9 +160,15 @@ KINDS = (
 
 
 def kinds_of(engines: Sequence[Engine]) -> list[Kind]:
-    """Those that each of these servers continues exactly for another."""
-    replay = all(status(engine).get("continues") for engine in engines)
+    """Those that each of these servers continues exactly for another. Waits until they have tried."""
+    replay = all([until(partial(_tried, engine), CALL_S_MAX)["continues"] for engine in engines])
     return [kind for kind in KINDS if replay or not kind.replayed]
+
+
+def _tried(engine: Engine) -> dict[str, Any] | None:
+    """What it says of itself, once it knows what it can continue."""
+    told = status(engine)
+    return None if "not tried yet" in (told.get("continues_not") or "") else told
 
 
 def conversation(kind: Kind, tokenizer: Tokenizer, seed: int, tokens: int, answer_tokens: int) -> dict[str, Any]:
