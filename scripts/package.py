@@ -133,6 +133,7 @@ def replay(root: Path) -> None:
         elif word == "RUN":
             here = re.sub(r"(?<![\w.])/(opt|wheels|data)\b", rf"{root}/\1", rest)
             here = re.sub(r"(^|&& )python ", rf"\1{sys.executable} ", here)
+            here = re.sub(r"(^|&& )pip ", rf"\1{sys.executable} -m pip ", here)
             Commands("package").run("a step of Dockerfile", ["sh", "-ec", f"cd {source}; {here}"])
 
 
