@@ -16,6 +16,7 @@ from gateway.cli_common import fail
 
 GROUP = "holdfast.commands"
 Command = Any  # click's or, from some version of typer on, its own
+EXTRAS = {"load": "loadtest", "bench": "loadtest"}  # that bring what a command needs; else the plugin's
 ANYTHING = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
 
@@ -50,10 +51,10 @@ def added() -> dict[str, EntryPoint]:
 
 
 def _lacking(name: str, error: ImportError) -> Command:
-    stand_in = typer.Typer()
+    stand_in, extra = typer.Typer(), EXTRAS.get(name, "plugin")
 
-    @stand_in.command(context_settings=ANYTHING, help="Not installed: it comes with the extra «plugin».")
+    @stand_in.command(context_settings=ANYTHING, help=f"Not installed: it comes with the extra «{extra}».")
     def told() -> None:
-        fail(f"holdfast {name}: {error}. Run: pip install 'holdfast[plugin]'")
+        fail(f"holdfast {name}: {error}. Run: pip install 'holdfast[{extra}]'")
 
     return get_command(stand_in)

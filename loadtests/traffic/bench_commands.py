@@ -1,0 +1,81 @@
+"""`holdfast bench compare A.json B.json`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from loadtests.traffic import compare
+
+COLOURS = {"better": "green", "worse": "red", "same": "", "unknown": "dim"}
+
+bench_app = typer.Typer(help="Compare what load tests found.", no_args_is_help=True, add_completion=False)
+
+
+@bench_app.callback()
+def bench() -> None:
+    """Compare what load tests found."""
+
+
+@bench_app.command("compare")
+def compare_reports(
+    before: Annotated[Path, typer.Argument(help="A report's JSON.")],
+    after: Annotated[Path, typer.Argument(help="Another one's, of the same load.")],
+    unlike: Annotated[bool, typer.Option("--unlike", help="Even where different things were asked for.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what is better in the second report, and what is worse, beyond the spread of both.
+
+    Ends with status 0 where nothing is worse, 1 where something is, 2 where the two cannot be compared.
+    """
+    try:
+        one, other = compare.load(before), compare.load(after)
+    except compare.NoReport as error:
+        _cannot(str(error))
+    if (differs := compare.unlike(one, other)) and not unlike:
+        _cannot("\n  ".join(["different things were asked for (--unlike compares all the same):", *differs]))
+    lines = compare.lines(one, other)
+    limited = [str(path) for path, found in ((before, one), (after, other)) if found["generator"]["limited"]]
+    if as_json:
+        typer.echo(json.dumps({"lines": [line.as_dict() for line in lines], "differs": differs, "limited": limited}))
+    else:
+        Console().print(_table(lines))
+    for path in limited:
+        typer.echo(f"{path}: its generator limited it; it says less than it should", err=True)
+    raise typer.Exit(int(any(line.verdict == "worse" for line in lines)))
+
+
+def _table(lines: list[compare.Line]) -> Table:
+    table = Table(box=None)
+    for name in ("", "before", "after", "change", "95 % within", ""):
+        table.add_column(name, justify="left" if not name else "right")
+    for line in lines:
+        change, within = "–", "–"
+        if line.change is not None:
+            change = _signed(line.change.median, line.unit)
+            within = f"{_signed(line.change.low, line.unit)} … {_signed(line.change.high, line.unit)}"
+        unit = "ms" if line.unit == "s" else line.unit
+        table.add_row(
+            f"{line.name}, {unit}", _shown(line.before, line.unit), _shown(line.after, line.unit), change, within,
+            Text(line.verdict, COLOURS[line.verdict]),
+        )  # fmt: skip
+    return table
+
+
+def _shown(value: float | None, unit: str) -> str:
+    if value is None:
+        return "–"
+    return f"{value * 1e3:.2f}" if unit == "s" else f"{value:.3g}"
+
+
+def _signed(value: float, unit: str) -> str:
+    return f"{value * 1e3:+.2f}" if unit == "s" else f"{value:+.3g}"
+
+
+def _cannot(message: str) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(2)

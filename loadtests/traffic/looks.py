@@ -1,0 +1,74 @@
+"""What a gateway says of itself under load: its /metrics, and its budgets where the admin port tells them."""
+
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from loadtests.traffic.record import Look, Writer, now_s
+
+ADMIN_KEY = "HOLDFAST_ADMIN_KEY"
+EVERY_S, CALL_S_MAX = 1.0, 2.0
+BUDGETS_MAX = 100
+KEPT = (  # of the metrics, by how they begin
+    "process_resident_memory_bytes",
+    "process_cpu_seconds_total",
+    "holdfast_failover_gap_seconds",
+    "holdfast_failovers_total",
+    "holdfast_refusals_total",
+    "holdfast_requests_in_flight",
+    "holdfast_waiting",
+    "holdfast_tokens_total",
+)
+
+
+def watched(roots: Sequence[str], writer: Writer) -> None:
+    """Look once a second, at each, until the greenlet is killed."""
+    try:
+        while True:
+            writer.write(look=look(roots))
+            time.sleep(EVERY_S)
+    finally:
+        writer.close()
+
+
+def look(roots: Sequence[str]) -> Look:
+    """One look at all admin ports of a gateway; its workers' metrics are added up. Who does not answer says nothing."""
+    found = Look(at_s=now_s())
+    for root in roots:
+        with suppress(OSError, ValueError):
+            for name, value in samples(_get(f"{root}/metrics").decode()):
+                found.metrics[name] = found.metrics.get(name, 0.0) + value
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+            found.budgets |= dict(budgets(json.loads(_get(f"{root}/admin/budgets?limit={BUDGETS_MAX}"))))
+    return found
+
+
+def samples(text: str) -> Iterator[tuple[str, float]]:
+    """Those samples that are kept, as `name{label=value}`. Raises ValueError."""
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name.startswith(KEPT) and not sample.name.endswith("_created"):
+                labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
+                yield f"{sample.name}{{{labels}}}" if labels else sample.name, sample.value
+
+
+def budgets(said: dict[str, Any]) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Each budget's name, and what is spent of how much."""
+    for scope in said["data"]:
+        for limit in scope["limits"]:
+            yield f"{scope['scope']} {limit['unit']}/{limit['window']}", (float(limit["spent"]), float(limit["amount"]))
+
+
+def _get(url: str) -> bytes:
+    headers = {"authorization": f"Bearer {os.environ[ADMIN_KEY]}"} if os.environ.get(ADMIN_KEY) else {}
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(urllib.request.Request(url, headers=headers), timeout=CALL_S_MAX) as response:
+        data: bytes = response.read()
+        return data

@@ -1,0 +1,55 @@
+"""What is asked of a server before the load: which model it has, and how long words are for it."""
+
+import json
+import logging
+import urllib.error
+import urllib.request
+from typing import Any, NamedTuple
+
+from loadtests.traffic.text import words
+
+CALL_S_MAX = 30.0
+PROBE_WORDS = (20, 220)  # of two prompts: what a template adds is in both
+log = logging.getLogger(__name__)
+
+
+class Server(NamedTuple):
+    """A server's root, and a key for it."""
+
+    root: str
+    key: str
+
+    def first_model(self) -> str:
+        """The first model that it has; nothing where it does not say."""
+        try:
+            return str(self._call("/v1/models")["data"][0]["id"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            log.error("%s/v1/models does not tell a model (%s): give --model", self.root, _why(error))
+            return ""
+
+    def words_per_token(self, model: str) -> float:
+        """Asked by two prompts and one token each; 1 where it does not say."""
+        try:
+            short, long = (self._prompt_tokens(model, words("probe", count)) for count in PROBE_WORDS)
+            return round((PROBE_WORDS[1] - PROBE_WORDS[0]) / (long - short), 3)
+        except (OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
+            log.warning(
+                "%s does not tell how many tokens a prompt has (%s): a word is taken for one", self.root, _why(error)
+            )
+            return 1.0
+
+    def _prompt_tokens(self, model: str, text: str) -> int:
+        body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 1}
+        return int(self._call("/v1/chat/completions", body)["usage"]["prompt_tokens"])
+
+    def _call(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {self.key}"} if self.key else {})
+        data = None if body is None else json.dumps(body).encode()
+        with urllib.request.urlopen(
+            urllib.request.Request(self.root + path, data, headers), timeout=CALL_S_MAX
+        ) as response:
+            return json.load(response)
+
+
+def _why(error: Exception) -> str:
+    return str(getattr(error, "reason", None) or error)
