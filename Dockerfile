@@ -18,6 +18,7 @@ COPY pyproject.toml README.md ./
 COPY guards guards
 COPY gateway gateway
 COPY vllm_plugin vllm_plugin
+COPY loadtests loadtests
 RUN pip --python /opt/build/bin/python wheel --no-cache-dir --no-index --no-deps --no-build-isolation \
         --wheel-dir /wheels . \
     && pip --python /opt/holdfast/bin/python install --no-cache-dir --no-index --no-deps /wheels/*.whl \

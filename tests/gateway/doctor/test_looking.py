@@ -97,11 +97,11 @@ def test_where_a_port_listens_is_seen(host):
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=family) as door:
         port = door.getsockname()[1]
-        assert listening(port) == (host,)
+        assert host in (listening(port) or ())  # others may have the same port, of the other family
         client = socket.create_connection(("::1" if family == socket.AF_INET6 else "127.0.0.1", port), 5)
         peer, _ = door.accept()
     with client, peer:  # a connection is not somebody who listens
-        assert listening(port) is None
+        assert host not in (listening(port) or ())
 
 
 async def test_page_stores_are_looked_for_where_engines_have_them(tmp_path: Path):
