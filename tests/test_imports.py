@@ -88,6 +88,10 @@ def test_the_gateways_rooms_know_only_whom_they_may(path):
         assert not of(path, "gateway.app", "gateway.cli", "gateway.local")
     if here == "flow":
         assert not of(path, "gateway.app", "gateway.cli", "gateway.http", "gateway.local")
+    if here not in ("doctor", "cli_doctor"):
+        assert not of(path, "gateway.doctor")
+    if here == "doctor" and path.stem in ("facts", "servers", "families", "home"):
+        assert not of(path, "asyncio", "socket", "time", "os", "pathlib")
     if path != Path("gateway/local/tiny_model.py"):  # runs in vLLM's own environment
         assert not of(path, "vllm", "torch", "transformers", "vllm_plugin")
 
