@@ -41,6 +41,13 @@ sim:             ## simulated worlds: make sim WORLDS=10000, or one of them step
 bench: install   ## what the gateway costs, beside others, in some twenty minutes
 	@$(BIN)/python -m loadtests.bench --json docs/evidence/performance.json --report docs/evidence/performance.md
 
+package:         ## sdist and wheel in dist/, tried in fresh environments; the steps of Dockerfile; hadolint
+	@$(PYTHON) scripts/install.py vllm
+	@$(PYTHON) scripts/package.py
+
+lock:            ## the versions that an image holds, from requirements/constraints.txt
+	@$(PYTHON) scripts/package.py lock
+
 lint:            ## ruff and mypy
 	@$(PYTHON) scripts/install.py gateway
 	@$(BIN)/ruff check
@@ -49,4 +56,4 @@ lint:            ## ruff and mypy
 clean:           ## remove everything made here
 	rm -rf .venv .venv-vllm .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install demo test prove sim bench lint clean
+.PHONY: help install demo test prove sim bench package lock lint clean

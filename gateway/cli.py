@@ -1,5 +1,5 @@
-"""The command line: serve, keys, budgets, holds, replicas, drain, sla, spend, journal, ledger, check, demo, version.
-Other packages add theirs, such as pages: gateway/cli_added.py.
+"""The command line: serve, keys, budgets, holds, replicas, drain, move, sla, spend, journal, ledger, check, doctor,
+demo, version. Other packages add theirs, such as pages: gateway/cli_added.py.
 
 Standard output holds only what was asked for, so that scripts can use it; everything else goes to
 standard error. Heavy modules are imported by the command that needs them.
@@ -13,16 +13,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway import cli_books, cli_budgets, cli_drain, cli_ledger, cli_replicas, cli_sla
+from gateway import cli_books, cli_budgets, cli_doctor, cli_drain, cli_ledger, cli_move, cli_replicas, cli_sla
 from gateway.cli_added import WithAdded
-from gateway.cli_common import DATA, AsJson, ConfigFile, DataDir, books, explained, fail, keys_of, limit_of
+from gateway.cli_common import (
+    DATA,
+    UPSTREAM_KEY,
+    AsJson,
+    ConfigFile,
+    DataDir,
+    books,
+    explained,
+    fail,
+    keys_of,
+    limit_of,
+)
 from gateway.config import Config
 from gateway.config_file import ConfigErrors, from_upstreams, load, overridden
 
 if TYPE_CHECKING:
     from gateway.books.tenants import Tenant
-
-UPSTREAM_KEY = "HOLDFAST_UPSTREAM_KEY"  # from the environment: options can be read by everybody on the machine
 
 app = typer.Typer(
     cls=WithAdded,
@@ -41,6 +50,8 @@ app.command("spend")(cli_books.spend)
 app.command("holds")(cli_budgets.holds)
 app.command("replicas")(cli_replicas.replicas)
 app.command("drain")(cli_drain.drain)
+app.command("doctor")(cli_doctor.doctor)
+app.command("move")(cli_move.move)
 app.command("sla")(cli_sla.sla)
 
 PortOption = typer.Option(min=0, max=65535)

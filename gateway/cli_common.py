@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 DATA = Path("holdfast-data")
 WAIT_S = 10.0  # for a running gateway to carry out an order: it looks four times a second
 ANSWER_S = 10.0  # for an admin port
-ADMIN_KEY = "HOLDFAST_ADMIN_KEY"  # from the environment: options can be read by everybody on the machine
+# From the environment: options can be read by everybody on the machine.
+ADMIN_KEY, UPSTREAM_KEY = "HOLDFAST_ADMIN_KEY", "HOLDFAST_UPSTREAM_KEY"
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Configuration file.")]
 DataDir = Annotated[Path | None, typer.Option("--data", help="Data directory.  [default: ./holdfast-data]")]
@@ -93,7 +94,12 @@ def corrected(
 
 
 def from_admin(
-    root: str | None, config: Path | None, path: str, environ: Mapping[str, str], body: bytes | None = None
+    root: str | None,
+    config: Path | None,
+    path: str,
+    environ: Mapping[str, str],
+    body: bytes | None = None,
+    within_s: float = ANSWER_S,
 ) -> Any:
     """Ask an admin port, which the configuration tells where `root` does not. Fails where it does not answer.
 
@@ -108,7 +114,7 @@ def from_admin(
     try:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the key is nobody else's
         headers |= {"content-type": "application/json"} if body is not None else {}
-        with direct.open(urllib.request.Request(url, body, headers), timeout=ANSWER_S) as answer:
+        with direct.open(urllib.request.Request(url, body, headers), timeout=within_s) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         fail(f"{url}: {error.code} {error.read(2000).decode(errors='replace')}")

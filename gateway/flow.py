@@ -69,11 +69,11 @@ class Flow:
         with Legs(self.fleet, self.upstream, self.targets, headers, turn) as legs:
             while answer.open:
                 if answer.needs_leg:
-                    name = legs.pick(failed)
+                    name = legs.pick(failed, answer.way)
                     if name is None:
-                        return answer.fail(*legs.nobody())
-                    sink.from_replica(name, record.leg_opened(name, legs.same_model(name)))
-                    legs.begin(name, await answer.asks(), answer.part)
+                        return answer.fail(*legs.nobody(answer))
+                    sink.from_replica(name, record.leg_opened(name, *legs.bond(name, answer)))
+                    legs.begin(name, await answer.asks(legs.continues(name)), answer.part)
                 elif legs.silent:
                     await self._hedge(answer, sink, record, legs, failed)
                 if answer.open:  # else there was nothing left to ask for, or no way to ask for it
@@ -88,12 +88,13 @@ class Flow:
 
     async def _hedge(self, answer: Relay | Plain, sink: Sink, record: Record, legs: Legs, avoid: Names) -> None:
         """Race silent legs on another server. They stay; whichever leg brings the next token wins."""
-        strangers = legs.strangers(delivered=answer.delivered)
-        name = self.fleet.second(answer.call.model, avoid | legs.replicas | strangers)
+        name = self.fleet.second(
+            answer.call.model, avoid | legs.replicas | legs.strangers(answer), answer.call.home
+        )
         if name is None:
             return
-        asks = await answer.hedges([one.part for one in legs.silent])
+        asks = await answer.hedges([one.part for one in legs.silent], legs.continues(name))
         asks = [ask for ask in asks if self.fleet.may_hedge()]
         for _ in asks:
-            record.hedged(name)
+            record.hedged(name, legs.bond(name, answer)[1])
         legs.begin(name, asks, lambda ask: answer.part(ask, lambda: sink.from_replica(name, record.hedge_won(name))))

@@ -1,26 +1,37 @@
 """The legs of one request: opened, waited for, and closed all together."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from gateway.fleet.heirs import strangers
 from gateway.fleet.pulse import Watch
 from gateway.fleet.replicas import Fleet
+from gateway.homes import FAILOVER, PLANNED, RACE, TURN
 from gateway.stream.leg import Leg, Target
 from gateway.stream.leg_end import LegEnd
 from gateway.stream.seams import Ask
 from gateway.stream.upstream import Upstream
 from gateway.turns import Turn
 from gateway.visits import Visit, Visits
+from guards.continuing import Continues, Way, by_ids
 from guards.kinship import Origin, same_model
 from guards.refusal import Ending
 
 Headers = tuple[tuple[str, str], ...]
 Names = frozenset[str]
 SILENT_AGAIN_S = 0.25  # how soon a silent leg for which nothing could be done is thought of again
+
+
+class Onward(Protocol):
+    """What is asked of an answer whose server was lost; see `Relay`."""
+
+    @property
+    def delivered(self) -> bool: ...
+    def way(self, continues: Continues | None) -> Way | None: ...
+    def stuck(self, known: Sequence[Continues | None]) -> tuple[Ending, str]: ...
 
 
 class Running(NamedTuple):
@@ -41,8 +52,8 @@ class Legs:
     """A block in which legs may be opened for a request whose turn it is; leaving it closes them."""
 
     __slots__ = (
-        "_asked", "_fleet", "_headers", "_missing", "_news", "_next", "_origins", "_running", "_targets", "_turn",
-        "_upstream", "_visits", "_waiter",
+        "_asked", "_failed", "_fleet", "_headers", "_lost", "_missing", "_news", "_next", "_origins", "_running",
+        "_targets", "_turn", "_upstream", "_visits", "_waiter", "_why",
     )  # fmt: skip
 
     def __init__(
@@ -51,8 +62,10 @@ class Legs:
         self._fleet, self._upstream, self._targets, self._headers = fleet, upstream, targets, headers
         self._turn, self._visits = turn, Visits(fleet, turn.call.model)
         self._next: Visit | None = None
+        self._why, self._lost = TURN, ""  # what brings the next leg where it goes, and in whose stead
         self._asked = False
         self._missing: Names = frozenset()
+        self._failed: Names = frozenset()  # when nobody was left
         self._origins: list[Origin] = []  # of what the client has, where they bring no more of it
         self._running: list[Running] = []
         self._news = False
@@ -68,9 +81,10 @@ class Legs:
         """Where there is one."""
         return frozenset(one.replica for one in self._running)
 
-    def pick(self, avoid: Names) -> str | None:
+    def pick(self, avoid: Names, way: Callable[[Continues | None], Way | None] = by_ids) -> str | None:
         """Name the replica for the next legs, first the one whose turn it is; None when there is none left to try.
 
+        way: how what the client has of it can go on at a replica that continues so much by replay.
         Its breaker counts the request as sent from now on: before it is, others come, and there is one probe.
         """
         given = self._turn.take()
@@ -79,8 +93,9 @@ class Legs:
             self._next = self._visits.begin(name, entry)
         else:
             call = self._turn.call
-            picked = self._fleet.pick(call.model, avoid, call.near, self._missing, self._origins)
+            picked = self._fleet.pick(call.model, avoid, call.near, self._missing, self._origins, way, call.home)
             if picked is None:
+                self._failed = avoid
                 return None
             name, self._next = picked, self._visits.begin(picked)
         self._turn.sent(name)
@@ -103,29 +118,45 @@ class Legs:
         if part.receiver is not None:
             watch = self._fleet.watch(replica, len(ask.body), self._wake, partial(self._first, replica))
         target = self._targets[replica]
-        part.leg = leg = self._upstream.open(target, ask.path, ask.body, part.receiver, self._headers, watch)
+        body = self._turn.marked(replica, ask.body, RACE if part.racing else self._why, self._lost)
+        part.leg = leg = self._upstream.open(target, ask.path, body, part.receiver, self._headers, watch)
         self._fleet.enter(replica, ask.likely)
         self._running.append(Running(replica, visit, leg, part, watch, ask.likely))
         leg.on_end = self._wake
         if leg.over:
             self._wake()
 
-    def same_model(self, name: str) -> bool | None:
-        """Whether it has the fingerprint of the server that brought tokens and was lost last; None: not known."""
-        return same_model(self._origins, self._fleet.named(name).fingerprints)
+    def continues(self, name: str) -> Continues | None:
+        """What that replica continues by replay."""
+        return self._fleet.continues(name)
 
-    def strangers(self, *, delivered: bool) -> Names:
-        """Those that may not race the legs that are silent now. delivered: whether the client has any of the answer."""
-        if not delivered:
+    def bond(self, name: str, answer: Onward) -> tuple[bool | None, Way | None]:
+        """What binds a replica to an answer of which the client has a part.
+
+        Whether it has the fingerprint of the server that brought tokens and was lost last, and how the answer goes on
+        there; None: not known, or the client has none of it.
+        """
+        same = same_model(self._origins, self._fleet.named(name).fingerprints)
+        return same, answer.way(self.continues(name)) if answer.delivered else None
+
+    def strangers(self, answer: Onward) -> Names:
+        """Those that may not race the legs that are silent now."""
+        if not answer.delivered:
             return frozenset()
         model = self._turn.call.model
         origins = [*self._origins, *(self._fleet.named(one.replica).origin(model) for one in self.silent)]
-        return frozenset(strangers(self._fleet.up(model), model, origins))
+        up = self._fleet.up(model)
+        unable = [one.name for one in up if answer.way(self.continues(one.name)) is None]
+        return frozenset((*strangers(up, model, origins), *unable))
 
-    def nobody(self) -> tuple[Ending, str]:
+    def nobody(self, answer: Onward) -> tuple[Ending, str]:
         """Say why `pick` names none."""
         model = self._turn.call.model
-        apart = strangers(self._fleet.up(model), model, self._origins)
+        up = self._fleet.up(model)
+        apart = strangers(up, model, self._origins)
+        left = [self.continues(one.name) for one in up if one.name not in apart and one.name not in self._failed]
+        if answer.delivered and all(answer.way(one) is None for one in (None, *left)):
+            return answer.stuck(left)
         if not apart:
             return Ending.UPSTREAM_LOST, "No server of this model can be reached now."
         what = " and ".join(dict.fromkeys(word for words in apart.values() for word in words))
@@ -166,6 +197,7 @@ class Legs:
         if delivered and running.part.heard:  # also one that was outrun
             self._origins.append(self._fleet.named(running.replica).origin(self._turn.call.model))
         if lost:
+            self._why, self._lost = PLANNED if end.planned else FAILOVER, running.replica
             if not end.reached:
                 self._missing |= {running.replica}
             if not end.planned:

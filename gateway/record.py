@@ -20,6 +20,7 @@ from gateway.stream.seams import Sink
 from gateway.turns import Turn
 from gateway.watch.metrics import Metrics
 from guards.budget import Line
+from guards.continuing import Way
 from guards.ladder import Step
 from guards.money import Tokens
 from guards.refusal import Ending, Reason, Refused
@@ -103,10 +104,11 @@ class Record:
         """Seconds between tokens, in a batch."""
         self._books.metrics.inter_token(self._call.model, gaps)
 
-    def leg_opened(self, replica: str, same_model: bool | None = None) -> float:
+    def leg_opened(self, replica: str, same_model: bool | None = None, way: Way | None = None) -> float:
         """A server is being asked; answers the gateway's own time before the first one was, in seconds.
 
         same_model: whether it has the fingerprint of the one that was lost; None where that is not known.
+        way: how the answer goes on there, where its client has some of it.
         Without the wait for its turn: that is the servers' time, and told by a metric and a fact of its own.
         """
         if self.replica is None:
@@ -120,14 +122,17 @@ class Record:
         leased = self._hold.meter.leased if self._hold is not None else 0
         facts: dict[str, object] = {"replica": replica, "leased_tokens": leased, "tokens": self._delivered()}
         if self._delivered():  # the prompt and those tokens are computed again there, whichever it is
-            facts["same_model"] = same_model
+            facts |= {"same_model": same_model, "by": way}
+            if way is not None:
+                self._books.metrics.continued(self._call.model, way)
         self._fact("leg.opened", facts)
         return self._overhead_s
 
-    def hedged(self, replica: str) -> None:
-        """A second server is being asked, since the first is silent."""
+    def hedged(self, replica: str, way: Way | None = None) -> None:
+        """A second server is being asked, since the first is silent. way: as in `leg_opened`."""
         self._books.metrics.hedged(self._call.model)
-        self._fact("hedge.opened", {"replica": replica, "beside": self.replica, "tokens": self._delivered()})
+        facts: dict[str, object] = {"replica": replica, "beside": self.replica, "tokens": self._delivered()}
+        self._fact("hedge.opened", facts if way is None else facts | {"by": way})
 
     def hedge_won(self, replica: str) -> float:
         """The second server was faster; answers the gateway's own time before the first one was asked, in seconds."""
@@ -181,14 +186,19 @@ class Record:
                 "prompt_tokens": answer.prompt_tokens,
                 "completion_tokens": answer.completion_tokens,
                 "failovers": answer.failovers,
-                "recomputed_tokens": answer.recomputed,
-                "hedged_tokens": answer.hedged,
+                "recomputed_tokens": answer.house.recomputed,
+                "hedged_tokens": answer.house.hedged,
                 "gap_ms": round(max(pauses) * 1e3, 1) if pauses else 0.0,
             }
+            if answer.house.restored:
+                facts["restored_tokens"] = answer.house.restored
         if self._retries:
             facts["retries"] = self._retries
         if self._turn is not None:
             facts |= self._turn.judged(ending, refused)
+            if self._turn.came_from is not None:
+                facts["came_from"] = self._turn.came_from
+                self._came(self._turn.came_from)
         self._settle(facts)
         if ending is not Ending.FINISHED:  # what ends as it should is in the journal: a log line costs twice as much
             detail = (
@@ -249,7 +259,7 @@ class Record:
         if answer is None:
             return
         prompt, completion = answer.prompt_tokens, answer.completion_tokens
-        metrics.tokens(model, prompt, completion, answer.recomputed, answer.hedged)
+        metrics.tokens(model, prompt, completion, *answer.house)
         if self._losses:
             for cause, pause_s in zip(self._losses, answer.pace.pauses, strict=False):  # a last one may have no pause
                 metrics.failed_over(model, cause, pause_s)
@@ -257,6 +267,14 @@ class Record:
             metrics.first_token(model, answer.pace.first_token_at - self._sink.received_at)
         if ending is Ending.FINISHED and completion:
             self._books.learn(model, prompt, completion // self._call.choices)
+
+    def _came(self, was: str) -> None:
+        """Tell how much of the prompt of a session that came from elsewhere was found; what nobody told was not."""
+        tokens = 0 if self.answer is None else self.answer.prompt_tokens
+        cached = min(tokens, 0 if self._hold is None else self._hold.cached)
+        self._books.metrics.came(self._call.model, cached, tokens - cached)
+        about = {"request_id": self._call.request_id, "model": self._call.model, "was": was, "replica": self.replica}
+        self._books.log.info("session.came", prompt_tokens=tokens, cached_tokens=cached, **about)
 
     def _ending(self, error: BaseException | None, refused: Refused | None) -> Ending:
         if refused is not None:

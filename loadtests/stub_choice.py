@@ -13,7 +13,10 @@ class Choice:
     """A choice being said, one engine step at a time."""
 
     def __init__(self, language: Language, asked: Asked, prompt_index: int, index: int, length: int | None) -> None:
-        """index: which of n; length: of the whole answer in tokens, or None."""
+        """index: which of n; length: of the whole answer in tokens, or None.
+
+        again: events that it begins with, which another server said. replayed: tokens in all of them.
+        """
         prompt = asked.prompts[prompt_index]
         self._given = (language, asked, prompt_index, index, length)
         self.index = prompt_index * asked.choices + index
@@ -24,7 +27,10 @@ class Choice:
         self._asked = asked
         self._left = asked.max_tokens[prompt_index]
         ends = (lambda emitted: False) if asked.ignore_eos else (lambda emitted: emitted >= asked.min_tokens)
-        self._speech = Speech(language, prompt, index, length, ends)
+        noise = None if asked.noise is None else asked.noise + index
+        self._speech = Speech(language, prompt, index, length, ends, noise)
+        self.again = list(asked.again[index]) if asked.again is not None else []
+        self.replayed = sum(map(len, self.again))
         self._output = Output(Decoder(language.bytes_of, prompt), asked.stops, asked.keep_stop, asked.min_tokens)
 
     def total(self) -> int:
@@ -33,8 +39,8 @@ class Choice:
 
     @property
     def start(self) -> int:
-        """Tokens of the answer that were in the prompt already."""
-        return self._speech.position - self._speech.emitted
+        """Tokens of the answer that were in the prompt already, or are replayed."""
+        return self._speech.position - self._speech.emitted + (0 if self._speech.emitted else self.replayed)
 
     @property
     def position(self) -> int:
@@ -59,6 +65,16 @@ class Choice:
             ids.append(token)
             self._left -= 1
             self._judge(token)
+        return ids, self._output.release(self.finish is not None)
+
+    def replay(self) -> tuple[list[int], str]:
+        """Say the next event of those that another server said before; see `step`."""
+        ids: list[int] = []
+        for token in self.again.pop(0):
+            if self.finish is None:
+                ids.append(self._speech.say(token))
+                self._left -= 1
+                self._judge(token)
         return ids, self._output.release(self.finish is not None)
 
     def _judge(self, token: int) -> None:

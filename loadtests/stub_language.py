@@ -71,17 +71,19 @@ class Speech:
         choice: int = 0,
         length: int | None = None,
         may_end: Callable[[int], bool] = lambda emitted: True,
+        noise: int | None = None,
     ) -> None:
         """Start after the prompt.
 
         choice: which of n; only its first token is swayed by this, what follows depends on the ids.
         length: tokens from the start of the answer, the end of sequence included.
         may_end: whether the end of sequence is allowed after that many tokens of this request.
+        noise: a seed by which what is said depends on how much this request has said before, as a sampler's does.
         """
         self._language = language
         self._state = language.state(prompt)
         self._sway = choice * 0x85EBCA6B
-        self._may_end = may_end
+        self._may_end, self._noise = may_end, noise
         marker = _last_marker(prompt)
         # An answer begins after the last assistant marker, whichever server said its first tokens.
         self.start = marker if marker is not None else len(prompt)
@@ -106,7 +108,13 @@ class Speech:
             token = EOS
         else:
             chance = may_end and self._length is None
-            token = language.draw(self._state ^ self._sway, pending, room if may_end else 1 << 30, chance)
+            drawn = 0 if self._noise is None else zlib.crc32(b"%d,%d" % (self._noise, self.emitted))
+            token = language.draw(self._state ^ self._sway ^ drawn, pending, room if may_end else 1 << 30, chance)
+        return self.say(token)
+
+    def say(self, token: int) -> int:
+        """Say this one, whatever would have been said."""
+        language, pending = self._language, self._pending
         self._sway = 0
         self._state = language.after(self._state, token)
         if token < 256:

@@ -49,6 +49,8 @@ class Body(Struct):
     include_stop_str_in_output: bool | None = None
     return_token_ids: bool | None = None
     echo: bool | None = None
+    seed: int | None = None
+    vllm_xargs: dict[str, Any] | None = None
     stub: dict[str, Any] | None = None
 
 
@@ -71,6 +73,8 @@ class Asked:
     ignore_eos: bool
     echoes: list[str] | None
     order: dict[str, Any] | None
+    noise: int | None = None  # a seed, where it makes a difference
+    again: list[list[list[int]]] | None = None  # what each choice has said elsewhere, event by event
 
 
 def read_body(data: bytes) -> Body:
@@ -86,8 +90,8 @@ def read_body(data: bytes) -> Body:
         raise _not_json(data) from error
 
 
-def ask(body: Body, chat: bool, model: str, vocab: int, window: int) -> Asked:
-    """Turn a body into what is to be said; raises Refusal."""
+def ask(body: Body, chat: bool, model: str, vocab: int, window: int, *, replays: bool = False) -> Asked:
+    """Turn a body into what is to be said; raises Refusal. replays: it has a plugin that continues streams."""
     if body.model is not None and body.model != model:
         said = f"The model `{body.model}` does not exist. Valid aliases: {model}."
         raise Refusal(404, said, "NotFoundError", "model")
@@ -114,6 +118,8 @@ def ask(body: Body, chat: bool, model: str, vocab: int, window: int) -> Asked:
         ignore_eos=bool(body.ignore_eos),
         echoes=[decode_bytes(ids, vocab).decode("utf-8", "replace") for ids in prompts] if body.echo else None,
         order=body.stub if body.stub is not None else _order(body, prompts, vocab),
+        noise=None if body.temperature == 0 else body.seed,
+        again=_again(body, choices, len(prompts), vocab) if replays else None,
     )
 
 
@@ -210,6 +216,21 @@ def _content(message: dict[str, Any]) -> str:
     if isinstance(content, list):
         return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
     return "" if content is None else str(content)
+
+
+def _again(body: Body, choices: int, prompts: int, vocab: int) -> list[list[list[int]]] | None:
+    """Read what is to be replayed, as Holdfast's plugin does."""
+    said = (body.vllm_xargs or {}).get("holdfast_resume")
+    if said is None:
+        return None
+    try:
+        found = msgspec.json.decode(said, type=list[list[list[int]]])
+    except (msgspec.DecodeError, TypeError):
+        found = []
+    ids = [one for chunks in found for chunk in chunks for one in chunk]
+    if len(found) != choices or prompts != 1 or not all(0 <= one < vocab for one in ids):
+        _bad("one list of events of token ids for each choice of one prompt", "vllm_xargs.holdfast_resume")
+    return found
 
 
 def _order(body: Body, prompts: Sequence[list[int]], vocab: int) -> dict[str, Any] | None:

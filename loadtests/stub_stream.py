@@ -31,7 +31,7 @@ class StreamedAnswer(Answer):
         self.pipe.write(wire.HEAD_STREAM)
         self._over = self._is("silence")
         if not self._over:
-            self._later(self._order.ttft_s, self._first)
+            self._later(0.0 if self._asked.again is not None else self._order.ttft_s, self._first)
 
     def _first(self) -> None:
         self._spoken = True
@@ -41,7 +41,18 @@ class StreamedAnswer(Answer):
             counted = self._counted(self._choices[:1]) if self._asked.continuous_usage else None
             for choice in self._choices:
                 self._put(self._wire.role(choice.index, ids, counted))
-        self._turn()
+        if self._asked.again is None:
+            return self._turn()
+        self._replay()  # which needs no prefill
+        self._flush()
+        return self._later(self._order.ttft_s, self._turn)
+
+    def _replay(self) -> None:
+        """Say again what others said of it."""
+        for choice in self._choices:
+            while choice.again and choice.finish is None:
+                self._tell(choice, *choice.replay())
+        self._live = [choice for choice in self._live if choice.finish is None]
 
     def _turn(self) -> None:
         """Say what is due, then make room for the other streams."""
@@ -77,7 +88,8 @@ class StreamedAnswer(Answer):
         rate = self._order.tokens_per_s
         if not rate:
             return 0.0
-        said = self._choices[0].emitted if self._choices[0].finish is None else self._live[0].emitted
+        first = self._choices[0] if self._choices[0].finish is None else self._live[0]
+        said = first.emitted - first.replayed
         return self._begun_s + (said + self._order.per_chunk - 1) / rate - self._engine.time()
 
     def _step(self) -> None:
@@ -94,6 +106,9 @@ class StreamedAnswer(Answer):
     def _say(self, choice: Choice, tokens: int) -> None:
         ids, text = choice.step(tokens)
         self.work.tokens += len(ids)
+        self._tell(choice, ids, text)
+
+    def _tell(self, choice: Choice, ids: list[int], text: str) -> None:
         asked = self._asked
         prompt_ids = choice.prompt if asked.ids and not choice.begun else None
         if asked.echoes is not None and not choice.begun:

@@ -8,6 +8,7 @@ stub_language for what it says.
 
 import argparse
 import asyncio
+import json
 import signal
 from collections import deque
 from typing import Any
@@ -19,8 +20,9 @@ import uvloop
 from loadtests import stub_wire as wire
 from loadtests.stub_answer import Answer
 from loadtests.stub_orders import FAULTS, Armory, Order, parse_order
+from loadtests.stub_prefix import Prefixes
 from loadtests.stub_request import Refusal
-from loadtests.stub_server import PAGES, Stub
+from loadtests.stub_server import CONTINUES, PAGES, Stub
 from loadtests.stub_tokenizer import VOCAB_DEFAULT, VOCAB_MIN
 
 DRAIN_S = 0.1  # for the last bytes of open answers
@@ -167,6 +169,11 @@ def main() -> None:
         help='compute as a server of limited capacity does; what differs from the usual: {"seqs_max": 8}',
     )  # fmt: skip
     parser.add_argument("--pages", type=int, help="has Holdfast's plugin, which has found so many corrupt pages")
+    parser.add_argument(
+        "--continues", metavar="JSON",
+        help='has the plugin, and continues streams by replay; what differs from the usual: {"seeds": false}',
+    )  # fmt: skip
+    parser.add_argument("--prefill-token-s", type=float, help="has a prefix cache; for each token that is not in it")
     given = parser.parse_args()
     pace = Order(tokens_per_s=given.tokens_per_s, per_chunk=given.per_chunk, ttft_s=given.ttft_s)
     ordered = {"fault": given.fault, "at": given.at, "status": given.status}
@@ -178,6 +185,10 @@ def main() -> None:
         parser.error(f"--engine: {error}")
     if given.pages is not None:
         stub.pages = PAGES | {"corrupt": [{"kind": "changed", "where": "gate", "pages": given.pages}]}
+    if given.continues is not None:
+        stub.pages = (stub.pages or PAGES) | {"continues": CONTINUES | json.loads(given.continues)}
+    if given.prefill_token_s is not None:
+        stub.prefixes = Prefixes(given.prefill_token_s)
     uvloop.run(serve(stub, given.port))
 
 

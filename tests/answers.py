@@ -14,7 +14,8 @@ NO_LIMIT = aiohttp.ClientTimeout(total=120)
 class Answer:
     """One answer, streamed or plain, as it reached the client. Lists are indexed by choice.
 
-    gaps_s: between events that brought tokens, in seconds.
+    gaps_s: between events that brought tokens, in seconds. at: when each of these came, in
+        unix seconds, and how many tokens there were then.
     said: the `holdfast` object of the last chunk, where there was one.
     """
 
@@ -28,8 +29,10 @@ class Answer:
     error: dict[str, Any] | None = None
     done: bool = False
     gaps_s: list[float] = field(default_factory=list)
+    at: list[tuple[float, int]] = field(default_factory=list)
     said: dict[str, Any] | None = None
     replica: str | None = None
+    request_id: str = ""
 
     @property
     def tokens(self) -> int:
@@ -79,6 +82,7 @@ async def ask(
     async with session.post(url + path, json=body, headers=headers, timeout=NO_LIMIT) as response:
         answer = answer or Answer()
         answer.status, answer.replica = response.status, response.headers.get("x-holdfast-replica")
+        answer.request_id = response.headers.get("x-request-id", "")
         if response.content_type == "text/event-stream":
             await _stream(answer, response)
         else:
@@ -110,4 +114,5 @@ async def _stream(answer: Answer, response: aiohttp.ClientResponse) -> None:
             now = time.monotonic()
             if last is not None:
                 answer.gaps_s.append(now - last)
+            answer.at.append((time.time(), answer.tokens))
             last = now

@@ -23,6 +23,7 @@ from vllm_plugin.fingerprint import CALLS, Reason, facts_of, watch_all
 from vllm_plugin.fingerprint.changes import CORE
 from vllm_plugin.page import Orders, Report
 from vllm_plugin.refusals import Facts
+from vllm_plugin.restore.generators import remembered
 from vllm_plugin.schedule import Scheduled, Spoiled
 from vllm_plugin.served import Named, Served
 from vllm_plugin.wrapping import wrap
@@ -73,6 +74,9 @@ def facts(vllm_config: Any, kv_cache_config: Any) -> Facts:
             for group in kv_cache_config.kv_cache_groups
         ),
         workers=parallel.tensor_parallel_size * parallel.pipeline_parallel_size,
+        pooling=getattr(vllm_config.model_config, "runner_type", "generate") == "pooling",
+        own_logits_processors=bool(getattr(vllm_config.model_config, "logits_processors", None)),
+        watermarks=getattr(vllm_config, "watermark_config", None) is not None,
     )
 
 
@@ -323,7 +327,7 @@ def _sample_tokens(original: Callable[..., Any], self: Any, *args: Any, **kw: An
     if found is not None and self.execute_model_state is not None:
         found.draws.clear()
         for index, generator in self.input_batch.generators.items():
-            found.draws[self.input_batch.req_ids[index]] = (generator, generator.get_state())
+            found.draws[self.input_batch.req_ids[index]] = (generator, remembered(generator))
     return original(self, *args, **kw)
 
 
@@ -333,6 +337,11 @@ def forget_chunks(runner: Any, request_id: str) -> None:
     states = getattr(request, "pooling_states", None)
     if states is not None:
         states.clean()
+
+
+def runner() -> Any:
+    """That of this worker."""
+    return _of_worker().runner
 
 
 def _of_worker() -> Any:

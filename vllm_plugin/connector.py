@@ -15,15 +15,20 @@ from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
 
-from vllm_plugin import companions, compat, logs, versions
+from vllm_plugin import companions, compat, crew, logs, versions
 from vllm_plugin.digests import Digests
 from vllm_plugin.exchange import Exchange
 from vllm_plugin.fingerprint import FactRefused, OnChange, Reason, WaysAbsent, WeightsRefused
 from vllm_plugin.gate import Gate
+from vllm_plugin.loads import Loads
+from vllm_plugin.lookups import Lookups
 from vllm_plugin.page import Orders, Report
 from vllm_plugin.plans import Plans
 from vllm_plugin.prefix import Prefixes
+from vllm_plugin.progress import Progress
 from vllm_plugin.refusals import WEIGHTS, RefusedAtStart, is_protected, of_weights, refusals
+from vllm_plugin.restore import arming
+from vllm_plugin.restore.limits import why_not_here
 from vllm_plugin.schedule import Spoiled
 from vllm_plugin.scheduler_side import SchedulerHalf
 from vllm_plugin.served import Named, Served
@@ -31,6 +36,7 @@ from vllm_plugin.settings import Settings
 from vllm_plugin.status import of_scheduler, of_worker
 from vllm_plugin.strangers import Strangers
 from vllm_plugin.telemetry import AGE, WEIGHTS_CYCLE, Metrics, Stats
+from vllm_plugin.whose import whose
 from vllm_plugin.worker_side import Scrubbed, WorkerHalf
 
 log = logs.logger()
@@ -68,12 +74,16 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             self._plans: Plans | None = None
             if settings.store:
                 self._store = self._open().open_store(settings.store, populate=False)
-                self._plans = Plans(self._store, self._stored_key, self._block_tokens)
+                self._lookups = Lookups(self._store.held)
+                self._plans = Plans(self._lookups, self._stored_key, self._block_tokens)
             self._whole: Any = self
+            self._others: list[str] = []
             compat.guard_scheduler()
             compat.answer_in_engine()
+            self._missing = arming.in_engine(settings.continues)
             self._watch(compat.watch_engine, self._engine_did)
         else:
+            self._progress: Progress | None = None
             self.runner: Any = None  # told by compat.know_runner
             self.draws: dict[str, tuple[Any, Any]] = {}  # of seeded requests: what they draw from, before they did
             self._worker_half = WorkerHalf(
@@ -81,6 +91,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             )
             compat.know_runner()
             compat.answer_in_worker()
+            self._missing = arming.in_worker(compat.runner)
         log.info("holdfast.started", role=role.name, protected=is_protected(facts), settings=settings)
 
     @property
@@ -92,7 +103,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
 
     def join(self, whole: Any, others: list[str]) -> None:
         """It is a member of that one, beside these."""
-        self._whole = whole
+        self._whole, self._others = whole, others
         if others:
             self._scheduler_half.strangers = Strangers()
             log.info("holdfast.joined", others=",".join(others))
@@ -115,7 +126,13 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         tokens = self._plans.beyond(
             request.request_id, request.block_hashes, request.num_tokens, num_computed_tokens
         )
-        return tokens, tokens > 0
+        return tokens, bool(tokens)
+
+    def on_new_request(self, request: Any) -> None:
+        """From now on nobody writes anything into its session who lost it before."""
+        of = whose(request.kv_transfer_params)
+        if self._store is not None and of.generation:
+            self._store.moved_soon(of.session, of.generation)
 
     def others_may_not(self, request: Any, num_computed_tokens: int) -> bool:
         """Whether a companion must not bring it anything: it has brought a bad page of its chain before."""
@@ -179,7 +196,8 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             count=self._count,
         )
         if self.settings.store:
-            self._worker_half.exchange = self._exchange(self._worker_half.digests)
+            self._worker_half.exchange = exchange = self._exchange(self._worker_half.digests)
+            self._worker_half.loads = Loads(exchange, pages.page_bytes)
         log.info(
             "holdfast.pages", blocks=pages.blocks, page_bytes=pages.page_bytes, form=pages.form,
             model=model.id.hex()[:16], weights_s=round(model.read_s, 2),
@@ -225,6 +243,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
     def _exchange(self, digests: Digests) -> Exchange:
         opened, pages = self._open(), self._pages
         self._store = opened.open_store(self.settings.store)
+        self._progress = Progress(self._store.writing)
         return Exchange(
             self._store,
             manifest=opened.Manifest,
@@ -234,6 +253,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             digest=digests.in_place,
             key=lambda chain: digests.model + chain,
             block_tokens=self._block_tokens,
+            threads=crew.THREADS_MAX if pages.device == "cpu" else 1,  # on a GPU a stream is a thread's own
         )
 
     def _served(self, kv_form: str) -> Served | Named:
@@ -276,6 +296,8 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
 
     def get_kv_connector_stats(self) -> Stats | None:
         if self._role == KVConnectorRole.WORKER:
+            for name, value in self._writing().items():
+                self._stats.state(name, value)
             self._stats.state(AGE, self._worker_half.scrub_age_s())
             if self._model.cycle_s is not None:
                 self._stats.state(WEIGHTS_CYCLE, self._model.cycle_s)
@@ -298,11 +320,26 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
 
     def status(self) -> dict[str, Any]:
         """This half's part of it."""
+        totals = self._totals.data
         if self._role == KVConnectorRole.SCHEDULER:
             mine = self._scheduler_half
-            return of_scheduler(self.settings, self._facts, mine.model if mine.settled else b"", self._totals.data)
-        half = self._worker_half
-        return of_worker(half.resident(), half.scrub_age_s(), self._totals.data, self._model.cycle_s)
+            why_not = why_not_here(self._facts, self.settings.continues, self._missing, self._others)
+            return of_scheduler(self.settings, self._facts, mine.model if mine.settled else b"", totals, why_not)
+        half, writing = self._worker_half, self._writing()
+        why_not = why_not_here(self._facts, self.settings.continues, self._missing)
+        seeds = not why_not and arming.move_of(self.runner) is not None
+        return of_worker(
+            half.resident(), half.scrub_age_s(), totals, self._model.cycle_s,
+            writing if self._progress is not None else None, continues_not=why_not, seeds=seeds,
+        )  # fmt: skip
+
+    def _writing(self) -> dict[str, float]:
+        """How far this worker's store is; what it counted since the last time is counted here."""
+        if self._progress is None:
+            return {}
+        for name, number in self._progress.counts():
+            self._count(name, number)
+        return self._progress.states()
 
     def given_up(self) -> list[int]:
         """The scheduler's: blocks that a scrub must leave alone."""

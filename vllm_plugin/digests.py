@@ -1,5 +1,6 @@
 """Digests of pages in place: sums and headers put together, for one KV cache group."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -30,6 +31,7 @@ class Digests:
         self._pages, self._rank, self._pool = pages, rank, pool
         self._block_tokens = block_tokens
         self._count, self._clock = count, clock
+        self._counting = threading.Lock()  # loads are digested by several threads
         self.use_model(model)
 
     def use_model(self, model: bytes) -> None:
@@ -45,8 +47,9 @@ class Digests:
             return []
         started_s = self._clock()
         rows = list(self._pages.sums(blocks))
-        self._count("digest_seconds", self._clock() - started_s)
-        self._count("digest_bytes", len(blocks) * self._pages.page_bytes)
+        with self._counting:
+            self._count("digest_seconds", self._clock() - started_s)
+            self._count("digest_bytes", len(blocks) * self._pages.page_bytes)
         return rows
 
     def of(self, page: Page, row: Row) -> bytes:

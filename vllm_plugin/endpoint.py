@@ -75,7 +75,8 @@ def _digest(key: str) -> bytes:
 class Engines:
     """The engines behind an API server. ask: (method, arguments) -> what each of them answers.
 
-    sampling: the defaults of that server's sampling; None where they are not known.
+    sampling: the defaults of that server's sampling; None where they are not known. continues: told what each half of
+    each engine said, answers whether requests are continued, as the status has it.
     """
 
     def __init__(
@@ -83,15 +84,19 @@ class Engines:
         ask: Callable[..., Awaitable[list[Any]]],
         clock: Callable[[], float] = time.monotonic,
         sampling: Mapping[str, float] | None = None,
+        continues: Callable[[list[Any]], Awaitable[dict[str, Any]]] | None = None,
     ) -> None:
-        self._ask, self._clock, self._sampling = ask, clock, sampling
+        self._ask, self._clock, self._sampling, self._continues = ask, clock, sampling, continues
         self._asked: dict[str, tuple[tuple[Any, ...], asyncio.Future[list[Any]]]] = {}
         self._scrubs = False
 
     async def status(self) -> dict[str, Any]:
         """Raises Refused."""
         answers = [Answer(**answer) for answer in await self._answers("holdfast_status")]
-        return status(_version(), answers, self._sampling)
+        told = status(_version(), answers, self._sampling)
+        if self._continues is not None:
+            told |= await self._continues([half for answer in answers for half in (answer.scheduler, *answer.workers)])
+        return told
 
     async def scrub(self) -> dict[str, Any]:
         """Of all engines at once, each between its steps. whole: whether all pages that were there when it began, and
@@ -174,11 +179,16 @@ class HoldfastEndpoint:
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Called once, with an engine, or with None where there is none."""
-        from vllm_plugin import compat
+        from vllm_plugin import compat, front
+        from vllm_plugin.restore.continuing import Continuing
 
+        front.check_sessions()
         if engine_client is not None and compat.has_connector(engine_client.vllm_config):
-            sampling = compat.sampling_defaults(engine_client.vllm_config)
-            self._engines = Engines(lambda method, *args: compat.ask(engine_client, method, *args), sampling=sampling)
+            self._engines = Engines(
+                lambda method, *args: compat.ask(engine_client, method, *args),
+                sampling=compat.sampling_defaults(engine_client.vllm_config),
+                continues=Continuing.of(engine_client).answer,
+            )
 
     async def _get_status(self, request: Request) -> JSONResponse:
         return await self._answer(request, lambda engines: engines.status())

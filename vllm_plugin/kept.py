@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from vllm_plugin.page import Load
+from vllm_plugin.page import Load, Page
 from vllm_plugin.schedule import Request
 
 
@@ -21,6 +21,33 @@ class Kept:
     emitted_step: int = -1
     times: int = 0
     expects: bool = False
+
+
+class Coming:
+    """Pages that are being loaded, and the chains of the pages before them."""
+
+    def __init__(self) -> None:
+        self._parents: dict[Page, bytes] = {}
+        self._of: dict[str, tuple[Page, ...]] = {}
+
+    def add(self, load: Load) -> None:
+        """They are, from now on."""
+        self._of[load.request_id] = load.pages
+        self._parents.update(zip(load.pages, (load.parent, *(page.chain for page in load.pages)), strict=False))
+
+    def came(self, page: Page) -> bytes | None:
+        """It did, and continues this one; None where nobody waits for it any more."""
+        return self._parents.pop(page, None)
+
+    def over(self, request_id: str) -> None:
+        """What has not come for it will not."""
+        for page in self._of.pop(request_id, ()):
+            self._parents.pop(page, None)
+
+    def clear(self) -> None:
+        """Nothing will."""
+        self._parents.clear()
+        self._of.clear()
 
 
 @dataclass(slots=True)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
+from vllm_plugin.whose import NOBODY, Whose
+
 
 class Page(NamedTuple):
     """A page as the scheduler names it: what must be in a block, if that block is to be read.
@@ -67,12 +69,12 @@ class Tail(NamedTuple):
 
 
 class Load(NamedTuple):
-    """Pages that a request waits for, in order, and the chain of the page before the first one. session: see Orders."""
+    """Pages that a request waits for, in order, and the chain of the page before the first one. whose: it is."""
 
     request_id: str
     pages: tuple[Page, ...]
     parent: bytes
-    session: str = ""
+    whose: Whose = NOBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +85,11 @@ class Orders:
     that no store must have them either. hold: (request, blocks) that it holds from now on besides those before;
     release: requests that hold nothing any more. rewind: requests whose last sampled token was thrown away.
     tails: of the step's requests, while they are not full. unstored: blocks of `seal` whose pages no store gets.
-    sessions: by block of `seal`, whose page it is to the store, where somebody said so.
+    whose: by block of `seal`, whose page it is to the store, where somebody said so.
     reread: the weights may be others now, and are to be read before anything else.
     brought: what requests that were admitted now read, where another connector brought some of it. remember: whether
-    digests are kept when their blocks are given out anew, as other connectors may bring those pages back.
+    digests are kept when their blocks are given out anew, as other connectors may bring those pages back. computes:
+    whether anything is computed in this step.
     """
 
     step: int
@@ -100,10 +103,11 @@ class Orders:
     load: tuple[Load, ...] = ()
     withdraw: tuple[int, ...] = ()
     unstored: frozenset[int] = frozenset()
-    sessions: Mapping[int, str] = field(default_factory=dict)
+    whose: Mapping[int, Whose] = field(default_factory=dict)
     reread: bool = False
     brought: tuple[Page, ...] = ()
     remember: bool = False
+    computes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

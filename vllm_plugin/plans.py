@@ -14,22 +14,23 @@ LOADS_MAX = 8  # of one request: what cannot be loaded, and is there again whene
 
 
 class Held(Protocol):
-    """What of a store is asked here."""
+    """What lookups.py does."""
 
-    def held(self, keys: Sequence[bytes]) -> int:
-        """How many of these keys, from the first on, are there without a gap."""
+    def held(self, request_id: str, keys: Sequence[bytes]) -> int | None: ...
+    def drop(self, request_id: str) -> None: ...
 
 
 class Plans:
     """block_tokens: of a page. key: of a page in the store, by its chain; None while the model is not known."""
 
-    def __init__(self, store: Held, key: Callable[[bytes], bytes | None], block_tokens: int) -> None:
-        self._store, self._key, self._block_tokens = store, key, block_tokens
+    def __init__(self, lookups: Held, key: Callable[[bytes], bytes | None], block_tokens: int) -> None:
+        self._lookups, self._key, self._block_tokens = lookups, key, block_tokens
         self._planned: dict[str, tuple[int, tuple[bytes, ...], bytes]] = {}
         self._loads: Counter[str] = Counter()
 
-    def beyond(self, request_id: str, chains: Sequence[bytes], tokens: int, local_tokens: int) -> int:
-        """How many tokens the store has behind those that are here. tokens: of the request; its last is computed.
+    def beyond(self, request_id: str, chains: Sequence[bytes], tokens: int, local_tokens: int) -> int | None:
+        """How many tokens the store has behind those that are here; None: it has not said yet. tokens: of the request,
+        whoever gave them out; its last is computed.
 
         May be asked any number of times; the last answer is the plan.
         """
@@ -37,7 +38,9 @@ class Plans:
         wanted = tuple(bytes(chain) for chain in chains[first:last])
         keys = [key for chain in wanted if (key := self._key(chain)) is not None]
         keys = keys if self._loads[request_id] < LOADS_MAX else []
-        count = self._store.held(keys) if keys else 0
+        count = self._lookups.held(request_id, keys) if keys else 0
+        if count is None:
+            return None
         parent = bytes(chains[first - 1]) if first else b""
         self._planned[request_id] = (first, wanted[:count], parent)
         return count * self._block_tokens
@@ -46,6 +49,7 @@ class Plans:
         """It has its blocks. page: names one, by block, chain and position."""
         first, chains, parent = self._planned.pop(request_id)
         self._loads[request_id] += 1
+        self._lookups.drop(request_id)
         pages = []
         for number, chain in enumerate(chains, first):
             block = table[number]
@@ -57,3 +61,4 @@ class Plans:
         """It is no more."""
         self._planned.pop(request_id, None)
         self._loads.pop(request_id, None)
+        self._lookups.drop(request_id)

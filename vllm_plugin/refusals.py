@@ -26,6 +26,9 @@ class Facts:
     pipeline_parallel: bool = False
     groups: Sequence[str] = ("full attention",)
     workers: int = 1
+    pooling: bool = False
+    own_logits_processors: bool = False
+    watermarks: bool = False
 
 
 ATTENTION = {"full attention", "sliding window", "latent attention"}

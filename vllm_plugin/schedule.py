@@ -7,9 +7,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-SESSION = "holdfast_session"  # of `kv_transfer_params`: whose pages these are, to a page store
-SESSION_CHARS_MAX = 200
-
 
 class Request(Protocol):
     """What of vLLM's request is looked at."""
@@ -69,9 +66,3 @@ class Spoiled:
 
     def __bool__(self) -> bool:
         return bool(self.again or self.failed)
-
-
-def session_of(request: Request) -> str:
-    """What whoever sent it calls its session; "" where nobody said so, or nothing that could be a name."""
-    said = request.kv_transfer_params.get(SESSION) if isinstance(request.kv_transfer_params, dict) else None
-    return said if isinstance(said, str) and len(said) <= SESSION_CHARS_MAX and said.isprintable() else ""

@@ -7,12 +7,13 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from vllm_plugin import logs
 from vllm_plugin.gate import Gate
-from vllm_plugin.kept import Kept, Next
-from vllm_plugin.page import Kind, Load, Lost, Orders, Page, Report, Tail, Where
+from vllm_plugin.kept import Coming, Kept, Next
+from vllm_plugin.page import Kind, Lost, Orders, Page, Report, Tail, Where
 from vllm_plugin.plans import Plans
 from vllm_plugin.residents import Residents
-from vllm_plugin.schedule import Cache, Request, Scheduled, Spoiled, session_of
+from vllm_plugin.schedule import Cache, Request, Scheduled, Spoiled
 from vllm_plugin.strangers import Strangers
+from vllm_plugin.whose import Whose, whose
 
 log = logs.logger("scheduler")
 
@@ -51,7 +52,7 @@ class SchedulerHalf:
         self._broken: set[str] = set()
         self._waiting: set[str] = set()
         self._doomed: set[str] = set()
-        self._loading: dict[int, Load] = {}
+        self._coming = Coming()
         self.model, self.settled = b"", True
         self._unsettled_since: int | None = None
         self._hits: dict[str, int] = {}
@@ -77,6 +78,7 @@ class SchedulerHalf:
         """It has its blocks. They must be one unbroken chain of what was verified, in order, or it is not believed."""
         let_in = tuple(page.block for page in self._gate.admitted(request.request_id))
         self._waiting.discard(request.request_id)
+        self._coming.over(request.request_id)
         kept = self._kept.setdefault(request.request_id, Kept(request))
         kept.sealed = kept.held = 0
         # What was loaded for it, or a session that goes on: it held its pages all the time.
@@ -90,10 +92,10 @@ class SchedulerHalf:
         assert self.cache is not None
         self._gate.admitted(request.request_id)
         load = plans.load(request.request_id, self._table(request.request_id), self._given_out)
-        load = load._replace(session=session_of(request))
+        load = load._replace(whose=whose(request.kv_transfer_params))
         self._next.load.append(load)
         self._waiting.add(request.request_id)
-        self._loading |= {page.block: load for page in load.pages}
+        self._coming.add(load)
 
     def weights_may_differ(self) -> None:
         """Something was done that may have changed them: they are read again before the next forward pass."""
@@ -111,7 +113,7 @@ class SchedulerHalf:
         hold: list[tuple[str, tuple[int, ...]]] = []
         seal: list[Page] = []
         unstored: set[int] = set()
-        sessions: dict[int, str] = {}
+        theirs: dict[int, Whose] = {}
         brought: list[Page] = []
         for one in scheduled:
             request, tokens, given_out, fresh = one
@@ -131,14 +133,14 @@ class SchedulerHalf:
                 seal += filled
                 if request.lora_request is not None:  # its chain names its adapter, and not what is in that
                     unstored |= {page.block for page in filled}
-                if name := session_of(request):
-                    sessions |= {page.block: name for page in filled}
+                if (of := whose(request.kv_transfer_params)).session:
+                    theirs |= {page.block: of for page in filled}
         # Some had to make room, after they were asked for in this very pass.
         check = tuple(page for page in check if self._residents.is_current(page))
         return Orders(
             self._step, tuple(forget), tuple(hold), tuple(gone), tuple(now.rewind), self._tails_of(scheduled),
-            tuple(seal), check, tuple(now.load), tuple(now.withdraw), frozenset(unstored), sessions, now.reread,
-            tuple(brought), self.strangers is not None,
+            tuple(seal), check, tuple(now.load), tuple(now.withdraw), frozenset(unstored), theirs, now.reread,
+            tuple(brought), self.strangers is not None, bool(scheduled),
         )  # fmt: skip
 
     # ---- when a step is over
@@ -207,6 +209,7 @@ class SchedulerHalf:
         self._kept.pop(request_id, None)
         self._broken.discard(request_id)
         self._waiting.discard(request_id)
+        self._coming.over(request_id)
         self._doomed.discard(request_id)
         self._hits.pop(request_id, None)
         if self.strangers is not None:
@@ -243,7 +246,7 @@ class SchedulerHalf:
         self.cache.evict_all()
         self._count("pages_evicted", len(self._residents))
         self._residents.clear()
-        self._loading.clear()
+        self._coming.clear()
         self._broken.clear()
         # Who waits for pages, and sessions between two turns, hold theirs and cannot be stopped before they go on.
         self._doomed |= self._waiting | {name for name in self._kept.keys() - set(running) if self._table(name)}
@@ -306,14 +309,10 @@ class SchedulerHalf:
     def _arrived(self, report: Report) -> None:
         """What was loaded is resident, those pages that are intact."""
         for page in report.loaded:
-            load = self._loading.pop(page.block, None)
-            if load is None or not self._residents.is_current(page):
-                continue
-            number = load.pages.index(page)
-            self._residents.filled(page, load.pages[number - 1].chain if number else load.parent, report.step)
-            self._count("pages_loaded", 1)
-        for lost in report.lost:
-            self._loading.pop(lost.page.block, None)
+            parent = self._coming.came(page)
+            if parent is not None and self._residents.is_current(page):
+                self._residents.filled(page, parent, report.step)
+                self._count("pages_loaded", 1)
 
     def _first_seen(self, tokens: int) -> int:
         """The first page that attention still looks at, for the next token."""

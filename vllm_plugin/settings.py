@@ -25,6 +25,7 @@ class Settings:
     abort: whether a running request that holds a corrupt page ends with an error, instead of being computed anew.
     store: where pages lie outside of the engine, an address that `vllm_plugin.store` opens; none if empty.
     unprotected: what vLLM may do although running requests are not protected then, see refusals.py.
+    continues: whether requests that another server began are continued, see restore/.
     """
 
     verify: float = 1.0
@@ -35,6 +36,7 @@ class Settings:
     abort: bool = False
     unprotected: frozenset[str] = frozenset()
     store: str = ""
+    continues: bool = True
 
     @property
     def tail_steps(self) -> int:
@@ -44,7 +46,10 @@ class Settings:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Settings":
         """From the JSON of the command line. Raises SettingsRefused."""
-        known = {"verify", "scrub", "scrub_floor_ms", "weights", "tails", "on_corruption", "unprotected", "store"}
+        known = {
+            "verify", "scrub", "scrub_floor_ms", "weights", "tails", "on_corruption", "unprotected", "store",
+            "continue",
+        }  # fmt: skip
         if unknown := sorted(set(config) - known):
             raise SettingsRefused(f"{', '.join(unknown)}: unknown; write one of {', '.join(sorted(known))}")
         return cls(
@@ -58,6 +63,7 @@ class Settings:
             ),
             unprotected=_unprotected(config.get("unprotected", [])),
             store=_address(config.get("store", "")),
+            continues=_one_of("continue", config.get("continue", True), {True: True, False: False}),
         )
 
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_plugin.prefix import ASKED, HIT, PREFIX
+from vllm_plugin.progress import LAG, QUEUED
 from vllm_plugin.refusals import UNPROVED, WEIGHTS, Facts, is_protected
 from vllm_plugin.settings import Settings
 
 CORRUPT = "corrupt"  # corrupt.KIND.WHERE
+STORE = ("saved", "deduplicated", "shed", "lost", "fenced", "loaded", "missed")
 PAGES = ("sealed", "verified", "scrubbed", "evicted", "withdrawn", "saved", "loaded")
 
 Plain = dict[str, Any]  # of what JSON and vLLM's messages carry
@@ -27,8 +29,10 @@ class Answer:
     workers: Sequence[Mapping[str, Any]]
 
 
-def of_scheduler(settings: Settings, facts: Facts, model: bytes, totals: Mapping[str, float]) -> Plain:
-    """The scheduler half's part."""
+def of_scheduler(
+    settings: Settings, facts: Facts, model: bytes, totals: Mapping[str, float], continues_not: str = ""
+) -> Plain:
+    """The scheduler half's part. continues_not: why this engine continues no requests, "" where it does."""
     unprotected = [word for word, field, _ in UNPROVED if getattr(facts, field)]
     return {
         "totals": dict(totals),
@@ -41,18 +45,33 @@ def of_scheduler(settings: Settings, facts: Facts, model: bytes, totals: Mapping
             "store": settings.store,
         },
         "fingerprint": model.hex(),
+        "continues_not": continues_not,
     }
 
 
 def of_worker(
-    resident: int, age_s: float, totals: Mapping[str, float], weights_cycle_s: float | None = None
+    resident: int,
+    age_s: float,
+    totals: Mapping[str, float],
+    weights_cycle_s: float | None = None,
+    writing: Mapping[str, float] | None = None,
+    *,
+    continues_not: str = "",
+    seeds: bool = True,
 ) -> Plain:
-    """A worker half's part. age_s: of the scrubber's round; weights_cycle_s: of the watchman's, None without one."""
+    """A worker half's part. age_s: of the scrubber's round; weights_cycle_s: of the watchman's, None without one.
+
+    writing: `Progress.states` of its page store, None without one. continues_not: as above; seeds: whether seeded
+    requests are continued too.
+    """
     return {
         "totals": dict(totals),
+        "writing": None if writing is None else dict(writing),
         "resident": resident,
         "scrub_cycle_s": age_s,
         "weights": {"changes": int(totals.get("models_changed", 0)), "cycle_s": weights_cycle_s},
+        "continues_not": continues_not,
+        "seeds": seeds,
     }
 
 
@@ -79,12 +98,27 @@ def status(version: str, answers: Sequence[Answer], sampling: Mapping[str, float
         },
         "pages": {"resident": sum(worker["resident"] for worker in workers)}
         | {name: int(totals[f"pages_{name}"]) for name in PAGES},
+        "store": _store(schedulers[0]["settings"]["store"], workers, totals),
         "corrupt": _corrupt(totals),
         "requests": {name: int(totals[f"requests_{name}"]) for name in ("recomputed", "aborted")},
         "chains_broken": int(totals["chains_broken"]),
         "scrub": {"cycle_s": _most(worker["scrub_cycle_s"] for worker in workers)},
         "digest": {"seconds": float(totals["digest_seconds"]), "bytes": int(totals["digest_bytes"])},
         "prefix": {f"{what}_tokens": _prefix(totals, what) for what in (ASKED, HIT)},
+    }
+
+
+def _store(address: str, workers: Sequence[Mapping[str, Any]], totals: Mapping[str, float]) -> Plain | None:
+    writing = [worker["writing"] for worker in workers if worker["writing"] is not None]
+    if not writing:
+        return None
+    counts = {name: int(totals[f"pages_{name}"]) for name in STORE}
+    return {
+        "kind": address.partition(":")[0],
+        "queued_pages": int(sum(one[QUEUED] for one in writing)),
+        "lag_s": max(one[LAG] for one in writing),
+        **counts,
+        "failures": int(totals["store_failures"]),
     }
 
 

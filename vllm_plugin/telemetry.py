@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY, Counter, Gauge
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
 from vllm_plugin.prefix import PREFIX
+from vllm_plugin.progress import LAG, QUEUED
 from vllm_plugin.status import CORRUPT
 
 AGE = "scrub_cycle_seconds"  # a state and not a sum: the latest counts, and of many workers the worst
@@ -18,6 +19,8 @@ WEIGHTS_CYCLE = "weights_cycle_seconds"
 STATES = {
     AGE: "How long ago the resident page was looked at that was not for the longest time.",
     WEIGHTS_CYCLE: "How long it takes to find weights that changed without being announced, in a busy server.",
+    QUEUED: "Pages that wait to be written to the page store, as of the last step.",
+    LAG: "How long the oldest of them has waited.",
 }
 COUNTERS = {
     "pages_sealed": "KV pages digested when they were full.",
@@ -29,7 +32,13 @@ COUNTERS = {
     "requests_recomputed": "Running requests computed anew from their last good page.",
     "requests_aborted": "Running requests ended with an error because of a bad page.",
     "prefix_hit_tokens": "Tokens that were not computed again, as their pages were resident and intact.",
-    "pages_saved": "Pages that the page store took.",
+    "pages_saved": "Pages that were written to the page store.",
+    "pages_deduplicated": "Pages that were not written to the page store, as it had them.",
+    "pages_shed": "Pages that were not given to the page store, as too much waited to be written.",
+    "pages_lost": "Pages that the page store took and could not keep: no room, or it failed.",
+    "pages_fenced": "Pages that the page store refused, as their session had moved to another engine.",
+    "store_failures": "How often the page store, or what it lies on, said no.",
+    "pages_missed": "Pages that the page store had, and that were not loaded: gone, bad or too late.",
     "pages_loaded": "Pages brought from the page store, and found intact in their place.",
     "models_changed": "How often weights, or what an adapter's name stands for, became others.",
     "models_changed_unannounced": "Those of them that nobody had announced.",

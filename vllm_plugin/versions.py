@@ -57,6 +57,29 @@ WORKER: Hooks = {
         "get_draft_model": [],
     },
 }
+# What requests are continued by; where it is not there, pages are guarded all the same. Of a module's functions the
+# owner is "".
+CONTINUED_IN_ENGINE: Hooks = {
+    "vllm.v1.request:Request": {
+        "from_engine_core_request": ["request", "block_hasher"],
+        "append_output_token_ids": ["token_ids"],
+    },
+    "vllm.v1.structured_output:StructuredOutputManager": {
+        "_create_grammar": ["request"],
+        "accept_tokens": ["request", "new_token_ids"],
+    },
+}
+CONTINUED_IN_WORKER: Hooks = {"vllm.v1.worker.gpu_input_batch:InputBatch": {"add_request": ["request"]}}
+CONTINUED_BY_SERVER: Hooks = {
+    "vllm.v1.engine.async_llm:AsyncLLM": {"generate": ["prompt", "sampling_params", "request_id"]},
+    "vllm.v1.engine.output_processor:OutputProcessor": {
+        "add_request": ["request", "prompt", "parent_req", "request_index", "queue"],
+        "process_outputs": ["engine_core_outputs"],
+    },
+    "vllm.v1.engine.output_processor:RequestOutputCollector": {"put": ["output"], "get": [], "get_nowait": []},
+    "vllm.v1.core.sched.utils:": {"check_stop": ["request", "max_model_len"]},
+    "vllm.inputs.engine:": {"tokens_input": ["prompt_token_ids"]},
+}
 
 
 class Verdict(NamedTuple):
@@ -83,7 +106,7 @@ def judge(version: str, missing: Sequence[str]) -> Verdict:
 def missing_of(*hooks: Hooks) -> list[str]:
     """Which of them this vLLM has not, or not with these parameters."""
     return [
-        f"{where.partition(':')[2]}.{name}({', '.join(parameters)})"
+        f"{where.partition(':')[2] or where.strip(':')}.{name}({', '.join(parameters)})"
         for one in hooks
         for where, names in one.items()
         for name, parameters in names.items()
@@ -94,10 +117,12 @@ def missing_of(*hooks: Hooks) -> list[str]:
 def _has(where: str, name: str, parameters: Sequence[str]) -> bool:
     module, _, owner = where.partition(":")
     try:
-        method: Any = getattr(getattr(importlib.import_module(module), owner), name)
+        found: Any = importlib.import_module(module)
+        method: Any = getattr(getattr(found, owner) if owner else found, name)
     except (ImportError, AttributeError):
         return False
-    return list(inspect.signature(method).parameters)[1 : 1 + len(parameters)] == list(parameters)
+    first = 1 if owner and not inspect.ismethod(method) else 0  # "self"
+    return list(inspect.signature(method).parameters)[first : first + len(parameters)] == list(parameters)
 
 
 def _release(version: str) -> tuple[int, int] | None:

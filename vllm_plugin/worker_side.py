@@ -15,8 +15,10 @@ from vllm_plugin import logs
 from vllm_plugin.digests import Row
 from vllm_plugin.exchange import Exchange
 from vllm_plugin.known import Known
+from vllm_plugin.loads import Loads
 from vllm_plugin.page import Kind, Lost, Orders, Page, Report, Where
 from vllm_plugin.scrub import Scrubber
+from vllm_plugin.whose import NOBODY
 
 log = logs.logger("worker")
 
@@ -81,17 +83,16 @@ class WorkerHalf:
         self._sealed: dict[int, Sealed] = {}
         self._tails: dict[str, Sealed] = {}
         self._lost: list[Lost] = []
-        self._began_s = self._credit_s = 0.0
+        self._began_s = self._credit_s = self._step_s = 0.0
         self._step = 0
         self._rounds: OrderedDict[str, float] = OrderedDict()
         self._unsaved: dict[int, Any] = {}
         self._loaded: set[Page] = set()
-        self._unloaded: set[int] = set()
-        self._waiting: set[str] = set()
         self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS_MAX)
         self._void = False
         self.digests: Digesting | None = None
         self.exchange: Exchange | None = None
+        self.loads: Loads | None = None
         self.model: Model | None = None
 
     def before(self, orders: Orders) -> None:
@@ -102,7 +103,8 @@ class WorkerHalf:
         self._void = self.model.look(orders.reread)
         if self._void:
             self._forget_all()
-        self._began_s = self._clock()
+        began_s = self._clock()
+        self._step_s, self._began_s = began_s - self._began_s, began_s
         if not self._marks or self._began_s - self._marks[-1][0] >= MARK_EVERY_S:
             self._marks.append((self._began_s, orders.step))
         for block in orders.forget:
@@ -115,31 +117,34 @@ class WorkerHalf:
         self._look_at_tails(orders.step)
 
     def load(self, orders: Orders) -> None:
-        """Bring what requests wait for. It is not read before the scheduler knows what became of it."""
+        """Bring some of what requests wait for. It is not read before the scheduler knows what became of it."""
+        if self.loads is None:
+            return
+        for request_id in orders.release:
+            self.loads.stop(request_id)
         for load in orders.load:
-            assert self.exchange is not None
-            self._waiting.add(load.request_id)
-            if self._void:  # it was planned for another model, and is computed instead
-                self._unloaded |= {page.block for page in load.pages}
-                continue
-            for page, digest, kind in self.exchange.load(load.pages, load.session):
-                if kind is None:
-                    self._keep(page, digest, orders.step)
-                    self._remember(orders, page, digest)
-                    self._loaded.add(page)
-                else:
-                    self._unloaded.add(page.block)
-                    self._lose(page, kind, Where.LOAD)
+            self.loads.add(load)
+        if self._void:  # it was planned for another model, and is computed instead
+            self.loads.stop_all()
+        if not self.loads:
+            return
+        for page, digest, kind in self.loads.place(computes=orders.computes, step_s=self._step_s):
+            if kind is None:
+                self._keep(page, digest, orders.step)
+                self._remember(orders, page, digest)
+                self._loaded.add(page)
+            else:
+                self._lose(page, kind, Where.LOAD)
+        self.loads.over()
+        self._count("pages_missed", self.loads.missed())
 
     def brought(self) -> set[str]:
         """The requests that wait no more, for better or worse; once."""
-        waiting, self._waiting = self._waiting, set()
-        return waiting
+        return self.loads.brought() if self.loads is not None else set()
 
     def not_brought(self) -> set[int]:
         """The blocks that do not hold what was to be loaded; once."""
-        blocks, self._unloaded = self._unloaded, set()
-        return blocks
+        return self.loads.not_brought() if self.loads is not None else set()
 
     def seal(self, orders: Orders) -> None:
         """After it: what was filled, and what is being filled. Nothing, where another model had a part in it."""
@@ -154,10 +159,10 @@ class WorkerHalf:
             self._remember(orders, page, digest)
         if self.exchange is not None:
             # A step later: by then it is known whether they were computed from what was intact.
-            self._count("pages_saved", self.exchange.save(list(self._unsaved.values()), self._clock()))
+            self.exchange.save(list(self._unsaved.values()), self._clock())
             self.exchange.sweep(self.digests.model)
             self._unsaved = {
-                page.block: self.exchange.copy(page, digest, orders.sessions.get(page.block, ""))
+                page.block: self.exchange.copy(page, digest, orders.whose.get(page.block, NOBODY))
                 for page, digest in sealed if self._is_kept(page, orders)
             }
         full = {page.block for page in orders.seal}

@@ -1,9 +1,10 @@
 """Who may take over a stream: only replicas that are like those that brought of it what the client has."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from gateway.fleet.replica import Replica
 from guards import routing
+from guards.continuing import Continues, Way
 from guards.kinship import UNKNOWN, Origin, between, same_model
 from guards.routing import Slack
 
@@ -17,23 +18,27 @@ def heir(
     near: int | None,
     slack: Slack,
     now_s: float,
+    way: Callable[[Continues | None], Way | None],
+    home: str | None = None,
 ) -> str | None:
     """Name the replica that a stream goes on at; None when there is none that may take it. See `guards.routing.pick`.
 
     origins: whom it came from. Who differs from one of them may not; of equals one of the same fingerprint is
-        preferred.
-    missing: those of `avoid` where nobody was. They are tried again only where all are alike: else it is better to say
-        that those who are left are not.
+        preferred, and then one where it is replayed.
+    way: how it goes on where so much is continued by replay; None: not exactly, and so not there.
+    missing: those of `avoid` where nobody was. They are tried again only where all are alike, and all could take it:
+        else it is better to say that those who are left cannot.
     """
     kin = [one for one in family if not between(origins, one.traits.get(model, UNKNOWN))]
     known = []
     for one in kin:
-        other = same_model(origins, one.fingerprints) is False
-        known.append(one.candidate(model, now_s)._replace(other=other))
+        if (how := way(one.continues(now_s))) is not None:
+            other = 2 * (same_model(origins, one.fingerprints) is False) + (how is not Way.REPLAY)
+            known.append(one.candidate(model, now_s)._replace(other=other))
     there = [one for one in known if one.name not in missing]
-    found = routing.pick(there, avoid, near, slack)
-    if found is None and len(kin) == len(family):
-        found = routing.pick(known, avoid, near, slack)
+    found = routing.pick(there, avoid, near, slack, home=home)
+    if found is None and len(known) == len(family):
+        found = routing.pick(known, avoid, near, slack, home=home)
     return found
 
 

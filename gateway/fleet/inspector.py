@@ -13,7 +13,9 @@ from gateway.fleet.replica import Replica
 log = structlog.get_logger()
 
 ANSWER_S = 5.0  # for an answer: engines give one between two steps
-ABSENT_S = 60.0  # between questions to a server without the plugin; one that was down meanwhile is asked at once
+FRESH_ROUNDS = 3  # of questions: what was told before is not relied on where it matters
+LOOK_S = 0.5  # whether one is to be asked: at once when it came up
+ABSENT_S = 60.0  # between questions to a server without the plugin
 
 
 class Hears(Protocol):
@@ -49,7 +51,7 @@ class Inspector:
             for replica, fault in zip(due, faults, strict=True):
                 if isinstance(fault, Exception):
                     log.error("inspector.fault", replica=replica.name, exc_info=fault)
-            await asyncio.sleep(self._every_s)
+            await asyncio.sleep(min(self._every_s, LOOK_S))
 
     async def look(self, replica: Replica) -> None:
         """Ask one replica once. There are three cases.
@@ -70,7 +72,7 @@ class Inspector:
         if status is None:
             pages.plugin = Plugin.UNREADABLE
             return
-        pages.plugin, pages.status = Plugin.TOLD, status
+        pages.plugin, pages.status, pages.fresh_s = Plugin.TOLD, status, FRESH_ROUNDS * self._every_s + ANSWER_S
         before = pages.corruption.drained
         pages.corruption.note(status.bad, status.engines, now_s)
         if pages.corruption.drained != before and (pages.corruption.drained or not replica.drained):
@@ -89,5 +91,5 @@ class Inspector:
         pages = replica.pages
         if not replica.health.up:
             return False
-        absent = pages.plugin is Plugin.NONE and replica.since_s <= pages.asked_s
-        return not absent or self._clock() - pages.asked_s >= ABSENT_S
+        every_s = ABSENT_S if pages.plugin is Plugin.NONE else self._every_s
+        return pages.asked_s < replica.since_s or self._clock() - pages.asked_s >= every_s

@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
+from guards.continuing import PROTOCOL, Continues, together
 from guards.integrity import Corruption, Plan
 
 PATH = "/holdfast/status"
@@ -15,6 +16,7 @@ BYTES_MAX = 256 << 10  # of an answer; an engine has less than one kilobyte to s
 ENGINES_MAX = 1024
 KINDS_MAX = 64  # of corruption, by kind and place; there are a dozen
 COUNT_MAX = 1 << 53
+STORED = ("queued_pages", "saved", "shed", "lost", "fenced", "loaded", "missed")  # counts of a page store
 # Not the server's own memory: pages of which nobody can say what they were, and such as came from elsewhere, out of a
 # page store or by another connector.
 UNKNOWN, ELSEWHERE = "absent", ("load", "brought")
@@ -24,6 +26,7 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=float(COUNT_MAX))]
 Word = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[!-~]*$")]  # it is shown on terminals
 Words = Annotated[list[Word], msgspec.Meta(max_length=KINDS_MAX)]
+Line = Annotated[str, msgspec.Meta(max_length=256, pattern=r"^[ -~]*$")]
 Hexes = Annotated[str, msgspec.Meta(max_length=8192, pattern=r"^[0-9a-f,]*$")]
 
 Sampling = Annotated[dict[Word, float], msgspec.Meta(max_length=KINDS_MAX)]
@@ -65,6 +68,24 @@ class _Cycle(msgspec.Struct):
     changes: Count = 0
 
 
+class _Continues(msgspec.Struct):
+    protocol: int
+    seeds: bool
+    refused: Words
+
+
+class _Store(msgspec.Struct):
+    kind: Word
+    queued_pages: Count = 0
+    lag_s: Seconds = 0.0
+    saved: Count = 0
+    shed: Count = 0
+    lost: Count = 0
+    fenced: Count = 0
+    loaded: Count = 0
+    missed: Count = 0
+
+
 class _Engine(msgspec.Struct):
     protected: bool
     corrupt: Annotated[list[_Bad], msgspec.Meta(max_length=KINDS_MAX)]
@@ -77,10 +98,24 @@ class _Engine(msgspec.Struct):
     chains_broken: Count = 0
     scrub: _Cycle = msgspec.field(default_factory=_Cycle)
     sampling_defaults: Sampling | None = None
+    continues: Any = None  # read apart: where that is odd, the rest still counts
+    continues_not: Any = None
+    store: _Store | None = None
 
 
 class _Engines(msgspec.Struct):
     engines: Annotated[list[_Engine], msgspec.Meta(min_length=1, max_length=ENGINES_MAX)]
+
+
+class Store(NamedTuple):
+    """The page store of a replica's engines. kind: what it is. lag_s: how long the oldest page waits to be written.
+
+    counts: pages, by what became of them since the engines' start.
+    """
+
+    kind: str
+    lag_s: float
+    counts: Mapping[str, int]
 
 
 class PageStatus(NamedTuple):
@@ -90,6 +125,8 @@ class PageStatus(NamedTuple):
     corrupt: pages by kind and place. fingerprints: of their models, each once; none while they are not known.
     pages, requests: counts by name. scrub_s, weights_s: the longest cycle of the scrubber, and of the watch on weights.
     sampling: what requests get for fields that they leave out, where it is not vLLM's own; None where it does not say.
+    continues: which streams of others it can continue by replay; None: none, and continues_not says why, if it is told.
+    store: where all of them keep their pages outside; None where one of them does not.
     """
 
     at_s: float
@@ -106,6 +143,9 @@ class PageStatus(NamedTuple):
     weights_s: float | None
     weights_changed: int
     sampling: Mapping[str, float] | None = None
+    continues: Continues | None = None
+    continues_not: str = ""
+    store: Store | None = None
 
     @property
     def bad(self) -> int:
@@ -118,12 +158,21 @@ class Pages:
     """What is known of a replica's pages. asked_s: when it was last asked.
 
     plugin: whether it has one; status: what that said last, kept while it says nothing that can be read.
+    fresh_s: for how long that may be relied on where a wrong answer would follow if it did not hold any more.
     """
 
     corruption: Corruption = field(default_factory=lambda: Corruption(Plan()))
     plugin: Plugin = Plugin.UNASKED
     status: PageStatus | None = None
     asked_s: float = -inf
+    fresh_s: float = 0.0
+
+    def continues(self, since_s: float, now_s: float) -> Continues | None:
+        """What it continues by replay; None where it says none, or has not said so lately, or not since then."""
+        told = self.status
+        if told is None or self.plugin is not Plugin.TOLD or told.at_s < since_s or now_s - told.at_s > self.fresh_s:
+            return None
+        return told.continues
 
 
 def read(body: bytes, at_s: float) -> PageStatus | None:
@@ -165,7 +214,36 @@ def _together(engines: list[_Engine], at_s: float) -> PageStatus:
         max((one.weights.cycle_s for one in engines if one.weights.cycle_s is not None), default=None),
         sum(one.weights.changes for one in engines),
         engines[0].sampling_defaults,
+        together(_continues(one.continues) for one in engines),
+        next((why for one in engines if one.continues is None and (why := _line(one.continues_not))), ""),
+        _outside([one.store for one in engines]),
     )
+
+
+def _continues(said: Any) -> Continues | None:
+    """What one says of replays; None also where it is odd, or of another protocol."""
+    try:
+        found = msgspec.convert(said, _Continues | None)
+    except msgspec.ValidationError:
+        return None
+    if found is None or found.protocol != PROTOCOL:
+        return None
+    return Continues(found.seeds, frozenset(found.refused))
+
+
+def _line(said: Any) -> str:
+    try:
+        return msgspec.convert(said, Line)
+    except msgspec.ValidationError:
+        return ""
+
+
+def _outside(stores: list[_Store | None]) -> Store | None:
+    told = [one for one in stores if one is not None]
+    if len(told) < len(stores):
+        return None
+    counts = {name: sum(getattr(one, name) for one in told) for name in STORED}
+    return Store("+".join(_once(one.kind for one in told)), max(one.lag_s for one in told), counts)
 
 
 def _once(words: Iterable[str]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from gateway.fleet.gauges import Gauges
 from gateway.fleet.page_status import Pages
 from gateway.fleet.pulse import Pulse
 from guards.breaker import Breaker
+from guards.continuing import Continues
 from guards.flapping import Trust
 from guards.health import Health
 from guards.kinship import UNKNOWN, Origin, Traits
@@ -87,6 +88,15 @@ class Replica:
         """Of its weights, configuration and layout, as its plugin says; none where that is not known."""
         return frozenset(self.pages.status.fingerprints) if self.pages.status is not None else frozenset()
 
+    def continues(self, now_s: float) -> Continues | None:
+        """Which streams of others it can continue by replay; None: none, or that is not known now."""
+        return self.pages.continues(self.since_s, now_s)
+
+    @property
+    def stores(self) -> bool:
+        """Whether its plugin keeps pages outside of it, where others of its fingerprint find them."""
+        return self.pages.status is not None and self.pages.status.store is not None
+
     def origin(self, model: str) -> Origin:
         """It, as where a stream of that model comes from."""
         return Origin(self.traits.get(model, UNKNOWN), self.fingerprints)
@@ -104,7 +114,7 @@ class Replica:
         refused = (breaker is not None and breaker.refuses) or self.trust.waits(now_s)
         up, doubtful = bool(self.health.up), self.pulse.doubtful
         said = self.name, up, self.standby, self.load, doubtful, refused, self.tokens, self.weight, self.ttft_s
-        return _new(Candidate, (*said, self.drained, False))
+        return _new(Candidate, (*said, self.drained, 0))
 
     def breaker(self, model: str, make: Callable[[], Breaker]) -> Breaker:
         """The breaker of that model, made when it is first needed."""

@@ -1,6 +1,7 @@
 """What legs are asked for. Pure."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from gateway.stream import continuation
 from gateway.stream.call import Call, Endpoint
@@ -9,16 +10,42 @@ from gateway.stream.seams import Ask, Terms
 from gateway.stream.text import TextLost
 from gateway.stream.wire import encode
 
+RESUME = "holdfast_resume"  # in vllm_xargs: the ids of each choice, event by event, as JSON in a string
 
-def whole(call: Call, terms: Terms) -> Ask:
-    """Ask for all of it, as the client did, with ids and, streamed, usage."""
+
+def whole(call: Call, terms: Terms, seed: int | None = None) -> Ask:
+    """Ask for all of it, as the client did, with ids and, streamed, usage. seed: where the client gave none."""
+    likely = terms.prompt_likely + terms.answer_likely * call.choices
+    return Ask(call.endpoint, encode(_body(call, terms, seed)), tuple(range(call.choices)), likely=likely)
+
+
+def replay(
+    call: Call, terms: Terms, seed: int | None, choices: Sequence[Choice], prompt: Sequence[int] | None
+) -> Ask:
+    """Ask for all answers to one prompt again, as they were asked for first, with the ids that there are of each.
+
+    choices: those answers. prompt: its ids, if they are known.
+    """
+    body = _body(call, terms, seed)
+    if len(call.prompts) > 1:
+        body["prompt"] = call.prompts[choices[0].prompt]
+    said = encode([choice.chunks() for choice in choices]).decode()
+    body["vllm_xargs"] = (call.body.get("vllm_xargs") or {}) | {RESUME: said}
+    again = len(prompt or ()) + sum(len(choice.ids) for choice in choices if choice.finish_reason is None)
+    likely = terms.prompt_likely // len(call.prompts) + terms.answer_likely * len(choices)
+    numbers = tuple(choice.index for choice in choices)
+    return Ask(call.endpoint, encode(body), numbers, again, likely=likely, replay=True)
+
+
+def _body(call: Call, terms: Terms, seed: int | None) -> dict[str, Any]:
     body = call.upstream_body(terms.max_tokens)
+    if seed is not None:
+        body["seed"] = seed
     if call.stream:
         body["stream_options"] = {"include_usage": True}
         if call.continuous_usage:
             body["stream_options"]["continuous_usage_stats"] = True
-    likely = terms.prompt_likely + terms.answer_likely * call.choices
-    return Ask(call.endpoint, encode(body), tuple(range(call.choices)), likely=likely)
+    return body
 
 
 def rest(call: Call, terms: Terms, choice: Choice, prompt: Sequence[int] | None) -> Ask:

@@ -50,7 +50,7 @@ def obstacle(call: Call, *, spells_special: bool) -> str | None:
         return "media in messages"
     if body.get("tools") and body.get("tool_choice") != "none":
         return "tools"
-    if body.get("seed") is not None and not _greedy(body):
+    if body.get("seed") is not None and not greedy(body):
         return "seed"
     if body.get("frequency_penalty") and (body.get("repetition_penalty") or 1.0) != 1.0:
         return "frequency_penalty with repetition_penalty"  # vLLM scales between bias and penalty: not linear
@@ -84,6 +84,7 @@ def body(call: Call, prompt: Sequence[int], ids: Sequence[int], max_tokens: int)
     """
     asked = {name: call.body[name] for name in CARRIED if call.body.get(name) is not None}
     asked |= {"prompt": [*prompt, *ids], "stream": True, "return_token_ids": True, "max_tokens": max_tokens - len(ids)}
+    asked["stream_options"] = {"include_usage": True}  # it tells how much of all that was in a cache
     if call.min_tokens > len(ids):
         asked["min_tokens"] = call.min_tokens - len(ids)
     penalty = call.body.get("frequency_penalty") or 0.0
@@ -103,7 +104,7 @@ def fresh(call: Call, prompt: Any, max_tokens: int | None) -> dict[str, Any]:
     return asked | {"prompt": prompt, "n": 1, "stream": True, "return_token_ids": True, "max_tokens": max_tokens}
 
 
-def _greedy(body: dict[str, Any]) -> bool:
+def greedy(body: dict[str, Any]) -> bool:
     temperature = body.get("temperature")
     return temperature is not None and temperature < 1e-5  # vLLM's own threshold (sampling_params.py)
 

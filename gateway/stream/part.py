@@ -1,13 +1,19 @@
 """One leg's part of a stream."""
 
-from collections.abc import Callable, Iterable
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gateway.stream.call import Call
+from gateway.stream.pace import Pace
 from gateway.stream.seams import Ask, LegControl
 from gateway.stream.template import Template
+from guards.continuing import Continues
 from guards.refusal import Ending
+
+if TYPE_CHECKING:
+    from gateway.stream.replay import Replay
 
 EARLY_EVENTS_MAX = 64  # of a leg that races and has not brought a token yet: role, prompt ids
 
@@ -17,6 +23,8 @@ class Stream(Protocol):
 
     call: Call
     ending: Ending | None
+    pace: Pace
+    so_far: Callable[[], "list[array[int]]"]  # ids of prompt and answer, for each choice
 
     @property
     def open(self) -> bool: ...
@@ -27,8 +35,11 @@ class Stream(Protocol):
     def events(self, part: "Part", raws: list[bytes]) -> None:
         """Take in events of one leg."""
 
-    async def stays(self) -> str | None:
-        """Say why it can only end where it is; None where it can go on elsewhere. Nothing of it is changed."""
+    async def stays(self, known: Sequence[Continues | None]) -> str | None:
+        """Say why it can only end where it is; None where it can go on elsewhere. Nothing of it is changed.
+
+        known: what those can continue by replay that it could go to.
+        """
 
 
 class Part:
@@ -43,12 +54,13 @@ class Part:
     behind: the decoder of its text is.
     heard: how many events with tokens it brought.
     loss: why what it sends is not trusted any more.
+    replay: where its stream begins with what the client has.
     stream: what it is of; None once it is retired. stays: why that can only end where it is, if it was found so.
     template: of its usual chunks, once one was taken in, where it brings one choice: the prompt is charged by then.
     """
 
     __slots__ = (
-        "again", "behind", "choices", "early", "events", "heard", "leg", "loss", "on_win", "stays", "stream",
+        "again", "behind", "choices", "early", "events", "heard", "leg", "loss", "on_win", "replay", "stays", "stream",
         "template", "waiting", "words",
     )  # fmt: skip
 
@@ -63,6 +75,7 @@ class Part:
         self.behind = False
         self.heard = 0
         self.loss: str | None = None
+        self.replay: Replay | None = None
         self.template: Template | None = None
 
     @property
@@ -82,7 +95,7 @@ class Part:
 
     def retire(self) -> None:
         """Let go of what holds it: its leg has ended, and cycles wait for the collector with all that hangs on them."""
-        self.leg = self.stream = None
+        self.leg = self.stream = self.replay = None
         self.events = _nothing
 
     def lose(self, detail: str) -> None:

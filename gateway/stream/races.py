@@ -9,17 +9,18 @@ from collections.abc import Sequence
 from gateway.stream import asks
 from gateway.stream.choice import Choice, Words
 from gateway.stream.part import EARLY_EVENTS_MAX, Part
-from gateway.stream.seams import Ask
+from gateway.stream.seams import Ask, House
 from gateway.stream.sse import DONE
 from gateway.stream.telling import Telling
 from gateway.stream.text import TextLost
-from gateway.stream.wire import Chunk, read
+from gateway.stream.wire import Chunk, ChunkChoice, read
+from guards.continuing import Continues, Way
 
 
 class Races:
     """The races of one stream.
 
-    recomputed: tokens that servers computed again so that the stream could go on elsewhere; the house pays.
+    recomputed: tokens that servers were sent again so that the stream could go on elsewhere; the house pays.
     hedged: the same for races that the first leg won, or that were given up.
     """
 
@@ -31,19 +32,30 @@ class Races:
         self._telling, self._left = telling, hedges_max
         self.recomputed = self.hedged = 0
 
-    async def asks(self, silent: Sequence[Part]) -> list[Ask]:
+    @property
+    def house(self) -> House:
+        """What was computed for nobody's money, as far as servers told that they had none of it."""
+        restored = min(self.recomputed, self._telling.restored)
+        return House(self.recomputed - restored, restored, self.hedged)
+
+    async def asks(self, silent: Sequence[Part], continues: Continues | None) -> list[Ask]:
         """Say what second legs must ask for beside silent ones; none where that is not exact, or not needed.
 
-        A race that both legs are too slow for is given up, to be run again with a third.
+        continues: what their server does by replay. A race that both legs are too slow for is given up, to be run
+        again with a third.
         """
         for part in silent:
             if part.racing:
                 part.close()
         if self._left <= 0 or not any(self._stuck(part) for part in silent):
             return []
+        telling = self._telling
         if not self._delivered:
-            return [asks.whole(self._telling.call, self._telling.terms)]
-        if self._telling.obstacle() is not None:
+            return [asks.whole(telling.call, telling.terms, telling.seed_for(continues))]
+        way = telling.way(continues)
+        if way is Way.REPLAY:
+            return telling.replays(self._wholly_stuck(silent), continues)
+        if way is None:
             return []
         try:
             missing = [ask for part in silent for ask in await self._rest(part)]
@@ -66,7 +78,7 @@ class Races:
             return False
         if chunk.error is not None or len(part.early) > EARLY_EVENTS_MAX:
             part.lose("the server brought no token")
-        return chunk.error is None and any(said.token_ids for said in chunk.choices)
+        return chunk.error is None and any(said.token_ids or _ended(part, said) for said in chunk.choices)
 
     def won(self, part: Part) -> list[bytes]:
         """A rival brings its choices from here on, and the legs that it outran are closed; answers its first events."""
@@ -125,9 +137,20 @@ class Races:
         choices = (self._telling.choices[number] for number in part.choices)
         return [choice for choice in choices if choice.owner is part and choice.finish_reason is None]
 
+    def _wholly_stuck(self, silent: Sequence[Part]) -> list[Choice]:
+        """Those choices that wait for these legs and no others, as all do that are of the same prompt."""
+        stuck = [one for part in silent for one in self._stuck(part)]
+        busy = {one.prompt for one in self._telling.choices if one.finish_reason is None and one not in stuck}
+        return [one for one in stuck if one.prompt not in busy]
+
     def _stuck(self, part: Part) -> list[Choice]:
         """Those choices that wait for this leg and for no other."""
         return [choice for choice in self.unfinished(part) if choice.rival is None]
+
+
+def _ended(part: Part, said: ChunkChoice) -> bool:
+    """Whether all tokens were there, and only the end was missing."""
+    return part.replay is not None and said.finish_reason not in (None, "abort")
 
 
 def understood(part: Part, raw: bytes) -> Chunk | None:

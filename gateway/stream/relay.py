@@ -17,28 +17,29 @@ from gateway.stream.pace import Pace
 from gateway.stream.part import Part, close_all
 from gateway.stream.races import Races
 from gateway.stream.refusals import given_up, refusal, refused, unanswered
+from gateway.stream.replay import replayed
 from gateway.stream.seams import Ask, Lease, Sink, Terms
 from gateway.stream.sse import DONE, END
+from gateway.stream.standing import Standing, lost_and
 from gateway.stream.telling import Telling
 from gateway.stream.template import Usual, learnt
 from gateway.stream.text import Piece, TextLost
-from gateway.stream.wire import Chunk, ChunkChoice, UpstreamError, read
+from gateway.stream.wire import Chunk, ChunkChoice, UpstreamError, head_of, read
 from guards.budget import Verdict
+from guards.continuing import Continues, Way
 from guards.refusal import CUTS, Ending, Reason, Refused
 
 
-class Relay:
+class Relay(Standing):
     """The stream as the flow sees it: `open` until it has ended, then `ending` and `detail` say how.
 
     refusal: set when it ended before anything was delivered; the client gets it with a status of its own.
-    failovers: how often it went on elsewhere after tokens were delivered.
-    recomputed: tokens that servers computed again because of it, which the house pays.
-    hedged: the same for races that the first leg won.
+    so_far: see `Telling`.
     """
 
     __slots__ = (
-        "_cut", "_legs_left", "_out", "_over", "_parts", "_races", "_telling", "body", "call", "detail", "ending",
-        "lease", "meter", "pace", "refusal", "sink", "terms",
+        "_cut", "_legs_left", "_over", "_parts", "body", "call", "detail", "lease", "meter", "pace", "refusal", "sink",
+        "so_far", "terms",
     )  # fmt: skip
 
     def __init__(
@@ -46,72 +47,39 @@ class Relay:
         on_gaps: Callable[[list[float]], None] = lambda gaps: None,
     ) -> None:  # fmt: skip
         self.call, self.sink, self.lease, self.meter, self.terms = call, sink, lease, lease.meter, terms
-        self.ending: Ending | None = None
         self.detail = ""
         self.refusal: Refused | None = None
         self.body: bytes | None = None  # a stream has none: it went out through the sink
         self.pace = Pace(clock, on_gaps)
         self._legs_left = terms.legs_max
         self._parts: list[Part] = []
-        self._out = Outbox(sink, self._parts)
-        self._telling = Telling(call, terms, self._out, self.pace)
-        self._races = Races(self._telling, terms.hedges_max)
+        out = Outbox(sink, self._parts)
+        telling = Telling(call, terms, out, self.pace)
+        super().__init__(out, telling, Races(telling, terms.hedges_max))
+        self.so_far = telling.so_far
         self._cut: tuple[Choice, Sequence[int]] | None = None
         self._over = False  # nothing is written any more
 
-    @property
-    def open(self) -> bool:
-        return self.ending is None
-
-    @property
-    def failovers(self) -> int:
-        return self._telling.failovers
-
-    @property
-    def recomputed(self) -> int:
-        return self._races.recomputed
-
-    @property
-    def hedged(self) -> int:
-        return self._races.hedged
-
-    @property
-    def prompt_tokens(self) -> int:
-        return self._telling.prompt_tokens
-
-    @property
-    def prompt_known(self) -> bool:
-        return None not in self._telling.prompts
-
-    @property
-    def completion_tokens(self) -> int:
-        return self._telling.completion_tokens
-
-    @property
-    def delivered(self) -> bool:
-        """Whether the client has any of it; before, a lost leg is simply tried anew."""
-        return self._out.sent or self._telling.begun
-
-    @property
-    def needs_leg(self) -> bool:
-        """Whether part of it is left that no leg brings."""
-        return self.open and any(one.finish_reason is None and one.owner is None for one in self._telling.choices)
-
     # ---------------------------------------------------------------- legs, for the flow
 
-    async def asks(self) -> list[Ask]:
-        """Say what the next legs must ask for; none when the stream has ended instead."""
+    async def asks(self, continues: Continues | None = None) -> list[Ask]:
+        """Say what the next legs must ask for; none when the stream has ended instead.
+
+        continues: what the replica does by replay that they go to; None: nothing.
+        """
         self._legs_left -= 1
         telling = self._telling
         if not self.delivered:
             telling.restart()
-            return [asks.whole(self.call, self.terms)]
+            return [asks.whole(self.call, self.terms, telling.seed_for(continues))]
+        way = telling.way(continues)
+        if way is None:
+            self.fail(*self.stuck([continues]))
+            return []
         telling.failovers += 1
         orphans = [one for one in telling.choices if one.finish_reason is None and one.owner is None]
         try:
-            for choice in orphans:
-                await telling.adopt(choice)
-            missing = [telling.rest(choice) for choice in orphans if not telling.finish_at_length(choice)]
+            missing = telling.replays(orphans, continues) if way is Way.REPLAY else await telling.rests(orphans)
         except TextLost as lost:
             self._uncontinuable(lost)
             return []
@@ -120,9 +88,9 @@ class Relay:
         self._flush()
         return missing
 
-    async def hedges(self, silent: Sequence[Part]) -> list[Ask]:
+    async def hedges(self, silent: Sequence[Part], continues: Continues | None = None) -> list[Ask]:
         """Say what second legs must ask for beside silent ones; none where that is not exact, or not needed."""
-        missing = await self._races.asks(silent) if self.open else []
+        missing = await self._races.asks(silent, continues) if self.open else []
         self._finish_if_told()  # all may be there but an end that does not come
         self._flush()
         return missing
@@ -130,6 +98,8 @@ class Relay:
     def part(self, ask: Ask, on_win: Callable[[], None] | None = None) -> Part:
         """Make the receiver for one leg. on_win: of a leg that races a silent one, called if it wins."""
         part = Part(self, ask, on_win)
+        if ask.replay:
+            replayed(part, self._telling)
         self._parts.append(part)
         if part.racing:
             self._races.enter(part)
@@ -141,6 +111,8 @@ class Relay:
     async def ended(self, part: Part, end: LegEnd) -> bool:
         """Take in a leg's end; answer whether its part was left unfinished, by the server's fault."""
         self._parts.remove(part)
+        if part.replay is not None and part.replay.failed(end):
+            self._telling.distrusts = True
         part.retire()
         if part.racing:
             self._races.withdraw(part)
@@ -164,10 +136,6 @@ class Relay:
         self._finish_if_told()  # and the usage or [DONE] that should have followed was lost
         self._flush()
         return bool(mine)
-
-    async def stays(self) -> str | None:
-        """Say why it can only end where it is; None where it can go on elsewhere. Nothing of it is changed."""
-        return await self._telling.stays() if self.delivered else None
 
     def fail(self, ending: Ending, detail: str) -> None:
         """End the stream with an error that the client sees, lest it pass for success, or with a cut."""
@@ -252,7 +220,7 @@ class Relay:
         if prompt is not None and not self._charge_prompt(choice, prompt):
             return self.ending is not None
         if telling.wording.head is None:
-            telling.wording.head = Chunk(id=chunk.id, created=chunk.created, model=chunk.model)  # not its prompt's ids
+            telling.wording.head = head_of(chunk)
         if (said.finish_reason is not None or choice.rival is not None) and self._ended_or_won(part, choice, said):
             return True
         if ids:
@@ -261,9 +229,9 @@ class Relay:
                 return True
             if not self._covered(part, choice, ids):
                 return self.ending is not None
-            if part.template is None and len(part.choices) == 1:
+            if part.template is None and len(part.choices) == 1 and choice.index == said.index:
                 part.template = learnt(raw, chunk)
-        elif said.content and not telling.may_be_apart(choice):
+        elif said.content and not telling.may_be_apart(choice) and (part.replay is None or said.finish_reason is None):
             part.lose("the server sent text without its token ids")
             return True
         if choice.transcript is None:
@@ -286,6 +254,8 @@ class Relay:
             self._reword(part, choice, ids)
             return True
         choice.role_sent = True
+        if len(ids) > 1:
+            choice.together(len(ids))
         choice.ids.extend(ids)
         choice.characters += len(text)
         choice.crc = crc32(text.encode(), choice.crc)
@@ -322,7 +292,7 @@ class Relay:
         elif chunk.error is not None:
             self._upstream_error(part, chunk.error)
         elif chunk.usage is not None:
-            self._telling.usage(raw, chunk.usage)
+            self._telling.usage(raw, chunk.usage, len(part.choices))
 
     def _paid(self, verdict: Verdict, choice: Choice, ids: Sequence[int]) -> bool:
         """Whether tokens were counted against the lease; ask for more in time, and wait or end where they were not."""
@@ -413,16 +383,14 @@ class Relay:
 
     def _lost(self, why: str, *, late: bool, erred: bool) -> None:
         """A leg was lost: may another one go on? Else the stream ends. late: by a time limit; erred: see `LegEnd`."""
-        if self.delivered and (feature := self._telling.obstacle()) is not None:
-            self._uncontinuable(f"{feature} cannot be continued exactly on another")
-        elif self.delivered and self._legs_left <= 0:
+        if self.delivered and self._legs_left <= 0:
             said = f"The servers that generated this answer were lost; the last: {why}."
             self.fail(Ending.SILENT if late else Ending.UPSTREAM_LOST, said)
         elif not self.delivered and (self._legs_left <= 0 or (erred and not self.terms.retry())):
             self._refuse(unanswered(why, late=late, legs_left=self._legs_left))
 
     def _uncontinuable(self, why: object) -> None:
-        self.fail(Ending.UNCONTINUABLE, f"The server that generated this answer was lost, and {why}.")
+        self.fail(Ending.UNCONTINUABLE, lost_and(why))
 
     def _end_budget(self, choice: Choice, ids: Sequence[int]) -> None:
         """The budget ended: deliver what it still pays for, and close."""
@@ -445,3 +413,4 @@ class Relay:
         """Give the client what has gathered, once there is a token or an end to give."""
         if self._out.sent or self.delivered or self.ending is not None:
             self._out.flush(last=self.ending is not None)
+

@@ -1,6 +1,8 @@
 """What a relay touches: the client's sink, the budget's lease, the legs; and the terms it is given."""
 
 from collections.abc import Callable
+from functools import partial
+from random import getrandbits
 from typing import NamedTuple, Protocol
 
 from gateway.stream.choice import Words
@@ -71,6 +73,7 @@ class Ask(NamedTuple):
     again: tokens that other servers have computed already, in prompts and answers.
     likely: tokens that it will take there, prompt and answers, about.
     words: what will word its choice, should it win a race; None where that is known already.
+    replay: it begins with what its client has of these choices.
     """
 
     path: str
@@ -79,6 +82,19 @@ class Ask(NamedTuple):
     again: int = 0
     words: Words | None = None
     likely: int = 0
+    replay: bool = False
+
+
+class House(NamedTuple):
+    """What was computed for a request that nobody is charged for, in tokens.
+
+    recomputed: that servers computed again because it went on elsewhere. restored: that they had no need to, for these
+        were in a cache of theirs, or in a page store. hedged: as recomputed, for races that the first leg won.
+    """
+
+    recomputed: int = 0
+    restored: int = 0
+    hedged: int = 0
 
 
 class Terms(NamedTuple):
@@ -92,6 +108,7 @@ class Terms(NamedTuple):
     spells_special: that decoder cannot leave special tokens out.
     window: tells the model's length limit in tokens, prompt and answer together; None while no server told it.
     retry: takes one of the tries that all requests together have where servers answer with errors, if one is left.
+    draw: a seed for an answer whose client gave none, below 2³¹.
     prompt_likely, answer_likely: tokens that all prompts and each choice will take, about.
     asked_likely: that each would have taken as it was asked for; 0 where that is the same.
     """
@@ -108,3 +125,4 @@ class Terms(NamedTuple):
     asked_likely: int = 0
     cap: Ending = Ending.BUDGET
     retry: Callable[[], bool] = lambda: True
+    draw: Callable[[], int] = partial(getrandbits, 31)

@@ -5,6 +5,7 @@ is decoded and encoded again only when its bytes are not what vLLM writes.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -34,6 +35,15 @@ class Delta(Struct, gc=False):
         if self.reasoning or self.reasoning_content:
             return "reasoning"
         return "refusal" if self.refusal else None
+
+    @property
+    def apart(self) -> str:
+        """What it adds beside content: reasoning, and names and arguments of tools, as one text. Ids are not in it."""
+        said = [self.reasoning or self.reasoning_content, self.refusal]
+        for call in self.tool_calls if isinstance(self.tool_calls, list) else ():
+            function = call.get("function") if isinstance(call, dict) else None
+            said += [function.get("name"), function.get("arguments")] if isinstance(function, dict) else []
+        return "".join(one for one in said if isinstance(one, str))
 
 
 class ChunkChoice(Struct, gc=False):
@@ -99,8 +109,14 @@ class Chunk(Struct, gc=False):
     model: str = ""
     choices: list[ChunkChoice] = []
     prompt_token_ids: TokenIds | None = None
+    system_fingerprint: Any = None
     usage: Usage | None = None
     error: UpstreamError | None = None
+
+
+def head_of(chunk: Chunk) -> Chunk:
+    """What is the same in all chunks of a stream. Its prompt's ids are not kept with it."""
+    return Chunk(chunk.id, chunk.created, chunk.model, system_fingerprint=chunk.system_fingerprint)
 
 
 decode_chunk = msgspec.json.Decoder(Chunk).decode
@@ -108,6 +124,7 @@ _decode_usage = msgspec.json.Decoder(Usage).decode
 encode = msgspec.json.encode
 DETAIL = re.compile(rb'_details"\s*:\s*\{')
 _IDS = (b',"token_ids":[', b',"prompt_token_ids":[')
+NOTHING: Mapping[str, Any] = {}
 
 
 def details(usage: Raw) -> tuple[int, int]:
@@ -174,9 +191,19 @@ def count(ids: Raw) -> int | None:
     return raw.count(b",") + 1 if raw.strip(b"[] \n\r\t") else 0
 
 
-def rewritten(raw: bytes, *, drop_ids: bool, stop_reason: str | None = None, drop_reasoning: bool = False) -> bytes:
-    """Decode and encode an event: for bytes that are not vLLM's usual ones. Some 15 times dearer."""
-    body = msgspec.json.decode(raw[len(DATA) :])
+def rewritten(
+    raw: bytes,
+    *,
+    drop_ids: bool,
+    stop_reason: str | None = None,
+    drop_reasoning: bool = False,
+    more: Mapping[str, Any] = NOTHING,
+) -> bytes:
+    """Decode and encode an event: for bytes that are not vLLM's usual ones. Some 15 times dearer.
+
+    more: fields that it gets.
+    """
+    body = msgspec.json.decode(raw[len(DATA) :]) | more
     if drop_ids:
         clear_ids(body)
     for choice in body.get("choices", ()):
@@ -184,6 +211,16 @@ def rewritten(raw: bytes, *, drop_ids: bool, stop_reason: str | None = None, dro
             choice["stop_reason"] = stop_reason
         if drop_reasoning:
             clear_reasoning(choice.get("delta"))
+    return DATA + encode(body)
+
+
+def renumbered(raw: bytes, index: int, wanted: int) -> bytes:
+    """Give the choice of an event another number: of a leg that brings some of the client's choices."""
+    said = b'"choices":[{"index":%d,'
+    if (found := raw.find(said % index)) >= 0:
+        return raw[:found] + said % wanted + raw[found + len(said % index) :]
+    body = msgspec.json.decode(raw[len(DATA) :])
+    body["choices"][0]["index"] = wanted
     return DATA + encode(body)
 
 

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from gateway.stream.call import Call, Endpoint
 from gateway.stream.choice import Choice
-from gateway.stream.sse import DONE, END
+from gateway.stream.sse import DATA, DONE, END
 from gateway.stream.wire import Chunk, event
 
 BUDGET_STOP = "budget_exceeded"  # the stop_reason of an answer that its budget ended
@@ -29,7 +31,7 @@ class Wording:
             return b""
         choice.role_sent = True
         body = {"index": choice.index, "delta": {"role": "assistant", "content": ""}, "logprobs": None}
-        return event(self._envelope() | {"choices": [body | {"finish_reason": None}]})
+        return event(self.envelope() | {"choices": [body | {"finish_reason": None}]})
 
     def text(
         self,
@@ -46,7 +48,7 @@ class Wording:
         if choice.finish_reason is not None or not self._chat:
             body["stop_reason"] = stop_reason
         body["token_ids"] = list(ids) if self._call.wants_ids else None
-        chunk = self._envelope() | {"choices": [body]} | told
+        chunk = self.envelope() | {"choices": [body]} | told
         if self._call.continuous_usage:
             chunk["usage"] = _usage(prompt_tokens, len(choice.ids))
         return self.role(choice) + event(chunk)
@@ -54,7 +56,16 @@ class Wording:
     def usage(self, prompt_tokens: int, completion_tokens: int, told: dict[str, Any]) -> bytes:
         """The last chunk: usage over all legs, each token counted once."""
         usage = _usage(prompt_tokens, completion_tokens)
-        return event(self._envelope() | {"choices": [], "usage": usage} | told)
+        return event(self.envelope() | {"choices": [], "usage": usage} | told)
+
+    def last(
+        self, raw: bytes, prompt_tokens: int, completion_tokens: int, tale: dict[str, Any]
+    ) -> bytes:
+        """The same in the words of the server that told the end: but what it had cached is what we sent it again."""
+        body: dict[str, Any] = msgspec.json.decode(raw[len(DATA) :])
+        usage = body["usage"] | _usage(prompt_tokens, completion_tokens)
+        usage.pop("prompt_tokens_details", None)
+        return event(body | {"usage": usage} | tale)
 
     @staticmethod
     def error(detail: str, code: str) -> bytes:
@@ -65,7 +76,8 @@ class Wording:
     def done() -> bytes:
         return DONE + END
 
-    def _envelope(self) -> dict[str, Any]:
+    def envelope(self) -> dict[str, Any]:
+        """What all chunks begin with, in vLLM's order."""
         head = self.head or Chunk(id=self._call.request_id, model=self._call.model)
         kind = "chat.completion.chunk" if self._chat else "text_completion"
         return {"id": head.id, "object": kind, "created": head.created, "model": head.model}

@@ -1,12 +1,14 @@
 """A stage for one request: the real flow, fleet and relay over legs that a test plays by hand."""
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 from gateway.books.tenants import OPEN
 from gateway.fleet.listener import Listener
+from gateway.fleet.page_status import Pages, Plugin, read
 from gateway.fleet.pulse import Pulse, Watch
 from gateway.fleet.replica import Replica
 from gateway.fleet.replicas import Care, Fleet
@@ -16,8 +18,10 @@ from gateway.stream.leg_end import Cause, LegEnd
 from gateway.stream.relay import Relay
 from gateway.stream.seams import Ask, Terms
 from gateway.turns import Turns
+from guards.continuing import Way
 from guards.health import Health
 from guards.place import Rank
+from loadtests.stub_server import PAGES
 from tests.gateway.stream.fakes import Engine, FakeLease, FakeSink, Seen, terms_for
 
 UP = Health(up=True, why="answers")
@@ -89,15 +93,17 @@ class Record:
         self.hedges: list[str] = []
         self.wins: list[str] = []
         self.same: list[bool | None] = []  # of each time that a replica was picked
+        self.ways: list[Way | None] = []
 
-    def leg_opened(self, name: str, same_model: bool | None = None) -> float:
+    def leg_opened(self, name: str, same_model: bool | None = None, way: Way | None = None) -> float:
         self.same.append(same_model)
+        self.ways.append(way)
         return 0.0
 
     def leg_ended(self, name: str, end: LegEnd, lost: bool) -> None:
         self.ends.append((name, end.cause, lost))
 
-    def hedged(self, name: str) -> None:
+    def hedged(self, name: str, way: Way | None = None) -> None:
         self.hedges.append(name)
 
     def hedge_won(self, name: str) -> float:
@@ -127,13 +133,18 @@ class Stage:
         terms: Terms | None = None,
         lease: FakeLease | None = None,
         per_chunk: int = 1,
+        continues: str = "",
     ) -> None:
+        """continues: the replicas that continue streams by replay, seeded ones too."""
         self.call, self.engine, self.per_chunk = call, engine, per_chunk
         self.legs: list[Leg] = []
         self.record, self.sink, self.lease = Record(), Sink(), lease or FakeLease()
         self.now_s = 100.0
         servers = [Replica(name, standby=name != "a", model="tiny", health=UP, pulse=Pulse()) for name in replicas]
         self.fleet = Fleet(servers, self._ask, Listener(), care or Care(60.0, 1.0), lambda: self.now_s)
+        for one in servers:
+            if one.name in continues:
+                one.pages = continuing()
         targets: Any = {name: name for name in replicas}
         self.relay = Relay(call, self.sink, self.lease, terms or terms_for(call), lambda: self.now_s)
         nothing: Any = None
@@ -188,6 +199,12 @@ class Stage:
     async def _ask(self, name: str, path: str, body: bytes | None, timeout_s: float) -> LegEnd:
         await asyncio.sleep(3600)  # no canary is answered while a test plays
         return HUNG
+
+
+def continuing(at_s: float = 100.0, **more: Any) -> Pages:
+    """What is known of a replica that said then that it continues streams by replay."""
+    said = PAGES | {"continues": {"protocol": 1, "seeds": True, "refused": []}} | more
+    return Pages(plugin=Plugin.TOLD, status=read(json.dumps(said).encode(), at_s), fresh_s=15.0)
 
 
 def causes(legs: Sequence[Leg]) -> list[Cause]:

@@ -56,6 +56,7 @@ def test_everything_that_is_known_is_told():
     assert told == {
         "replica": "a:1", "role": "active", "models": ["m"], "window": {"m": 4096}, "state": "backing off",
         "why": "answers", "for_s": 10.0, "trusted_in_s": 1.5, "flaps": 2, "load": 3, "streams": 0, "silent": 0,
+        "ready": False, "sessions": 0, "hot_sessions": 0,
         "weight": 0.125, "worse": ["40 requests wait there, at the others 1"],
         "waiting": 40.0, "kv_used": 0.5, "preemptions": 12.0, "gauges_age_s": 2.0,
         "drained": None,
@@ -93,7 +94,7 @@ def paged(name: str = "a:1", pages: int = 0, **said: Any) -> Replica:
     """A replica with the plugin, which has found so many corrupt pages."""
     corrupt = [{"kind": "changed", "where": "gate", "pages": pages}, {"kind": "absent", "where": "gate", "pages": 7}]
     one = Replica(name, model="m", health=UP)
-    one.pages.plugin = Plugin.TOLD
+    one.pages.plugin, one.pages.fresh_s = Plugin.TOLD, 15.0
     one.pages.status = read(json.dumps(PAGES | {"corrupt": corrupt} | said).encode(), 98.0)
     one.pages.corruption.note(0, 1, 0.0)
     one.pages.corruption.note(pages, 1, 98.0)
@@ -102,7 +103,10 @@ def paged(name: str = "a:1", pages: int = 0, **said: Any) -> Replica:
 
 def test_everything_that_a_plugin_says_is_told():
     """With its age, and how much of it is of the last minutes."""
-    (told,) = shown([paged(pages=30, unprotected=["weights"])], NOW_S, flapping.Plan())
+    continues = {"protocol": 1, "seeds": False, "refused": ["logprobs"]}
+    store = {"kind": "lmdb", "lag_s": 0.25, "saved": 9, "fenced": 2}
+    one = paged(pages=30, unprotected=["weights"], continues=continues, store=store)
+    (told,) = shown([one], NOW_S, flapping.Plan())
 
     assert (told["state"], told["drained"]) == ("drained", "30 corrupt pages in 600 s")
     assert told["pages"] == {
@@ -113,6 +117,8 @@ def test_everything_that_a_plugin_says_is_told():
         ],
         "requests": {"recomputed": 0, "aborted": 0}, "chains_broken": 0, "scrub_cycle_s": 1.25,
         "weights_cycle_s": None, "weights_changed": 0,
+        "continues": {"seeds": False, "refused": ["logprobs"]}, "continues_not": "",
+        "store": store | {"queued_pages": 0, "shed": 0, "lost": 0, "loaded": 0, "missed": 0},
     }  # fmt: skip
 
 
@@ -120,18 +126,32 @@ def test_pages_have_a_table_of_their_own():
     """All of it; nothing where there is no plugin; and unknown where nobody has asked."""
     without, odd = Replica("b:1"), paged("d:1")
     without.pages.plugin, odd.pages.plugin = Plugin.NONE, Plugin.UNREADABLE
-    replicas = [paged(pages=30), without, Replica("c:1"), odd, paged("e:1", protected=False, unprotected=["weights"])]
+    protocol = {"protocol": 1, "seeds": True, "refused": []}
+    first = paged(pages=30, continues=protocol)
+    last = paged("e:1", protected=False, unprotected=["weights"], continues=protocol | {"refused": ["logprobs"]})
+    replicas = [first, without, Replica("c:1"), odd, last]
 
     rows = [page_cells(one) for one in shown(replicas, NOW_S, flapping.Plan())]
 
     assert rows == [
-        ("a:1", "protected", "37", "30 in 600 s", "3fa9c1d2", "1.2 s", "2 s ago", "30 changed, 7 absent"),
-        ("b:1", "none", "", "", "", "", "", ""),
-        ("c:1", "unknown", "?", "?", "?", "?", "?", ""),
-        ("d:1", "unreadable", "7", "0 in 600 s", "3fa9c1d2", "1.2 s", "2 s ago", "7 absent"),
-        ("e:1", "unprotected", "7", "0 in 600 s", "3fa9c1d2", "1.2 s", "2 s ago", "7 absent, unprotected: weights"),
-    ]
+        ("a:1", "protected", "37", "30 in 600 s", "3fa9c1d2", "1.2 s", "yes", "2 s ago", "30 changed, 7 absent"),
+        ("b:1", "none", "", "", "", "", "", "", ""),
+        ("c:1", "unknown", "?", "?", "?", "?", "?", "?", ""),
+        ("d:1", "unreadable", "7", "0 in 600 s", "3fa9c1d2", "1.2 s", "no", "2 s ago", "7 absent"),
+        ("e:1", "unprotected", "7", "0 in 600 s", "3fa9c1d2", "1.2 s", "mostly", "2 s ago",
+         "7 absent, unprotected: weights"),
+    ]  # fmt: skip
     assert {len(row) for row in rows} == {len(PAGES_COLUMNS)}
+
+
+def test_sessions_and_a_page_store_are_told_of_in_the_notes():
+    """How many live there, how many of others are kept loaded there, and what was not written."""
+    store = {"kind": "lmdb", "queued_pages": 12, "lag_s": 0.26, "shed": 3}
+    (told,) = shown([paged(store=store)], NOW_S, flapping.Plan(), {"a:1": (34, 5)})
+
+    assert (told["ready"], told["sessions"], told["hot_sessions"]) == (True, 34, 5)
+    notes = "34 sessions, 5 of others kept loaded, lmdb: 12 queued, 0.3 s behind, 3 shed"
+    assert page_cells(told)[-1] == f"7 absent, {notes}"
 
 
 def test_the_table_of_pages_fits_a_terminal(monkeypatch):
@@ -162,6 +182,16 @@ def test_replicas_of_one_model_that_differ_are_named():
     out = io.StringIO()
     show({"replicas": [], "warnings": [line]}, out)
     assert line in out.getvalue()
+
+
+def test_why_a_replica_continues_no_streams_is_said():
+    """By its plugin; one that was not asked lately is not known to continue any, and nothing is said of it."""
+    why, stale = paged("a", continues=None, continues_not="names of vLLM have moved"), paged("b")
+    stale.pages.fresh_s = 1.0
+    told = shown([why, stale], NOW_S, flapping.Plan())
+
+    assert warnings(told) == ["a continues no streams of others by replay: names of vLLM have moved"]
+    assert [one["pages"]["continues"] for one in told] == [None, None]
 
 
 @pytest.mark.parametrize(

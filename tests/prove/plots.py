@@ -9,12 +9,16 @@ from gateway.spend_plot import COLOURS, SVG_HEIGHT, SVG_LEFT, SVG_WIDTH
 TOP, RIGHT, FOOT = 30, 20, 70
 TICKS = 5  # on the upright axis, about
 LEGEND_WIDTH = 220
+STYLE = """<style>
+text { fill: #1f2328 } .grid { stroke: #d1d9e0 }
+@media (prefers-color-scheme: dark) { text { fill: #f0f6fc } .grid { stroke: #3d444d } }
+</style>"""
 
 Points = Sequence[tuple[float, float]]
 
 
 def svg(title: str, across: str, lines: Mapping[str, Points]) -> str:
-    """Draw lines by their names; both axes begin at 0."""
+    """Draw lines by their names; both axes begin at 0. Readable on light and on dark."""
     width, height = SVG_WIDTH - SVG_LEFT - RIGHT, SVG_HEIGHT - TOP - FOOT
     most_x = max(x for points in lines.values() for x, _ in points)
     step = _step(max(y for points in lines.values() for _, y in points) or 1.0)
@@ -26,7 +30,7 @@ def svg(title: str, across: str, lines: Mapping[str, Points]) -> str:
     drawn = [f'<text x="{SVG_LEFT}" y="18" font-size="13">{escape(title)}</text>']
     for number in range(round(most_y / step) + 1):
         x, y = at(0, number * step).split()
-        drawn.append(f'<path d="M{x} {y}h{width}" stroke="#ddd"/>')
+        drawn.append(f'<path d="M{x} {y}h{width}" class="grid"/>')
         drawn.append(f'<text x="{SVG_LEFT - 6}" y="{float(y) + 4:.1f}" text-anchor="end">{number * step:g}</text>')
     for x_value in sorted({x for points in lines.values() for x, _ in points}):
         x, y = at(x_value, 0).split()
@@ -45,7 +49,7 @@ def svg(title: str, across: str, lines: Mapping[str, Points]) -> str:
         drawn.append(f'<rect x="{left}" y="{SVG_HEIGHT - 22}" width="10" height="10" fill="{colour}"/>')
         drawn.append(f'<text x="{left + 14}" y="{SVG_HEIGHT - 13}">{escape(name)}</text>')
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {SVG_WIDTH} {SVG_HEIGHT}" font-family="sans-serif"'
-    return "\n".join([f'{head} font-size="11">', *drawn, "</svg>", ""])
+    return "\n".join([f'{head} font-size="11">', STYLE, *drawn, "</svg>", ""])
 
 
 def _step(most: float) -> float:

@@ -107,7 +107,8 @@ def workers(module: str, arguments: dict[str, list[str]]) -> Iterator[dict[str, 
 
 def _started(module: str, arguments: list[str], **pipes: Any) -> "subprocess.Popen[str]":
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    command = [str(vllm_python()), "-m", f"{ROOM}.{module}", *arguments]
+    program = module if module.startswith("tests.") else f"{ROOM}.{module}"
+    command = [str(vllm_python()), "-m", program, *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, bufsize=1, **pipes)
 
 

@@ -1,6 +1,7 @@
 """Plans and exchange with a store of this process: what is brought, and what is not believed."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -8,16 +9,29 @@ import pytest
 from tests.vllm_plugin import stores
 from tests.vllm_plugin.models import FakeServed
 from tests.vllm_plugin.tensors import LAYOUTS, logical, pages
+from vllm_plugin import crew
 from vllm_plugin.digest import Pages, Part, Rank
 from vllm_plugin.digests import Digests
 from vllm_plugin.exchange import Exchange
+from vllm_plugin.loads import Loads
 from vllm_plugin.page import Kind, Load, Orders, Page, Where
 from vllm_plugin.plans import LOADS_MAX, Plans
+from vllm_plugin.whose import Whose
 from vllm_plugin.worker_side import WorkerHalf
 
 
 def page(block: int, chain: bytes, position: int = 0) -> Page:
     return Page(block, 1, 0, chain, position)
+
+
+class Asked:
+    """What a store has, at once."""
+
+    def __init__(self, store: stores.DictStore) -> None:
+        self.held = lambda request_id, keys: store.held(keys)
+
+    def drop(self, request_id: str) -> None:
+        pass
 
 
 class World:
@@ -35,8 +49,25 @@ class World:
             digest=digests.in_place, key=lambda chain: model + chain,
         )  # fmt: skip
 
-    def write(self, block: int, content: bytes) -> None:
-        self.memory[block] = np.frombuffer(content, np.uint32)
+        self.half.loads = Loads(self.half.exchange, group.page_bytes)
+
+    def load(self, *loads, **orders):
+        """Steps until nobody waits any more. What was brought, what was lost, whose wait is over, which blocks not."""
+        loaded, lost, brought, blocks = set(), [], set(), set()
+        deadline_s = time.monotonic() + 10
+        while len(brought) < len(loads):
+            assert time.monotonic() < deadline_s
+            report = self.step(load=() if orders.pop("begun", False) else loads, **orders)
+            orders = {"begun": True}
+            loaded |= report.loaded
+            lost += report.lost
+            brought |= self.half.brought()
+            blocks |= self.half.not_brought()
+        return loaded, lost, brought, blocks
+
+    def write(self, blocks: list[int], contents: list[bytes]) -> None:
+        for block, content in zip(blocks, contents, strict=True):
+            self.memory[block] = np.frombuffer(content, np.uint32)
 
     def step(self, between=lambda: None, **orders):
         sent = Orders(1, **orders)
@@ -64,11 +95,8 @@ WANTED = (page(5, b"a"), page(6, b"b", 16), page(7, b"c", 32))
 def test_what_one_engine_sealed_another_one_has(store):
     """In other blocks; verified in their place, and resident from then on."""
     world = World(store)
-    report = world.step(load=(Load("r", WANTED, b""),))
 
-    assert report.loaded == set(WANTED)
-    assert world.half.brought() == {"r"}
-    assert world.half.not_brought() == set()
+    assert world.load(Load("r", WANTED, b"")) == (set(WANTED), [], {"r"}, set())
     assert world.step(check=WANTED).intact == set(WANTED)
 
 
@@ -93,24 +121,24 @@ def gone(store, key):
     (changed, Kind.CHANGED), (another, Kind.CHANGED), (cut, Kind.ABSENT), (gone, Kind.ABSENT),
 ])  # fmt: skip
 def test_what_is_not_what_it_must_be_is_reported_and_put_aside(store, damage, kind):
-    """The request ends its waiting all the same, and computes from there."""
+    """The request ends its waiting all the same, and computes from there: what is behind it is of no use."""
     damage(store, b"mb")
-    world = World(store)
-    report = world.step(load=(Load("r", WANTED, b""),))
 
-    assert report.loaded == {WANTED[0], WANTED[2]}
-    assert [(lost.page, lost.kind, lost.where) for lost in report.lost] == [(WANTED[1], kind, Where.LOAD)]
-    assert world.half.brought() == {"r"}
-    assert world.half.not_brought() == {6}
+    loaded, found, brought, blocks = World(store).load(Load("r", WANTED, b""))
+
+    assert loaded == {WANTED[0]}
+    assert [(lost.page, lost.kind, lost.where) for lost in found] == [(WANTED[1], kind, Where.LOAD)]
+    assert brought == {"r"}
+    assert blocks == {6, 7}
     assert store.quarantined == ([b"mb"] if kind == Kind.CHANGED else [])
 
 
 def test_what_was_brought_and_is_right_counts_as_used(store):
     """So that the store keeps it; not what was found wrong."""
     changed(store, b"mb")
-    World(store).step(load=(Load("r", WANTED, b""),))
+    World(store).load(Load("r", WANTED, b""))
 
-    assert [key for key, _ in store.used] == [b"ma", b"mc"]
+    assert [key for key, _ in store.used] == [b"ma"]
 
 
 def test_a_copy_that_goes_wrong_on_the_way_is_found_in_its_place(store):
@@ -118,17 +146,42 @@ def test_a_copy_that_goes_wrong_on_the_way_is_found_in_its_place(store):
     world = World(store)
     write = world.write
 
-    def badly(block, content):
-        write(block, content)
-        world.memory[block, 3] ^= 4
+    def badly(blocks, contents):
+        write(blocks, contents)
+        world.memory[blocks, 3] ^= 4
 
     world.half.exchange._write = badly
-    assert len(world.step(load=(Load("r", WANTED, b""),)).lost) == 3
+    loaded, found, _, blocks = world.load(Load("r", WANTED, b""))
+    assert (loaded, len(found), blocks) == (set(), 1, {5, 6, 7})
+
+
+def test_many_pages_are_brought_by_some_threads_each_to_its_block(monkeypatch):
+    """A few at a time; what is wrong is found wherever it is, and what is missing leaves its block as it was."""
+    monkeypatch.setattr(crew, "_cores", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr(crew.os, "sched_setaffinity", lambda *_: None)
+    store = stores.DictStore()
+    world = World(store)
+    chains = [b"%d" % block for block in range(8)]
+    world.step(seal=tuple(page(block, chain, 16 * block) for block, chain in enumerate(chains)))
+    world.step()
+    before = world.memory.copy()
+    changed(store, b"m3")
+    gone(store, b"m5")
+    world.memory[:] = 7
+    world.half.exchange._threads, world.half.exchange._at_once = 3, 2
+
+    wanted = [page(block, chain, 16 * block) for block, chain in enumerate(chains)]
+    arrived = world.half.exchange.load(wanted)
+
+    assert [one.kind for one in arrived] == [None, None, None, Kind.CHANGED, None, Kind.ABSENT, None, None]
+    assert [block for block in range(8) if (world.memory[block] == before[block]).all()] == [0, 1, 2, 4, 6, 7]
+    assert (world.memory[5] == 7).all()
 
 
 def test_pages_of_another_model_are_not_found(store):
     """They are under other keys."""
-    assert World(store, b"n").step(load=(Load("r", WANTED, b""),)).loaded == set()
+    loaded, _, brought, _ = World(store, b"n").load(Load("r", WANTED, b""))
+    assert (loaded, brought) == (set(), {"r"})
 
 
 def test_a_page_is_stored_when_the_step_that_filled_it_is_known_to_be_good():
@@ -138,7 +191,7 @@ def test_a_page_is_stored_when_the_step_that_filled_it_is_known_to_be_good():
     world.step(seal=(page(1, b"a"), page(2, b"b", 16)))
     assert not store.pages
     right = world.memory[1].tobytes()
-    world.step(forget=(1,), between=lambda: world.write(1, bytes(256)))
+    world.step(forget=(1,), between=lambda: world.write([1], [bytes(256)]))
 
     assert store.pages[b"ma"].payload == right
 
@@ -156,7 +209,7 @@ def test_what_was_computed_from_a_bad_page_is_not_stored_and_not_left_there():
 
 
 def plans(store) -> Plans:
-    return Plans(store, lambda chain: b"m" + chain, 16)
+    return Plans(Asked(store), lambda chain: b"m" + chain, 16)
 
 
 def test_a_plan_begins_where_the_cache_ends_and_leaves_the_last_token(store):
@@ -172,7 +225,7 @@ def test_a_plan_begins_where_the_cache_ends_and_leaves_the_last_token(store):
 
 def test_what_is_there_and_cannot_be_loaded_is_computed_in_the_end(store):
     """Another process may have to wait before it can put it aside; who asks for it does not wait that long."""
-    plans = Plans(store, lambda chain: b"m" + chain, 16)
+    plans = Plans(Asked(store), lambda chain: b"m" + chain, 16)
     for _ in range(LOADS_MAX):
         assert plans.beyond("r", [b"a", b"b"], 33, 0) == 32
         plans.load("r", [1, 2], page)
@@ -185,7 +238,7 @@ def test_what_is_there_and_cannot_be_loaded_is_computed_in_the_end(store):
 def test_there_is_no_plan_without_pages_and_none_for_an_unknown_model(store):
     """Nor behind a gap."""
     assert plans(store).beyond("r", [b"x", b"b"], 64, 0) == 0
-    assert Plans(store, lambda chain: None, 16).beyond("r", [b"a", b"b"], 64, 0) == 0
+    assert Plans(Asked(store), lambda chain: None, 16).beyond("r", [b"a", b"b"], 64, 0) == 0
     del store.pages[b"ma"]
     assert plans(store).beyond("r", [b"a", b"b"], 64, 0) == 0
 
@@ -197,11 +250,13 @@ def test_a_page_that_is_written_is_the_page_that_was_read(layout):
     group = pages([logical(rng, 4, 8, 2, 16, "float16") for _ in range(2)], layout)
     before = [group.bytes(block) for block in range(4)]
 
-    group.write(1, before[3])
+    group.write([1, 2], [before[3], memoryview(before[0])])
 
-    assert [group.bytes(block) for block in range(4)] == [before[0], before[3], before[2], before[3]]
-    with pytest.raises(ValueError, match="no page"):
-        group.write(1, b"1234")
+    assert [group.bytes(block) for block in range(4)] == [before[0], before[3], before[0], before[3]]
+    for blocks, contents, why in ([1], [b"1234"], "no page"), ([1, 2], [before[0]], "not for 2 blocks"):
+        with pytest.raises(ValueError, match=why):
+            group.write(blocks, contents)
+    assert group.bytes(1) == before[3]
 
 
 def test_what_was_planned_for_another_model_is_not_brought(store):
@@ -262,9 +317,10 @@ def test_the_store_is_swept_from_time_to_time_without_waiting(store):
 def test_pages_are_stored_and_used_under_the_session_that_was_said(store):
     """Others under that of the minute."""
     world = World(store)
-    world.step(seal=(page(1, b"x"), page(2, b"y")), sessions={1: "alice"})
-    world.step(load=(Load("r", WANTED, b"", "bob"),))
+    world.step(seal=(page(1, b"x"), page(2, b"y")), whose={1: Whose("alice", 3)})
+    world.load(Load("r", WANTED, b"", Whose("bob", 2)))
 
     assert store.pages[b"mx"].manifest.session == "alice"
+    assert store.pages[b"mx"].manifest.generation == 3
     assert store.pages[b"my"].manifest.session not in ("alice", "", "bob")
     assert {session for _, session in store.used} == {"bob"}

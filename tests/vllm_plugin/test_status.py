@@ -2,6 +2,7 @@
 
 import msgspec
 
+from vllm_plugin.progress import LAG, QUEUED
 from vllm_plugin.refusals import Facts
 from vllm_plugin.settings import Settings
 from vllm_plugin.status import Answer, of_scheduler, of_worker, status
@@ -40,6 +41,7 @@ def test_a_status_has_these_names():
             "resident": 5, "sealed": 7, "verified": 8, "scrubbed": 9, "evicted": 2, "withdrawn": 1, "saved": 10,
             "loaded": 4,
         },
+        "store": None,
         "corrupt": [
             {"kind": "changed", "where": "gate", "pages": 2}, {"kind": "misplaced", "where": "scrub", "pages": 1},
         ],
@@ -48,6 +50,21 @@ def test_a_status_has_these_names():
         "scrub": {"cycle_s": 1.25},
         "digest": {"seconds": 0.5, "bytes": 4096},
         "prefix": {"asked_tokens": 20300, "hit_tokens": 256},
+    }  # fmt: skip
+
+
+def test_how_far_replication_is_is_told_where_there_is_a_store():
+    """Of many workers what waits is added up, and the longest wait counts."""
+    scheduler = of_scheduler(Settings(store="redis://a/0"), Facts(), b"m", {"pages_loaded": 4.0})
+    totals = {
+        "pages_saved": 5, "pages_deduplicated": 6, "pages_shed": 7, "pages_lost": 8, "pages_fenced": 9,
+        "pages_missed": 10, "store_failures": 11,
+    }  # fmt: skip
+    workers = [of_worker(0, 0.0, totals, writing={QUEUED: 1 + n, LAG: 0.5 * n}) for n in range(2)]
+
+    assert status("", [Answer(scheduler, workers)])["store"] == {
+        "kind": "redis", "queued_pages": 3, "lag_s": 0.5, "saved": 10, "deduplicated": 12, "shed": 14, "lost": 16,
+        "fenced": 18, "loaded": 4, "missed": 20, "failures": 22,
     }  # fmt: skip
 
 

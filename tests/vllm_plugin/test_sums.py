@@ -221,14 +221,14 @@ def test_it_compiles_where_nothing_can_be_kept(monkeypatch):
     """In a container whose folders are all read-only it is compiled in each process."""
     from numba.core import caching
 
-    from vllm_plugin.digest import numba_sums
+    from vllm_plugin.digest import numba_code, numba_sums
 
     def nothing(keys, address, block_stride, column, offset, key, words, tile, ids, found):
         pass
 
     monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
 
-    assert type(numba_sums._compiled(nothing)._cache).__name__ == "NullCache"
+    assert type(numba_code.compiled(numba_sums.SIGNATURE)(nothing)._cache).__name__ == "NullCache"
 
 
 def test_the_speed_can_be_measured():

@@ -5,6 +5,8 @@ from argparse import Namespace
 import pytest
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
+from vllm_plugin.progress import COUNTED, Progress
+from vllm_plugin.store.contract import Writing
 from vllm_plugin.telemetry import Metrics, Stats
 
 
@@ -43,6 +45,25 @@ def test_corrupt_pages_have_their_kind_and_who_found_them(metrics):
     metrics.observe({"corrupt.changed.scrub": 2})
 
     assert value("holdfast_pages_corrupt_total", engine="0", kind="changed", where="scrub") == 2
+
+
+def test_how_far_replication_is_becomes_metrics(metrics):
+    """What the store counted since the last step, which never goes down; what waits is a state."""
+    told = [Writing(), Writing(3, 0.5, put=2, shed=2), Writing(1, 0.25, 4, 5, 1, 6, 7, 8)]
+    progress = Progress(lambda: told[0])
+    while told:
+        one = Stats()
+        for name, number in progress.counts():
+            one.count(name, number)
+        for name, number in progress.states().items():
+            one.state(name, number)
+        metrics.observe(one.data)
+        told.pop(0)
+
+    said = {field: value(f"holdfast_{name}_total", engine="0") for field, name in COUNTED.items()}
+    assert said == {"put": 4, "known": 5, "shed": 2, "lost": 6, "fenced": 7, "failed": 8}
+    assert value("holdfast_store_queued_pages", engine="0") == 1
+    assert value("holdfast_store_lag_seconds", engine="0") == 0.25
 
 
 def test_prefixes_have_their_length_and_their_batch(metrics):

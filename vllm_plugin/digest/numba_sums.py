@@ -1,14 +1,11 @@
 """The tile sums on the CPU, compiled. Needs numba; whoever imports this compiles, or finds it compiled before."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from numba import carray, njit, types
-from numba.extending import intrinsic
+from numba import carray, types
 from numpy.typing import NDArray
 
 from vllm_plugin.digest.keys import KEYS
+from vllm_plugin.digest.numba_code import compiled, inputs, words_at
 from vllm_plugin.digest.segments import Alike
 
 
@@ -20,36 +17,13 @@ def sums(kinds: list[Alike], tiles: int, ids: NDArray[np.int64]) -> NDArray[np.u
     return found
 
 
-@intrinsic
-def _pointer(context: Any, address: Any) -> Any:
-    """The 32-bit words at an address."""
-    signature = types.CPointer(types.uint32)(types.uint64)
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return signature, build
-
-
-def _inputs(*names: str) -> list[Any]:
-    return [types.Array(getattr(types, name), 1, "C", readonly=True) for name in names]
-
-
 SIGNATURE = types.void(
-    *_inputs("uint64", "uint64", "uint64", "int64", "uint64", "int64", "int64", "int64", "int64"),
+    *inputs("uint64", "uint64", "uint64", "int64", "uint64", "int64", "int64", "int64", "int64"),
     types.Array(types.uint64, 2, "C"),
 )
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Compiled for this very CPU, and kept on the disk where there is a place for it."""
-    try:
-        return njit(SIGNATURE, nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:  # no folder for it can be written
-        return njit(SIGNATURE, nogil=True, error_model="numpy")(function)
-
-
-@_compiled
+@compiled(SIGNATURE)
 def _sums(keys, address, block_stride, column, offset, key, words, tile, ids, found):
     """Four parts at a time, which may be of more than one block.
 
@@ -70,10 +44,10 @@ def _sums(keys, address, block_stride, column, offset, key, words, tile, ids, fo
         for piece in range(offset.size):
             count, at, row = words[piece], offset[piece], tile[piece]
             factors = keys[key[piece] : key[piece] + count]
-            words_0 = carray(_pointer(starts[0] + at), (count,))
-            words_1 = carray(_pointer(starts[1] + at), (count,))
-            words_2 = carray(_pointer(starts[2] + at), (count,))
-            words_3 = carray(_pointer(starts[3] + at), (count,))
+            words_0 = carray(words_at(starts[0] + at), (count,))
+            words_1 = carray(words_at(starts[1] + at), (count,))
+            words_2 = carray(words_at(starts[2] + at), (count,))
+            words_3 = carray(words_at(starts[3] + at), (count,))
             sum_0 = sum_1 = sum_2 = sum_3 = np.uint64(0)
             for i in range(count):
                 factor = factors[i]

@@ -1,5 +1,6 @@
 """Pages: the blocks of one KV cache group, summed many at a time."""
 
+import ctypes
 import importlib.util
 from collections.abc import Sequence
 from functools import cached_property
@@ -10,12 +11,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vllm_plugin.digest.part import WORD_BYTES, Part
+from vllm_plugin.digest.runs import Runs, runs
 from vllm_plugin.digest.segments import Alike, alike
 
 if TYPE_CHECKING:
     import torch
 
     from vllm_plugin.digest.triton_sums import Tables
+
+# Memory for new bytes, which nobody has seen yet and may be written: what Python's own C code does.
+_new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
+_new_bytes.restype, _new_bytes.argtypes = ctypes.py_object, (ctypes.c_char_p, ctypes.c_ssize_t)
 
 
 class Pages:
@@ -98,7 +104,12 @@ class Pages:
         """A page's bytes in logical order, without padding: what `seal_keyed` is over, and what may be stored."""
         (block,) = self._existing([block]).tolist()
         if self.device == "cpu":
-            return b"".join(part.view(block).tobytes() for part in self.parts)
+            from vllm_plugin.digest import numba_copies
+
+            made: bytes = _new_bytes(None, self.page_bytes)
+            into = np.array([_address(np.frombuffer(made, np.uint8))], np.uint64)
+            numba_copies.gather(self._runs, np.array([block], np.int64), into)
+            return made
         import torch
 
         from vllm_plugin.digest import torch_sums
@@ -106,18 +117,28 @@ class Pages:
         ids = torch.tensor([block], device=self.device)
         return b"".join(torch_sums.words(part, ids).cpu().numpy().tobytes() for part in self.parts)
 
-    def write(self, block: int, content: Any) -> None:
-        """Put a page into a block, on a GPU by its current stream. content: what `bytes` gave, in any buffer."""
-        (block,) = self._existing([block]).tolist()
-        if len(content) != self.page_bytes:
-            raise ValueError(f"{len(content)} bytes are no page of {self.page_bytes} bytes")
+    def write(self, ids: ArrayLike, contents: Sequence[Any]) -> None:
+        """Put pages into blocks, on a GPU by its current stream. contents: what `bytes` gave, in any buffers."""
+        blocks = self._existing(ids)
+        if len(blocks) != len(contents):
+            raise ValueError(f"{len(contents)} pages are not for {len(blocks)} blocks")
+        for content in contents:
+            if len(content) != self.page_bytes:
+                raise ValueError(f"{len(content)} bytes are no page of {self.page_bytes} bytes")
+        if self.device == "cpu":
+            from vllm_plugin.digest import numba_copies
+
+            flat = [np.frombuffer(content, np.uint8) for content in contents]
+            numba_copies.scatter(self._runs, blocks, np.array([_address(one) for one in flat], np.uint64))
+            return
         import torch
 
         from vllm_plugin.digest import torch_sums
 
-        words = torch.from_numpy(np.frombuffer(content, "<i4").copy())
-        for part, piece in zip(self.parts, torch.split(words, [part.words for part in self.parts]), strict=True):
-            torch_sums.write(part, block, piece)
+        for block, content in zip(blocks.tolist(), contents, strict=True):
+            words = torch.from_numpy(np.frombuffer(content, "<i4").copy())
+            for part, piece in zip(self.parts, torch.split(words, [part.words for part in self.parts]), strict=True):
+                torch_sums.write(part, block, piece)
 
     def _existing(self, ids: ArrayLike) -> NDArray[np.int64]:
         """They are looked at here, because nothing behind this does: it reads raw memory."""
@@ -135,7 +156,15 @@ class Pages:
         return alike(self.parts)
 
     @cached_property
+    def _runs(self) -> list[Runs]:
+        return runs(self.parts)
+
+    @cached_property
     def _tables(self) -> "Tables":
         from vllm_plugin.digest.triton_sums import Tables
 
         return Tables.of(self.parts)
+
+
+def _address(array: NDArray[np.uint8]) -> int:
+    return int(array.__array_interface__["data"][0])

@@ -15,6 +15,8 @@ Usage:
 
 from vllm_plugin.store.contract import (
     DIGEST_BYTES,
+    FENCE_S,
+    GENERATION_MAX,
     KEY_BYTES_MAX,
     READ_S_MAX,
     Erased,
@@ -26,11 +28,14 @@ from vllm_plugin.store.contract import (
     Stats,
     StoreBusy,
     StoreRefused,
+    Writing,
 )
 from vllm_plugin.store.stores import open_store
 
 __all__ = [
     "DIGEST_BYTES",
+    "FENCE_S",
+    "GENERATION_MAX",
     "KEY_BYTES_MAX",
     "READ_S_MAX",
     "Erased",
@@ -42,5 +47,6 @@ __all__ = [
     "Stats",
     "StoreBusy",
     "StoreRefused",
+    "Writing",
     "open_store",
 ]

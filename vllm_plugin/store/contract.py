@@ -10,6 +10,8 @@ KEY_BYTES_MAX = 255
 READ_S_MAX = 10.0  # a read that is open for longer is ended by the store: see `PageStore.read`
 WAIT_S = 5.0  # for a write to be done, by default
 QUARANTINE_S = 0.25
+GENERATION_MAX = 2**53 - 1
+FENCE_S = 86_400.0  # that a store knows to which generation a session came, at least, after it last moved
 
 
 class StoreRefused(Exception):
@@ -24,8 +26,8 @@ class Manifest(NamedTuple):
     """What a page must be.
 
     digest: 16 bytes. chain: the hash of its tokens and of all before them. position: of its first token, from the
-    beginning; tokens: how many of it are true. page_bytes, form: of `digest.Pages`. session: who wrote it.
-    written_s: when, in seconds since 1970.
+    beginning; tokens: how many of it are true. page_bytes, form: of `digest.Pages`. session: who wrote it, under which
+    generation: see `PageStore.moved_soon`. written_s: when, in seconds since 1970.
     """
 
     digest: bytes
@@ -36,6 +38,7 @@ class Manifest(NamedTuple):
     form: str
     session: str
     written_s: float
+    generation: int = 0
 
 
 class Page(NamedTuple):
@@ -84,7 +87,8 @@ class Stats(NamedTuple):
         at hand in this process (a store is slower until that is all of it).
     queued_bytes: not written yet.
     put, known: pages written, and pages that were there already. shed: pages that were not written: the queue was
-        full, there was no room, or something failed.
+        full, there was no room, or something failed. turned_away: of these, those for which the queue was full.
+    fenced: pages that were refused, of sessions that had moved.
     evicted: pages that made room, or that nobody used for the retention. swept: pages of fingerprints that nobody has.
     quarantined: versions removed. damaged: entries that said nothing true, removed.
     overdue: reads that were ended. failed: how often the store beneath said no; failure: what it said last.
@@ -100,6 +104,8 @@ class Stats(NamedTuple):
     put: int = 0
     known: int = 0
     shed: int = 0
+    turned_away: int = 0
+    fenced: int = 0
     evicted: int = 0
     swept: int = 0
     quarantined: int = 0
@@ -108,6 +114,23 @@ class Stats(NamedTuple):
     failed: int = 0
     failure: str = ""
     aside: str = ""
+
+
+class Writing(NamedTuple):
+    """What one process gave to be written, since it opened the store; nobody is asked for it.
+
+    queued_pages: not written yet. lag_s: how long the oldest of them waits. shed: pages that were not taken, as too
+    much waited; lost: that were taken, and not written. Both are `shed` in `Stats`, which has the rest as it is here.
+    """
+
+    queued_pages: int = 0
+    lag_s: float = 0.0
+    put: int = 0
+    known: int = 0
+    shed: int = 0
+    lost: int = 0
+    fenced: int = 0
+    failed: int = 0
 
 
 class PageStore(Protocol):
@@ -120,14 +143,27 @@ class PageStore(Protocol):
     def put(self, pages: Sequence[Page], within_s: float = WAIT_S) -> bool:
         """Keep pages; whether all are there now. False after within_s: then they may come yet.
 
-        A page whose key is there already is not written again, but its session counts as one that uses it.
+        A page whose key is there already is not written again, but its session counts as one that uses it. A page of
+        a session that came to a higher generation is refused, and counted as fenced: see `moved_soon`.
         """
 
     def put_soon(self, pages: Sequence[Page]) -> bool:
         """The same, without waiting. False where too much waits already: these pages are shed, and counted."""
 
-    def used_soon(self, keys: Sequence[bytes], session: str) -> bool:
-        """A session uses pages that are there: it keeps them from being evicted, and erases them with its own."""
+    def used_soon(self, keys: Sequence[bytes], session: str, generation: int = 0) -> bool:
+        """A session uses pages that are there: it keeps them from being evicted, and erases them with its own.
+
+        Not one that came to a higher generation. A generation higher than any before counts from now on.
+        """
+
+    def moved_soon(self, session: str, generation: int) -> bool:
+        """A session came to this generation, 0 to GENERATION_MAX: nothing is written for it under a lower one.
+
+        So who has lost a session without knowing writes nothing into it. What is there stays: a page is what its key
+        says, whoever wrote it. The highest generation that anybody named counts, in the transaction that writes; an
+        erasure of the session does not lower it, one of everything does. It is known for FENCE_S at least, but of
+        the many sessions that move in that time a store may forget those that moved first.
+        """
 
     def held(self, keys: Sequence[bytes]) -> int:
         """How many of these keys, from the first on, are there without a gap."""
@@ -142,8 +178,8 @@ class PageStore(Protocol):
         Raises BufferError where the block leaves something behind that still looks at a payload.
         """
 
-    def quarantine(self, key: bytes, digest: bytes) -> Quarantine:
-        """Remove this very version of a page; one that was written anew stays. Waits for QUARANTINE_S at most."""
+    def quarantine(self, key: bytes, digest: bytes, within_s: float = QUARANTINE_S) -> Quarantine:
+        """Remove this very version of a page; one that was written anew stays. PENDING after within_s."""
 
     def erase(self, session: str, within_s: float = WAIT_S) -> Erased:
         """Remove all that a session used, also what others used with it, and overwrite it.
@@ -166,6 +202,9 @@ class PageStore(Protocol):
 
     def stats(self) -> Stats:
         """What there is, and what was seen."""
+
+    def writing(self) -> Writing:
+        """How far this process is with what it gave. Waits for nobody."""
 
     def close(self, within_s: float = WAIT_S) -> None:
         """Write what waits, as far as that is done within_s, shed the rest, and end."""

@@ -35,6 +35,7 @@ from vllm_plugin.store.contract import (
     Session,
     Stats,
     StoreRefused,
+    Writing,
 )
 from vllm_plugin.store.directory import Directory
 from vllm_plugin.store.entries import Entry, decoded
@@ -106,10 +107,14 @@ class LmdbStore:
         """See `PageStore.put_soon`."""
         return self._queue.put(pages) is not None
 
-    def used_soon(self, keys: Sequence[bytes], session: str) -> bool:
+    def used_soon(self, keys: Sequence[bytes], session: str, generation: int = 0) -> bool:
         """See `PageStore.used_soon`."""
         noted = list(keys)
-        return self._writer.submit(lambda: self._writes.note(noted, session), sum(map(len, noted))) is not None
+        return self._queue.do(lambda: self._writes.note(noted, session, generation), sum(map(len, noted)))
+
+    def moved_soon(self, session: str, generation: int) -> bool:
+        """See `PageStore.moved_soon`."""
+        return self._queue.do(lambda: self._writes.moved(session, generation))
 
     def held(self, keys: Sequence[bytes]) -> int:
         """See `PageStore.held`."""
@@ -141,12 +146,12 @@ class LmdbStore:
             return
         yield found
 
-    def quarantine(self, key: bytes, digest: bytes) -> Quarantine:
+    def quarantine(self, key: bytes, digest: bytes, within_s: float = QUARANTINE_S) -> Quarantine:
         """See `PageStore.quarantine`."""
         self._denied.add((key, digest))
         self._queue.drop(key, digest)
         answer = self._writer.submit(lambda: self._removed(key, digest), urgent=True)
-        return self._queue.awaited(answer, QUARANTINE_S) or Quarantine.PENDING
+        return self._queue.awaited(answer, within_s) or Quarantine.PENDING
 
     def erase(self, session: str, within_s: float = WAIT_S) -> Erased:
         """See `PageStore.erase`."""
@@ -185,6 +190,10 @@ class LmdbStore:
             aside=self._directory.aside,
             **self._seen.numbers(),
         )
+
+    def writing(self) -> Writing:
+        """See `PageStore.writing`."""
+        return self._queue.writing()
 
     def close(self, within_s: float = WAIT_S) -> None:
         """See `PageStore.close`. Of several openings in one process, the last one's counts.

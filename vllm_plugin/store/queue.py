@@ -1,12 +1,13 @@
 """What a store was given to write and has not written yet, in front of its one writer."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as NotInTime
 from typing import TypeVar
 
-from vllm_plugin.store.contract import DIGEST_BYTES, KEY_BYTES_MAX, Erased, Page, StoreBusy
+from vllm_plugin.store.contract import DIGEST_BYTES, KEY_BYTES_MAX, Erased, Page, StoreBusy, Writing
 from vllm_plugin.store.seen import Seen
 from vllm_plugin.store.writer import Writer
 
@@ -31,6 +32,7 @@ class Queue:
         self._name, self._writer, self._seen, self._put = name, writer, seen, put
         self._told: tuple[type[BaseException], ...] = (NotInTime, CancelledError, *told)
         self._waiting: dict[int, list[Page]] = {}  # what was not begun yet, by its `id`
+        self._given: dict[int, tuple[float, int]] = {}  # when what is not over came, oldest first; how many pages
         self._waits = threading.Lock()
 
     def put(self, pages: Sequence[Page]) -> "Future[bool] | None":
@@ -42,13 +44,34 @@ class Queue:
             assert memoryview(page.payload).nbytes == page.manifest.page_bytes, "as many bytes as the manifest says"
         with self._waits:
             self._waiting[id(copied)] = copied
+            self._given[id(copied)] = time.monotonic(), len(copied)
         cost_bytes = sum(page.manifest.page_bytes for page in copied)
         answer = self._writer.submit(lambda: self._put(self._begun(copied)), cost_bytes)
         if answer is None:
-            self._shed(copied)
+            self._seen.count("turned_away", len(copied))
+            self._over(copied, shed=True)
             return None
-        answer.add_done_callback(lambda done: self._shed(copied) if done.cancelled() or done.exception() else None)
+        answer.add_done_callback(lambda done: self._over(copied, shed=done.cancelled() or bool(done.exception())))
         return answer
+
+    def do(self, job: Callable[[], None], cost_bytes: int = 0) -> bool:
+        """Have something done; False where too much waits already. What fails is counted."""
+        answer = self._writer.submit(job, cost_bytes)
+        if answer is None:
+            return False
+        answer.add_done_callback(self._told_of)
+        return True
+
+    def writing(self) -> Writing:
+        """See `PageStore.writing`."""
+        with self._waits:
+            given = list(self._given.values())
+        numbers = self._seen.numbers()
+        lag_s = time.monotonic() - given[0][0] if given else 0.0
+        counted = {name: numbers.get(name, 0) for name in ("put", "known", "fenced", "failed")}
+        shed = numbers.get("turned_away", 0)
+        lost = max(0, numbers.get("shed", 0) - shed)  # what is turned away is counted a moment before
+        return Writing(sum(pages for _, pages in given), lag_s, shed=shed, lost=lost, **counted)
 
     def drop(self, key: bytes, digest: bytes) -> None:
         """This version is not written any more, should it wait: its removal goes before what waits."""
@@ -76,8 +99,16 @@ class Queue:
             raise StoreBusy(f"{self._name}: not done{where} within {within_s:g} s: {why}")
         return gone
 
-    def _shed(self, pages: list[Page]) -> None:
-        self._seen.count("shed", len(self._begun(pages)))
+    def _over(self, pages: list[Page], *, shed: bool) -> None:
+        """They are written, or will not be."""
+        self._seen.count("shed", len(self._begun(pages)) if shed else 0)
+        with self._waits:
+            self._given.pop(id(pages), None)
+
+    def _told_of(self, done: "Future[None]") -> None:
+        error = None if done.cancelled() else done.exception()
+        if isinstance(error, Exception) and not isinstance(error, self._told):
+            self._seen.failed(error)
 
     def _begun(self, pages: list[Page]) -> list[Page]:
         """It waits no more."""

@@ -3,8 +3,8 @@
 A page is a hash `p:KEY`: field `m` its head, `0`, `1`, ... its bytes. It is written under another name, `t:`, and
 renamed when all of it is there, so that it is there whole or not at all. `index` orders pages by their last use,
 `sizes` and `bytes` say how large they are; `s:SESSION` has the pages that a session used, by position, and `sessions`
-when it did; `keeps` the fingerprints that somebody serves. All of it begins with PREFIX, and nothing else is touched.
-Pages expire by themselves.
+when it did; `g:SESSION` says to which generation it came, and `keeps` has the fingerprints that somebody serves. All of
+it begins with PREFIX, and nothing else is touched. Pages expire by themselves.
 """
 
 import os
@@ -12,15 +12,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice, pairwise
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import redis
 from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from vllm_plugin.store.contract import FENCE_S
 from vllm_plugin.store.entries import session_key
-from vllm_plugin.store.redis_entries import Head, chunks
+from vllm_plugin.store.redis_entries import HEAD_BYTES_MAX, Head, lengths
 
 PREFIX = b"holdfast:pages:"
 SOCKET_S_MAX = 0.5  # that a server may be silent
@@ -29,15 +30,46 @@ SLOW_S_MAX = 0.3  # that a server may take to say which pages it has
 CONNECTIONS_MAX = 64
 HALF_WRITTEN_MS_MAX = 60_000
 BATCH = 256
+UNFENCED = -1
 
 REFUSING = exceptions.AuthorizationError | exceptions.AuthenticationError | exceptions.BusyLoadingError
 T = TypeVar("T")
 Pipeline = Any  # of redis-py, whose types say nothing here
 
-PUT = """
+HEADS = """
+local P, most, out = ARGV[1], tonumber(ARGV[2]), {}
+for i = 3, #ARGV do
+  local page = P .. 'p:' .. ARGV[i]
+  local size = redis.pcall('HSTRLEN', page, 'm')
+  out[#out + 1] = type(size) == 'number' and size <= most and redis.call('HGET', page, 'm')
+  if out[#out] == false and size ~= 0 then out[#out] = '' end
+end
+return out
+"""
+BEGIN = """
+redis.call('HSET', ARGV[1], 'm', ARGV[2])
+return redis.call('PEXPIRE', ARGV[1], ARGV[3])
+"""
+# How a script begins: sessions that had moved to a higher generation end it. Below 0 is no generation, and may always.
+MAY_WRITE = """
+local function may_write(P, s, generation, ms)
+  if generation < 0 then return true end
+  local name = P .. 'g:' .. s
+  local highest = tonumber(redis.pcall('GET', name) or 0) or 0
+  if generation > highest then redis.call('SET', name, string.format('%.0f', generation), 'PX', ms) end
+  return generation >= highest
+end
+"""
+MOVED = MAY_WRITE + """
+may_write(ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4])
+return 0
+"""
+FENCED = -2
+PUT = MAY_WRITE + """
 local P, t, k, n, now, ttl, s = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[5]), ARGV[6], ARGV[7], ARGV[8]
 local page, set = P .. 'p:' .. k, P .. 's:' .. s
 if redis.call('HLEN', t) ~= tonumber(ARGV[4]) then redis.call('DEL', t) return -1 end
+if not may_write(P, s, tonumber(ARGV[10]), ARGV[11]) then redis.call('DEL', t) return -2 end
 redis.call('ZADD', P .. 'index', now, k)
 local made = 0
 if redis.call('HEXISTS', page, 'm') == 1 then redis.call('DEL', t) else
@@ -53,10 +85,11 @@ redis.call('PEXPIRE', set, ttl)
 redis.call('ZADD', P .. 'sessions', now, s)
 return made
 """
-NOTE = """
+NOTE = MAY_WRITE + """
 local P, s, now, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+if not may_write(P, s, tonumber(ARGV[5]), ARGV[6]) then return 0 end
 local set, some = P .. 's:' .. s, false
-for i = 5, #ARGV, 2 do
+for i = 7, #ARGV, 2 do
   if redis.call('PEXPIRE', P .. 'p:' .. ARGV[i], ttl) == 1 then
     redis.call('ZADD', P .. 'index', now, ARGV[i])
     redis.call('ZADD', set, 'NX', ARGV[i + 1], ARGV[i])
@@ -64,7 +97,7 @@ for i = 5, #ARGV, 2 do
   end
 end
 if some then redis.call('PEXPIRE', set, ttl) redis.call('ZADD', P .. 'sessions', now, s) end
-return 0
+return 1
 """
 REMOVE = """
 local P, out = ARGV[1], {}
@@ -82,6 +115,16 @@ for i = 2, #ARGV, 2 do
 end
 return out
 """
+
+
+class Ready(NamedTuple):
+    """A page as it is put. session, generation: who puts it; UNFENCED for a copy of what is there."""
+
+    key: bytes
+    head: Head
+    pieces: Sequence[Any]
+    session: str
+    generation: int
 
 
 class Unreachable(Exception):
@@ -146,32 +189,45 @@ class Server:
         return answer
 
     def heads(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """What lies there as heads; b"" for what is no page at all."""
-        answers = self.ask(lambda pipeline: _each(pipeline, (("HGET", PREFIX + b"p:" + key, "m") for key in keys)))
-        return [one if one is None or isinstance(one, bytes) else b"" for one in answers]
+        """What lies there as heads; b"" for what is no page at all, or longer than any head."""
+        commands = (("EVAL", HEADS, 0, PREFIX, HEAD_BYTES_MAX, *some) for some in batched(keys, BATCH))
+        found: list[bytes | None] = []
+        for some in self.ask(lambda pipeline: _each(pipeline, commands)):
+            if isinstance(some, Exception):
+                raise some
+            found += some
+        return found
 
     def payloads(self, wanted: Sequence[tuple[bytes, int]]) -> list[list[bytes] | None]:
-        """The pieces of pages, by key and size in bytes; None where some are missing."""
-        commands = (("HMGET", PREFIX + b"p:" + key, *range(chunks(size))) for key, size in wanted)
-        answers = self.ask(lambda pipeline: _each(pipeline, commands))
-        whole = [isinstance(one, list) and all(isinstance(piece, bytes) for piece in one) for one in answers]
-        return [one if good else None for one, good in zip(answers, whole, strict=True)]
+        """The pieces of pages, by key and size in bytes; None where one is missing, or has another length.
 
-    def put(self, pages: Sequence[tuple[bytes, Head, Sequence[Any]]], now_s: float, retention_s: float) -> list[Any]:
-        """Write pages, each of key, head and pieces: 1: written, 0: one was there, else what failed."""
+        The lengths are asked for first: who can write to a server must not fill an engine's memory.
+        """
+        pages = [(PREFIX + b"p:" + key, lengths(size)) for key, size in wanted]
+        asked = [("HSTRLEN", name, piece) for name, sizes in pages for piece in range(len(sizes))]
+        told = iter(self.ask(lambda pipeline: _each(pipeline, asked)) if asked else [])
+        fit = [[next(told) for _ in sizes] == sizes for _, sizes in pages]
+        commands = [("HMGET", name, *range(len(sizes))) for (name, sizes), good in zip(pages, fit, strict=True) if good]
+        answers = iter(self.ask(lambda pipeline: _each(pipeline, commands)) if commands else [])
+        found = [next(answers) if good else None for good in fit]
+        whole = [isinstance(one, list) and all(isinstance(piece, bytes) for piece in one) for one in found]
+        return [one if good else None for one, good in zip(found, whole, strict=True)]
+
+    def put(self, pages: Sequence["Ready"], now_s: float, retention_s: float) -> list[Any]:
+        """Write pages: 1: written, 0: one was there, FENCED: whose session had moved, else what failed."""
         ends = [0]
 
         def words(pipeline: Pipeline) -> None:
-            for key, head, pieces in pages:
+            for key, head, pieces, session, generation in pages:
                 half = PREFIX + b"t:" + os.urandom(16)
-                pipeline.execute_command("HSET", half, "m", head.raw)
-                pipeline.execute_command("PEXPIRE", half, HALF_WRITTEN_MS_MAX)
+                pipeline.execute_command("EVAL", BEGIN, 0, half, head.raw, HALF_WRITTEN_MS_MAX)
                 for number, piece in enumerate(pieces):
                     pipeline.execute_command("HSET", half, number, piece)
                 manifest = head.manifest
                 pipeline.execute_command(
                     "EVAL", PUT, 0, PREFIX, half, key, len(pieces) + 1, manifest.page_bytes,
-                    repr(now_s), int(retention_s * 1000), session_key(manifest.session), manifest.position,
+                    repr(now_s), int(retention_s * 1000), session_key(session), manifest.position,
+                    generation, int(FENCE_S * 1000),
                 )  # fmt: skip
                 pipeline.execute_command("DEL", half)
                 ends.append(len(pipeline))
@@ -180,13 +236,22 @@ class Server:
         each = [answers[begin:end] for begin, end in pairwise(ends)]
         return [next((one for one in some if isinstance(one, Exception)), some[-2]) for some in each]
 
-    def note(self, pages: Iterable[tuple[bytes, int]], session: str, now_s: float, retention_s: float) -> None:
-        """A session uses pages, each of key and position."""
+    def note(
+        self, pages: Iterable[tuple[bytes, int]], session: str, generation: int, now_s: float, retention_s: float
+    ) -> bool:
+        """A session uses pages, each of key and position; False where it had moved."""
+        done = []
         for some in batched(pages, BATCH):
             placed = (word for page in some for word in page)
-            self.one(
-                "EVAL", NOTE, 0, PREFIX, session_key(session), repr(now_s), int(retention_s * 1000), *placed
-            )  # fmt: skip
+            done.append(self.one(
+                "EVAL", NOTE, 0, PREFIX, session_key(session), repr(now_s), int(retention_s * 1000), generation,
+                int(FENCE_S * 1000), *placed,
+            ))  # fmt: skip
+        return all(done)
+
+    def moved(self, session: str, generation: int) -> None:
+        """A session came to this generation."""
+        self.one("EVAL", MOVED, 0, PREFIX, session_key(session), generation, int(FENCE_S * 1000))
 
     def remove(self, pages: Iterable[tuple[bytes, bytes]]) -> dict[bytes, int]:
         """Remove pages, each of key and of the head it must have (b"": any); those that went, and their sizes."""

@@ -24,6 +24,7 @@ from vllm_plugin.store.contract import (
     Session,
     Stats,
     StoreRefused,
+    Writing,
 )
 from vllm_plugin.store.entries import session_name
 from vllm_plugin.store.queue import Queue
@@ -81,10 +82,14 @@ class RedisStore:
         """See `PageStore.put_soon`."""
         return self._queue.put(pages) is not None
 
-    def used_soon(self, keys: Sequence[bytes], session: str) -> bool:
+    def used_soon(self, keys: Sequence[bytes], session: str, generation: int = 0) -> bool:
         """See `PageStore.used_soon`."""
         noted = list(keys)
-        return self._writer.submit(lambda: self._writes.note(noted, session), sum(map(len, noted))) is not None
+        return self._queue.do(lambda: self._writes.note(noted, session, generation), sum(map(len, noted)))
+
+    def moved_soon(self, session: str, generation: int) -> bool:
+        """See `PageStore.moved_soon`. A server that does not answer then learns it with the next page."""
+        return self._queue.do(lambda: self._writes.moved(session, generation))
 
     def held(self, keys: Sequence[bytes]) -> int:
         """See `PageStore.held`. What is wrong in a page's bytes shows only when it is read."""
@@ -110,12 +115,12 @@ class RedisStore:
         if not _released(views):
             raise BufferError("a page's payload is still looked at, behind its read: copy what is to be kept")
 
-    def quarantine(self, key: bytes, digest: bytes) -> Quarantine:
+    def quarantine(self, key: bytes, digest: bytes, within_s: float = QUARANTINE_S) -> Quarantine:
         """See `PageStore.quarantine`."""
         self._versions.deny(key, digest)
         self._queue.drop(key, digest)
         answer = self._writer.submit(lambda: self._writes.quarantine(key, digest), urgent=True)
-        return self._queue.awaited(answer, QUARANTINE_S) or Quarantine.PENDING
+        return self._queue.awaited(answer, within_s) or Quarantine.PENDING
 
     def erase(self, session: str, within_s: float = WAIT_S) -> Erased:
         """See `PageStore.erase`. StoreBusy also where a server does not answer: what it has stays until it is asked."""
@@ -159,6 +164,10 @@ class RedisStore:
             aside="",
             **self._seen.numbers(),
         )
+
+    def writing(self) -> Writing:
+        """See `PageStore.writing`."""
+        return self._queue.writing()
 
     def close(self, within_s: float = WAIT_S) -> None:
         """See `PageStore.close`."""

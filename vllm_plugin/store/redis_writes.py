@@ -4,7 +4,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import redis
 
@@ -12,7 +11,7 @@ from vllm_plugin.store.contract import Erased, Page, Quarantine
 from vllm_plugin.store.entries import session_key
 from vllm_plugin.store.redis_copies import Copies, Found, Wrong
 from vllm_plugin.store.redis_entries import Head, Seals, cut
-from vllm_plugin.store.redis_server import BATCH, PREFIX, Server, Unreachable
+from vllm_plugin.store.redis_server import BATCH, FENCED, PREFIX, UNFENCED, Ready, Server, Unreachable
 from vllm_plugin.store.redis_versions import Versions
 from vllm_plugin.store.seen import Seen
 
@@ -22,7 +21,6 @@ FORGET_STEPS = 64
 MEMORY_SHARE = 8  # of the size goes where the server's memory is full: what is freed is not in one piece
 SESSIONS_MAX = 65_536
 
-Ready = tuple[bytes, Head, list[Any]]  # a page as `Server.put` takes it
 
 
 class Writes:
@@ -40,7 +38,11 @@ class Writes:
         """Write pages to all their servers that answer; whether each is on one at least."""
         return all([self._put_step(step) for step in self._steps(pages)])
 
-    def note(self, keys: Iterable[bytes], session: str) -> None:
+    def moved(self, session: str, generation: int) -> None:
+        """A session came to this generation: all servers that answer know it then."""
+        self._on_all(lambda server: server.moved(session, generation))
+
+    def note(self, keys: Iterable[bytes], session: str, generation: int) -> None:
         """A session uses pages."""
         noted: defaultdict[Server, list[tuple[bytes, int]]] = defaultdict(list)
         for number, key in enumerate(keys):
@@ -48,7 +50,7 @@ class Writes:
                 noted[server].append((key, 16 * number))
         for server, some in noted.items():
             with self._leaving_out():
-                server.note(some, session, self._clock(), self._retention_s)
+                server.note(some, session, generation, self._clock(), self._retention_s)
 
     def mend(self, found: dict[bytes, Found], wrong: list[Wrong], erasures: int) -> None:
         """Remove what is wrong, and write the intact copy where there is one; not after an erasure since then."""
@@ -58,7 +60,7 @@ class Writes:
                     self._seen.count("damaged", len(server.remove([(key, raw)])))
                 copy = found.get(key)
                 if copy and copy.pieces and erasures == self.erasures and self._versions.may_be(key, copy.head.stamp):
-                    self._written(server, [(key, copy.head, copy.pieces)])
+                    self._written(server, [Ready(key, copy.head, copy.pieces, copy.head.manifest.session, UNFENCED)])
 
     def quarantine(self, key: bytes, digest: bytes) -> Quarantine:
         """Remove one version of a page from all its servers; PENDING where one of them does not answer."""
@@ -161,7 +163,7 @@ class Writes:
     def _put_step(self, pages: list[Page]) -> bool:
         there, reached = self._there(pages)
         todo: defaultdict[Server, list[Ready]] = defaultdict(list)
-        notes: defaultdict[tuple[Server, str], list[tuple[bytes, int]]] = defaultdict(list)
+        notes: defaultdict[tuple[Server, str, int], list[tuple[bytes, int]]] = defaultdict(list)
         for page in pages:
             key, manifest = page.key, page.manifest
             heads = there.get(key, {})
@@ -173,21 +175,25 @@ class Writes:
                 head = None  # another version is there: it is kept, and completed by whoever reads it
             for server in self._copies.of(key):
                 if server in heads:
-                    notes[server, manifest.session].append((key, manifest.position))
+                    notes[server, manifest.session, manifest.generation].append((key, manifest.position))
                 elif head and server in reached:
-                    todo[server].append((key, head, list(cut(page.payload))))
+                    pieces = list(cut(page.payload))
+                    todo[server].append(Ready(key, head, pieces, manifest.session, manifest.generation))
         own = {page.manifest.session for page in pages}
         new: set[bytes] = set()
+        fenced: set[bytes] = set()
         for server, ready in todo.items():
-            new |= self._made_room(server, ready, own)
-        for (server, session), noted in notes.items():
+            new |= self._made_room(server, ready, own, fenced)
+        for (server, session, generation), noted in notes.items():
             with self._leaving_out():
-                server.note(noted, session, self._clock(), self._retention_s)
-        known = {page.key for page in pages} & set(there)
-        put = new - known
+                if not server.note(noted, session, generation, self._clock(), self._retention_s):
+                    fenced.update(key for key, _ in noted)
+        known = {page.key for page in pages} & set(there) - fenced
+        put = new - known - fenced
         self._seen.count("put", len(put))
         self._seen.count("known", len(known))
-        self._seen.count("shed", len(pages) - len(put | known))
+        self._seen.count("fenced", len(fenced))
+        self._seen.count("shed", len(pages) - len(put | known | fenced))
         return len(put | known) == len(pages)
 
     def _there(self, pages: list[Page]) -> tuple[dict[bytes, dict[Server, Head]], set[Server]]:
@@ -209,26 +215,31 @@ class Writes:
                 reached.add(server)
         return dict(there), reached
 
-    def _made_room(self, server: Server, ready: list[Ready], own: set[str]) -> set[bytes]:
-        """Write pages to a server, once more after evicting where it says that its memory is full; which are there."""
-        need_bytes = sum(head.manifest.page_bytes for _, head, _ in ready)
+    def _made_room(self, server: Server, ready: list[Ready], own: set[str], fenced: set[bytes]) -> set[bytes]:
+        """Write pages to a server, once more after evicting where it says that its memory is full; which are there.
+
+        fenced: gets those whose sessions had moved.
+        """
+        need_bytes = sum(one.head.manifest.page_bytes for one in ready)
         done: set[bytes] = set()
         with self._leaving_out():
             if self._room(server, need_bytes, own):
-                done = self._written(server, ready)
-                left = [one for one in ready if one[0] not in done]
+                done = self._written(server, ready, fenced)
+                left = [one for one in ready if one.key not in done | fenced]
                 if left and self._evict(server, max(need_bytes, self._size_bytes // MEMORY_SHARE), own):
-                    done |= self._written(server, left)
+                    done |= self._written(server, left, fenced)
         return done
 
-    def _written(self, server: Server, ready: list[Ready]) -> set[bytes]:
+    def _written(self, server: Server, ready: list[Ready], fenced: set[bytes] | None = None) -> set[bytes]:
         done: set[bytes] = set()
-        for (key, head, _), answer in zip(ready, server.put(ready, self._clock(), self._retention_s), strict=True):
+        for one, answer in zip(ready, server.put(ready, self._clock(), self._retention_s), strict=True):
             if isinstance(answer, Exception):
                 self._seen.failed(answer)
+            elif answer == FENCED and fenced is not None:
+                fenced.add(one.key)
             elif answer >= 0:
-                done.add(key)
-                self._versions.saw(key, head.stamp if answer == 1 else 0)
+                done.add(one.key)
+                self._versions.saw(one.key, one.head.stamp if answer == 1 else 0)
         return done
 
     def _room(self, server: Server, need_bytes: int, own: set[str]) -> bool:

@@ -6,6 +6,7 @@
     sessions    session -> when it was last used
     leaving     numbers of payloads that nothing points to any more
     kept        fingerprint -> when somebody last had it       facts   what makes room: see `Tables.turn`
+    moved       session -> the highest generation that anybody named for it, and when; 0 is not written down
 
 A page goes in two steps. The first takes its manifest away, so that nobody finds it; the second overwrites the
 payload and frees it. A process that dies between them leaves a number in `leaving`, for whoever writes next. So a
@@ -20,21 +21,23 @@ from typing import TypeAlias
 
 import lmdb
 
-from vllm_plugin.store.contract import Erased, Page, Session
+from vllm_plugin.store.contract import FENCE_S, Erased, Page, Session
 from vllm_plugin.store.entries import Entry, decoded, encoded, session_key, session_name
 
 STEP_BYTES, STEP_PAGES = 64 * 2**20, 1024  # in one transaction: others wait for that long to write
 SLACK = 32  # a part of so many is kept free: freeing needs some, and room is made for more than is asked for
+MOVED_MAX, MOVED_SHARE = 262_144, 1024  # sessions that are known to have moved; one for so many bytes at most
 
 _SERIAL = struct.Struct("@Q")  # as LMDB compares it
 _TIME = struct.Struct("<d")
+_MOVED = struct.Struct("<Qd")
 Transaction: TypeAlias = "lmdb.Transaction[memoryview]"  # at run time it takes no such argument
 
 
 class Tables:
     """Of one environment. zero: overwrites what a view of its memory shows. Made within a transaction that writes."""
 
-    COUNT = 8
+    COUNT = 9
 
     def __init__(self, env: lmdb.Environment, size_bytes: int, zero: Callable[[memoryview], None]) -> None:
         self.env = env
@@ -51,6 +54,8 @@ class Tables:
             self.leaving = env.open_db(b"leaving", txn, integerkey=True)
             self.kept = env.open_db(b"kept", txn)
             self.facts = env.open_db(b"facts", txn)
+            self.moved = env.open_db(b"moved", txn)
+        self._moved_max = min(MOVED_MAX, size_bytes // MOVED_SHARE)
 
     def reading(self) -> Transaction:
         """A snapshot."""
@@ -72,10 +77,10 @@ class Tables:
 
     def used_bytes(self, txn: Transaction) -> int:
         """What the tables take."""
-        tables = (self.manifests, self.payloads, self.sessions, self.pages_of, self.users, self.leaving, self.kept)
-        stats = [txn.stat(table) for table in tables]
-        pages = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
-        return int(pages * self._page_bytes)
+        pages = (self.manifests, self.payloads, self.leaving)
+        stats = [txn.stat(table) for table in (*pages, self.sessions, self.pages_of, self.users, self.kept, self.moved)]
+        taken = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
+        return int(taken * self._page_bytes)
 
     def taken_bytes(self, payload_bytes: int) -> int:
         """What a payload takes: whole pages, one of them with a head; and something for its entries."""
@@ -108,6 +113,28 @@ class Tables:
         txn.put(name, _TIME.pack(now_s), db=self.sessions)
         if txn.put(_pair(key, name), b"", overwrite=False, db=self.users):
             txn.put(_pair(name, key), b"", db=self.pages_of)
+
+    def may_write(self, txn: Transaction, session: str, generation: int, now_s: float) -> bool:
+        """Whether this is the highest generation of a session that anybody named; from now on, if it is."""
+        name = session_key(session)
+        highest, _ = _moved(txn.get(name, b"", self.moved))
+        if generation > highest:
+            txn.put(name, _MOVED.pack(generation, now_s), db=self.moved)
+            if txn.stat(self.moved)["entries"] > self._moved_max:
+                self._forget_moved(txn, math.inf, self._moved_max // 8)
+        return bool(generation >= highest)
+
+    def forget_moved(self, now_s: float) -> None:
+        """Those that moved too long ago for anybody to come back."""
+        with self.writing() as txn:
+            self._forget_moved(txn, now_s - FENCE_S, self._moved_max)
+
+    def _forget_moved(self, txn: Transaction, before_s: float, count: int) -> None:
+        with txn.cursor(self.moved) as cursor:
+            by_age = sorted((_moved(value)[1], bytes(name)) for name, value in cursor)
+        for moved_s, name in by_age[:count]:
+            if moved_s < before_s:
+                txn.delete(name, db=self.moved)
 
     def unlist(self, txn: Transaction, key: bytes) -> Erased:
         """The first step: a key stands for nothing any more."""
@@ -218,7 +245,8 @@ class Tables:
             gone += self.remove(keys)
             with self.writing() as txn:  # more may have come meanwhile
                 there = bool(self.paired(txn, self.pages_of, name, 1))
-                txn.delete(name, db=self.sessions)
+                if not there:  # else who dies here leaves pages that no session has, which would make no room
+                    txn.delete(name, db=self.sessions)
         return gone
 
     def erase_all(self) -> Erased:
@@ -231,7 +259,7 @@ class Tables:
                 break
             gone += self.remove(keys)
         with self.writing() as txn:
-            for table in (self.sessions, self.pages_of, self.users):
+            for table in (self.sessions, self.pages_of, self.users, self.moved):
                 txn.drop(table, delete=False)
         self.mend()
         return gone
@@ -253,7 +281,8 @@ class Tables:
         return len(damaged)
 
     def pinned(self) -> bool:
-        """Whether a reader, of any process, keeps from being reused what was freed."""
+        """Whether a reader, of any process that lives, keeps from being reused what was freed."""
+        self.env.reader_check()
         readers = [line.split() for line in self.env.readers().splitlines()]
         seen = [int(words[2]) for words in readers if len(words) == 3 and words[2].isdigit()]
         return bool(seen) and min(seen) < self.env.info()["last_txnid"]
@@ -332,6 +361,12 @@ def _pair(first: bytes, second: bytes) -> bytes:
     damaged.
     """
     return bytes([len(first)]) + first + second
+
+
+def _moved(stored: bytes | memoryview) -> tuple[int, float]:
+    """A generation, and when it was named; none, long ago, for what says nothing."""
+    generation, moved_s = _MOVED.unpack(stored) if len(stored) == _MOVED.size else (0, 0.0)
+    return generation, moved_s
 
 
 def _after(prefix: bytes) -> bytes:

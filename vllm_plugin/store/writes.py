@@ -8,7 +8,7 @@ import lmdb
 from vllm_plugin.store.contract import Erased, Page, Quarantine
 from vllm_plugin.store.entries import session_key
 from vllm_plugin.store.seen import Seen
-from vllm_plugin.store.tables import STEP_BYTES, STEP_PAGES, Tables
+from vllm_plugin.store.tables import STEP_BYTES, STEP_PAGES, Tables, Transaction
 
 ROOM_TRIES = 4
 PINNED_S, POLL_S = 0.5, 0.01  # that a put waits for readers of what was freed
@@ -23,21 +23,26 @@ class Writes:
 
     def put(self, pages: list[Page]) -> bool:
         """Write pages; whether all are there."""
-        there = True
+        there = 0
         for step in self._steps(pages):
             try:
                 done = self._put_step(step)
             except lmdb.MapFullError:  # not even for making room: readers keep all that was freed
-                done = False
-            if not done:
-                self._seen.count("shed", len(step))
-                there = False
-        return there
+                done = None
+            self._seen.count("shed", len(step) if done is None else 0)
+            there += done or 0
+        return there == len(pages)
 
-    def note(self, keys: list[bytes], session: str) -> None:
+    def moved(self, session: str, generation: int) -> None:
+        """A session came to this generation."""
+        with self._tables.writing() as txn:
+            self._tables.may_write(txn, session, generation, self._clock())
+
+    def note(self, keys: list[bytes], session: str, generation: int) -> None:
         """A session uses pages."""
         with self._tables.writing() as txn:
-            for key in keys:
+            may = self._tables.may_write(txn, session, generation, self._clock())
+            for key in keys if may else ():
                 if self._tables.entry(txn, key):
                     self._tables.note(txn, key, session, self._clock())
 
@@ -72,6 +77,7 @@ class Writes:
             strangers = self._tables.strangers(txn, kept, now_s - self._retention_s)
         swept = self._tables.remove(strangers)
         self._seen.count("swept", swept.pages)
+        self._tables.forget_moved(now_s)
         return swept + self.forget()
 
     def forget(self) -> Erased:
@@ -80,31 +86,42 @@ class Writes:
         self._seen.count("evicted", gone.pages)
         return gone
 
-    def _put_step(self, pages: list[Page]) -> bool:
-        """In one transaction, after making room where there is none. False where there is none to be made."""
+    def _put_step(self, pages: list[Page]) -> int | None:
+        """In one transaction, after making room where there is none. How many are there then: all, but for those of
+        sessions that had moved. None where there is no room to be made.
+        """
         tables, own = self._tables, {session_key(page.manifest.session) for page in pages}
         pinned_until_s = time.monotonic() + PINNED_S
         missing_bytes = tries = 0
         while tries < ROOM_TRIES and missing_bytes <= tables.limit_bytes:
             try:
                 with tables.writing() as txn:
-                    missing_bytes = tables.missing_bytes(txn, pages)
+                    let_in = self._let_in(txn, pages)
+                    missing_bytes = tables.missing_bytes(txn, let_in)
                     if tables.used_bytes(txn) + missing_bytes <= tables.limit_bytes:
-                        put, known = tables.add(txn, pages, self._clock())
+                        put, known = tables.add(txn, let_in, self._clock())
                         self._seen.count("put", put)
                         self._seen.count("known", known)
-                        return True
+                        self._seen.count("fenced", len(pages) - len(let_in))
+                        return len(let_in)
             except lmdb.MapFullError:  # no room in one piece
                 if tables.pinned():
                     if not self._unpinned(pinned_until_s):
-                        return False  # evicting more would free as little
+                        return None  # evicting more would free as little
                     tables.turn()
                     continue
             if missing_bytes <= tables.limit_bytes:
                 gone = tables.make_room(missing_bytes + tables.slack_bytes, own)
                 self._seen.count("evicted", gone.pages)
                 tries = tries + 1 if gone.pages else ROOM_TRIES
-        return False
+        return None
+
+    def _let_in(self, txn: Transaction, pages: list[Page]) -> list[Page]:
+        """Those whose sessions had not moved to a higher generation."""
+        now_s = self._clock()
+        wanted = dict.fromkeys((page.manifest.session, page.manifest.generation) for page in pages)
+        may = {one for one in wanted if self._tables.may_write(txn, *one, now_s)}
+        return [page for page in pages if (page.manifest.session, page.manifest.generation) in may]
 
     def _unpinned(self, until_s: float) -> bool:
         """Wait for readers of what was freed, without writing: each transaction would take some of what is left."""

@@ -218,6 +218,18 @@ async def test_a_replica_without_the_plugin_is_asked_seldom():
     assert back == ["a", "b"]
 
 
+async def test_one_that_came_up_is_asked_at_once():
+    """Not when the round has come again: what it continues must be known when somebody needs it."""
+    ward = Ward(every_s=3600.0)
+    ward.statuses["a"] = status()
+    first, later = await ward.rounds(5.0), await ward.rounds(5.0)
+    ward.fleet.named("a").since_s = ward.now_s
+    back = await ward.rounds(5.0)
+
+    assert (first, later, back) == (["a", "b"], [], ["a"])
+    assert ward.fleet.named("a").pages.fresh_s > 2 * 3600.0
+
+
 async def test_one_that_is_down_or_cannot_be_asked_keeps_nobody_from_being_asked():
     """The first is not asked at all; a bug is logged, and the others are asked."""
     ward = Ward("abc")

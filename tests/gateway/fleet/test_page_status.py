@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.fleet.page_status import COUNT_MAX, read
+from gateway.fleet.page_status import COUNT_MAX, Pages, Plugin, read
+from guards.continuing import Continues
 from loadtests.stub_server import PAGES
 
 
@@ -42,6 +43,82 @@ def test_all_of_a_status_is_read():
     assert (found.pages["resident"], found.pages["sealed"], found.pages["evicted"]) == (7, 9, 0)
     assert (found.requests, found.chains_broken) == ({"recomputed": 4, "aborted": 1}, 5)
     assert (found.scrub_s, found.weights_s, found.weights_changed) == (1.25, 60.0, 2)
+
+
+STORE = {"kind": "lmdb", "queued_pages": 3, "lag_s": 0.5, "saved": 10, "fenced": 1}
+
+
+@pytest.mark.parametrize(
+    ("stores", "kind", "lag_s", "queued"),
+    [
+        ([STORE], "lmdb", 0.5, 3),
+        ([STORE, STORE | {"kind": "redis", "lag_s": 2.0, "news": 1}], "lmdb+redis", 2.0, 6),
+    ],
+)
+def test_the_page_store_of_all_engines_is_one(stores, kind, lag_s, queued):
+    """Counts are sums, the lag is the longest."""
+    found = read(json.dumps({"engines": [PAGES | {"store": one} for one in stores]}).encode(), 0.0)
+
+    assert found is not None
+    assert found.store is not None
+    assert (found.store.kind, found.store.lag_s, found.store.counts["queued_pages"]) == (kind, lag_s, queued)
+    assert found.store.counts["fenced"] == len(stores)
+
+
+@pytest.mark.parametrize("stores", [[None], [STORE, None], []])
+def test_a_server_one_engine_of_which_keeps_nothing_outside_has_no_page_store(stores):
+    """Nor one that says nothing of it."""
+    engines = [PAGES | {"store": one} for one in stores] or [PAGES]
+    found = read(json.dumps({"engines": engines}).encode(), 0.0)
+
+    assert found is not None
+    assert found.store is None
+
+
+YES = {"protocol": 1, "seeds": True, "refused": ["logprobs"]}
+
+
+@pytest.mark.parametrize(
+    ("said", "continues"),
+    [
+        ([YES], Continues(True, frozenset(["logprobs"]))),
+        ([YES, {"protocol": 1, "seeds": False, "refused": ["n"]}], Continues(False, frozenset(["logprobs", "n"]))),
+        ([YES, None], None),
+        ([YES | {"protocol": 2}], None),
+        ([YES | {"refused": "logprobs"}], None),
+        ([YES | {"refused": ["two words"]}], None),
+        ([{"protocol": 1}], None),
+        ([True], None),
+    ],
+)
+def test_what_is_continued_by_replay_is_read_with_care(said, continues):
+    """Several engines continue what each of them does; what is odd is nothing, and the rest of it still counts."""
+    found = read(json.dumps({"engines": [PAGES | {"continues": one} for one in said]}).encode(), 0.0)
+
+    assert found is not None
+    assert found.continues == continues
+    assert (found.continues_not, found.protected) == ("", True)
+
+
+@pytest.mark.parametrize(("why", "told"), [("the canary differs", "the canary differs"), ("\x1b[2J", ""), (7, "")])
+def test_why_nothing_is_continued_is_one_plain_line(why, told):
+    """It is shown on terminals."""
+    found = read(said(continues=None, continues_not=why), 0.0)
+
+    assert found is not None
+    assert (found.continues, found.continues_not) == (None, told)
+
+
+def test_what_is_continued_is_known_for_a_while():
+    """Not from before its server was started anew, not after a few rounds of silence, nor of one that said it oddly."""
+    pages = Pages(plugin=Plugin.TOLD, status=read(said(continues=YES), 10.0), fresh_s=20.0)
+
+    known = [pages.continues(since_s, now_s) for since_s, now_s in ((9.0, 30.0), (10.0, 11.0), (9.0, 30.1), (10.1, 11))]
+    pages.plugin = Plugin.UNREADABLE
+    odd = pages.continues(9.0, 11.0)
+
+    assert [one is not None for one in known] == [True, True, False, False]
+    assert odd is None
 
 
 def test_engines_are_added_up():

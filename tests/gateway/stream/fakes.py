@@ -12,6 +12,7 @@ from gateway.stream.relay import Part, Relay
 from gateway.stream.seams import Ask, Terms
 from gateway.stream.text import LocalDecoder
 from guards.budget import Meter
+from guards.continuing import Continues
 from loadtests.stub_tokenizer import ASSISTANT, BOS, EOS, USER, encode_ordinary
 from loadtests.stub_wire import Wire, usage
 from tests.gateway.stream.vllm_text import VOCAB, VllmText, decode_step, tokenizer
@@ -125,7 +126,8 @@ class Engine:
     """A model that always says the same: for each prompt and choice, fixed ids; EOS ends them.
 
     Asked with the ids of a prompt and of the beginning of an answer, it goes on from there, as a
-    deterministic model does. It knows nothing of the gateway and finds stop strings the way vLLM does.
+    deterministic model does; asked to replay, it says what it is given first, event by event, and then goes on.
+    It knows nothing of the gateway and finds stop strings the way vLLM does.
     """
 
     def __init__(self, answers: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]] = (PROMPT,)) -> None:
@@ -153,13 +155,18 @@ class Engine:
     def _runs(self, body: dict[str, Any], chat: bool) -> list["Run"]:
         n = body.get("n") or 1
         prompt = body.get("prompt")
+        again = json.loads((body.get("vllm_xargs") or {}).get("holdfast_resume") or "null")
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
             return [Run(0, prompt, self._rest(prompt), body, chat)]
         if isinstance(prompt, str) and len(self.prompts) > 1:
-            number = int(prompt)
-            return [Run(0, self.prompts[number], self.answers[number], body, chat)]
-        count = n * len(self.prompts)
-        return [Run(i, self.prompts[i // n], self.answers[i], body, chat) for i in range(count)]
+            first, count = int(prompt) * n, n
+        else:
+            first, count = 0, n * len(self.prompts)
+        assert again is None or len(again) == count == n, "a replay is of one prompt, with an entry for each choice"
+        runs = [Run(i, self.prompts[(first + i) // n], self.answers[first + i], body, chat) for i in range(count)]
+        for run, chunks in zip(runs, again or (), strict=False):
+            run.replay(chunks)
+        return runs
 
     def _rest(self, ids: list[int]) -> list[int]:
         for number, answer in enumerate(self.answers):
@@ -184,9 +191,15 @@ class Run:
         self._text = VllmText(step, stops, self._include, body.get("min_tokens") or 0)
         self.said = 0
         self.finish: str | None = None
+        self._again: list[int] = []  # how many ids come in each event that is replayed
+
+    def replay(self, chunks: Sequence[Sequence[int]]) -> None:
+        """Say these first, whatever they are."""
+        self._again = [len(chunk) for chunk in chunks]
+        self._ids[: sum(self._again)] = [one for chunk in chunks for one in chunk]
 
     def event(self, wire: Wire, per_chunk: int) -> bytes:
-        ids = self._ids[self.said : self.said + per_chunk]
+        ids = self._ids[self.said : self.said + (self._again.pop(0) if self._again else per_chunk)]
         ended = ids[-1:] == [EOS]
         first = self.said == 0
         reason: str | None = None
@@ -261,6 +274,7 @@ class Play:
     """Runs a relay as the flow does, over servers that all hold the same engine.
 
     cuts: for each leg in turn, after how many of its events it is lost; None lets it finish.
+    continues: what servers do by replay.
     batch: events that arrive in one read. edit: changes a leg's events before they are sent.
     """
 
@@ -276,7 +290,9 @@ class Play:
         sink: FakeSink | None = None,
         terms: Terms | None = None,
         edit: Callable[[int, list[bytes]], list[bytes]] = lambda leg, raws: raws,
+        continues: Continues | None = None,
     ) -> None:
+        self.continues = continues
         self.call, self.engine, self.batch, self.per_chunk, self.edit = call, engine, batch, per_chunk, edit
         self.lease, self.sink = lease or FakeLease(), sink or FakeSink()
         self.now_s = 100.0
@@ -292,7 +308,7 @@ class Play:
     async def run(self) -> "Play":
         """Play to the end, then check what must hold after every end."""
         while self.relay.open:
-            legs = [self._leg(ask) for ask in await self.relay.asks()]
+            legs = [self._leg(ask) for ask in await self.relay.asks(self.continues)]
             for part, leg, raws, end in legs:
                 end = await self._feed(part, leg, raws, end)
                 await self.relay.ended(part, end)

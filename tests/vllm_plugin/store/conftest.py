@@ -49,6 +49,14 @@ def key_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def two_servers(servers: list[Redis], key_file: Path) -> str:
+    """The address of a store on both, which is empty."""
+    for server in servers:
+        server.ask("FLUSHALL")
+    return address_of(servers, key_file, copies=2)
+
+
+@pytest.fixture
 def redis_store(servers: list[Redis], key_file: Path) -> Iterator[PageStore]:
     """On one server."""
     yield from opened_on(servers[:1], key_file, copies=1)

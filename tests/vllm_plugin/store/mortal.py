@@ -8,6 +8,7 @@ import os
 import random
 import sys
 import threading
+import time
 
 from tests.vllm_plugin.store.pages import digest_of, key_of, page
 from vllm_plugin.store import StoreBusy, open_store
@@ -25,6 +26,8 @@ def main(url: str, seed: str, what: str = "use") -> None:
         with store.read([key_of(1)]):
             print("reads", flush=True)
             threading.Event().wait()
+    if what == "lose":
+        lose(store)
     if what == "wait":
         threading.Event().wait()
     use(store, random.Random(seed))
@@ -33,6 +36,17 @@ def main(url: str, seed: str, what: str = "use") -> None:
 def end_with_owner() -> None:
     sys.stdin.read()
     os._exit(1)
+
+
+def lose(store) -> None:
+    """Write pages for a session until it has moved elsewhere, and tell."""
+    for number in range(1000, 100_000):
+        if not store.put([page(number, "lost")]) and store.stats().fenced:
+            print("fenced", flush=True)
+            threading.Event().wait()
+        if number == 1000:
+            print("writes", flush=True)
+        time.sleep(0.002)
 
 
 def use(store, rng: random.Random) -> None:

@@ -46,7 +46,11 @@ def pairs(keys) -> list[tuple[bytes, bytes]]:
     return [(key[1 : 1 + key[0]], key[1 + key[0] :]) for key in keys]
 
 
-def check_whole(store) -> int:
+def as_digested(manifest: Manifest, payload: memoryview) -> bool:
+    return digest_of(payload) == manifest.digest
+
+
+def check_whole(store, fits=as_digested) -> int:
     """An LMDB store's tables agree with each other, and every page with its digest; how many pages there are."""
     tables = store._tables
     with tables.reading() as txn:
@@ -56,18 +60,20 @@ def check_whole(store) -> int:
                 return [(bytes(key), bytes(value)) for key, value in cursor]
 
         entries = {key: decoded(key, value) for key, value in every(tables.manifests)}
-        assert None not in entries.values()
+        assert None not in entries.values(), "an entry says nothing true"
         payloads = {key for key, _ in every(tables.payloads)}
         leaving = {key for key, _ in every(tables.leaving)}
         serials = {entry.serial.to_bytes(8, "little") for entry in entries.values()}
-        assert payloads == serials | leaving
-        assert not serials & leaving
+        assert payloads == serials | leaving, "a payload without an entry, or an entry without one"
+        assert not serials & leaving, "a page leaves and is there"
         for entry in entries.values():
             payload = tables.payload(txn, entry)
-            assert payload is not None
-            assert digest_of(payload) == entry.manifest.digest
+            assert payload is not None, "a payload of another length"
+            assert fits(entry.manifest, payload), "a payload that is not its page's"
         users = pairs(key for key, _ in every(tables.users))
-        assert {(name, key) for key, name in users} == set(pairs(key for key, _ in every(tables.pages_of)))
-        assert {key for key, _ in users} == set(entries)
-        assert {name for _, name in users} <= {name for name, _ in every(tables.sessions)}
+        pages_of = set(pairs(key for key, _ in every(tables.pages_of)))
+        assert {(name, key) for key, name in users} == pages_of, "not both ways"
+        assert {key for key, _ in users} == set(entries), "a page that nobody uses, or a user of none"
+        known = {name for name, _ in every(tables.sessions)}
+        assert {name for _, name in users} <= known, "a session that is not listed has pages"
     return len(entries)

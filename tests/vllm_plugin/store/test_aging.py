@@ -27,8 +27,8 @@ class Blocks:
     def bytes(self, block: int) -> bytes:
         return blake2b(b"%d" % block).digest() * (PAGE_BYTES // 64)
 
-    def write(self, block: int, content: bytes) -> None:
-        self.memory[block] = content
+    def write(self, blocks: list[int], contents: list[memoryview]) -> None:
+        self.memory |= {block: bytes(content) for block, content in zip(blocks, contents, strict=True)}
 
     def digests(self, pages: list[Page]) -> list[bytes]:
         return [blake2b(self.memory[page.block], digest_size=16).digest() for page in pages]

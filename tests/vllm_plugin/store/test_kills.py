@@ -80,8 +80,9 @@ def test_the_lock_of_a_dead_writer_is_free(url, store):
     assert store.held([key_of(1), key_of(2)]) == 2
 
 
-def test_a_dead_reader_pins_nothing(url, store):
-    """What it read can be freed, once it is noticed."""
+@pytest.mark.parametrize("who", ["housekeeping", "a full store"])
+def test_a_dead_reader_pins_nothing(url, store, who):
+    """What it read can be freed, once it is noticed: now and then, and by whoever needs the room."""
     store.put([page(1)])
     reader = Mortal(url, what="read")
     reader.says("ready")
@@ -91,9 +92,13 @@ def test_a_dead_reader_pins_nothing(url, store):
     assert store._tables.pinned()
 
     reader.kill()
-    store._tidy()
+    if who == "housekeeping":
+        store._tidy()
 
+    slots = store._tables.env.readers()
+    assert (str(reader.process.pid) in slots) == (who == "a full store")
     assert not store._tables.pinned()
+    assert all(store.put([page(number, f"session {number}", size=2**20)]) for number in range(10, 40))
 
 
 @pytest.mark.parametrize("steps", [1])

@@ -352,6 +352,42 @@ def test_without_the_key_nothing_can_be_written(redis_store, servers, tmp_path, 
     assert servers[0].ask("HGET", named(0), field) != mine
 
 
+HUGE = 64 * 2**20
+
+
+@pytest.mark.parametrize("field", ["m", "0"])
+def test_what_is_longer_than_it_may_be_is_not_fetched(redis_store, servers, monkeypatch, field):
+    """Who can write to a server cannot fill an engine's memory: it is removed as it is."""
+    put(redis_store, [0, 1])
+    servers[0].ask("HSET", named(0), field, bytes(HUGE))
+    asked = redis_server.Server._ask
+    fetched = []
+
+    def counted(server, words):
+        answers = asked(server, words)
+        pieces = [one for answer in answers for one in (answer if isinstance(answer, list) else [answer])]
+        fetched.extend(len(one) for one in pieces if isinstance(one, bytes))
+        return answers
+
+    monkeypatch.setattr(redis_server.Server, "_ask", counted)
+
+    assert all_right(redis_store, [0, 1]) == [False, True]
+
+    settle(redis_store)
+    assert sum(fetched) < 2 * PAGE_BYTES
+    assert servers[0].ask("EXISTS", named(0)) == 0
+    assert redis_store.stats().damaged == 1
+
+
+def test_many_keys_are_looked_up_at_once(redis_store):
+    """More than are asked for in one command, those that are not there among them."""
+    put(redis_store, range(300))
+    numbers = list(range(600))
+
+    assert redis_store.held([key_of(number) for number in numbers]) == 300
+    assert all_right(redis_store, numbers) == [True] * 300 + [False] * 300
+
+
 def test_what_is_no_page_is_removed(redis_store, servers):
     """Of another type, or of no length."""
     servers[0].ask("SET", named(0), "text")

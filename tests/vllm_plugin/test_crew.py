@@ -1,0 +1,63 @@
+"""Several threads at one piece of work."""
+
+import threading
+import time
+
+import pytest
+
+from vllm_plugin import crew
+
+
+@pytest.fixture(autouse=True)
+def _two_cores(monkeypatch):
+    """However many there are."""
+    monkeypatch.setattr(crew, "_cores", lambda: {0, 1})
+    monkeypatch.setattr(crew.os, "sched_setaffinity", lambda *_: None)
+
+
+def test_each_has_its_place_and_two_are_at_work_at_once():
+    met = threading.Barrier(2, timeout=5)
+
+    def work(number):
+        met.wait()
+        return number * number
+
+    assert crew.each(work, range(6)) == [0, 1, 4, 9, 16, 25]
+
+
+def test_what_one_raises_is_raised_when_those_begun_are_over():
+    over, begun = [], threading.Barrier(2, timeout=5)
+
+    def work(number):
+        begun.wait()
+        if number == 0:
+            raise ZeroDivisionError
+        time.sleep(0.05)
+        over.append(number)
+
+    with pytest.raises(ZeroDivisionError):
+        crew.each(work, range(2))
+    assert over == [1]
+    assert not [one for one in threading.enumerate() if one.name.startswith("holdfast-crew")]
+
+
+def test_one_is_done_by_who_asks():
+    """As is everything where one thread is allowed."""
+    assert crew.each(lambda _: threading.current_thread(), [1]) == [threading.current_thread()]
+    assert crew.each(lambda _: threading.current_thread(), [1, 2], 1) == [threading.current_thread()] * 2
+
+
+def test_the_cores_are_those_of_the_whole_process(monkeypatch):
+    """A thread that is bound to one core has crews on all that its process was given."""
+    monkeypatch.undo()
+    before, found = crew._cores(), []
+
+    def bound():
+        crew.os.sched_setaffinity(0, {min(before)})
+        found.append(crew._cores())
+
+    thread = threading.Thread(target=bound)
+    thread.start()
+    thread.join()
+
+    assert found == [before]
