@@ -67,7 +67,7 @@ def sources(suffix: str) -> set[str]:
 
 
 def test_the_wheel_has_all_of_the_packages_and_nothing_else(dist: Path):
-    """Modules, Lua scripts, markers of types; no test, no bench, no data."""
+    """Modules, Lua scripts, markers of types; the load tests that users run; no test, no bench, no data."""
     (file,) = dist.glob("*.whl")
     with zipfile.ZipFile(file) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
@@ -95,7 +95,7 @@ def test_the_sdist_has_what_an_image_and_the_documents_need(dist: Path):
     for folder, pattern in (("deploy", "*"), ("requirements", "*.txt"), ("docs", "*.md"), ("docs", "*.yaml")):
         wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / folder).glob(pattern)}
     assert wanted <= names
-    assert not [name for name in names if name.startswith(("tests/", ".venv", ".cache", ".git/"))]
+    assert not [name for name in names if name.startswith(("tests/", "loadtests/bench/", ".venv", ".cache", ".git/"))]
 
 
 def test_what_is_installed_is_the_wheel_and_whole(installed: Path, tmp_path: Path):

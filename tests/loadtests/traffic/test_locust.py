@@ -131,7 +131,8 @@ FAULTS: tuple[tuple[str, dict[str, Any], Stage], ...] = (
     ("eof_no_done", {"at": 3}, Stage.TRUNCATED), ("usage_missing", {}, Stage.ACCOUNTING),
     ("wrong_usage", {}, Stage.ACCOUNTING), ("status", {"status": 503}, Stage.REFUSED),
     ("silence", {}, Stage.BEFORE_FIRST), ("silence_after", {"at": 3}, Stage.MID_STREAM),
-    ("no_ids", {}, Stage.WHOLE), ("drip", {}, Stage.WHOLE), ("big_event", {"at": 3, "bytes": 300_000}, Stage.ACCOUNTING),
+    ("no_ids", {}, Stage.WHOLE), ("drip", {}, Stage.WHOLE),
+    ("big_event", {"at": 3, "bytes": 300_000}, Stage.ACCOUNTING),
 )  # fmt: skip
 
 
