@@ -9,17 +9,20 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from gateway.local.engine import Engine, Progress, stop_fleet
-from tests.processes import ROOT
+from tests.processes import ROOT, until
 from tests.vllm_plugin.real.engine import installed
 
 BLOCK = 32  # tokens of a page: the smallest that attention on the CPU takes
 PROMPT_TOKENS = 3000
+BLOCKS = 2048  # of each server's cache, a quarter of a gigabyte: twenty such conversations
+STORE_BYTES = 512 << 20
 STEP_TOKENS = 512  # of prompts, in a step: so that answers that have begun go on beside them
 CALL_S_MAX = 60.0
 FAMILY = "_total"  # what Prometheus adds to the names of counters
@@ -31,14 +34,16 @@ def paged_fleet(
     model: Path,
     folder: Path,
     *,
-    store_bytes: int | None = 1 << 30,
+    store_bytes: int | None = STORE_BYTES,
+    blocks: int = BLOCKS,
     arguments: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     on_progress: Progress | None = None,
 ) -> Iterator[list[Engine]]:
     """Servers with the plugin, as if it were installed, warm, on one store in shared memory that is removed after.
 
-    store_bytes: its size; None is the plugin without a store. Logs and what is installed are in `folder`, made here.
+    store_bytes: its size; None is the plugin without a store. blocks: of each server's own cache. Logs and what is
+    installed are in `folder`, made here.
     """
     folder.mkdir(parents=True)
     extra = {} if store_bytes is None else {"store": f"{store_url(folder)}?size={store_bytes}"}
@@ -47,7 +52,7 @@ def paged_fleet(
         "kv_connector_extra_config": extra,
     }  # fmt: skip
     said = ["--no-async-scheduling", "--block-size", str(BLOCK), "--max-num-batched-tokens", str(STEP_TOKENS)]
-    said += ["--kv-transfer-config", json.dumps(transfer)]
+    said += ["--num-gpu-blocks-override", str(blocks), "--kv-transfer-config", json.dumps(transfer)]
     paths = os.pathsep.join([str(installed(folder / "installed")), str(ROOT)])
     variables = {"PYTHONPATH": paths, "VLLM_PLUGINS": "holdfast", "VLLM_SERVER_DEV_MODE": "1", **(environment or {})}
     fleet = [
@@ -155,9 +160,15 @@ KINDS = (
 
 
 def kinds_of(engines: Sequence[Engine]) -> list[Kind]:
-    """Those that each of these servers continues exactly for another."""
-    replay = all(status(engine).get("continues") for engine in engines)
+    """Those that each of these servers continues exactly for another. Waits until they have tried."""
+    replay = all([until(partial(_tried, engine), CALL_S_MAX)["continues"] for engine in engines])
     return [kind for kind in KINDS if replay or not kind.replayed]
+
+
+def _tried(engine: Engine) -> dict[str, Any] | None:
+    """What it says of itself, once it knows what it can continue."""
+    told = status(engine)
+    return None if "not tried yet" in (told.get("continues_not") or "") else told
 
 
 def conversation(kind: Kind, tokenizer: Tokenizer, seed: int, tokens: int, answer_tokens: int) -> dict[str, Any]:

@@ -121,8 +121,10 @@ class Run:
     def quit(self, **_: Any) -> None:
         """Write the report."""
         if self.leads and self.settings.given.report and self.folder is not None:
-            path = report.write(self.folder, Path(self.settings.given.report))
-            log.info("report: %s", path)
+            try:
+                log.info("report: %s", report.write(self.folder, Path(self.settings.given.report)))
+            except report.NoRun as error:
+                log.error("no report: %s", error)
 
     def over(self, **_: Any) -> None:
         """A worker is done; when all are, the run is."""
@@ -145,6 +147,7 @@ class Run:
         finally:
             group.kill()
         if isinstance(self.environment.runner, WorkerRunner):
+            self.environment.runner._send_stats()  # locust's own last report may come when its master has gone
             self.environment.runner.send_message(OVER)
         else:
             gevent.spawn(self._end)

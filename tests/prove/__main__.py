@@ -29,11 +29,16 @@ from tests.prove import (
     page_costs,
     promises,
     recovery,
+    replication,
     runaway,
     session_cuts,
     session_drains,
     session_kills,
     soak,
+    store_kills,
+    store_speed,
+    store_swaps,
+    store_trace,
 )
 from tests.prove.report import Report, vllm_version
 from tests.prove.state import STATE, results
@@ -56,10 +61,15 @@ STEPS: dict[str, Callable[[], None]] = {
     "injections": injections.run,
     "clean": clean_pages.run,
     "page-costs": page_costs.run,
+    "replication": replication.run,
     "session-kills": session_kills.run,
     "session-cuts": session_cuts.run,
     "session-drains": session_drains.run,
     "recovery": recovery.run,
+    "store-speed": store_speed.run,
+    "store-kills": store_kills.run,
+    "store-trace": store_trace.run,
+    "store-swaps": store_swaps.run,
 }
 COUNTED: dict[str, Callable[[int], None]] = {
     "injections": injections.run,
@@ -70,7 +80,11 @@ COUNTED: dict[str, Callable[[int], None]] = {
     "recovery": recovery.run,
     "continuations": continuations.go,
     "continuations-reasoning": partial(continuations.go, reasoning=True),
+    "store-speed": store_speed.run,  # MiB
+    "store-kills": store_kills.run,
+    "store-trace": lambda requests: store_trace.run(None, requests),
 }
+TRACED: dict[str, Callable[[Path], None]] = {"promises": promises.run, "store-trace": store_trace.run}
 
 
 def stub() -> str:
@@ -107,11 +121,21 @@ REPORTS = [
         ("injections", "clean", "page-costs"),
     ),
     Report(
+        "replication", "Replication of KV pages: what was measured", vllm_version, (replication,), ("replication",)
+    ),
+    Report(
         "sessions",
         "Long conversations that go on elsewhere: what was measured",
         vllm_version,
         (session_kills, session_cuts, session_drains, recovery),
         ("session-kills", "session-cuts", "session-drains", "recovery"),
+    ),
+    Report(
+        "store",
+        "The page store: what was measured",
+        lambda: "LMDB in shared memory and a real redis-server",
+        (store_speed, store_kills, store_trace, store_swaps),
+        ("store-speed", "store-kills", "store-trace", "store-swaps"),
     ),
 ]
 
@@ -122,7 +146,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.prove")
     parser.add_argument("steps", nargs="*", help=" ".join(STEPS))
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run of these steps has shown")
-    parser.add_argument("--trace", type=Path, help="of `promises`: a file of Azure's (*.csv) or Mooncake's (*.jsonl)")
+    parser.add_argument(
+        "--trace", type=Path, help="of `promises`, `store-trace`: a file of Azure's (*.csv) or Mooncake's (*.jsonl)"
+    )
     parser.add_argument("--count", type=int, help=f"of {', '.join(COUNTED)}: how many, where a few will do")
     given = parser.parse_args()
     if unknown := set(given.steps) - set(STEPS):
@@ -132,8 +158,8 @@ def main() -> None:
         forget(steps)
     STATE.mkdir(parents=True, exist_ok=True)
     for name in steps:
-        if name == "promises":
-            promises.run(given.trace)
+        if name in TRACED and given.trace:
+            TRACED[name](given.trace)
         elif name in COUNTED and given.count:
             COUNTED[name](given.count)
         else:

@@ -2,9 +2,10 @@
 
     .venv-vllm/bin/python -m tests.vllm_plugin.real.replication OUT.json --kind lmdb [--size tiny] [--pairs 2]
 
-    lmdb      on and off by turns; one whose pages were all damaged; running streams while sessions are loaded; tails
+    lmdb      on and off by turns; a store whose pages were all damaged; tails
     full      a store in shared memory that one session fills
     redis     on and off by turns; a server that is stopped most of the time; one that is killed
+    restore   a running stream, while sessions are loaded, and while they are computed
 
 «Off» is the same engine in the same process, which gives its store nothing. All is in one process here, and in three in
 a server: so the store's threads are more in the way of the engine than they would be.
@@ -30,8 +31,9 @@ from tests.vllm_plugin.real.engine import Engine
 from tests.vllm_plugin.real.store_hand import StoreHand
 from tests.vllm_plugin.store.redis_servers import Redis, address_of, made_key
 
-BLOCK, AT_ONCE, PROMPT_TOKENS, ANSWER_TOKENS = 32, 16, 160, 48
+BLOCK, AT_ONCE, PROMPT_TOKENS, ANSWER_TOKENS = 32, 16, 100, 32
 SETTLED_S_MAX = 60.0
+TAILS = 4  # that are timed
 STOPPED_S, GOES_S = 0.2, 0.05  # of a slow server, by turns
 ONE_SESSION = {"kv_transfer_params": {"holdfast_session": "one"}}
 Round = dict[str, Any]
@@ -94,16 +96,16 @@ class Replicating:
             assert time.monotonic() < deadline_s, self.store.writing()
             time.sleep(0.05)
 
-    def pairs(self, count: int, seed: int, **sampling: Any) -> list[dict[str, Round]]:
-        """On and off by turns, each first as often as the other; the first pair warms up and does not count."""
+    def pairs(self, count: int, seed: int, *, warm: bool = False, **sampling: Any) -> list[dict[str, Round]]:
+        """On and off by turns, each first as often as the other. The first pair warms up, if not warm."""
         done = []
-        for number in range(count + 1):
+        for number in range(warm, count + 1):
             order = [True, False] if number % 2 else [False, True]
             pair = {on: self.round(seed + 10 * number + on, on=on, **sampling) for on in order}
             self.settle()
             done.append({"on": told(pair[True]), "off": told(pair[False])})
             print(f"pair {number} of {count}: {cost(done[-1]):+.1%}", file=sys.stderr, flush=True)
-        return done[1:]
+        return done[not warm :]
 
     def restore(self, sessions: int, tokens: int, seed: int) -> dict[str, Any]:
         """Gaps of a running stream: alone, while so many sessions are loaded, and while as many are computed."""
@@ -133,7 +135,7 @@ class Replicating:
             if len(engine.tokens.get(stream, ())) > count:
                 count = len(engine.tokens[stream])
                 waits = not names or len(firsts) < len(names)
-                gaps += [now_s - last_s] if count > 21 and (waits or not others) else []
+                gaps += [now_s - last_s] if count > 20 and (waits or not others) else []
                 last_s = now_s
             if count == 20 and others and not names:
                 joined_s, names = now_s, [engine.add(prompt, 1, salt=salt) for prompt, salt in others]
@@ -148,7 +150,7 @@ class Replicating:
     def tails(self, seed: int) -> dict[str, float]:
         """First token of a prompt whose pages are here, with a tail of one token and with the longest there can be."""
         rng, times = random.Random(seed), {1: list[float](), BLOCK - 1: list[float]()}
-        for _ in range(12):
+        for _ in range(TAILS):
             for tail, seen in times.items():
                 prompt = [rng.randrange(10, 8000) for _ in range(8 * BLOCK + tail)]
                 self.engine.ask(prompt, 1)
@@ -196,7 +198,14 @@ def lmdb(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
         found["corrupt"]["same_answers"] = sum(
             one == other for one, other in zip(first["answers"], again["answers"], strict=True)
         )
-        found["restore"] = it.restore(given.sessions, given.tokens, 5)
+        it.engine.stop()
+    return found
+
+
+def restore(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
+    with shared_memory() as place:
+        it = Replicating(folder, f"lmdb://{place}?size=2GiB", given.size, num_gpu_blocks_override=2048)
+        found = it.restore(given.sessions, given.tokens, 5)
         it.engine.stop()
     return found
 
@@ -224,16 +233,16 @@ def on_redis(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
 
         thread = threading.Thread(target=keep_stopping)
         thread.start()
-        found["slow"] = it.pairs(given.pairs, 4000)
+        found["slow"] = it.pairs(max(1, given.pairs // 2), 4000, warm=True)
         ending.set()
         thread.join()
         server.kill()
-        found["stopped"] = it.pairs(given.pairs, 5000)
+        found["stopped"] = it.pairs(max(1, given.pairs // 2), 5000, warm=True)
         it.engine.stop()
     return found
 
 
-KINDS = {"lmdb": lmdb, "full": full, "redis": on_redis}
+KINDS = {"lmdb": lmdb, "full": full, "redis": on_redis, "restore": restore}
 
 
 def main() -> None:
