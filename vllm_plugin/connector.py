@@ -57,6 +57,8 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         self._by_weights = WEIGHTS not in settings.unprotected
         self._watching: list[Callable[[], None]] = []
         self._store: Any = None
+        self._lookups: Lookups | None = None
+        self._loads: Loads | None = None
         if role == KVConnectorRole.SCHEDULER:
             self._requests: dict[str, Any] = {}
             self._prefixes = Prefixes(self._count)
@@ -197,7 +199,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         )
         if self.settings.store:
             self._worker_half.exchange = exchange = self._exchange(self._worker_half.digests)
-            self._worker_half.loads = Loads(exchange, pages.page_bytes)
+            self._worker_half.loads = self._loads = Loads(exchange, pages.page_bytes)
         log.info(
             "holdfast.pages", blocks=pages.blocks, page_bytes=pages.page_bytes, form=pages.form,
             model=model.id.hex()[:16], weights_s=round(model.read_s, 2),
@@ -271,6 +273,9 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         for undo in self._watching:
             undo()
         self._watching.clear()
+        for busy in (self._lookups, self._loads):
+            if busy is not None:
+                busy.close()
         if self._store is not None:
             self._store.close()  # writes what waits
 
