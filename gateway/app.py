@@ -35,8 +35,10 @@ from gateway.desk import Desk
 from gateway.fleet.replicas import Fleet
 from gateway.flow import Flow
 from gateway.forecasts import Forecasts
+from gateway.housing import Housing
 from gateway.http.admin import Admin
 from gateway.http.admin_books import AdminBooks
+from gateway.http.admin_moves import AdminMoves
 from gateway.http.connection import ClientLimits
 from gateway.http.door import Door
 from gateway.http.drain import Drain
@@ -45,7 +47,6 @@ from gateway.http.scrub import Scrub
 from gateway.http.webhook import Webhook
 from gateway.ladder import Ladder
 from gateway.ledgers import open_books
-from gateway.moves import Moves
 from gateway.quote import Quotes
 from gateway.rates import Rates
 from gateway.record import Records
@@ -112,8 +113,6 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         fleet = fleets.fleet(config, ask, metrics, clock, listener)
         stack.callback(fleet.close)
         inspector = fleets.inspector(config, ask, fleet, clock, listener)
-        moves = Moves(fleet, inspector, upstream, listener, clock)
-        stack.callback(moves.close)
         kin = fleets.kin(ask, fleet, clock, listener)
         asides = Asides(fleet, upstream, targets)
         deadlines = _deadlines(config)
@@ -125,6 +124,8 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         rates = Rates(quotes.lengths, time.monotonic_ns)
         turns = _turns(config, fleet, metrics, clock, listener)
         turns.ladder = _ladder(config, fleet, quotes)
+        housing = Housing(config, home, fleet, inspector, upstream, targets, turns, listener, metrics, clock)
+        stack.callback(housing.close)
         flow = Flow(rates, quotes, turns, fleet, upstream, targets, records, deadlines, clock)
         drain = Drain(deadlines, config.timeouts.drain_s, hurry)
 
@@ -138,11 +139,11 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         edge = _edge(config, flow, fleet, keys, salts, ready, metrics)
         changes = Changes(keys.news, ledger, deadlines, clock, corrections.carry_out)
         works = [fleet.run(), inspector.run(), kin.run(), changes.run(), breakers.run(), alerts.run(), turns.run()]
-        for work in [*works, *_leases(ledger, deadlines)]:
+        for work in [*works, housing.run(), *_leases(ledger, deadlines)]:
             stack.callback(asyncio.create_task(work).cancel)
         listen, clients = config.listen, _clients(config)
-        shown = partial(_replicas, config, fleet, clock)
-        desk = _desk(config, home, corrections, records, keys, shown, turns, moves)
+        shown = partial(_replicas, config, fleet, clock, listener)
+        desk = _desk(config, home, corrections, records, keys, shown, turns, housing)
         stack.callback(desk.close)
         admin = Admin(metrics, ready, config.admin_key_sha256, listen.admin_host, desk)
         side_door = await Door.open(admin.handle, listen.admin_host, listen.admin_port, clients)
@@ -151,6 +152,7 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         stack.push_async_callback(drain.run, edge, door)
         if isinstance(ledger, LeasedLedger):
             ledger.serves = True
+        housing.begin()
         _say_hello(config, keys)
         _settle_memory()
         yield
@@ -172,8 +174,10 @@ def _leases(ledger: Ledger, deadlines: Deadlines) -> Iterator[Coroutine[Any, Any
         yield ledger.run()
 
 
-def _replicas(config: Config, fleet: Fleet, clock: Callable[[], float]) -> list[dict[str, Any]]:
-    return replica_table.shown(fleet.all(), clock(), config.health.flapping)
+def _replicas(
+    config: Config, fleet: Fleet, clock: Callable[[], float], listener: verdicts.Verdicts
+) -> list[dict[str, Any]]:
+    return replica_table.shown(fleet.all(), clock(), config.health.flapping, listener.lodged())
 
 
 def _desk(
@@ -184,11 +188,12 @@ def _desk(
     keys: Keys,
     replicas: Callable[[], list[dict[str, Any]]],
     turns: Turns,
-    moves: Moves,
+    housing: Housing,
 ) -> AdminBooks:
     open_keys = partial(Keys, home / "keys.db", config.keys, budgets=config.budgets)
     prices = {one.model: one.price for one in config.prices}
     desk = Desk(home, open_keys, corrections, records)
+    moves = AdminMoves(housing.moves, housing.sessions)
     return AdminBooks(desk, prices, keys.look_again, replicas, turns.shown, moves)
 
 

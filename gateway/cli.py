@@ -1,6 +1,5 @@
-"""The command line: serve, keys, budgets, holds, replicas, drain, sla, spend, journal, ledger, check, doctor, demo,
-version.
-Other packages add theirs, such as pages: gateway/cli_added.py.
+"""The command line: serve, keys, budgets, holds, replicas, drain, move, sla, spend, journal, ledger, check, doctor,
+demo, version. Other packages add theirs, such as pages: gateway/cli_added.py.
 
 Standard output holds only what was asked for, so that scripts can use it; everything else goes to
 standard error. Heavy modules are imported by the command that needs them.
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway import cli_books, cli_budgets, cli_doctor, cli_drain, cli_ledger, cli_replicas, cli_sla
+from gateway import cli_books, cli_budgets, cli_doctor, cli_drain, cli_ledger, cli_move, cli_replicas, cli_sla
 from gateway.cli_added import WithAdded
 from gateway.cli_common import (
     DATA,
@@ -52,6 +51,7 @@ app.command("holds")(cli_budgets.holds)
 app.command("replicas")(cli_replicas.replicas)
 app.command("drain")(cli_drain.drain)
 app.command("doctor")(cli_doctor.doctor)
+app.command("move")(cli_move.move)
 app.command("sla")(cli_sla.sla)
 
 PortOption = typer.Option(min=0, max=65535)

@@ -94,7 +94,12 @@ def corrected(
 
 
 def from_admin(
-    root: str | None, config: Path | None, path: str, environ: Mapping[str, str], body: bytes | None = None
+    root: str | None,
+    config: Path | None,
+    path: str,
+    environ: Mapping[str, str],
+    body: bytes | None = None,
+    within_s: float = ANSWER_S,
 ) -> Any:
     """Ask an admin port, which the configuration tells where `root` does not. Fails where it does not answer.
 
@@ -109,7 +114,7 @@ def from_admin(
     try:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the key is nobody else's
         headers |= {"content-type": "application/json"} if body is not None else {}
-        with direct.open(urllib.request.Request(url, body, headers), timeout=ANSWER_S) as answer:
+        with direct.open(urllib.request.Request(url, body, headers), timeout=within_s) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         fail(f"{url}: {error.code} {error.read(2000).decode(errors='replace')}")

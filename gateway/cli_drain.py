@@ -58,7 +58,11 @@ def ended(told: dict[str, Any]) -> str:
     if not told["draining"]:
         return f"{name}: it was undrained meanwhile, and gets requests again"
     moved, left = told["moved"], sum(told["left"].values())
-    counts = f"{name}: {moved} {'stream' if moved == 1 else 'streams'} moved, {left} left to finish"
+    pause, sessions = told.get("pause_ms"), told.get("sessions", 0)
+    counts = f"{name}: {moved} {'stream' if moved == 1 else 'streams'} moved"
+    counts += f" (pauses of {pause['p50']:.0f} ms, {pause['most']:.0f} ms at most)" if pause else ""
+    counts += f", {sessions} idle {'session' if sessions == 1 else 'sessions'} too" if sessions else ""
+    counts += f", {left} left to finish"
     if told["empty"]:
         return f"{counts}, empty after {told['took_s']:.1f} s; it may be stopped"
     reasons = [f"{count} left: {why}" for why, count in told["left"].items()]

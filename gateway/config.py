@@ -23,6 +23,7 @@ from gateway.config_part import Part, wrong
 from gateway.config_routing import Routing
 from gateway.config_service import AdmissionConfig, DegradeConfig, RetriesConfig, TierConfig, TierName
 from gateway.config_times import ModelTimes, Timeouts, TurnTimes
+from gateway.config_warming import WarmingConfig
 from guards.budget import UNLIMITED, Limit, Unit, Window
 from guards.money import Price, dollars
 from guards.rate import Counted, Rate
@@ -369,6 +370,7 @@ class Config(Part):
     timeouts: Timeouts = Timeouts()
     health: HealthConfig = HealthConfig()
     integrity: IntegrityConfig = IntegrityConfig()
+    warming: WarmingConfig = WarmingConfig()
     limits: Limits = Limits()
     share_prefix_cache: bool = False  # else each org gets its own cache_salt, and cannot time another's prefixes
     allow_media_urls: bool = False  # a client could make a server fetch from inside your network

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from gateway.config_part import Part, wrong
 from gateway.config_times import TurnTimes
+from gateway.config_warming import HotStandbyConfig
 from guards.admission import Bounds
 from guards.ladder import Step
 from guards.place import BANDS, MANY, Rank
@@ -143,7 +144,7 @@ class TierConfig(Part):
     priority: 0 goes first, 3 last; where servers schedule by priority they are told the same.
     weight: its share beside other tenants of its priority. permits: requests of one tenant at once.
     classes: those with the tightest bounds first; a request is of the first that takes it.
-    timeouts: of all its keys.
+    timeouts: of all its keys. hot_standby: whether, and how, their sessions have a second replica.
     """
 
     name: TierName
@@ -152,6 +153,7 @@ class TierConfig(Part):
     permits: int = Field(default=MANY, ge=1, le=MANY)
     asked: AskedConfig | None = None
     timeouts: TurnTimes = TurnTimes()
+    hot_standby: HotStandbyConfig | None = None
     classes: Annotated[tuple[ClassConfig, ...], Field(max_length=64), AfterValidator(_distinct)] = ()
 
     @model_validator(mode="after")

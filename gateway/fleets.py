@@ -43,7 +43,7 @@ def fleet(config: Config, ask: Ask, metrics: Metrics, clock: Callable[[], float]
     ]
     for one in replicas:
         metrics.load(one.name, partial(getattr, one, "load"))
-    metrics.replicas(lambda: measured(replicas, clock()))
+    metrics.replicas(lambda: measured(replicas, clock(), listener.lodged()))
     care = Care(
         probe_every_s=timeouts.probe_every_s,
         probe_s=timeouts.probe_s,

@@ -88,8 +88,9 @@ class Flow:
 
     async def _hedge(self, answer: Relay | Plain, sink: Sink, record: Record, legs: Legs, avoid: Names) -> None:
         """Race silent legs on another server. They stay; whichever leg brings the next token wins."""
-        strangers = legs.strangers(answer)
-        name = self.fleet.second(answer.call.model, avoid | legs.replicas | strangers)
+        name = self.fleet.second(
+            answer.call.model, avoid | legs.replicas | legs.strangers(answer), answer.call.home
+        )
         if name is None:
             return
         asks = await answer.hedges([one.part for one in legs.silent], legs.continues(name))

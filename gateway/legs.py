@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, Self
 from gateway.fleet.heirs import strangers
 from gateway.fleet.pulse import Watch
 from gateway.fleet.replicas import Fleet
+from gateway.homes import FAILOVER, PLANNED, RACE, TURN
 from gateway.stream.leg import Leg, Target
 from gateway.stream.leg_end import LegEnd
 from gateway.stream.seams import Ask
@@ -51,8 +52,8 @@ class Legs:
     """A block in which legs may be opened for a request whose turn it is; leaving it closes them."""
 
     __slots__ = (
-        "_asked", "_failed", "_fleet", "_headers", "_missing", "_news", "_next", "_origins", "_running", "_targets",
-        "_turn", "_upstream", "_visits", "_waiter",
+        "_asked", "_failed", "_fleet", "_headers", "_lost", "_missing", "_news", "_next", "_origins", "_running",
+        "_targets", "_turn", "_upstream", "_visits", "_waiter", "_why",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +62,7 @@ class Legs:
         self._fleet, self._upstream, self._targets, self._headers = fleet, upstream, targets, headers
         self._turn, self._visits = turn, Visits(fleet, turn.call.model)
         self._next: Visit | None = None
+        self._why, self._lost = TURN, ""  # what brings the next leg where it goes, and in whose stead
         self._asked = False
         self._missing: Names = frozenset()
         self._failed: Names = frozenset()  # when nobody was left
@@ -91,7 +93,7 @@ class Legs:
             self._next = self._visits.begin(name, entry)
         else:
             call = self._turn.call
-            picked = self._fleet.pick(call.model, avoid, call.near, self._missing, self._origins, way)
+            picked = self._fleet.pick(call.model, avoid, call.near, self._missing, self._origins, way, call.home)
             if picked is None:
                 self._failed = avoid
                 return None
@@ -116,7 +118,8 @@ class Legs:
         if part.receiver is not None:
             watch = self._fleet.watch(replica, len(ask.body), self._wake, partial(self._first, replica))
         target = self._targets[replica]
-        part.leg = leg = self._upstream.open(target, ask.path, ask.body, part.receiver, self._headers, watch)
+        body = self._turn.marked(replica, ask.body, RACE if part.racing else self._why, self._lost)
+        part.leg = leg = self._upstream.open(target, ask.path, body, part.receiver, self._headers, watch)
         self._fleet.enter(replica, ask.likely)
         self._running.append(Running(replica, visit, leg, part, watch, ask.likely))
         leg.on_end = self._wake
@@ -194,6 +197,7 @@ class Legs:
         if delivered and running.part.heard:  # also one that was outrun
             self._origins.append(self._fleet.named(running.replica).origin(self._turn.call.model))
         if lost:
+            self._why, self._lost = PLANNED if end.planned else FAILOVER, running.replica
             if not end.reached:
                 self._missing |= {running.replica}
             if not end.planned:

@@ -1,13 +1,15 @@
 """Planned moves: a server is emptied, so that it may be stopped, and no client notices.
 
-What moves a stream is what a dead server would: its leg is closed, and it goes on elsewhere. But nobody has failed, and
-a stream that could not go on exactly is left to end where it is.
+What moves a stream is what a dead server would: its leg is closed, and it goes on elsewhere. But nobody has failed,
+what it needs is there before it comes (see gateway/move.py), and a stream that could not go on exactly is left to end
+where it is. Sessions of which nothing runs go too: their next turns go elsewhere.
 """
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from math import inf
+from typing import Any, Protocol
 
 import structlog
 
@@ -15,20 +17,24 @@ from gateway.fleet.heirs import strangers
 from gateway.fleet.inspector import Inspector
 from gateway.fleet.replica import Replica
 from gateway.fleet.replicas import Fleet
+from gateway.homes import PLANNED, Homes
+from gateway.move import Move, found, target
+from gateway.slices import in_turns
 from gateway.stream.leg import Leg
-from gateway.stream.leg_end import Cause, LegEnd
-from gateway.stream.part import Part, Stream
+from gateway.stream.part import Part
 from gateway.stream.upstream import Upstream
+from gateway.warming import Warmer
 from guards.continuing import Continues
-from guards.refusal import CUTS, Ending
 
 log = structlog.get_logger()
 
 AT_ONCE = 4  # streams that are on their way: each is computed anew where it goes, and slows others there
 AT_ONCE_MAX = 64
 LOOK_S = 0.05  # between looks at what still runs there
+SESSIONS_S = 1.0  # between looks at the sessions that live there: there may be tens of thousands
 MOVE_S_MAX = 10.0  # then the next one may begin, whatever keeps this one: a client that does not read, perhaps
-GOES_ON = (None, Ending.FINISHED, *CUTS)  # or came to the end that it would have had here, too
+PAUSES_MAX = 4096  # that are remembered of one drain
+WHY = "its server is drained"
 PLAIN = "plain answers, which would be computed again from their beginning"
 
 
@@ -41,50 +47,63 @@ class Hears(Protocol):
     def emptied(self, replica: Replica, moved: int, took_s: float) -> None:
         """Nothing runs there any more."""
 
-    def moved(self) -> None:
+    def moved(self, why: str = "drain") -> None:
         """A stream that was moved goes on elsewhere."""
-
-
-class Move(NamedTuple):
-    """A stream on its way. tokens: it had by then."""
-
-    stream: Stream
-    tokens: int
-    begun_s: float
-
-    @property
-    def arrived(self) -> bool:
-        """Whether it goes on, or has ended."""
-        return not self.stream.open or self.stream.completion_tokens > self.tokens
 
 
 @dataclass
 class Drain:
     """One replica that is emptied. Times in seconds, by the gateway's clock.
 
-    moved: streams that go on elsewhere. left: how many are left to end there, by the reason why.
+    moved: streams that go on elsewhere, and sessions: those that live elsewhere now. pauses_s: that clients saw.
+    left: how many are left to end there, by the reason why.
     alone: models of streams that no other replica can take now. emptied_s: when nothing ran there any more.
+    evacuated_s: when the sessions there were last looked at.
     """
 
     replica: Replica
     at_once: int
     begun_s: float
     moved: int = 0
+    sessions: int = 0
+    pauses_s: list[float] = field(default_factory=list)
     moving: list[Move] = field(default_factory=list)
     left: dict[str, int] = field(default_factory=dict)
     alone: set[str] = field(default_factory=set)
     emptied_s: float | None = None
+    evacuated_s: float = -inf
     task: "asyncio.Task[None] | None" = None
+    begun: "set[asyncio.Task[None]]" = field(default_factory=set)  # moves
+
+    def cancel(self) -> None:
+        """Drain no more."""
+        for task in (self.task, *self.begun):
+            if task is not None:
+                task.cancel()
 
 
 class Moves:
-    """Drains replicas, and lets them have requests again. Both may be said again, to no effect."""
+    """Drains replicas, and lets them have requests again. Both may be said again, to no effect.
+
+    homes: of sessions. warmer: has servers load pages ahead; None where nobody does.
+    changed: told which replicas are drained, each with its at_once, when that changes.
+    """
 
     def __init__(
-        self, fleet: Fleet, inspector: Inspector, upstream: Upstream, listener: Hears, clock: Callable[[], float]
+        self,
+        fleet: Fleet,
+        inspector: Inspector,
+        upstream: Upstream,
+        listener: Hears,
+        clock: Callable[[], float],
+        *,
+        homes: Homes | None = None,
+        warmer: Warmer | None = None,
+        changed: Callable[[dict[str, int]], None] = lambda drained: None,
     ) -> None:
         self._fleet, self._inspector, self._upstream = fleet, inspector, upstream
-        self._listener, self._clock = listener, clock
+        self._listener, self._clock, self._homes, self._warmer = listener, clock, homes, warmer
+        self._changed = changed
         self._drains: dict[str, Drain] = {}
 
     def drain(self, name: str, at_once: int = AT_ONCE) -> dict[str, Any]:
@@ -95,22 +114,31 @@ class Moves:
         replica, known = self._fleet.named(name), self._drains.get(name)
         if known is not None:
             known.at_once = at_once
+            self._tell()
             return self.told(name)
         drain = self._drains[name] = Drain(replica, at_once, self._clock())
         replica.leaving = True
         self._listener.leaving(replica)
         drain.task = asyncio.create_task(self._run(drain))
+        self._tell()
         return self.told(name)
 
     def undrain(self, name: str) -> bool:
         """Let a replica have requests again, whyever it was drained; whether it was. Raises KeyError."""
         replica, drain = self._fleet.named(name), self._drains.pop(name, None)
         if drain is not None:
-            assert drain.task is not None
-            drain.task.cancel()
+            drain.cancel()
             replica.leaving = False
             self._listener.leaving(replica)
+            self._tell()
         return self._inspector.undrain(name) or drain is not None
+
+    def restore(self, drained: dict[str, int]) -> None:
+        """Drain what was drained before, as far as it is still there."""
+        known = {one.name for one in self._fleet.all()}
+        for name, at_once in drained.items():
+            if name in known:
+                self.drain(name, max(1, min(at_once, AT_ONCE_MAX)))
 
     def told(self, name: str) -> dict[str, Any]:
         """How far it is, for JSON. Raises KeyError.
@@ -126,6 +154,8 @@ class Moves:
             "draining": True,
             "at_once": drain.at_once,
             "moved": drain.moved,
+            "sessions": drain.sessions,
+            "pause_ms": in_ms(drain.pauses_s),
             "moving": len(drain.moving),
             "left": drain.left,
             "alone": sorted(drain.alone),
@@ -137,8 +167,10 @@ class Moves:
     def close(self) -> None:
         """Drain no more."""
         for drain in self._drains.values():
-            if drain.task is not None:
-                drain.task.cancel()
+            drain.cancel()
+
+    def _tell(self) -> None:
+        self._changed({name: drain.at_once for name, drain in self._drains.items()})
 
     async def _run(self, drain: Drain) -> None:
         """Go on until it is undrained: where no other replica is up, requests still come."""
@@ -153,8 +185,7 @@ class Moves:
         """Look once: who has arrived, who may go next, and whether all have gone."""
         self._arrivals(drain)
         alone = set()
-        found = self._found(drain.replica.name)
-        for stream, legs in found.items():
+        for stream, legs in found(self._upstream.streams(drain.replica.name)).items():
             if len(drain.moving) >= drain.at_once:
                 break
             if any(move.stream is stream for move in drain.moving):
@@ -164,10 +195,9 @@ class Moves:
             elif (why := await stream.stays(heirs)) is not None:
                 _stay(drain, legs, why)
             elif stream.open and not all(leg.over for leg in legs):
-                drain.moving.append(Move(stream, stream.completion_tokens, self._clock()))
-                for leg in legs:
-                    leg.end(LegEnd(Cause.MOVED, "its server is drained"))
+                self._begin(drain, Move(stream, self._clock()), legs)
         drain.alone = alone
+        await self._evacuate(drain)
         self._look_whether_empty(drain)
 
     def _heirs(self, replica: Replica, model: str) -> list[Continues | None]:
@@ -178,26 +208,50 @@ class Moves:
             return []
         return [self._fleet.continues(one.name) for one in up if one.name not in avoid]
 
-    def _found(self, name: str) -> dict[Stream, list[Leg]]:
-        """Streams there that may be moved, with their legs; those that only race a leg elsewhere are given up."""
-        found: dict[Stream, list[Leg]] = {}
-        for leg in self._upstream.streams(name):
-            part = leg.receiver
-            if not isinstance(part, Part) or part.stream is None or part.stays is not None:
-                continue
-            if part.racing:
-                part.close()
-            else:
-                found.setdefault(part.stream, []).append(leg)
-        return found
+    def _begin(self, drain: Drain, move: Move, legs: list[Leg]) -> None:
+        """Send one on its way: at once where nothing can be loaded ahead."""
+        drain.moving.append(move)
+        to = target(self._fleet, drain.replica, move.stream.call.model) if self._warmer is not None else None
+        if to is None or self._warmer is None:
+            return move.cut(legs, WHY)
+        task = asyncio.create_task(self._move(drain, move, self._warmer, to))
+        drain.begun.add(task)
+        return task.add_done_callback(drain.begun.discard)
+
+    async def _move(self, drain: Drain, move: Move, warmer: Warmer, to: str) -> None:
+        """Pre-copy and cut; what has come to stay meanwhile does, and what was lost has gone."""
+        try:
+            await move.precopy(warmer, to)
+            legs = found(self._upstream.streams(drain.replica.name)).get(move.stream, [])
+            heirs = self._heirs(drain.replica, move.stream.call.model)
+            if (why := await move.stream.stays(heirs)) is not None:
+                _stay(drain, legs, why)
+            elif move.stream.open and legs:
+                return move.cut(legs, WHY)
+        except Exception as error:
+            log.error("drain.fault", replica=drain.replica.name, exc_info=error)
+        drain.moving = [one for one in drain.moving if one is not move]
+        return None
+
+    async def _evacuate(self, drain: Drain) -> None:
+        """Have the sessions there of which nothing runs live elsewhere, as far as somebody can take them."""
+        homes, now_s = self._homes, self._clock()
+        if homes is None or now_s < drain.evacuated_s + SESSIONS_S:
+            return
+        drain.evacuated_s = now_s
+        async for lodger in in_turns(homes):
+            if lodger.replica == drain.replica.name and not lodger.running and (to := homes.heir(lodger)) is not None:
+                homes.settle(lodger, self._fleet.named(to), PLANNED)
+                drain.sessions += 1
 
     def _arrivals(self, drain: Drain) -> None:
         now_s, still = self._clock(), []
         for move in drain.moving:
             if not move.arrived and now_s - move.begun_s < MOVE_S_MAX:
                 still.append(move)
-            elif move.stream.ending in GOES_ON:
+            elif move.well:
                 drain.moved += 1
+                drain.pauses_s += move.pauses_s[: PAUSES_MAX - len(drain.pauses_s)]
                 self._listener.moved()
         drain.moving = still
 
@@ -210,6 +264,15 @@ class Moves:
         elif drain.emptied_s is None:
             drain.emptied_s = self._clock()
             self._listener.emptied(drain.replica, drain.moved, drain.emptied_s - drain.begun_s)
+
+
+def in_ms(pauses_s: list[float]) -> dict[str, float] | None:
+    """Median, 99th percentile and the longest, in milliseconds; None where there is none."""
+    if not pauses_s:
+        return None
+    ms = sorted(1e3 * one for one in pauses_s)
+    at = {"p50": len(ms) // 2, "p99": min(len(ms) - 1, int(0.99 * len(ms))), "most": len(ms) - 1}
+    return {name: round(ms[place], 1) for name, place in at.items()}
 
 
 def _stay(drain: Drain, legs: list[Leg], why: str) -> None:

@@ -186,14 +186,19 @@ class Record:
                 "prompt_tokens": answer.prompt_tokens,
                 "completion_tokens": answer.completion_tokens,
                 "failovers": answer.failovers,
-                "recomputed_tokens": answer.recomputed,
-                "hedged_tokens": answer.hedged,
+                "recomputed_tokens": answer.house.recomputed,
+                "hedged_tokens": answer.house.hedged,
                 "gap_ms": round(max(pauses) * 1e3, 1) if pauses else 0.0,
             }
+            if answer.house.restored:
+                facts["restored_tokens"] = answer.house.restored
         if self._retries:
             facts["retries"] = self._retries
         if self._turn is not None:
             facts |= self._turn.judged(ending, refused)
+            if self._turn.came_from is not None:
+                facts["came_from"] = self._turn.came_from
+                self._came(self._turn.came_from)
         self._settle(facts)
         if ending is not Ending.FINISHED:  # what ends as it should is in the journal: a log line costs twice as much
             detail = (
@@ -254,7 +259,7 @@ class Record:
         if answer is None:
             return
         prompt, completion = answer.prompt_tokens, answer.completion_tokens
-        metrics.tokens(model, prompt, completion, answer.recomputed, answer.hedged)
+        metrics.tokens(model, prompt, completion, *answer.house)
         if self._losses:
             for cause, pause_s in zip(self._losses, answer.pace.pauses, strict=False):  # a last one may have no pause
                 metrics.failed_over(model, cause, pause_s)
@@ -262,6 +267,14 @@ class Record:
             metrics.first_token(model, answer.pace.first_token_at - self._sink.received_at)
         if ending is Ending.FINISHED and completion:
             self._books.learn(model, prompt, completion // self._call.choices)
+
+    def _came(self, was: str) -> None:
+        """Tell how much of the prompt of a session that came from elsewhere was found; what nobody told was not."""
+        tokens = 0 if self.answer is None else self.answer.prompt_tokens
+        cached = min(tokens, 0 if self._hold is None else self._hold.cached)
+        self._books.metrics.came(self._call.model, cached, tokens - cached)
+        about = {"request_id": self._call.request_id, "model": self._call.model, "was": was, "replica": self.replica}
+        self._books.log.info("session.came", prompt_tokens=tokens, cached_tokens=cached, **about)
 
     def _ending(self, error: BaseException | None, refused: Refused | None) -> Ending:
         if refused is not None:

@@ -1,6 +1,6 @@
 """The replicas and what is thought of them: for JSON, and as tables for people (`holdfast replicas`)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 from gateway.fleet.page_status import Plugin
@@ -14,15 +14,21 @@ PAGES = ("replica", "pages", "corrupt", "lately", "fingerprint", "scrub", "conti
 HEX = 8  # digits of a fingerprint that tell one model from another
 UNDRAIN = "Drained replicas stay so until: holdfast replicas --undrain REPLICA; after corrupt pages also: a new engine"
 WIDTH = 180  # of a table that is no terminal's
+NOBODY: Mapping[str, tuple[int, int]] = {}
 STATES = {None: "unknown", True: "up", False: "down"}
 
 
-def shown(replicas: Iterable[Replica], now_s: float, plan: flapping.Plan) -> list[dict[str, Any]]:
-    """Every replica, for JSON. Seconds are by the fleet's clock; None is for what is not known."""
-    return [_shown(one, now_s, plan) for one in replicas]
+def shown(
+    replicas: Iterable[Replica], now_s: float, plan: flapping.Plan, lodged: Mapping[str, tuple[int, int]] = NOBODY
+) -> list[dict[str, Any]]:
+    """Every replica, for JSON. Seconds are by the fleet's clock; None is for what is not known.
+
+    lodged: how many sessions live at each, and how many have their pages loaded there beside.
+    """
+    return [_shown(one, now_s, plan, *lodged.get(one.name, (0, 0))) for one in replicas]
 
 
-def _shown(one: Replica, now_s: float, plan: flapping.Plan) -> dict[str, Any]:
+def _shown(one: Replica, now_s: float, plan: flapping.Plan, sessions: int, hot: int) -> dict[str, Any]:
     gauges, waits = one.gauges, one.trust.waits(now_s)
     breakers = {model: one.breakers[model] for model in sorted(one.breakers)}
     return {
@@ -31,12 +37,15 @@ def _shown(one: Replica, now_s: float, plan: flapping.Plan) -> dict[str, Any]:
         "models": [one.model] if one.model is not None else sorted(one.serves),
         "window": {model: one.serves[model] for model in sorted(one.serves)},
         "state": state(one.health, waits, one.drained),
+        "ready": state(one.health, waits, one.drained) == STATES[True],
         "why": one.health.why,
         "for_s": round(now_s - one.since_s, 3),
         "trusted_in_s": round(one.trust.from_s - now_s, 3) if waits else 0.0,
         "flaps": one.trust.known(now_s, plan),
         "load": one.load,
         "streams": one.pulse.streams,
+        "sessions": sessions,
+        "hot_sessions": hot,
         "silent": one.pulse.silent,
         "weight": round(one.beside.weight, 3),
         "worse": one.beside.words,
@@ -82,6 +91,7 @@ def _pages(one: Replica, now_s: float) -> dict[str, Any]:
         "weights_changed": told and told.weights_changed,
         "continues": continues and {"seeds": continues.seeds, "refused": sorted(continues.refused)},
         "continues_not": told and told.continues_not,
+        "store": told and told.store and {"kind": told.store.kind, "lag_s": told.store.lag_s, **told.store.counts},
     }
 
 
@@ -170,6 +180,7 @@ def page_cells(one: dict[str, Any]) -> tuple[str, ...]:
     notes = [f"{count} {kind}" for kind, count in by_kind.items() if count]
     if pages["unprotected"]:
         notes.append("unprotected: " + " ".join(pages["unprotected"]))
+    notes += _stored(one, pages.get("store"))
     return (
         one["replica"],
         Plugin.UNREADABLE if pages["plugin"] == Plugin.UNREADABLE else guarded,
@@ -189,6 +200,18 @@ def _continues(pages: dict[str, Any]) -> str:
     if said is None:
         return "no"
     return "yes" if said["seeds"] and not said["refused"] else "mostly"
+
+
+def _stored(one: dict[str, Any], store: dict[str, Any] | None) -> list[str]:
+    """What is to be said of the pages that a replica keeps outside of it, and of the sessions that these are of."""
+    said = [f"{one['sessions']} sessions"] if one.get("sessions") else []
+    said += [f"{one['hot_sessions']} of others kept loaded"] if one.get("hot_sessions") else []
+    if store:
+        bad = [f"{store[name]} {name}" for name in ("shed", "lost", "fenced") if store[name]]
+        said.append(
+            ", ".join([f"{store['kind']}: {store['queued_pages']} queued, {store['lag_s']:.1f} s behind", *bad])
+        )
+    return said
 
 
 def _short(pages: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ class Salts:
     """Derives one salt per org (or user, where a key has no org) from a secret that never leaves the data directory."""
 
     def __init__(self, data: Path) -> None:
-        self._secret = _secret(data / "salt.key")
+        self._secret = secret(data)
         self._known: dict[str, str] = {}
 
     def of(self, tenant: Tenant) -> str | None:
@@ -31,16 +31,17 @@ class Salts:
         return salt
 
 
-def _secret(path: Path) -> bytes:
-    """Read the secret, making it on first use; only its owner can read it."""
+def secret(data: Path) -> bytes:
+    """Read a data directory's secret, making it on first use; only its owner can read it."""
+    path = data / "salt.key"
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        secret = path.read_bytes()
-        if len(secret) != SECRET_BYTES:
+        found = path.read_bytes()
+        if len(found) != SECRET_BYTES:
             raise OSError(f"{path} is damaged; remove it to have a new one made") from None
-        return secret
+        return found
     with os.fdopen(descriptor, "wb") as file:
-        secret = os.urandom(SECRET_BYTES)
-        file.write(secret)
-    return secret
+        made = os.urandom(SECRET_BYTES)
+        file.write(made)
+    return made

@@ -5,7 +5,7 @@ refused rather than broken, and what became of all others is counted (guards/att
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -16,6 +16,7 @@ from gateway.books.ledger.contract import Lines
 from gateway.books.tenants import Tenant
 from gateway.fleet.replicas import Fleet
 from gateway.forecasts import Forecast, Forecasts, Look
+from gateway.homes import TURN, Homes, Lodger
 from gateway.ladder import AS_ASKED, Eased, Ladder
 from gateway.quote import Quote, prompt_likely
 from gateway.sla_table import shown
@@ -46,7 +47,10 @@ OURS = (Reason.OVERLOADED, Reason.LATE, Reason.NO_REPLICA, Reason.FIRST_TOKEN, R
 
 
 class Answer(Protocol):
-    """What is being answered. Tokens: as far as they were delivered. prompt_known: of all its prompts."""
+    """What is being answered. Tokens: as far as they were delivered. prompt_known: of all its prompts.
+
+    so_far: ids of prompt and answer, for each choice.
+    """
 
     @property
     def prompt_tokens(self) -> int: ...
@@ -56,6 +60,8 @@ class Answer(Protocol):
     def completion_tokens(self) -> int: ...
     @property
     def pace(self) -> Any: ...
+    @property
+    def so_far(self) -> Callable[[], Sequence[Sequence[int]]]: ...
 
 
 class Turns:
@@ -63,7 +69,8 @@ class Turns:
 
     running: requests that have had their turn. ranks: of tiers, by name; usual: of keys for which none is said.
     waiting: None where requests are sent as they come. ladder: None where nobody's answer is made worse.
-    forecasts: None where no tier promises anything.
+    forecasts: None where no tier promises anything. homes: None where sessions live nowhere.
+    ended: told of each request that had its turn, at its end.
     fair_by: between whom turns are shared: key, user, team or org. scheduled: models whose servers go by priority.
     judged: told of each promise that was made, and what became of it. waited: of each that waited, for
         which model and how long. sessions: whether requests of one are near to each other.
@@ -90,6 +97,8 @@ class Turns:
         self._judged, self._waited, self.sessions = judged, waited, sessions
         self.waiting: Waiting | None = None
         self.ladder: Ladder | None = None
+        self.homes: Homes | None = None
+        self.ended: Callable[[Turn], None] = lambda turn: None
         self.attainment = Attainment()
         self._shares: dict[tuple[str, str | None], Share] = {}
         self.running: dict[Turn, None] = {}
@@ -178,11 +187,12 @@ class Turns:
         assert waiting is not None
         fits, near = waiting.fits, turn.call.near
         if ask.deadline_s is None or self.forecasts is None:
-            name = self.fleet.with_room(ask.model, near, lambda one: fits(one, place))
+            name = self.fleet.with_room(ask.model, near, lambda one: fits(one, place), home=turn.call.home)
         else:
             left_s = ask.deadline_s - self.clock()
             look = turn.foreseen = Look(self.forecasts, ask.input_tokens, near, left_s)
-            name = self.fleet.with_room(ask.model, near, lambda one: fits(one, place), look.first_s, left_s)
+            fit = partial(fits, place=place)
+            name = self.fleet.with_room(ask.model, near, fit, look.first_s, left_s, turn.call.home)
         turn.choose(name, waits=place.waits)
         return name
 
@@ -235,11 +245,13 @@ class Turn:
     tokens: of its prompt, and of its answers, about. promise: None where it was promised nothing.
     arrived_s: by the clock of all turns; waited_s: for its turn. foreseen: when it was last routed.
     due: when it must end, by the limit of its class.
+    lodger: the session that it is of. came_from: where that lived until now, if it moved between turns.
     """
 
     __slots__ = (
-        "_answer", "_at", "_before", "_chosen", "_entry", "_expected", "_forecast", "_place", "_sent", "_turns",
-        "arrived_s", "call", "due", "foreseen", "promise", "rank", "tenant", "tokens", "waited_s",
+        "_at", "_before", "_chosen", "_entry", "_expected", "_forecast", "_place", "_sent", "_turns", "answer",
+        "arrived_s", "call", "came_from", "due", "foreseen", "lodger", "promise", "rank", "tenant", "tokens",
+        "waited_s",
     )  # fmt: skip
 
     def __init__(
@@ -248,7 +260,7 @@ class Turn:
     ) -> None:  # fmt: skip
         self._turns, self.call, self.tenant, self.rank, self.tokens = turns, call, tenant, rank, tokens
         self.promise, self.arrived_s = promise, arrived_s
-        self._answer: Answer | None = None
+        self.answer: Answer | None = None
         self._place: Place | None = None
         self._chosen: str | None = None
         self._expected: str | None = None
@@ -259,6 +271,8 @@ class Turn:
         self._sent = False
         self.foreseen: Look | None = None
         self.due: Due | None = None
+        self.lodger: Lodger | None = None
+        self.came_from: str | None = None
         self.waited_s = 0.0
 
     @property
@@ -302,7 +316,7 @@ class Turn:
 
     async def begin(self, answer: Answer) -> None:
         """Wait for its turn. Raises Refused."""
-        self._answer, turns = answer, self._turns
+        self.answer, turns = answer, self._turns
         if turns.waiting is not None:
             place = turns.waiting.enter(turns.ask(self))
             if place.server is None:
@@ -321,10 +335,19 @@ class Turn:
         if self._forecast is not None:  # what was lost says nothing of how long it would have taken
             self._forecast.over(tokens=0, whole=False, left=False)
         if turns.forecasts is not None and self.call.stream:  # else nothing shows when its prompt was computed
-            self._before = 0 if self._answer is None else self._answer.completion_tokens
+            self._before = 0 if self.answer is None else self.answer.completion_tokens
             shared = tokens if turns.sessions and self.call.session is not None else min(tokens, PREFIX_TOKENS)
             trial = self.foreseen is not None and name in self.foreseen.tried
             self._forecast = turns.forecasts.sent(name, tokens, self.call.near, shared, trial=trial)
+
+    def marked(self, name: str, body: bytes, why: str, lost: str) -> bytes:
+        """What a server is sent: see `Homes.marked`."""
+        if self.lodger is None or self._turns.homes is None:
+            return body
+        marked = self._turns.homes.marked(self.lodger, self.call, name, body, why, lost)
+        if why == TURN:
+            self.came_from = marked.was
+        return marked.body
 
     def first(self, name: str) -> None:
         """Its first token has come from a server; what another one does in a race says nothing of this one."""
@@ -334,6 +357,8 @@ class Turn:
     def won(self, name: str) -> None:
         """Another server has won a race: it goes on there, and what is learnt of the first one ends."""
         self._at = name
+        if self.lodger is not None and self._turns.homes is not None:
+            self._turns.homes.won(self.lodger, name)
         if self._place is not None and self._place.server != name and self._turns.waiting is not None:
             self._turns.waiting.move(self._place, name)
         forecast, self._forecast = self._forecast, None
@@ -342,20 +367,25 @@ class Turn:
 
     def count(self) -> None:
         """Note what it has had by now."""
-        answer, waiting = self._answer, self._turns.waiting
+        answer, waiting = self.answer, self._turns.waiting
         if self._place is not None and answer is not None and waiting is not None:
             prompt_tokens = answer.prompt_tokens if answer.prompt_known else None
             waiting.count(self._place, prompt_tokens, answer.completion_tokens)
 
     def __enter__(self) -> Self:
+        if self._turns.homes is not None:
+            self.lodger = self._turns.homes.enter(self.call, self.tenant)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """It runs no more, however that came."""
+        if self.lodger is not None and self._turns.homes is not None:
+            self._turns.homes.leave(self.lodger, self.call)
+            self._turns.ended(self)
         if self._entry is not None or self._expected is not None:
             self.choose(None)
         self._turns.running.pop(self, None)
-        place, answer, waiting = self._place, self._answer, self._turns.waiting
+        place, answer, waiting = self._place, self.answer, self._turns.waiting
         if place is not None and waiting is not None:
             self._place = used = None
             if answer is not None:
@@ -364,9 +394,9 @@ class Turn:
 
     def judged(self, ending: Ending, refused: Refused | None) -> Mapping[str, Any]:
         """Say what became of what it was promised, once it has ended; for the journal."""
-        answer, forecast = self._answer, self._forecast
+        answer, forecast = self.answer, self._forecast
         if forecast is None and self.promise is None and not self.waited_s:
-            self._answer = None
+            self.answer = None
             return NOTHING
         facts = self.about
         if self.waited_s:
@@ -379,11 +409,11 @@ class Turn:
         if self.promise is not None and (verdict := self._verdict(ending, refused)) is not None:
             self._turns.judge(self, verdict)
             facts["promise"] = verdict
-        self._answer = self._forecast = None  # what a stream leaves behind is freed at its end
+        self.answer = self._forecast = None  # what a stream leaves behind is freed at its end
         return facts
 
     def _verdict(self, ending: Ending, refused: Refused | None) -> Verdict | None:
-        promise, answer = self.promise, self._answer
+        promise, answer = self.promise, self.answer
         assert promise is not None
         if refused is not None or ending is Ending.REFUSED:
             theirs = refused is None or refused.reason not in OURS or (refused.status or 500) < 500

@@ -8,6 +8,7 @@ import structlog
 from gateway.fleet.listener import Listener
 from gateway.fleet.replica import LEAVING, Replica
 from gateway.forecasts import Forecasts
+from gateway.homes import Lodger
 from gateway.waiting import Waiting
 from gateway.watch.alerts import Alerts
 from gateway.watch.metrics import Metrics
@@ -16,21 +17,24 @@ from guards.breaker import Breaker, State
 
 log = structlog.get_logger()
 
+NOBODY: Mapping[str, tuple[int, int]] = {}
 Append = Callable[[str, Mapping[str, Any], Mapping[str, Any]], None]
 
 
 class Verdicts(Listener):
     """Tells each change once. Facts: `replica.judged`, `replica.breaker`, `replica.compared`, `replica.drained`,
-    `replica.emptied` and `replica.apart`.
+    `replica.emptied`, `replica.apart` and `session.moved`.
 
     append: of the journal. abandon: ends a replica's legs; streams: also those that wait for tokens.
     waiting: where requests wait for replicas; None where they do not. forecasts: None where nothing is predicted.
     alerts: who tells somebody of what an operator has to do.
+    lodged: how many sessions live at each replica, and how many have their pages loaded there beside.
     """
 
     waiting: Waiting | None = None
     forecasts: Forecasts | None = None
     alerts: Alerts | None = None
+    lodged: Callable[[], Mapping[str, tuple[int, int]]] = dict
 
     def __init__(self, append: Append, metrics: Metrics, abandon: Callable[..., None]) -> None:
         self._append, self._metrics, self._abandon = append, metrics, abandon
@@ -93,9 +97,16 @@ class Verdicts(Listener):
         log.info("replica.emptied", replica=replica.name, **facts)
         self._append("replica.emptied", {"replica": replica.name}, facts)
 
-    def moved(self) -> None:
+    def moved(self, why: str = "drain") -> None:
         """A stream that was moved goes on elsewhere."""
-        self._metrics.moved("drain")
+        self._metrics.moved(why)
+
+    def session_moved(self, lodger: Lodger, was: str, why: str, same: bool | None) -> None:
+        """It lives elsewhere now."""
+        facts = {"from": was, "to": lodger.replica, "why": why, "same_model": same, "generation": lodger.generation}
+        log.info("session.moved", key_id=lodger.key_id, **facts)
+        self._append("session.moved", lodger.about, facts)
+        self._metrics.session_moved(why)
 
     def parted(self, replica: Replica, model: str) -> None:
         what = list(replica.apart.get(model, ()))
@@ -104,10 +115,14 @@ class Verdicts(Listener):
         self._append("replica.apart", {"replica": replica.name, "model": model}, {"what": what})
 
 
-def measured(replicas: Iterable[Replica], now_s: float) -> Iterator[Measured]:
-    """What the metrics tell of each replica."""
+def measured(
+    replicas: Iterable[Replica], now_s: float, lodged: Mapping[str, tuple[int, int]] = NOBODY
+) -> Iterator[Measured]:
+    """What the metrics tell of each replica. lodged: as of `Verdicts`."""
     for one in replicas:
         gauges, pages = one.gauges, one.pages.status
+        store = pages and pages.store
+        sessions, hot = lodged.get(one.name, (0, 0))
         yield Measured(
             one.name,
             {
@@ -122,6 +137,12 @@ def measured(replicas: Iterable[Replica], now_s: float) -> Iterator[Measured]:
                 "apart": any(one.apart.values()),
                 "protected": pages and pages.protected,
                 "corrupt_pages": pages and sum(pages.corrupt.values()),
+                "sessions": sessions,
+                "hot_sessions": hot,
+                "store_queued_pages": store and store.counts["queued_pages"],
+                "store_lag_seconds": store and store.lag_s,
+                "store_shed_pages": store and store.counts["shed"],
+                "store_fenced_pages": store and store.counts["fenced"],
                 "corrupt_pages_lately": pages and one.pages.corruption.lately(now_s),
             },
             {model: breaker.state for model, breaker in one.breakers.items()},

@@ -37,6 +37,8 @@ class Worker:
         if said.waiting is not None:
             admission["waiting"] = self._part(said.waiting)
         retries = whole.retries.model_copy(update={"per_s": whole.retries.per_s / self.count})
+        warming = whole.warming
+        loaded = {"at_once": self._part(warming.at_once), "per_replica": self._part(warming.per_replica)}
         tiers = (one.model_copy(update={"permits": self._permits(one.permits)}) for one in whole.tiers)
         admin_port = listen.admin_port + self.number if listen.admin_port else 0
         return whole.model_copy(
@@ -46,6 +48,7 @@ class Worker:
                 "limits": limits.model_copy(update=parts),
                 "admission": whole.admission.model_copy(update=admission),
                 "retries": retries,
+                "warming": warming.model_copy(update=loaded),
                 "tiers": tuple(tiers),
                 "keys": tuple(self._slower(key) for key in whole.keys),
                 "budgets": tuple(self._slower(budget) for budget in whole.budgets),

@@ -2,7 +2,8 @@
 
 Filter: of those that can be asked at all, the best kind: up, not failed by this request, not refused, not drained, not
 doubtful, of the same model, active.
-Score: who is near to the request, so that what it has computed before is still cached there; else how busy each is.
+Score: where the request is at home; who is near to it, so that what it has computed before is still cached there; else
+how busy each is.
 Pick: the first in line that has not much more than its share.
 """
 
@@ -85,15 +86,17 @@ def pick(
     near: int | None = None,
     slack: Slack = SLACK,
     left_s: float = inf,
+    home: str | None = None,
 ) -> str | None:
     """Choose the replica for the next leg; None when there is none left to try.
 
     In order: up before down, not refused before refused, sound before drained, undoubted before doubtful, the same
-    model before another, active before standby. Among equals of those the nearest that is not overloaded, where the
-    request has somewhere to be near to; else the least busy by weight, the first named.
+    model before another, active before standby. Among equals of those its home, then the nearest, if that is not
+    overloaded, where the request has somewhere to be near to; else the least busy by weight, the first named.
     Those in `avoid` failed this very request and come into question only when no other is up.
     A replica that is held for down, refused or drained is still tried when nothing else is left: that may be stale.
     near: a number that requests of one session, or of one beginning, have in common.
+    home: who has what it computed before, as far as is known.
     left_s: by when its first token is due, in seconds from now; among equals, who would be late comes into question
         only when none would be in time.
     """
@@ -101,17 +104,23 @@ def pick(
     equals = [one for one in known if one.up and one.name not in avoid and not _flawed(one)]
     if not equals:  # which is rare: nobody is as good as can be
         equals = _best_kind(known, avoid)
-    return choose(equals, near, slack, left_s).name if equals else None
+    return choose(equals, near, slack, left_s, home).name if equals else None
 
 
-def choose(equals: Sequence[S], near: int | None = None, slack: Slack = SLACK, left_s: float = inf) -> S:
+def choose(
+    equals: Sequence[S],
+    near: int | None = None,
+    slack: Slack = SLACK,
+    left_s: float = inf,
+    home: str | None = None,
+) -> S:
     """Choose among servers of one kind, of which there is one at least: see `pick`."""
     if left_s < inf:
         equals = [one for one in equals if one.ttft_s is None or one.ttft_s <= left_s] or equals
     if len(equals) < 2:
         return equals[0]
-    if near is not None:
-        return _nearest(equals, near, slack)
+    if near is not None or home is not None:
+        return _nearest(equals, near, slack, home)
     return min(equals, key=_busy)
 
 
@@ -151,10 +160,14 @@ def _busy(one: Server) -> tuple[int, float, float]:
     return soon, (one.tokens + USUAL) / one.weight, (one.load + 1) / one.weight  # with this one
 
 
-def _nearest(equals: Sequence[S], near: int, slack: Slack) -> S:
+def _nearest(equals: Sequence[S], near: int | None, slack: Slack, home: str | None) -> S:
     """Take the first in line that has not much more than its share: there is one, for not all are above the mean."""
     weights = [one.weight for one in equals]
-    line = _line(near % SLOTS, tuple([one.name for one in equals]), tuple(weights))
+    line = () if near is None else _line(near % SLOTS, tuple([one.name for one in equals]), tuple(weights))
+    if home is not None:
+        line = (*[at for at, one in enumerate(equals) if one.name == home], *line)
+        if not line:
+            return min(equals, key=_busy)
     first = equals[line[0]]
     if first.tokens <= slack.tokens and first.ttft_s is None:  # whatever its share is
         return first

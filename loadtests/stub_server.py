@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from loadtests import stub_wire as wire
@@ -15,6 +16,7 @@ from loadtests.stub_language import Language
 from loadtests.stub_orders import Armory, BadOrder, Order, parse_order
 from loadtests.stub_pipe import DripPipe, Pipe
 from loadtests.stub_plain import PlainAnswer
+from loadtests.stub_prefix import Prefixes
 from loadtests.stub_request import Refusal, ask, chat_ids, read_body
 from loadtests.stub_stream import StreamedAnswer
 from loadtests.stub_tokenizer import VOCAB_DEFAULT, decode_bytes, encode
@@ -66,6 +68,7 @@ class Stub:
         self.engine = Engine()
         self.gauges: dict[str, float] = {}  # what /metrics says instead of the truth
         self.pages: Any = None  # what /holdfast/status says; None: it has no plugin
+        self.prefixes: Prefixes | None = None  # None: it has no prefix cache, and reads prompts in no time
         self.template: list[int] = []  # ids that its chat template puts before a prompt, beside those that all stubs do
         self.sampling: Any = None  # what /v1/completions/render says a request is run with; None: it has no such route
         self._rng = random.Random(seed)
@@ -84,6 +87,10 @@ class Stub:
         except BadOrder as error:
             raise Refusal(400, str(error), param="stub") from error
         order = self.armory.apply(order, repr(asked.order))
+        if self.prefixes is not None:
+            cached = sum(map(self.prefixes.enter, asked.prompts))
+            left_s = (sum(map(len, asked.prompts)) - cached) * self.prefixes.token_s
+            order = replace(order, cached=cached, ttft_s=order.ttft_s + left_s)
         own_id = f"{self._rng.getrandbits(64):016x}"
         request_id = headers.get("x-request-id", own_id)
         work = Work(request_id, ("chatcmpl-" if chat else "cmpl-") + request_id, int(time.time()))

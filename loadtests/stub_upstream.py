@@ -20,6 +20,7 @@ import uvloop
 from loadtests import stub_wire as wire
 from loadtests.stub_answer import Answer
 from loadtests.stub_orders import FAULTS, Armory, Order, parse_order
+from loadtests.stub_prefix import Prefixes
 from loadtests.stub_request import Refusal
 from loadtests.stub_server import CONTINUES, PAGES, Stub
 from loadtests.stub_tokenizer import VOCAB_DEFAULT, VOCAB_MIN
@@ -172,6 +173,7 @@ def main() -> None:
         "--continues", metavar="JSON",
         help='has the plugin, and continues streams by replay; what differs from the usual: {"seeds": false}',
     )  # fmt: skip
+    parser.add_argument("--prefill-token-s", type=float, help="has a prefix cache; for each token that is not in it")
     given = parser.parse_args()
     pace = Order(tokens_per_s=given.tokens_per_s, per_chunk=given.per_chunk, ttft_s=given.ttft_s)
     ordered = {"fault": given.fault, "at": given.at, "status": given.status}
@@ -185,6 +187,8 @@ def main() -> None:
         stub.pages = PAGES | {"corrupt": [{"kind": "changed", "where": "gate", "pages": given.pages}]}
     if given.continues is not None:
         stub.pages = (stub.pages or PAGES) | {"continues": CONTINUES | json.loads(given.continues)}
+    if given.prefill_token_s is not None:
+        stub.prefixes = Prefixes(given.prefill_token_s)
     uvloop.run(serve(stub, given.port))
 
 

@@ -9,19 +9,23 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from gateway.local.engine import Engine, Progress, stop_fleet
-from tests.processes import ROOT
+from tests.processes import ROOT, until
 from tests.vllm_plugin.real.engine import installed
 
 BLOCK = 32  # tokens of a page: the smallest that attention on the CPU takes
 PROMPT_TOKENS = 3000
+BLOCKS = 2048  # of each server's cache, a quarter of a gigabyte: twenty such conversations
+STORE_BYTES = 512 << 20
 STEP_TOKENS = 512  # of prompts, in a step: so that answers that have begun go on beside them
 CALL_S_MAX = 60.0
+READY_S_MAX = 600.0  # four servers that start at once, on two cores that others want too
 FAMILY = "_total"  # what Prometheus adds to the names of counters
 
 
@@ -31,14 +35,16 @@ def paged_fleet(
     model: Path,
     folder: Path,
     *,
-    store_bytes: int | None = 1 << 30,
+    store_bytes: int | None = STORE_BYTES,
+    blocks: int = BLOCKS,
     arguments: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     on_progress: Progress | None = None,
 ) -> Iterator[list[Engine]]:
     """Servers with the plugin, as if it were installed, warm, on one store in shared memory that is removed after.
 
-    store_bytes: its size; None is the plugin without a store. Logs and what is installed are in `folder`, made here.
+    store_bytes: its size; None is the plugin without a store. blocks: of each server's own cache. Logs and what is
+    installed are in `folder`, made here.
     """
     folder.mkdir(parents=True)
     extra = {} if store_bytes is None else {"store": f"{store_url(folder)}?size={store_bytes}"}
@@ -47,7 +53,8 @@ def paged_fleet(
         "kv_connector_extra_config": extra,
     }  # fmt: skip
     said = ["--no-async-scheduling", "--block-size", str(BLOCK), "--max-num-batched-tokens", str(STEP_TOKENS)]
-    said += ["--kv-transfer-config", json.dumps(transfer)]
+    said += PARSERS
+    said += ["--num-gpu-blocks-override", str(blocks), "--kv-transfer-config", json.dumps(transfer)]
     paths = os.pathsep.join([str(installed(folder / "installed")), str(ROOT)])
     variables = {"PYTHONPATH": paths, "VLLM_PLUGINS": "holdfast", "VLLM_SERVER_DEV_MODE": "1", **(environment or {})}
     fleet = [
@@ -73,7 +80,7 @@ def start(engines: Sequence[Engine], on_progress: Progress | None = None) -> Non
         engine.stop()
         engine.start()
     for engine in engines:
-        engine.wait_ready(on_progress=on_progress)
+        engine.wait_ready(READY_S_MAX, on_progress)
 
 
 # ---------------------------------------------------------------- what servers say
@@ -135,6 +142,9 @@ SCHEMA = {
     "required": ["note", "more"], "additionalProperties": False,
 }  # fmt: skip
 TOOL = {"type": "function", "function": {"name": "write", "parameters": SCHEMA}}
+NAMED, CHOSEN = {"name": "note", "schema": SCHEMA}, {"type": "function", "function": {"name": "write"}}
+PARSERS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+ENDS = {"ignore_eos": False}  # of answers that have a form: they are over when it is whole
 KINDS = (
     Kind("greedy"),
     Kind("repetition_penalty", {"repetition_penalty": 1.2}),
@@ -147,17 +157,21 @@ KINDS = (
     Kind("seed, temperature 0.8", {"temperature": 0.8, "seed": 7}, replayed=True),
     Kind("seed, top_p, presence_penalty", {"temperature": 1.1, "top_p": 0.9, "seed": 8, "presence_penalty": 0.5},
          replayed=True),
-    Kind("JSON schema", {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}}},
-         replayed=True),
-    Kind("a named tool", {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "write"}}},
-         replayed=True),
+    Kind("JSON schema", {"response_format": {"type": "json_schema", "json_schema": NAMED}, **ENDS}, replayed=True),
+    Kind("a named tool", {"tools": [TOOL], "tool_choice": CHOSEN, **ENDS}, replayed=True),
 )  # fmt: skip
 
 
 def kinds_of(engines: Sequence[Engine]) -> list[Kind]:
-    """Those that each of these servers continues exactly for another."""
-    replay = all(status(engine).get("continues") for engine in engines)
+    """Those that each of these servers continues exactly for another. Waits until they have tried."""
+    replay = all([until(partial(_tried, engine), CALL_S_MAX)["continues"] for engine in engines])
     return [kind for kind in KINDS if replay or not kind.replayed]
+
+
+def _tried(engine: Engine) -> dict[str, Any] | None:
+    """What it says of itself, once it knows what it can continue."""
+    told = status(engine)
+    return None if "not tried yet" in (told.get("continues_not") or "") else told
 
 
 def conversation(kind: Kind, tokenizer: Tokenizer, seed: int, tokens: int, answer_tokens: int) -> dict[str, Any]:

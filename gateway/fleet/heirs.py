@@ -19,6 +19,7 @@ def heir(
     slack: Slack,
     now_s: float,
     way: Callable[[Continues | None], Way | None],
+    home: str | None = None,
 ) -> str | None:
     """Name the replica that a stream goes on at; None when there is none that may take it. See `guards.routing.pick`.
 
@@ -35,9 +36,9 @@ def heir(
             other = 2 * (same_model(origins, one.fingerprints) is False) + (how is not Way.REPLAY)
             known.append(one.candidate(model, now_s)._replace(other=other))
     there = [one for one in known if one.name not in missing]
-    found = routing.pick(there, avoid, near, slack)
+    found = routing.pick(there, avoid, near, slack, home=home)
     if found is None and len(known) == len(family):
-        found = routing.pick(known, avoid, near, slack)
+        found = routing.pick(known, avoid, near, slack, home=home)
     return found
 
 

@@ -16,6 +16,7 @@ BYTES_MAX = 256 << 10  # of an answer; an engine has less than one kilobyte to s
 ENGINES_MAX = 1024
 KINDS_MAX = 64  # of corruption, by kind and place; there are a dozen
 COUNT_MAX = 1 << 53
+STORED = ("queued_pages", "saved", "shed", "lost", "fenced", "loaded", "missed")  # counts of a page store
 # Not the server's own memory: pages of which nobody can say what they were, and such as came from elsewhere, out of a
 # page store or by another connector.
 UNKNOWN, ELSEWHERE = "absent", ("load", "brought")
@@ -73,6 +74,18 @@ class _Continues(msgspec.Struct):
     refused: Words
 
 
+class _Store(msgspec.Struct):
+    kind: Word
+    queued_pages: Count = 0
+    lag_s: Seconds = 0.0
+    saved: Count = 0
+    shed: Count = 0
+    lost: Count = 0
+    fenced: Count = 0
+    loaded: Count = 0
+    missed: Count = 0
+
+
 class _Engine(msgspec.Struct):
     protected: bool
     corrupt: Annotated[list[_Bad], msgspec.Meta(max_length=KINDS_MAX)]
@@ -87,10 +100,22 @@ class _Engine(msgspec.Struct):
     sampling_defaults: Sampling | None = None
     continues: Any = None  # read apart: where that is odd, the rest still counts
     continues_not: Any = None
+    store: _Store | None = None
 
 
 class _Engines(msgspec.Struct):
     engines: Annotated[list[_Engine], msgspec.Meta(min_length=1, max_length=ENGINES_MAX)]
+
+
+class Store(NamedTuple):
+    """The page store of a replica's engines. kind: what it is. lag_s: how long the oldest page waits to be written.
+
+    counts: pages, by what became of them since the engines' start.
+    """
+
+    kind: str
+    lag_s: float
+    counts: Mapping[str, int]
 
 
 class PageStatus(NamedTuple):
@@ -101,6 +126,7 @@ class PageStatus(NamedTuple):
     pages, requests: counts by name. scrub_s, weights_s: the longest cycle of the scrubber, and of the watch on weights.
     sampling: what requests get for fields that they leave out, where it is not vLLM's own; None where it does not say.
     continues: which streams of others it can continue by replay; None: none, and continues_not says why, if it is told.
+    store: where all of them keep their pages outside; None where one of them does not.
     """
 
     at_s: float
@@ -119,6 +145,7 @@ class PageStatus(NamedTuple):
     sampling: Mapping[str, float] | None = None
     continues: Continues | None = None
     continues_not: str = ""
+    store: Store | None = None
 
     @property
     def bad(self) -> int:
@@ -189,6 +216,7 @@ def _together(engines: list[_Engine], at_s: float) -> PageStatus:
         engines[0].sampling_defaults,
         together(_continues(one.continues) for one in engines),
         next((why for one in engines if one.continues is None and (why := _line(one.continues_not))), ""),
+        _outside([one.store for one in engines]),
     )
 
 
@@ -208,6 +236,14 @@ def _line(said: Any) -> str:
         return msgspec.convert(said, Line)
     except msgspec.ValidationError:
         return ""
+
+
+def _outside(stores: list[_Store | None]) -> Store | None:
+    told = [one for one in stores if one is not None]
+    if len(told) < len(stores):
+        return None
+    counts = {name: sum(getattr(one, name) for one in told) for name in STORED}
+    return Store("+".join(_once(one.kind for one in told)), max(one.lag_s for one in told), counts)
 
 
 def _once(words: Iterable[str]) -> tuple[str, ...]:

@@ -92,6 +92,11 @@ class Replica:
         """Which streams of others it can continue by replay; None: none, or that is not known now."""
         return self.pages.continues(self.since_s, now_s)
 
+    @property
+    def stores(self) -> bool:
+        """Whether its plugin keeps pages outside of it, where others of its fingerprint find them."""
+        return self.pages.status is not None and self.pages.status.store is not None
+
     def origin(self, model: str) -> Origin:
         """It, as where a stream of that model comes from."""
         return Origin(self.traits.get(model, UNKNOWN), self.fingerprints)

@@ -110,9 +110,9 @@ class Fleet:
 
     def pick(
         self, model: str, avoid: frozenset[str], near: int | None = None, missing: frozenset[str] = NOBODY,
-        origins: Sequence[Origin] = (), way: Callable[[Continues | None], Way | None] = by_ids,
+        origins: Sequence[Origin] = (), way: Callable[[Continues | None], Way | None] = by_ids, home: str | None = None,
     ) -> str | None:  # fmt: skip
-        """Name the replica for the next leg; None when there is none left to try. near: see `guards.routing`.
+        """Name the replica for the next leg; None when there is none left to try. near, home: see `guards.routing`.
 
         missing: those of `avoid` where nobody was. They are tried again when nothing else is left at all: one that has
         only just died is up until somebody has looked, and would take all that a request may try meanwhile.
@@ -120,15 +120,16 @@ class Fleet:
             `heir`.
         """
         if origins:
-            return heir(self._for(model), model, origins, avoid, missing, near, self._slack, self._clock(), way)
+            return heir(self._for(model), model, origins, avoid, missing, near, self._slack, self._clock(), way, home)
         good = self._good(model)
         if avoid:
             good = [one for one in good if one.name not in avoid]
         if good:
-            return routing.choose(good, near, self._slack).name
+            return routing.choose(good, near, self._slack, home=home).name
         known = self._candidates(self._for(model), model)
         there = [one for one in known if one.name not in missing]
-        return routing.pick(there, avoid, near, self._slack) or routing.pick(known, avoid, near, self._slack)
+        found = routing.pick(there, avoid, near, self._slack, home=home)
+        return found or routing.pick(known, avoid, near, self._slack, home=home)
 
     def with_room(
         self,
@@ -137,6 +138,7 @@ class Fleet:
         fits: Callable[[str], bool],
         first_s: Callable[[Replica], float] | None = None,
         left_s: float = inf,
+        home: str | None = None,
     ) -> str | None:
         """Name the replica for a request that waits; None while all that it could go to are full.
 
@@ -149,21 +151,21 @@ class Fleet:
         good = self._good(model)
         compared_s = first_s if len(good) > 1 else None
         if good:
-            chosen = routing.choose(good, near, self._slack)
+            chosen = routing.choose(good, near, self._slack, home=home)
             soon = compared_s is None or routing.soon(compared_s(chosen), near, self._slack, left_s)
             if soon and fits(chosen.name):  # as it mostly is, and the others need not be looked at
                 return chosen.name
         if good := [one for one in good if fits(one.name)]:
             if compared_s is None:
-                return routing.choose(good, near, self._slack).name
+                return routing.choose(good, near, self._slack, home=home).name
             timed = [one._replace(ttft_s=compared_s(self._replicas[one.name])) for one in self._candidates(good, model)]
-            return routing.choose(timed, near, self._slack, left_s).name
+            return routing.choose(timed, near, self._slack, left_s, home).name
         known = self._candidates(self._for(model), model)
         up = [one for one in known if one.up]
         known = routing.roomy(up, fits) if up else [one for one in known if fits(one.name)]
         if first_s is not None:
             known = [one._replace(ttft_s=first_s(self._replicas[one.name])) for one in known]
-        return routing.pick(known, NOBODY, near, self._slack, left_s)
+        return routing.pick(known, NOBODY, near, self._slack, left_s, home)
 
     def named(self, name: str) -> Replica:
         """The replica of a name."""
@@ -173,22 +175,26 @@ class Fleet:
         """Which streams of others a replica can continue by replay; None: none, or that is not known now."""
         return self._replicas[name].continues(self._clock())
 
+    def serving(self, model: str) -> list[Replica]:
+        """All replicas of it, whether they are up or not."""
+        return self._for(model)
+
     def up(self, model: str) -> list[Replica]:
         """The replicas that requests for it can go to now."""
         up = [one for one in self._for(model) if one.health.up]
         return [one for one in up if not one.drained] or up
 
-    def second(self, model: str, avoid: frozenset[str]) -> str | None:
+    def second(self, model: str, avoid: frozenset[str], home: str | None = None) -> str | None:
         """Name the replica for a leg that races a silent one; None when there is no good one.
 
         It must be up, not drained, and without silent streams of its own: when all are slow, racing makes them slower.
         """
-        name = self._lively(model, avoid)
+        name = self._lively(model, avoid, home)
         return None if name is None or self._replicas[name].drained else name
 
-    def _lively(self, model: str, avoid: frozenset[str]) -> str | None:
+    def _lively(self, model: str, avoid: frozenset[str], home: str | None = None) -> str | None:
         lively = [one for one in self._for(model) if one.health.up and not one.pulse.silent and one.name not in avoid]
-        return routing.pick(self._candidates(lively, model))
+        return routing.pick(self._candidates(lively, model), home=home)
 
     def admit(self, name: str, model: str) -> Entry:
         """Send a request to a replica; however it ends, the entry must be ended."""

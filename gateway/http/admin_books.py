@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -17,7 +17,8 @@ from aiohttp import web
 from gateway.budget_table import added
 from gateway.config import parse_limit, window_of
 from gateway.desk import Desk, Unknown
-from gateway.moves import AT_ONCE, AT_ONCE_MAX
+from gateway.http.admin_moves import AdminMoves, Routes
+from gateway.http.asked import body, query
 from gateway.replica_table import warnings
 from gateway.spend import BY
 from guards.budget import Limit
@@ -28,23 +29,13 @@ from guards.scope import parsed
 log = structlog.get_logger()
 Shown = list[dict[str, Any]]  # JSON
 T = TypeVar("T")
-B = TypeVar("B", bound=msgspec.Struct)
 
-BODY_BYTES_MAX = 65_536
-BODY_S = 10.0
 THREADS = 2  # that read and write files
 WAITING_MAX = 32  # for them; beyond, callers are told to come again
 PAGE, PAGE_MAX = 100, 1000
-DRAIN, UNDRAIN = "/drain", "/undrain"
 LIMITS_MAX = 32  # of a scope, as in the configuration
 SINCE = re.compile(r"([0-9]{1,6})([smhd])")
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_UNKNOWN = re.compile(r"unknown field `([^`]*)`")
-_MISSING = re.compile(r"required field `([^`]*)`")
-_AT = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`")
-
-Handler = Callable[[web.BaseRequest], Awaitable[object]]
-Routes = Mapping[str, Handler]  # by method
 
 
 class SetLimits(msgspec.Struct, forbid_unknown_fields=True):
@@ -77,30 +68,12 @@ class NewKey(msgspec.Struct, forbid_unknown_fields=True):
     limits: list[str] = []
 
 
-class Undrain(msgspec.Struct, forbid_unknown_fields=True):
-    """POST /admin/replicas/{name}/undrain: nothing is to be said."""
-
-
-class Drain(msgspec.Struct, forbid_unknown_fields=True):
-    """POST /admin/replicas/{name}/drain. at_once: streams that may be on their way at a time."""
-
-    at_once: Annotated[int, msgspec.Meta(ge=1, le=AT_ONCE_MAX)] = AT_ONCE
-
-
-class Drains(Protocol):
-    """Who drains replicas. Each raises KeyError where there is none of that name; see `Moves`."""
-
-    def drain(self, name: str, at_once: int) -> dict[str, Any]: ...
-    def undrain(self, name: str) -> bool: ...
-    def told(self, name: str) -> dict[str, Any]: ...
-
-
 class AdminBooks:
     """Answers what is asked below /admin/. Files are read and written by threads of its own.
 
     prices: of the models that have one. changed: told when keys or limits were, before that is answered.
     replicas: what is thought of each replica now. promises: what was promised, and kept.
-    drains: who drains replicas, and lets them have requests again; None where that is not to be had.
+    moves: of streams and sessions; None where these are not to be had.
     """
 
     def __init__(
@@ -110,10 +83,10 @@ class AdminBooks:
         changed: Callable[[], None],
         replicas: Callable[[], Shown] = list,
         promises: Callable[[], Mapping[str, Any]] = dict,
-        drains: Drains | None = None,
+        moves: AdminMoves | None = None,
     ) -> None:
         self._desk, self._priced, self._changed, self._fleet = desk, prices, changed, replicas
-        self._promises, self._drains = promises, drains
+        self._promises, self._moves = promises, moves
         self._threads = ThreadPoolExecutor(THREADS, "holdfast-admin")
         self._places = threading.BoundedSemaphore(WAITING_MAX)
 
@@ -140,8 +113,8 @@ class AdminBooks:
             return {"GET": getattr(self, f"_{room}")}
         if room == "keys":
             return {"DELETE": lambda request: self._revoke(request, unquote(rest))}
-        if room == "replicas" and self._drains is not None and rest.endswith((DRAIN, UNDRAIN)):
-            return self._moves(self._drains, rest)
+        if self._moves is not None and (routes := self._moves.routes(room, rest)) is not None:
+            return routes
         if room != "budgets":
             raise Refused(Reason.NOT_FOUND, "There is no such path on the admin port.")
         # What acts on a scope is the last part of a POST; for all other methods everything is the scope's name.
@@ -159,26 +132,26 @@ class AdminBooks:
     # ---------------------------------------------------------------- budgets
 
     async def _budgets(self, request: web.BaseRequest) -> object:
-        said = _query(request, "limit", "after")
+        said = query(request, "limit", "after")
         limit = _count(said)
         found, following = await self._aside(lambda: self._desk.budgets(said.get("after", ""), limit))
         return {"data": found, "next": following}
 
     async def _budget(self, request: web.BaseRequest, at: str) -> object:
-        _query(request)
+        query(request)
         return await self._aside(lambda: self._desk.budget(at))
 
     async def _set(self, request: web.BaseRequest, at: str) -> object:
-        _query(request)
-        body = await _body(request, SetLimits)
-        limits = _limits(body.limits, "limits")
-        each: dict[str, list[Limit]] = {level: _limits(found, f"each.{level}") for level, found in body.each.items()}
+        query(request)
+        said = await body(request, SetLimits)
+        limits = _limits(said.limits, "limits")
+        each: dict[str, list[Limit]] = {level: _limits(found, f"each.{level}") for level, found in said.each.items()}
         answer = await self._change(lambda: self._desk.set_limits(at, limits, each))
         log.info("admin.limits_set", scope=at)
         return answer
 
     async def _remove(self, request: web.BaseRequest, at: str) -> object:
-        kind = _query(request, "kind").get("kind")
+        kind = query(request, "kind").get("kind")
         which = None if kind is None else _worded(lambda: window_of(kind), "kind")
         if not await self._change(lambda: self._desk.remove_limits(at, which)):
             detail = f"{at} has no such stored limit; what the configuration declares is removed there."
@@ -187,19 +160,19 @@ class AdminBooks:
         return {"scope": at, "removed": True}
 
     async def _reset(self, request: web.BaseRequest, at: str) -> object:
-        body = await _body(request, Reset)
-        unit, window = _worded(lambda: window_of(body.kind), "kind")
-        name = f"reset-{secrets.token_hex(8)}" if body.id is None else body.id
+        said = await body(request, Reset)
+        unit, window = _worded(lambda: window_of(said.kind), "kind")
+        name = f"reset-{secrets.token_hex(8)}" if said.id is None else said.id
         place, given_back = await _worded_async(self._desk.reset(name, at, unit, window), "id")
         log.info("admin.reset", scope=at, unit=unit, window=place.window, id=name, given_back=given_back)
         new = given_back is not None
         return {"id": name, **place._asdict(), "given_back": given_back or 0, "new": new}
 
     async def _top_up(self, request: web.BaseRequest, at: str) -> object:
-        body = await _body(request, More)
-        more = _limit(body.amount, "amount")
+        said = await body(request, More)
+        more = _limit(said.amount, "amount")
         try:
-            one, new = await self._change(lambda: self._desk.top_up(body.id, at, more))
+            one, new = await self._change(lambda: self._desk.top_up(said.id, at, more))
         except LookupError as error:
             raise Refused(Reason.NOT_FOUND, f"{error.args[0]}: there is nothing to add to.", param="amount") from None
         except ValueError as error:
@@ -210,10 +183,10 @@ class AdminBooks:
     # ---------------------------------------------------------------- what runs, and what was spent
 
     async def _holds(self, request: web.BaseRequest) -> object:
-        return self._desk.holds(_count(_query(request, "limit")))
+        return self._desk.holds(_count(query(request, "limit")))
 
     async def _spend(self, request: web.BaseRequest) -> object:
-        said = _query(request, "by", "since", "limit")
+        said = query(request, "by", "since", "limit")
         by, since, limit = said.get("by", "user"), SINCE.fullmatch(said.get("since", "24h")), _count(said)
         if by not in BY:
             raise Refused(Reason.INVALID, f"Write one of {', '.join(BY)}.", param="by")
@@ -224,62 +197,40 @@ class AdminBooks:
         return {"data": rows[:limit], "total": len(rows), "recovered": recovered}
 
     async def _replicas(self, request: web.BaseRequest) -> object:
-        _query(request)
+        query(request)
         found = self._fleet()
         return {"replicas": found, "warnings": warnings(found)}
 
-    def _moves(self, drains: Drains, rest: str) -> Routes:
-        name, _, act = rest.rpartition("/")
-        name = unquote(name)
-
-        async def undrain(request: web.BaseRequest) -> object:
-            await _body(request, Undrain)
-            drained = _of_replica(lambda: drains.undrain(name))
-            log.info("admin.undrained", replica=name, new=drained)
-            return {"replica": name, "undrained": drained}
-
-        async def drain(request: web.BaseRequest) -> object:
-            body = await _body(request, Drain)
-            told = _of_replica(lambda: drains.drain(name, body.at_once))
-            log.info("admin.drained", replica=name, at_once=body.at_once)
-            return told
-
-        async def told(request: web.BaseRequest) -> object:
-            _query(request)
-            return _of_replica(lambda: drains.told(name))
-
-        return {"POST": undrain} if act == "undrain" else {"GET": told, "POST": drain}
-
     async def _sla(self, request: web.BaseRequest) -> object:
-        _query(request)
+        query(request)
         return self._promises()
 
     async def _prices(self, request: web.BaseRequest) -> object:
-        _query(request)
+        query(request)
         unit = "micro-dollars for a million tokens"
         return {"unit": unit, "data": [{"model": model, **one._asdict()} for model, one in self._priced.items()]}
 
     # ---------------------------------------------------------------- keys
 
     async def _keys(self, request: web.BaseRequest) -> object:
-        said = _query(request, "limit", "after")
+        said = query(request, "limit", "after")
         limit = _count(said)
         found, following = await self._aside(lambda: self._desk.keys(said.get("after", ""), limit))
         return {"data": found, "next": following}
 
     async def _make_key(self, request: web.BaseRequest) -> object:
-        _query(request)
-        body = await _body(request, NewKey)
-        limits = _limits(body.limits, "limits")
+        query(request)
+        said = await body(request, NewKey)
+        limits = _limits(said.limits, "limits")
         try:
-            made = await self._change(lambda: self._desk.make_key(body.user, body.org, body.team, limits))
+            made = await self._change(lambda: self._desk.make_key(said.user, said.org, said.team, limits))
         except ValueError as error:
             raise Refused(Reason.INVALID, f"{error}.", param="user") from None
         log.info("admin.key_made", key_id=made["key_id"])
         return made
 
     async def _revoke(self, request: web.BaseRequest, key_id: str) -> object:
-        _query(request)
+        query(request)
         done, declared = await self._change(lambda: self._desk.revoke(key_id))
         if not done and declared:
             detail = "This key is declared in the configuration: remove it there."
@@ -311,13 +262,6 @@ class AdminBooks:
             raise Refused(Reason.NOT_FOUND, str(error)) from None
         except TimeoutError as error:
             raise Refused(Reason.OVERLOADED, str(error), retry_after_s=1.0) from None
-
-
-def _of_replica(work: Callable[[], T]) -> T:
-    try:
-        return work()
-    except KeyError:
-        raise Refused(Reason.NOT_FOUND, "There is no replica of that name.") from None
 
 
 def _scope(text: str) -> str:
@@ -355,42 +299,8 @@ def _limits(texts: list[str], param: str) -> list[Limit]:
     return found
 
 
-def _query(request: web.BaseRequest, *known: str) -> dict[str, str]:
-    """The query, of which nothing may be unknown: a typing slip must not be a default."""
-    said = dict(request.query)
-    for name in said:
-        if name not in known:
-            detail = f"There is no such parameter here; known: {', '.join(known) or 'none'}."
-            raise Refused(Reason.INVALID, detail, param=name[:100])
-    return said
-
-
 def _count(said: dict[str, str]) -> int:
     text = said.get("limit", str(PAGE))
     if not re.fullmatch(r"[0-9]{1,6}", text) or not 1 <= int(text) <= PAGE_MAX:
         raise Refused(Reason.INVALID, f"Write a number from 1 to {PAGE_MAX}.", param="limit")
     return int(text)
-
-
-async def _body(request: web.BaseRequest, shape: type[B]) -> B:
-    """Read a JSON body. Raises Refused, naming the field."""
-    if request.content_type != "application/json":  # which a page cannot send elsewhere without being asked first
-        raise Refused(Reason.INVALID, "Send content-type: application/json.", status=415)
-    data = b""
-    try:
-        async with asyncio.timeout(BODY_S):
-            async for part in request.content.iter_any():
-                data += part
-                if len(data) > BODY_BYTES_MAX:
-                    raise Refused(Reason.TOO_LARGE, f"The body may have at most {BODY_BYTES_MAX} bytes.")
-    except TimeoutError:
-        raise Refused(Reason.INVALID, f"The body did not arrive within {BODY_S:g} s.", status=408) from None
-    except web.RequestPayloadError:
-        raise Refused(Reason.INVALID, "The body could not be read.") from None
-    try:
-        return msgspec.json.decode(data, type=shape)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        text = str(error)
-        inner, at = _UNKNOWN.search(text) or _MISSING.search(text), _AT.search(text)
-        param = ".".join(name for name in (at and at[1], inner and inner[1]) if name) or None
-        raise Refused(Reason.INVALID, f"{_AT.sub('', text)}.", param=param and param[:100]) from None

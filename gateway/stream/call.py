@@ -91,11 +91,12 @@ class Call:
     session, agent: the client's own names, which it says in headers.
     asked_s: until its first token, as the client would have it, in seconds; None where it does not say.
     near: what it has in common with other requests, as a number for routing; None where it has nothing.
+    home: the replica that has what was computed for it before, as far as is known; for routing, too.
     """
 
     __slots__ = (
         "agent", "asked_s", "body", "body_bytes", "choices", "continuous_usage", "endpoint", "has_media",
-        "hides_reasoning", "include_stop", "include_usage", "max_tokens", "messages", "min_tokens", "model",
+        "hides_reasoning", "home", "include_stop", "include_usage", "max_tokens", "messages", "min_tokens", "model",
         "n", "near", "prompt_bound", "prompts", "request_id", "session", "skip_special", "stop", "stream", "wants_ids",
     )  # fmt: skip
 
@@ -105,6 +106,7 @@ class Call:
         self.session: str | None = None
         self.agent: str | None = None
         self.near: int | None = None
+        self.home: str | None = None
         self.asked_s: float | None = None
         self.body = _json_object(raw)
         if not STEERING.isdisjoint(self.body):
@@ -191,7 +193,7 @@ def _disarm(body: dict[str, Any]) -> None:
     for name in DROPPED:
         body.pop(name, None)
     for name in FORBIDDEN:
-        if name in body and body[name] is not None:
+        if body.pop(name, None) is not None:
             raise _invalid(f"{name} steers the engine and may not be set by clients.", name)
 
 

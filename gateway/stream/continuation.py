@@ -84,6 +84,7 @@ def body(call: Call, prompt: Sequence[int], ids: Sequence[int], max_tokens: int)
     """
     asked = {name: call.body[name] for name in CARRIED if call.body.get(name) is not None}
     asked |= {"prompt": [*prompt, *ids], "stream": True, "return_token_ids": True, "max_tokens": max_tokens - len(ids)}
+    asked["stream_options"] = {"include_usage": True}  # it tells how much of all that was in a cache
     if call.min_tokens > len(ids):
         asked["min_tokens"] = call.min_tokens - len(ids)
     penalty = call.body.get("frequency_penalty") or 0.0

@@ -1,10 +1,12 @@
 """One leg's part of a stream."""
 
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.stream.call import Call
+from gateway.stream.pace import Pace
 from gateway.stream.seams import Ask, LegControl
 from gateway.stream.template import Template
 from guards.continuing import Continues
@@ -21,6 +23,8 @@ class Stream(Protocol):
 
     call: Call
     ending: Ending | None
+    pace: Pace
+    so_far: Callable[[], "list[array[int]]"]  # ids of prompt and answer, for each choice
 
     @property
     def open(self) -> bool: ...

@@ -1,6 +1,7 @@
 """A plain answer: asked for whole, and asked for again whole elsewhere, since nothing was delivered."""
 
 import asyncio
+from array import array
 from collections.abc import Callable, Sequence, Set
 from functools import partial
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from gateway.stream.call import Call
 from gateway.stream.leg_end import Cause, LegEnd
 from gateway.stream.pace import Pace
 from gateway.stream.refusals import given_up, refusal, unanswered
-from gateway.stream.seams import Ask, Lease, LegControl, Sink, Terms
+from gateway.stream.seams import Ask, House, Lease, LegControl, Sink, Terms
 from gateway.stream.wire import bare, clear_reasoning, count, details, encode
 from guards.budget import Verdict
 from guards.continuing import Continues, Way
@@ -52,6 +53,7 @@ class PlainPart:
 
     leg: LegControl | None = None
     receiver = None
+    racing = False
 
 
 class Plain:
@@ -74,7 +76,8 @@ class Plain:
         self.refusal: Refused | None = None
         self.body: bytes | None = None
         self.prompt_tokens = self.completion_tokens = 0
-        self.failovers = self.recomputed = self.hedged = 0
+        self.failovers, self.house = 0, House()
+        self._ids: list[list[Raw]] = []  # of each choice, its prompt's and its own
         self.pace = Pace(clock, on_gaps)  # never gets a token: the answer comes at once
         self._legs_left = terms.legs_max
         self.needs_leg = True
@@ -87,6 +90,10 @@ class Plain:
     @property
     def open(self) -> bool:
         return self.ending is None
+
+    def so_far(self) -> list["array[int]"]:
+        """For each choice the ids of its prompt and of the answer, once that is there."""
+        return [array("I", [one for ids in both for one in msgspec.json.decode(ids)]) for both in self._ids]
 
     def way(self, continues: Continues | None) -> Way | None:
         """How its rest can come from elsewhere: it cannot, since all of it comes at once."""
@@ -156,6 +163,7 @@ class Plain:
         self._lease.cached, told = details(answer.usage)
         self._lease.reasoning = told or (None if self._lease.reasoning_is_dear and _reasons(raw) else 0)
         self.prompt_tokens, self.completion_tokens = prompt, completion
+        self._ids = _ids(answer)
         self.body = given
         self.ending = self.terms.cap if capped else Ending.FINISHED
         return None
@@ -216,6 +224,16 @@ def _reasons(raw: bytes) -> bool:
     """Whether some of an answer is reasoning."""
     messages = [choice.get("message") or {} for choice in msgspec.json.decode(raw)["choices"]]
     return any(said.get("reasoning") or said.get("reasoning_content") for said in messages)
+
+
+def _ids(answer: _Answer) -> list[list[Raw]]:
+    """Of each choice the ids of its prompt, where these are told, and its own."""
+    found = []
+    for one in answer.choices:
+        prompt = answer.prompt_token_ids if one.prompt_token_ids == NULL else one.prompt_token_ids
+        if prompt != NULL:
+            found.append([prompt, one.token_ids])
+    return found
 
 
 def _count(answer: _Answer, call: Call) -> _Counted | None:

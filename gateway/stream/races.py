@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from gateway.stream import asks
 from gateway.stream.choice import Choice, Words
 from gateway.stream.part import EARLY_EVENTS_MAX, Part
-from gateway.stream.seams import Ask
+from gateway.stream.seams import Ask, House
 from gateway.stream.sse import DONE
 from gateway.stream.telling import Telling
 from gateway.stream.text import TextLost
@@ -20,7 +20,7 @@ from guards.continuing import Continues, Way
 class Races:
     """The races of one stream.
 
-    recomputed: tokens that servers computed again so that the stream could go on elsewhere; the house pays.
+    recomputed: tokens that servers were sent again so that the stream could go on elsewhere; the house pays.
     hedged: the same for races that the first leg won, or that were given up.
     """
 
@@ -31,6 +31,12 @@ class Races:
     def __init__(self, telling: Telling, hedges_max: int) -> None:
         self._telling, self._left = telling, hedges_max
         self.recomputed = self.hedged = 0
+
+    @property
+    def house(self) -> House:
+        """What was computed for nobody's money, as far as servers told that they had none of it."""
+        restored = min(self.recomputed, self._telling.restored)
+        return House(self.recomputed - restored, restored, self.hedged)
 
     async def asks(self, silent: Sequence[Part], continues: Continues | None) -> list[Ask]:
         """Say what second legs must ask for beside silent ones; none where that is not exact, or not needed.

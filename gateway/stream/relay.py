@@ -34,11 +34,12 @@ class Relay(Standing):
     """The stream as the flow sees it: `open` until it has ended, then `ending` and `detail` say how.
 
     refusal: set when it ended before anything was delivered; the client gets it with a status of its own.
+    so_far: see `Telling`.
     """
 
     __slots__ = (
         "_cut", "_legs_left", "_over", "_parts", "body", "call", "detail", "lease", "meter", "pace", "refusal", "sink",
-        "terms",
+        "so_far", "terms",
     )  # fmt: skip
 
     def __init__(
@@ -55,6 +56,7 @@ class Relay(Standing):
         out = Outbox(sink, self._parts)
         telling = Telling(call, terms, out, self.pace)
         super().__init__(out, telling, Races(telling, terms.hedges_max))
+        self.so_far = telling.so_far
         self._cut: tuple[Choice, Sequence[int]] | None = None
         self._over = False  # nothing is written any more
 

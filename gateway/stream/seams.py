@@ -85,6 +85,18 @@ class Ask(NamedTuple):
     replay: bool = False
 
 
+class House(NamedTuple):
+    """What was computed for a request that nobody is charged for, in tokens.
+
+    recomputed: that servers computed again because it went on elsewhere. restored: that they had no need to, for these
+        were in a cache of theirs, or in a page store. hedged: as recomputed, for races that the first leg won.
+    """
+
+    recomputed: int = 0
+    restored: int = 0
+    hedged: int = 0
+
+
 class Terms(NamedTuple):
     """What was settled before the stream began.
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from gateway.stream.outbox import Outbox
 from gateway.stream.races import Races
+from gateway.stream.seams import House
 from gateway.stream.telling import Telling
 from guards.continuing import Continues, Way
 from guards.refusal import Ending
@@ -13,8 +14,7 @@ class Standing:
     """A stream that is `open` until it has ended; then `ending` says how.
 
     failovers: how often it went on elsewhere after tokens were delivered.
-    recomputed: tokens that servers computed again because of it, which the house pays.
-    hedged: the same for races that the first leg won.
+    house: what was computed for it that nobody is charged for.
     """
 
     __slots__ = ("_out", "_races", "_telling", "ending")
@@ -32,12 +32,8 @@ class Standing:
         return self._telling.failovers
 
     @property
-    def recomputed(self) -> int:
-        return self._races.recomputed
-
-    @property
-    def hedged(self) -> int:
-        return self._races.hedged
+    def house(self) -> House:
+        return self._races.house
 
     @property
     def prompt_tokens(self) -> int:

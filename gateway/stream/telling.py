@@ -4,6 +4,7 @@ While the first leg lives its bytes are passed on; afterwards all is worded here
 budget is known here.
 """
 
+from array import array
 from binascii import crc32
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -33,11 +34,12 @@ class Telling:
     distrusts: whether a server was there and did not replay what it was asked to.
     ended_by: what of ours ended it, where nothing broke: the budget, or a breaker.
     cached, reasoning: how much of the prompts was cached, and of the answer reasoning, as far as servers told.
+    restored: of what other servers had computed already, how much was in a cache of the next one's, as far as it told.
     """
 
     __slots__ = (
         "_usage", "beyond", "cached", "call", "choices", "distrusts", "ended_by", "failovers", "out", "pace",
-        "prompts", "reasoning", "seed", "terms", "wording",
+        "prompts", "reasoning", "restored", "seed", "terms", "wording",
     )  # fmt: skip
 
     def __init__(self, call: Call, terms: Terms, out: Outbox, pace: Pace) -> None:
@@ -45,7 +47,7 @@ class Telling:
         self.choices = [Choice(index, index // call.n) for index in range(call.choices)]
         self.prompts: list[Sequence[int] | None] = [None] * len(call.prompts)
         self.beyond: str | None = None
-        self.failovers = self.cached = self.reasoning = 0
+        self.failovers = self.cached = self.reasoning = self.restored = 0
         self.seed: int | None = None
         self.distrusts = False
         self.ended_by: str | None = None
@@ -74,6 +76,11 @@ class Telling:
         """Whether a choice ended because the budget set its length."""
         return any(self._capped(choice) for choice in self.choices)
 
+    def so_far(self) -> list["array[int]"]:
+        """For each choice whose prompt is known, the ids of that and of all that was delivered."""
+        known = [(self.prompts[one.prompt], one.ids) for one in self.choices]
+        return [array("I", prompt) + ids for prompt, ids in known if prompt is not None]
+
     def restart(self) -> None:
         """Nothing was delivered: the next leg begins the stream anew, as it was asked for."""
         self.out.clear()
@@ -87,7 +94,10 @@ class Telling:
         """Keep the server's own usage event, of so many choices: it is passed on where one leg told all."""
         if choices == self.call.choices:
             self._usage = raw
-        self.cached = 0 if self.failovers else said.cached  # else what it had cached is what we sent it again
+        if self.failovers:  # what it had cached is what we sent it again
+            self.cached, self.restored = 0, self.restored + said.cached
+        else:
+            self.cached = said.cached
 
     def pass_on(self, raw: bytes, choice: Choice, said: ChunkChoice) -> None:
         """Forward the engine's bytes, less what only the gateway asked for."""

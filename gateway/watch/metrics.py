@@ -42,16 +42,35 @@ class Metrics:
         self._requests.add(model, ending)
         self._served -= 1
 
-    def tokens(self, model: str, prompt: int = 0, completion: int = 0, recomputed: int = 0, hedged: int = 0) -> None:
-        """Count tokens: read, delivered, computed again to go on elsewhere, and asked for in races to no use."""
+    def tokens(
+        self, model: str, prompt: int = 0, completion: int = 0, recomputed: int = 0, restored: int = 0, hedged: int = 0
+    ) -> None:
+        """Count tokens: read, delivered, computed again to go on elsewhere, or had there, and raced for to no use."""
         if prompt:
             self._tokens.add(model, "prompt", count=prompt)
         if completion:
             self._tokens.add(model, "completion", count=completion)
         if recomputed:
             self._tokens.add(model, "recomputed", count=recomputed)
+        if restored:
+            self._tokens.add(model, "restored", count=restored)
         if hedged:
             self._tokens.add(model, "hedged", count=hedged)
+
+    def came(self, model: str, cached: int, computed: int) -> None:
+        """Count the prompt of a session that came from another server between two turns."""
+        self._came.add(model, "cached", count=cached)
+        self._came.add(model, "computed", count=computed)
+
+    def session_moved(self, why: str) -> None:
+        """Count a session that lives elsewhere from now on. why: from a closed set."""
+        self._session_moves.add(why)
+
+    def warmed(self, replica: str, outcome: str, model: str, tokens: int) -> None:
+        """Count a prompt that a server was to have loaded before it is needed. outcome: from a closed set."""
+        self._warmings.add(replica, outcome)
+        if tokens:
+            self._tokens.add(model, "warmed", count=tokens)
 
     def refused(self, reason: Reason) -> None:
         """Count a request that was refused before its first byte."""
@@ -97,7 +116,7 @@ class Metrics:
         self._drains.add(replica)
 
     def moved(self, reason: str) -> None:
-        """Count a stream that goes on elsewhere by plan. reason: from a closed set."""
+        """Count a stream that goes on elsewhere by plan. reason: drain or move."""
         self._moves.add(reason)
 
     def hold_opened(self) -> None:
@@ -185,6 +204,9 @@ class Metrics:
         self._ejections = tally("ejections", "Servers found to hang.", "replica")
         self._drains = tally("drains", "Servers drained, for too many of their KV pages were corrupt.", "replica")
         self._moves = tally("moves", "Streams moved to other servers by plan, by reason.", "reason")
+        self._session_moves = tally("session_moves", "Sessions that came to live elsewhere, by reason.", "reason")
+        self._came = tally("session_tokens", "Prompts of those that did so between turns.", "model", "kind")
+        self._warmings = tally("warmings", "Prompts that servers were to load ahead.", "replica", "outcome")
         self._turns = tally("breaker_turns", "Breakers that came into a state.", "level", "state")
         self._replica_turns = tally(
             "replica_breaker_turns", "Failure breakers that came into a state.", "replica", "model", "state"

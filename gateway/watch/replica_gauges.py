@@ -18,6 +18,12 @@ TOLD = {
     "apart": "Whether its tokenizer, chat template or sampling defaults differ from the others' of a model.",
     "protected": "Whether its plugin protects all that its engines do, as it says.",
     "corrupt_pages": "KV pages that it found corrupt since its start, as it says.",
+    "sessions": "Sessions that live at it.",
+    "hot_sessions": "Sessions that live elsewhere and whose pages it keeps loaded.",
+    "store_queued_pages": "Pages that wait to be written to its page store, as it says.",
+    "store_lag_seconds": "How long the oldest of them waits, as it says.",
+    "store_shed_pages": "Pages that were not written since its start, as it says.",
+    "store_fenced_pages": "Pages that were refused, of sessions that had moved, as it says.",
     "corrupt_pages_lately": "Those of its own memory within integrity.window_s.",
 }
 STATES = ("closed", "open", "half-open")

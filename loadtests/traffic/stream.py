@@ -150,8 +150,9 @@ class Watch:
             record.said = "usage is missing"
             return Stage.ACCOUNTING
         said = self._heard.completion_tokens
-        if (self._ids and self._ids != said) or self._events > said:
-            record.said = f"usage says {said} tokens, {self._ids or self._events} came"
+        came = max(self._ids, self._events)
+        if came > said or 0 < self._ids < said:
+            record.said = f"usage says {said} tokens, {came} came"
             return Stage.ACCOUNTING
         return Stage.WHOLE
 

@@ -28,7 +28,7 @@ from vllm_plugin.store.stores import open_store
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 TOKENS = 800  # seconds of work for three streams at once, so that the kill falls into it
-PLACES = {KINDS[0]: 5, KINDS[1]: 30, KINDS[2]: 60}  # each stream has brought so many at least
+PLACES = (5, 30, 60)  # each stream has brought so many at least
 WAIT_S = 120.0
 WARM_UP_PAGES = CONTEXT_TOKENS // 3 // BLOCK + 3  # at most
 
@@ -40,7 +40,7 @@ async def test_long_conversations_go_on_at_the_standby_with_the_pages_of_the_ser
     home = tmp_path / "fleet"
     with paged_fleet(2, engine_model, home, on_progress=Teller()) as fleet:
         tokenizer = Tokenizer.from_file(str(engine_model / "tokenizer.json"))
-        bodies = [conversation(kind, tokenizer, 1, PROMPT_TOKENS, TOKENS) for kind in PLACES]
+        bodies = [conversation(kind, tokenizer, 1, PROMPT_TOKENS, TOKENS) for kind in KINDS[: len(PLACES)]]
         upstreams, file = [engine.url for engine in fleet], engine_model / "tokenizer.json"
         # On a starved machine a race, or admission, might take a stream elsewhere before its server is killed.
         alone: dict[str, Any] = {"limits": {"hedges": 0}, "admission": {"on": False}}
@@ -53,7 +53,7 @@ async def test_long_conversations_go_on_at_the_standby_with_the_pages_of_the_ser
                     asyncio.create_task(ask(session, gateway.url, body, key=key, answer=one))
                     for body, one in zip(bodies, got, strict=True)
                 ]
-                places = list(zip(got, PLACES.values(), strict=True))
+                places = list(zip(got, PLACES, strict=True))
                 await asyncio.to_thread(until, lambda: all(one.tokens >= place for one, place in places), WAIT_S)
                 # What was full by now is written in this order; what both servers were warmed up with was before it.
                 stored = WARM_UP_PAGES + sum((len(one.prompt_ids) + one.tokens) // BLOCK for one in got)

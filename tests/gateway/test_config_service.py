@@ -9,6 +9,8 @@ from gateway.config_service import AdmissionConfig, TierConfig
 from guards.admission import Bounds
 from guards.place import Rank
 from guards.sla import Objective, ServiceClass, Slope, Tier
+from guards.warmth import Bounds as Bounds_
+from guards.warmth import Policy
 from tests.gateway.test_config import BASE, errors_of, loaded
 
 SHA = hashlib.sha256(b"x").hexdigest()
@@ -147,3 +149,29 @@ def test_what_is_no_name_at_all_is_told_as_that(tmp_path: Path, named: str, wher
 
     assert errors
     assert not any("two tiers" in error or "no such tier" in error for error in errors)
+
+
+def test_hot_standby_is_a_tiers_and_warming_is_everybodys(tmp_path: Path):
+    """What is not written is as the guards have it; off where a tier does not say so."""
+    tiers = "tiers: [{name: gold, hot_standby: {every_tokens: 512}}, {name: silver, hot_standby: {}}, {name: lead}]\n"
+    config = loaded(tmp_path, BASE + tiers + "warming: {at_once: 3, within_s: 2}\n")
+    gold, silver, lead = (one.hot_standby for one in config.tiers)
+
+    assert gold is not None
+    assert silver is not None
+    assert (gold.policy, silver.policy, lead) == (Policy(512, 2.0), Policy(), None)
+    assert config.warming.bounds == Bounds_(3, 4, 2.0)
+    assert loaded(tmp_path, BASE).warming.bounds == Bounds_()
+
+
+@pytest.mark.parametrize(("text", "where"), [
+    ("warming: {at_once: 0}\n", "warming.at_once"), ("warming: {within_s: 0}\n", "warming.within_s"),
+    ("tiers: [{name: gold, hot_standby: {every_tokens: 1}}]\n", "tiers[0].hot_standby.every_tokens"),
+    ("tiers: [{name: gold, hot_standby: {often: 1}}]\n", "tiers[0].hot_standby.often"),
+])  # fmt: skip
+def test_mistakes_in_what_is_loaded_ahead_are_told_in_their_place(tmp_path: Path, text, where):
+    """With file and line."""
+    (line,) = errors_of(tmp_path, BASE + text)
+
+    assert where in line
+    assert f"holdfast.yaml:{BASE.count(chr(10)) + 1}:" in line

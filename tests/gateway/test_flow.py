@@ -10,6 +10,7 @@ from gateway.fleet.page_status import read
 from gateway.fleet.replicas import Care
 from gateway.stream.call import Endpoint
 from gateway.stream.leg_end import Cause, LegEnd
+from gateway.stream.seams import House
 from gateway.stream.text import RemoteDecoder, TextLost
 from guards.health import Health
 from guards.kinship import Traits
@@ -68,8 +69,8 @@ async def test_a_silent_leg_is_outrun_by_a_second_one(cut):
     assert stage.record.ends == [("a", Cause.CLOSED, False), ("b", Cause.DONE, False)]
     assert stage.seen.text[0] == text_of(ANSWER)
     assert stage.seen.ids[0] == ANSWER
-    assert (stage.relay.failovers, stage.relay.recomputed) == (1, len(PROMPT) + cut - 1)
-    assert stage.relay.hedged == 0
+    assert (stage.relay.failovers, stage.relay.house.recomputed) == (1, len(PROMPT) + cut - 1)
+    assert stage.relay.house.hedged == 0
     assert stage.sink.replica == "b"
 
 
@@ -88,7 +89,7 @@ async def test_a_wrong_suspicion_costs_the_client_nothing(cut):
 
     assert causes([first, second]) == [Cause.DONE, Cause.CLOSED]
     assert stage.sink.data == await uncut(call, [ANSWER])
-    assert (stage.relay.failovers, stage.relay.recomputed, stage.relay.hedged) == (0, 0, len(PROMPT) + cut - 1)
+    assert (stage.relay.failovers, stage.relay.house) == (0, House(hedged=len(PROMPT) + cut - 1))
     assert stage.record.wins == []
 
 

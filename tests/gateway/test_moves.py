@@ -1,5 +1,6 @@
 """Planned moves, as the flow sees to them: who goes, who stays, and what it is not."""
 
+from array import array
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from gateway.fleet.inspector import Inspector
 from gateway.fleet.replica import Replica
 from gateway.moves import MOVE_S_MAX, Moves
 from gateway.stream.leg_end import Cause, LegEnd
+from gateway.stream.pace import Pace
 from gateway.stream.part import Part
 from gateway.stream.seams import Ask
 from guards.kinship import Traits
@@ -42,7 +44,7 @@ class Removal:
     def emptied(self, replica: Replica, moved: int, took_s: float) -> None:
         self.told.append(f"{replica.name} empty")
 
-    def moved(self) -> None:
+    def moved(self, why: str = "drain") -> None:
         self.told.append("moved")
 
     def drained(self, replica: Replica, why: str) -> None:
@@ -63,6 +65,10 @@ class Stream:
 
     def __init__(self) -> None:
         self.call, self.ending, self.open, self.completion_tokens = call_for(), None, True, 1
+        self.pace = Pace(lambda: 0.0, lambda gaps: None)
+
+    def so_far(self) -> list["array[int]"]:
+        return []
 
     def events(self, part: Part, raws: list[bytes]) -> None:
         raise AssertionError("nothing comes here")

@@ -56,6 +56,7 @@ def test_everything_that_is_known_is_told():
     assert told == {
         "replica": "a:1", "role": "active", "models": ["m"], "window": {"m": 4096}, "state": "backing off",
         "why": "answers", "for_s": 10.0, "trusted_in_s": 1.5, "flaps": 2, "load": 3, "streams": 0, "silent": 0,
+        "ready": False, "sessions": 0, "hot_sessions": 0,
         "weight": 0.125, "worse": ["40 requests wait there, at the others 1"],
         "waiting": 40.0, "kv_used": 0.5, "preemptions": 12.0, "gauges_age_s": 2.0,
         "drained": None,
@@ -103,7 +104,9 @@ def paged(name: str = "a:1", pages: int = 0, **said: Any) -> Replica:
 def test_everything_that_a_plugin_says_is_told():
     """With its age, and how much of it is of the last minutes."""
     continues = {"protocol": 1, "seeds": False, "refused": ["logprobs"]}
-    (told,) = shown([paged(pages=30, unprotected=["weights"], continues=continues)], NOW_S, flapping.Plan())
+    store = {"kind": "lmdb", "lag_s": 0.25, "saved": 9, "fenced": 2}
+    one = paged(pages=30, unprotected=["weights"], continues=continues, store=store)
+    (told,) = shown([one], NOW_S, flapping.Plan())
 
     assert (told["state"], told["drained"]) == ("drained", "30 corrupt pages in 600 s")
     assert told["pages"] == {
@@ -115,6 +118,7 @@ def test_everything_that_a_plugin_says_is_told():
         "requests": {"recomputed": 0, "aborted": 0}, "chains_broken": 0, "scrub_cycle_s": 1.25,
         "weights_cycle_s": None, "weights_changed": 0,
         "continues": {"seeds": False, "refused": ["logprobs"]}, "continues_not": "",
+        "store": store | {"queued_pages": 0, "shed": 0, "lost": 0, "loaded": 0, "missed": 0},
     }  # fmt: skip
 
 
@@ -138,6 +142,16 @@ def test_pages_have_a_table_of_their_own():
          "7 absent, unprotected: weights"),
     ]  # fmt: skip
     assert {len(row) for row in rows} == {len(PAGES_COLUMNS)}
+
+
+def test_sessions_and_a_page_store_are_told_of_in_the_notes():
+    """How many live there, how many of others are kept loaded there, and what was not written."""
+    store = {"kind": "lmdb", "queued_pages": 12, "lag_s": 0.26, "shed": 3}
+    (told,) = shown([paged(store=store)], NOW_S, flapping.Plan(), {"a:1": (34, 5)})
+
+    assert (told["ready"], told["sessions"], told["hot_sessions"]) == (True, 34, 5)
+    notes = "34 sessions, 5 of others kept loaded, lmdb: 12 queued, 0.3 s behind, 3 shed"
+    assert page_cells(told)[-1] == f"7 absent, {notes}"
 
 
 def test_the_table_of_pages_fits_a_terminal(monkeypatch):

@@ -317,3 +317,19 @@ def test_no_replica_that_is_picked_has_much_more_than_its_share(candidates, near
 
     share = sum(c.tokens for c in candidates) * one.weight / sum(c.weight for c in candidates)
     assert len(candidates) == 1 or one.tokens <= slack.ratio * share * (1 + 1e-9) + slack.tokens
+
+
+@pytest.mark.parametrize("near", [None, 7])
+def test_a_request_goes_home_where_that_is_as_good_as_the_others(near):
+    """Whatever it is near to; elsewhere if home is not there, is worse, or has much more than its share."""
+    three = [up("a"), up("b"), up("c")]
+    elsewhere = pick(three, near=near)
+    for home in "abc":
+        assert pick(three, near=near, home=home) == home
+        assert choose(three, near, home=home).name == home
+    assert pick(three, near=near, home="gone") == elsewhere
+    assert pick([up("a"), up("b")._replace(doubtful=True)], near=near, home="b") == "a"
+    assert pick([up("a"), up("b", standby=True)], near=near, home="b") == "a"
+    assert pick([up("a"), up("b"), down("c")], near=near, home="c") in "ab"
+    assert pick([up("a"), up("b")._replace(tokens=10**6)], near=near, home="b", slack=Slack(1.25, 100)) == "a"
+    assert pick([up("a")._replace(ttft_s=0.1), up("b")._replace(ttft_s=9.0)], near=near, home="b") == "a"

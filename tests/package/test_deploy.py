@@ -66,11 +66,13 @@ def dockerfile(stage: str) -> dict[str, list[str]]:
     return said
 
 
-def understood(words: list[str]) -> str:
-    """The name of the command that the command line takes these words for. Raises what it would say of them."""
-    everything: Any = get_command(app)
-    found = everything.get_command(everything.make_context("holdfast", list(words)), words[0])
+def understood(words: list[str], of: Any = None) -> str:
+    """The command that the command line takes these words for. Raises what it would say of them."""
+    group: Any = of or get_command(app)
+    found = group.get_command(group.make_context("holdfast", list(words)), words[0])
     assert found is not None, f"there is no command {words[0]}"
+    if hasattr(found, "get_command"):
+        return f"{words[0]} {understood(words[1:], found)}"
     found.make_context(words[0], words[1:])
     return words[0]
 
@@ -180,6 +182,19 @@ def test_the_fleet_of_compose_yaml_is_one_that_the_gateway_takes():
     assert int(gateway["stop_grace_period"].removesuffix("s")) > Timeouts().drain_s + 1
 
 
+def test_the_commands_of_the_documents_are_there():
+    """Those of docs/install.md and docs/doctor.md that are pasted into a shell, word by word."""
+    text = "".join((ROOT / "docs" / name).read_text() for name in ("install.md", "doctor.md"))
+    program, command = r"(?:holdfast|holdfast:0.1.0|--rm gateway)", r"((?:keys|ledger|doctor|serve|check) .+)"
+    said = re.findall(rf"^    .*?{program} {command}$", text, re.MULTILINE)
+    words = [shlex.split(re.sub(r"\[|\]", "", line), comments=True) for line in said]
+
+    found = [understood(one) for one in words]
+
+    assert sorted(set(found)) == ["doctor", "keys create", "ledger begin"]
+    assert len(found) >= 5
+
+
 def test_only_the_gateway_can_be_reached_from_outside():
     """No server, and no Redis, publishes a port: nobody goes around budgets."""
     services = compose()["services"]
@@ -216,22 +231,21 @@ def test_the_servers_of_compose_yaml_run_with_the_plugin(tmp_path: Path):
     assert [one["device_ids"] for one in devices] == [["0"], ["1"]]
 
 
-def test_no_secret_is_in_a_file_and_each_that_is_asked_for_is_in_the_example():
-    """What is a secret is a variable, without a default; .env is never sent to a builder."""
-    variables = set(re.findall(r"\$\{(\w+)", source()))
-    declared = {name.strip(): one for name, _, one in (line.partition("=") for line in env_lines())}
+def test_no_secret_is_in_a_file_and_the_documented_lines_make_all_that_are_asked_for(tmp_path: Path):
+    """What is a secret is a variable without a default; .env has them all, for its owner alone, and is no source."""
+    _, _, rest = (ROOT / "docs" / "install.md").read_text().partition("### The whole fleet")
+    lines = [line.strip() for line in rest.splitlines() if line.startswith("    ") and "docker" not in line]
+    subprocess.run(["bash", "-euc", "\n".join(lines)], cwd=tmp_path, check=True, timeout=60)
+    made = dict(line.split("=", 1) for line in (tmp_path / ".env").read_text().splitlines())
+    needed = {name for name, how in re.findall(r"\$\{(\w+)(:[?-])", source()) if how == ":?"}
 
-    assert variables | {"PAGES_KEY", "PAGES_PASSWORD"} == set(declared)
-    assert not any(said for name, said in declared.items() if SECRET.search(name))
+    assert needed | {one["environment"] for one in compose()["secrets"].values()} == set(made)
+    assert (tmp_path / ".env").stat().st_mode & 0o077 == 0
+    assert all(re.fullmatch(r"[0-9a-f]{64}", said) for name, said in made.items() if SECRET.search(name))
     for name, said in re.findall(r"^\s*(\w+): (.+)$", source(), re.MULTILINE):
-        if SECRET.search(name):
-            assert re.search(r"^\$\{\w+:[?-]\}$", said.strip()), name
+        if SECRET.search(name) and "environment" not in said:
+            assert re.search(r"^\$\{\w+:(\?|-)\}$", said.strip()), name
     assert ".env" in (ROOT / ".gitignore").read_text().split()
-
-
-def env_lines() -> list[str]:
-    lines = (ROOT / "deploy" / "env.example").read_text().splitlines()
-    return [line for line in lines if line and not line.startswith("#")]
 
 
 @pytest.mark.slow
@@ -309,7 +323,7 @@ def test_the_unit_runs_commands_that_there_are_and_waits_for_streams():
         assert understood(words) == name
     assert f"--data {DATA}" in said["ExecStart"][0]
     assert said["StateDirectory"] == ["holdfast"]
-    assert (said["ProtectSystem"], said["DynamicUser"], said["CapabilityBoundingSet"]) == (["strict"], ["yes"], [""])
+    assert (said["ProtectSystem"], said["User"], said["CapabilityBoundingSet"]) == (["strict"], ["holdfast"], [""])
     assert int(said["TimeoutStopSec"][0]) > Timeouts().drain_s + 1
     assert int(said["LimitNOFILE"][0]) > 24_704
 

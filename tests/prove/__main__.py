@@ -18,6 +18,7 @@ from pathlib import Path
 from tests.prove import (
     alive,
     clean_pages,
+    continuations,
     cuts,
     gateway_kills,
     gateways,
@@ -34,6 +35,10 @@ from tests.prove import (
     session_drains,
     session_kills,
     soak,
+    store_kills,
+    store_speed,
+    store_swaps,
+    store_trace,
 )
 from tests.prove.report import Report, vllm_version
 from tests.prove.state import STATE, results
@@ -42,6 +47,8 @@ STEPS: dict[str, Callable[[], None]] = {
     "cuts-float32": partial(cuts.run, "float32"),
     "cuts-bfloat16": partial(cuts.run, "bfloat16"),
     "kills": kills.run,
+    "continuations": continuations.go,
+    "continuations-reasoning": partial(continuations.go, reasoning=True),
     "stops": hangs.stops,
     "stalls": hangs.stalls,
     "load": hangs.load,
@@ -59,6 +66,10 @@ STEPS: dict[str, Callable[[], None]] = {
     "session-cuts": session_cuts.run,
     "session-drains": session_drains.run,
     "recovery": recovery.run,
+    "store-speed": store_speed.run,
+    "store-kills": store_kills.run,
+    "store-trace": store_trace.run,
+    "store-swaps": store_swaps.run,
 }
 COUNTED: dict[str, Callable[[int], None]] = {
     "injections": injections.run,
@@ -67,7 +78,13 @@ COUNTED: dict[str, Callable[[int], None]] = {
     "session-cuts": session_cuts.run,
     "session-drains": session_drains.run,
     "recovery": recovery.run,
+    "continuations": continuations.go,
+    "continuations-reasoning": partial(continuations.go, reasoning=True),
+    "store-speed": store_speed.run,  # MiB
+    "store-kills": store_kills.run,
+    "store-trace": lambda requests: store_trace.run(None, requests),
 }
+TRACED: dict[str, Callable[[Path], None]] = {"promises": promises.run, "store-trace": store_trace.run}
 
 
 def stub() -> str:
@@ -81,6 +98,13 @@ REPORTS = [
         vllm_version,
         (kills, cuts),
         ("cuts-bfloat16", "cuts-float32", "kills"),
+    ),
+    Report(
+        "continuations",
+        "Streams that go on by replay: what was measured",
+        vllm_version,
+        (continuations,),
+        continuations.STEPS,
     ),
     Report("hangs", "Hangs: what was measured", vllm_version, (hangs,), ("stops", "stalls", "load")),
     Report("gateway-kills", "kill -9 of the gateway: what was measured", stub, (gateway_kills,), ("gateway-kills",)),
@@ -106,6 +130,13 @@ REPORTS = [
         (session_kills, session_cuts, session_drains, recovery),
         ("session-kills", "session-cuts", "session-drains", "recovery"),
     ),
+    Report(
+        "store",
+        "The page store: what was measured",
+        lambda: "LMDB in shared memory and a real redis-server",
+        (store_speed, store_kills, store_trace, store_swaps),
+        ("store-speed", "store-kills", "store-trace", "store-swaps"),
+    ),
 ]
 
 
@@ -115,7 +146,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.prove")
     parser.add_argument("steps", nargs="*", help=" ".join(STEPS))
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run of these steps has shown")
-    parser.add_argument("--trace", type=Path, help="of `promises`: a file of Azure's (*.csv) or Mooncake's (*.jsonl)")
+    parser.add_argument(
+        "--trace", type=Path, help="of `promises`, `store-trace`: a file of Azure's (*.csv) or Mooncake's (*.jsonl)"
+    )
     parser.add_argument("--count", type=int, help=f"of {', '.join(COUNTED)}: how many, where a few will do")
     given = parser.parse_args()
     if unknown := set(given.steps) - set(STEPS):
@@ -125,8 +158,8 @@ def main() -> None:
         forget(steps)
     STATE.mkdir(parents=True, exist_ok=True)
     for name in steps:
-        if name == "promises":
-            promises.run(given.trace)
+        if name in TRACED and given.trace:
+            TRACED[name](given.trace)
         elif name in COUNTED and given.count:
             COUNTED[name](given.count)
         else:

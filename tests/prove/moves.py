@@ -25,13 +25,11 @@ Asked = tuple[Kind, dict[str, Any], Answer]  # a request, and its uninterrupted 
 
 @contextmanager
 def folder_of(step: str) -> Iterator[Path]:
-    """A folder of a step's own, removed after it."""
+    """A folder of a step's own, removed after it; not if it fails, for logs are in it."""
     folder = STATE / f"{step}-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def front(folder: Path, urls: Sequence[str], model: Path, **more: Any) -> Gateway:

@@ -33,7 +33,7 @@ ANSWER_TOKENS, CUT_AFTER = 48, 24
 MADE_S_MAX = 300.0
 RATIO = 11.0  # goal, at the longest
 PAGES, WITHOUT = "pages", "without"
-STORE_BYTES = 3 << 29
+BLOCKS, STORE_BYTES = 384, 640 << 20  # a page is a megabyte: one prompt of the longest, and all of them
 # The model itself goes on beyond its 4,096 positions as before them: RoPE has no table.
 ARGUMENTS = (
     "--max-model-len", "8448", "--max-num-seqs", "4", "--hf-overrides", json.dumps({"max_position_embeddings": 8448}),
@@ -94,7 +94,7 @@ def _fleets(model: Path) -> Iterator[tuple[Engine, dict[str, Engine]]]:
     threads = {"OMP_NUM_THREADS": str(os.cpu_count())}  # whoever computes anew has the whole machine for it
     with ExitStack() as stack:
         folder = stack.enter_context(moves.folder_of(NAME))
-        options: dict[str, Any] = {"arguments": ARGUMENTS, "environment": threads}
+        options: dict[str, Any] = {"arguments": ARGUMENTS, "environment": threads, "blocks": BLOCKS}
         shared = paged_fleet(2, model, folder / PAGES, store_bytes=STORE_BYTES, **options)
         serving, standby = stack.enter_context(shared)
         (alone,) = stack.enter_context(paged_fleet(1, model, folder / WITHOUT, store_bytes=None, **options))

@@ -22,12 +22,12 @@ from tests.prove.report import EVIDENCE
 from tests.prove.state import SEED, keep, provenance, quantile, results, say
 from tests.prove.timeline import Failover
 from tests.prove.timeline import svg as timeline
-from tests.shared_pages import PROMPT_TOKENS, brought, kinds_of, metrics, paged_fleet, start
+from tests.shared_pages import PROMPT_TOKENS, STORE_BYTES, brought, kinds_of, metrics, paged_fleet, start
 
 NAME = "session-kills"
 POINTS = 50  # streams that are cut, with pages: each at a place of its own
 PAGES, WITHOUT = "pages", "without"
-ARMS: dict[str, int | None] = {PAGES: 1 << 30, WITHOUT: None}  # bytes of the store
+ARMS: dict[str, int | None] = {PAGES: STORE_BYTES, WITHOUT: None}  # bytes of the store
 ANSWER_TOKENS = 400  # seconds of work for eight streams at once
 DRAWN_TOKENS = 120  # the kill is when one of them has brought so many at most
 BEGUN_S_MAX, UP_S_MAX = 120.0, 60.0

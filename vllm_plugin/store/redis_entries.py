@@ -19,6 +19,7 @@ from vllm_plugin.store.contract import Manifest
 VERSION = 1
 MAC_BYTES = NONCE_BYTES = 16
 CHUNK_BYTES = 2**20
+HEAD_BYTES_MAX = 64 * 2**10  # of it most is a session's name
 _HEAD = struct.Struct(f"<B{MAC_BYTES}s")
 _BODY = struct.Struct(f"<Q{NONCE_BYTES}s{MAC_BYTES}s")
 _encode = msgspec.msgpack.Encoder().encode
@@ -81,13 +82,14 @@ class Seals:
         return mac.digest(length=MAC_BYTES)
 
 
-def chunks(page_bytes: int) -> int:
-    """In how many pieces a page is stored."""
-    return max(1, -(-page_bytes // CHUNK_BYTES))
+def lengths(page_bytes: int) -> list[int]:
+    """Of the pieces that a page is stored in, one at least."""
+    whole, rest = divmod(page_bytes, CHUNK_BYTES)
+    return [CHUNK_BYTES] * whole + ([rest] if rest or not whole else [])
 
 
 def cut(payload: bytes | memoryview) -> Iterator[memoryview]:
     """Its pieces, in order."""
     view = memoryview(payload).cast("B")
-    for piece in range(chunks(view.nbytes)):
+    for piece in range(len(lengths(view.nbytes))):
         yield view[piece * CHUNK_BYTES : (piece + 1) * CHUNK_BYTES]

@@ -8,6 +8,7 @@ it begins with PREFIX, and nothing else is touched. Pages expire by themselves.
 """
 
 import os
+import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -21,7 +22,8 @@ from redis.retry import Retry
 
 from vllm_plugin.store.contract import FENCE_S
 from vllm_plugin.store.entries import session_key
-from vllm_plugin.store.redis_entries import Head, chunks
+from vllm_plugin.store.redis_address import Address
+from vllm_plugin.store.redis_entries import HEAD_BYTES_MAX, Head, lengths
 
 PREFIX = b"holdfast:pages:"
 SOCKET_S_MAX = 0.5  # that a server may be silent
@@ -36,6 +38,16 @@ REFUSING = exceptions.AuthorizationError | exceptions.AuthenticationError | exce
 T = TypeVar("T")
 Pipeline = Any  # of redis-py, whose types say nothing here
 
+HEADS = """
+local P, most, out = ARGV[1], tonumber(ARGV[2]), {}
+for i = 3, #ARGV do
+  local page = P .. 'p:' .. ARGV[i]
+  local size = redis.pcall('HSTRLEN', page, 'm')
+  out[#out + 1] = type(size) == 'number' and size <= most and redis.call('HGET', page, 'm')
+  if out[#out] == false and size ~= 0 then out[#out] = '' end
+end
+return out
+"""
 BEGIN = """
 redis.call('HSET', ARGV[1], 'm', ARGV[2])
 return redis.call('PEXPIRE', ARGV[1], ARGV[3])
@@ -128,13 +140,15 @@ class Server:
     the writer's thread that tries.
     """
 
-    def __init__(self, host: str, port: int, database: int, password: str | None, failed: Callable[[Exception], None]):
+    def __init__(self, at: tuple[str, int], wanted: Address, failed: Callable[[Exception], None]) -> None:
+        host, port = at
         self.name = f"{host}:{port}"
         self._failed = failed
         self._down = self._closed = False
         self._client = redis.Redis(
-            host=host, port=port, db=database, password=password, protocol=2, retry=Retry(NoBackoff(), 0),
-            socket_timeout=SOCKET_S_MAX, socket_connect_timeout=CONNECT_S_MAX, max_connections=CONNECTIONS_MAX,
+            host=host, port=port, db=wanted.database, password=wanted.password, protocol=2,
+            retry=Retry(NoBackoff(), 0), socket_timeout=SOCKET_S_MAX, socket_connect_timeout=CONNECT_S_MAX,
+            max_connections=CONNECTIONS_MAX, **(_by_tls(wanted) if wanted.tls else {}),
         )  # fmt: skip
 
     def ask(self, words: Callable[[Pipeline], None]) -> list[Any]:
@@ -179,16 +193,29 @@ class Server:
         return answer
 
     def heads(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """What lies there as heads; b"" for what is no page at all."""
-        answers = self.ask(lambda pipeline: _each(pipeline, (("HGET", PREFIX + b"p:" + key, "m") for key in keys)))
-        return [one if one is None or isinstance(one, bytes) else b"" for one in answers]
+        """What lies there as heads; b"" for what is no page at all, or longer than any head."""
+        commands = (("EVAL", HEADS, 0, PREFIX, HEAD_BYTES_MAX, *some) for some in batched(keys, BATCH))
+        found: list[bytes | None] = []
+        for some in self.ask(lambda pipeline: _each(pipeline, commands)):
+            if isinstance(some, Exception):
+                raise some
+            found += some
+        return found
 
     def payloads(self, wanted: Sequence[tuple[bytes, int]]) -> list[list[bytes] | None]:
-        """The pieces of pages, by key and size in bytes; None where some are missing."""
-        commands = (("HMGET", PREFIX + b"p:" + key, *range(chunks(size))) for key, size in wanted)
-        answers = self.ask(lambda pipeline: _each(pipeline, commands))
-        whole = [isinstance(one, list) and all(isinstance(piece, bytes) for piece in one) for one in answers]
-        return [one if good else None for one, good in zip(answers, whole, strict=True)]
+        """The pieces of pages, by key and size in bytes; None where one is missing, or has another length.
+
+        The lengths are asked for first: who can write to a server must not fill an engine's memory.
+        """
+        pages = [(PREFIX + b"p:" + key, lengths(size)) for key, size in wanted]
+        asked = [("HSTRLEN", name, piece) for name, sizes in pages for piece in range(len(sizes))]
+        told = iter(self.ask(lambda pipeline: _each(pipeline, asked)) if asked else [])
+        fit = [[next(told) for _ in sizes] == sizes for _, sizes in pages]
+        commands = [("HMGET", name, *range(len(sizes))) for (name, sizes), good in zip(pages, fit, strict=True) if good]
+        answers = iter(self.ask(lambda pipeline: _each(pipeline, commands)) if commands else [])
+        found = [next(answers) if good else None for good in fit]
+        whole = [isinstance(one, list) and all(isinstance(piece, bytes) for piece in one) for one in found]
+        return [one if good else None for one, good in zip(found, whole, strict=True)]
 
     def put(self, pages: Sequence["Ready"], now_s: float, retention_s: float) -> list[Any]:
         """Write pages: 1: written, 0: one was there, FENCED: whose session had moved, else what failed."""
@@ -293,6 +320,14 @@ class Server:
         """Nothing is asked of it any more."""
         self._closed = True
         self._client.close()
+
+
+def _by_tls(wanted: Address) -> dict[str, Any]:
+    """It must be who it is called: its certificate names the host as the address does."""
+    return {
+        "ssl": True, "ssl_ca_certs": wanted.ca_file and str(wanted.ca_file), "ssl_cert_reqs": "required",
+        "ssl_check_hostname": True, "ssl_min_version": ssl.TLSVersion.TLSv1_2,
+    }  # fmt: skip
 
 
 def _pairs(listed: list[Any]) -> list[tuple[bytes, float]]:

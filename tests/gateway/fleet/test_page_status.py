@@ -45,6 +45,36 @@ def test_all_of_a_status_is_read():
     assert (found.scrub_s, found.weights_s, found.weights_changed) == (1.25, 60.0, 2)
 
 
+STORE = {"kind": "lmdb", "queued_pages": 3, "lag_s": 0.5, "saved": 10, "fenced": 1}
+
+
+@pytest.mark.parametrize(
+    ("stores", "kind", "lag_s", "queued"),
+    [
+        ([STORE], "lmdb", 0.5, 3),
+        ([STORE, STORE | {"kind": "redis", "lag_s": 2.0, "news": 1}], "lmdb+redis", 2.0, 6),
+    ],
+)
+def test_the_page_store_of_all_engines_is_one(stores, kind, lag_s, queued):
+    """Counts are sums, the lag is the longest."""
+    found = read(json.dumps({"engines": [PAGES | {"store": one} for one in stores]}).encode(), 0.0)
+
+    assert found is not None
+    assert found.store is not None
+    assert (found.store.kind, found.store.lag_s, found.store.counts["queued_pages"]) == (kind, lag_s, queued)
+    assert found.store.counts["fenced"] == len(stores)
+
+
+@pytest.mark.parametrize("stores", [[None], [STORE, None], []])
+def test_a_server_one_engine_of_which_keeps_nothing_outside_has_no_page_store(stores):
+    """Nor one that says nothing of it."""
+    engines = [PAGES | {"store": one} for one in stores] or [PAGES]
+    found = read(json.dumps({"engines": engines}).encode(), 0.0)
+
+    assert found is not None
+    assert found.store is None
+
+
 YES = {"protocol": 1, "seeds": True, "refused": ["logprobs"]}
 
 

@@ -128,6 +128,7 @@ def test_a_bias_beyond_vllms_clamp_is_an_obstacle(count, named):
     assert (repeats_obstacle(call_for(frequency_penalty=2.0), [7] * count) is not None) is named
     assert repeats_obstacle(call_for(), [7] * count) is None
 
+
 OURS = ("cache_salt", "priority")  # clients may not say them
 
 
@@ -138,6 +139,7 @@ def test_the_next_server_is_asked_for_the_rest():
     assert body(call, [1, 2], [3, 4, 5], 100) == {
         "model": "tiny",
         "prompt": [1, 2, 3, 4, 5],
+        "stream_options": {"include_usage": True},
         "stream": True,
         "return_token_ids": True,
         "max_tokens": 97,

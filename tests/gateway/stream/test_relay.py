@@ -522,7 +522,7 @@ async def test_the_pause_of_a_failover_is_told_in_the_last_chunk():
     await play.run()
 
     assert play.seen.told == {"failovers": 1, "gap_ms": 10.0}
-    assert play.relay.recomputed == len(PROMPT) + 4
+    assert play.relay.house.recomputed == len(PROMPT) + 4
 
 
 # -------------------------------------------------------------------- a budget that ends

@@ -32,7 +32,13 @@ def whole(at_s: float, first_s: float = 0.1, token_s: float = 0.01, tokens: int 
 
 def failed(at_s: float, stage: Stage, **more: Any) -> Record:
     """One that was not."""
-    said: dict[str, Any] = {"sent_s": BEGAN_S + at_s, "scenario": "chat", "stage": stage, "end_s": 0.1, "step": int(at_s >= 10)}
+    said: dict[str, Any] = {
+        "sent_s": BEGAN_S + at_s,
+        "scenario": "chat",
+        "stage": stage,
+        "end_s": 0.1,
+        "step": int(at_s >= 10),
+    }
     return Record(**(said | more))
 
 
@@ -40,5 +46,7 @@ def lines(*records: Record, strains: int = 20, looks: tuple[Look, ...] = ()) -> 
     """All lines of a run: each request is a client's first."""
     found = [Lines(request=one) for one in records]
     found += [Lines(arrival=Arrival(due_s=one.sent_s, begun_s=one.sent_s, step=one.step)) for one in records]
-    found += [Lines(strain=Strain(at_s=BEGAN_S + n, process=0, cpu=0.2, late_max_s=0.001, open=1)) for n in range(strains)]
+    found += [
+        Lines(strain=Strain(at_s=BEGAN_S + n, process=0, cpu=0.2, late_max_s=0.001, open=1)) for n in range(strains)
+    ]
     return [*found, *(Lines(look=one) for one in looks)]

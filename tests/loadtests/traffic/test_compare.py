@@ -18,7 +18,9 @@ from tests.loadtests.traffic.runs import failed, head, lines, whole
 def report(seed: int, slower: float = 1.0, errors: int = 0, **more: Any) -> dict[str, Any]:
     """Of twenty seconds, in which first tokens take about 0.2 s, with noise."""
     rng = random.Random(seed)
-    records = [whole(n / 5, first_s=slower * rng.uniform(0.15, 0.25), token_s=rng.uniform(0.009, 0.011)) for n in range(100)]
+    records = [
+        whole(n / 5, first_s=slower * rng.uniform(0.15, 0.25), token_s=rng.uniform(0.009, 0.011)) for n in range(100)
+    ]
     records += [failed(n * 20 / max(1, errors), Stage.MID_STREAM) for n in range(errors)]
     return summary(head(**more), Heard(lines(*records)))
 

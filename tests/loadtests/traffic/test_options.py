@@ -21,8 +21,10 @@ def given(**more: Any) -> argparse.Namespace:
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("rate", "fast", "--rate 'fast'"), ("rate", "1,,2", "--rate"), ("rate", "-1", "--rate"), ("sla", "ttft", "--sla"),
-        ("sla", "p99=1", "--sla"), ("size", 0.0, "--size 0"), ("speed", 1e9, "--speed"), ("in_flight", 0, "--in-flight 0"),
+        ("rate", "fast", "--rate 'fast'"), ("rate", "1,,2", "--rate"), ("rate", "-1", "--rate"),
+        ("sla", "ttft", "--sla"),
+        ("sla", "p99=1", "--sla"), ("size", 0.0, "--size 0"), ("speed", 1e9, "--speed"),
+        ("in_flight", 0, "--in-flight 0"),
         ("keys", "/none", "No such file"), ("direct", "localhost", "write a URL"), ("metrics", "x", "write a URL"),
     ],
 )  # fmt: skip

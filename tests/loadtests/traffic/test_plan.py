@@ -32,7 +32,11 @@ def test_arrivals_come_at_the_rates_they_are_to():
     deviation = (sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5
 
     assert [one.number for one in due] == list(range(len(due)))
-    assert [sum(one.step == step for one in due) for step in range(3)] == [pytest.approx(1000, abs=100), 0, pytest.approx(4000, abs=200)]
+    assert [sum(one.step == step for one in due) for step in range(3)] == [
+        pytest.approx(1000, abs=100),
+        0,
+        pytest.approx(4000, abs=200),
+    ]
     assert all(one.step * 100 <= one.at_s < one.step * 100 + 100 for one in due)
     assert deviation == pytest.approx(mean, rel=0.1)
 

@@ -13,9 +13,9 @@ def arrivals(lag_s: float = 0.0, begun: bool = True, count: int = 200) -> list[A
 def strains(cpu: float = 0.3, late_s: float = 0.002, worse: int = 0, count: int = 20) -> list[Strain]:
     """So many seconds, of which so many are worse than can be told from a busy neighbour."""
     return [
-        Strain(at_s=float(n), process=n % 2, open=1, cpu=cpu if n < worse else 0.3, late_max_s=late_s if n < worse else 0.002)
-        for n in range(count)
-    ]  # fmt: skip
+        Strain(at_s=float(n), process=n % 2, open=1, cpu=one, late_max_s=late)
+        for n, (one, late) in enumerate([(cpu, late_s)] * worse + [(0.3, 0.002)] * (count - worse))
+    ]
 
 
 def test_one_that_kept_up_is_not_blamed():

@@ -93,7 +93,9 @@ def test_a_lost_connection_and_a_hang_up_are_two_things():
     assert left.tokens == 1
 
 
-@pytest.mark.parametrize(("may_stop", "refusal", "cut"), [(True,) + (Stage.STOPPED,) * 2, (False, Stage.REFUSED, Stage.MID_STREAM)])
+@pytest.mark.parametrize(
+    ("may_stop", "refusal", "cut"), [(True,) + (Stage.STOPPED,) * 2, (False, Stage.REFUSED, Stage.MID_STREAM)]
+)
 def test_a_budget_that_stops_a_runaway_is_no_error(may_stop, refusal, cut):
     """Refused, or ended in the middle: as it was to be, and only there."""
     body = json.dumps({"error": {"message": "spent", "code": "budget_exceeded", "type": "insufficient_quota"}}).encode()

@@ -13,7 +13,10 @@ MOONCAKE = [
     {"timestamp": 1000, "input_length": 1024, "output_length": 7, "hash_ids": [0, 1]},
     {"timestamp": 4500, "input_length": 1536, "output_length": 1, "hash_ids": [0, 7, 8]},
 ]
-AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 18:15:46.6805900,374,44\r\n2023-11-16 18:15:50.9951690,396,109\r\n"
+AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens\r
+2023-11-16 18:15:46.6805900,374,44\r
+2023-11-16 18:15:50.9951690,396,109\r
+"""
 
 
 def mooncake(folder: Path, *rows: object) -> Path:
@@ -25,7 +28,9 @@ def mooncake(folder: Path, *rows: object) -> Path:
 def common(one: str, other: str) -> int:
     """How many tokens two texts begin with that are the same, by a real tokenizer."""
     first, second = encode_ordinary(one), encode_ordinary(other)
-    return next((place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+    return next(
+        (place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
 
 
 def test_mooncakes_rows_are_read_in_the_order_of_their_times(tmp_path):

@@ -71,7 +71,8 @@ def check_whole(store, fits=as_digested) -> int:
             assert payload is not None, "a payload of another length"
             assert fits(entry.manifest, payload), "a payload that is not its page's"
         users = pairs(key for key, _ in every(tables.users))
-        assert {(name, key) for key, name in users} == set(pairs(key for key, _ in every(tables.pages_of))), "not both ways"
+        pages_of = set(pairs(key for key, _ in every(tables.pages_of)))
+        assert {(name, key) for key, name in users} == pages_of, "not both ways"
         assert {key for key, _ in users} == set(entries), "a page that nobody uses, or a user of none"
         known = {name for name, _ in every(tables.sessions)}
         assert {name for _, name in users} <= known, "a session that is not listed has pages"

@@ -1,0 +1,99 @@
+"""A few cuts of each kind of request on a real vLLM with the plugin; `make prove` makes fifty of each."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from openai import APIError, AsyncOpenAI
+
+from gateway.local.engine import Engine
+from tests.conftest import with_vllm
+from tests.e2e.conftest import Proxy
+from tests.e2e.continuations import Requests, answer, features, run
+from tests.e2e.kinds import CHAT, KINDS, chat
+from tests.processes import TRUSTING, Gateway, until
+from tests.vllm_plugin.real.restored import server, thinking_model
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+PARSERS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--reasoning-parser", "qwen3")
+CUTS = 2
+KNOWN_S_MAX = 60.0
+
+
+@dataclass
+class House:
+    """A server with the plugin, alone, and a gateway to which it is two: one is behind a cutting proxy."""
+
+    engine: Engine
+    gateway: Gateway
+    requests: Requests
+    key: str
+    proxy: Proxy
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with_vllm()
+    folder = tmp_path_factory.mktemp("continuing")
+    with server(folder, *PARSERS, model=thinking_model(folder / "model")) as engine:
+        engine.wait_ready()
+        proxy = Proxy(engine)
+        more = {"integrity": {"ask_every_s": 0.5}, "health": TRUSTING}
+        with Gateway(folder, [proxy.url, engine.url], model="tiny", **more) as gateway:
+            known(gateway)
+            requests = Requests(2027, ways=("fin",))
+            proxy.plan(requests.plan)
+            yield House(engine, gateway, requests, gateway.keys_create("e2e", "100M"), proxy)
+            assert gateway.faults() == []
+        proxy.stop()
+
+
+def known(gateway: Gateway) -> None:
+    """Wait until all replicas are known to continue streams."""
+
+    def all_continue() -> bool:
+        told = json.loads(gateway.get("/admin/replicas", gateway.admin_url)[1])["replicas"]
+        return all(one["pages"]["continues"] for one in told)
+
+    until(all_continue, KNOWN_S_MAX)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_kind_goes_on_exactly_as_the_official_sdk_has_it(house: House, kind: str) -> None:
+    """All that it parses of a stream that was cut, logprobs and usage among it, is what it parses of an uncut one."""
+    tally = await run(house.engine.url, house.gateway.url, house.requests, KINDS[kind], CUTS, house.key, kind)
+
+    assert tally.differing == []
+    assert tally.equal == tally.streams > 0
+
+
+async def test_most_of_them_were_cut(house: House) -> None:
+    """On a starved machine the last events of a stream come in one, and then it is whole: but not of all of them."""
+    assert house.proxy.cuts >= len(KINDS)
+    assert house.gateway.metric("holdfast_continued_total", by="replay") >= len(KINDS) / 2
+    assert house.gateway.metric("holdfast_continued_total", by="ids") == 0
+
+
+async def test_what_is_not_continued_ends_with_its_name(house: House) -> None:
+    """The plugin says what it refuses, and the gateway says so to the client."""
+    house.requests.lengths["refused"] = 40
+    async with AsyncOpenAI(base_url=house.gateway.url + "/v1", api_key=house.key, max_retries=0) as client:
+        with pytest.raises(APIError, match="thinking_token_budget cannot be continued exactly"):
+            await answer(client, CHAT, chat(seed=3, temperature=0.8, thinking_token_budget=9, user="refused/0"))
+
+
+async def test_the_kinds_are_what_they_are_called(house: House) -> None:
+    """Tools are called, thoughts are thought: else their parsers would have had nothing to do."""
+    async with AsyncOpenAI(base_url=house.engine.url + "/v1", api_key="-", max_retries=0) as client:
+        names = ("tools: named, required", "tools: auto", "reasoning", "JSON schema")
+        whole = await asyncio.gather(*(answer(client, *KINDS[name][0]) for name in names))
+    named, auto, thinking, schema = (features(one) for one, _ in whole)
+
+    assert named["calls"] == auto["calls"] == 1
+    assert thinking["reasoning"] > 0
+    assert thinking["content"] > 0
+    assert schema["content"] > 0
+    assert schema["reasoning"] == 0
