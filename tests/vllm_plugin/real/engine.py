@@ -213,7 +213,7 @@ class Engine:
         )
 
     def settled(self, name: str, least: float) -> float:
-        """That counter, once it is so much: the store writes behind the engine's back, and is heard of with its steps."""
+        """That counter, once it is so much: a store writes by itself, and is heard of with the steps of its engine."""
         for _ in range(500):
             if self.metric(name) >= least:
                 break
