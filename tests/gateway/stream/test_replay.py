@@ -111,7 +111,7 @@ async def test_a_stream_goes_on_by_replay_from_every_cut(endpoint, per_chunk):
         assert seen.answer_ids == {"cmpl-1"}
         assert seen.done
         assert seen.told["failovers"] == 1
-        assert play.relay.recomputed == len(PROMPT) + (cut - roles) * per_chunk
+        assert play.relay.house.recomputed == len(PROMPT) + (cut - roles) * per_chunk
 
 
 async def test_the_rest_is_the_servers_own_bytes_but_for_whose_they_are():
