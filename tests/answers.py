@@ -70,15 +70,17 @@ async def ask(
     path: str = "/v1/chat/completions",
     key: str = "",
     answer: Answer | None = None,
+    session_id: str = "",
 ) -> Answer:
     """Ask for an answer with its token ids (and, streamed, its usage) and take it all in.
 
-    answer: what it is taken into, for whoever wants to see it grow.
+    answer: what it is taken into, for whoever wants to see it grow. session_id: what its client calls the session.
     """
     body = {"return_token_ids": True} | body
     if body.get("stream"):
         body = {"stream_options": {"include_usage": True}} | body
     headers = {"authorization": f"Bearer {key}"} if key else {}
+    headers |= {"x-session-id": session_id} if session_id else {}
     async with session.post(url + path, json=body, headers=headers, timeout=NO_LIMIT) as response:
         answer = answer or Answer()
         answer.status, answer.replica = response.status, response.headers.get("x-holdfast-replica")

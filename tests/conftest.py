@@ -19,9 +19,11 @@ from gateway.local.engine import Engine, EngineFailed, start_fleet, stop_fleet, 
 # long one at the end. Those that compute and those that wait take turns.
 LONG = (
     "sim/test_worlds.py", "scenarios/test_hangs.py", "scenarios/test_own_death.py", "scenarios/test_gateways.py",
-    "loadtests/test_bench.py", "scenarios/test_soak.py", "scenarios/test_full_disk.py", "sim/test_overload.py",
+    "loadtests/test_bench.py", "scenarios/test_soak.py", "loadtests/traffic/test_locust.py",
+    "scenarios/test_full_disk.py", "sim/test_overload.py",
     "scenarios/test_breakers.py", "scenarios/test_rude_clients.py", "sim/test_mutants.py",
-    "scenarios/test_admission.py", "scenarios/test_workers.py", "scenarios/test_money.py", "scenarios/test_shutdown.py",
+    "scenarios/test_admission.py", "package/test_built.py", "scenarios/test_doctor.py", "scenarios/test_workers.py",
+    "scenarios/test_money.py", "scenarios/test_shutdown.py",
     "scenarios/test_timeouts.py", "scenarios/test_admin.py", "scenarios/test_health.py",
     "scenarios/test_budgets.py", "scenarios/test_bad_input.py", "scenarios/test_faults.py",
     "gateway/books/test_replay.py", "contracts/test_vault.py", "contracts/test_ledger.py", "guards/test_admission.py",

@@ -27,7 +27,7 @@ from vllm_plugin.plans import Plans
 from vllm_plugin.prefix import Prefixes
 from vllm_plugin.progress import Progress
 from vllm_plugin.refusals import WEIGHTS, RefusedAtStart, is_protected, of_weights, refusals
-from vllm_plugin.restore import arming
+from vllm_plugin.restore import arming, found
 from vllm_plugin.restore.limits import why_not_here
 from vllm_plugin.schedule import Spoiled
 from vllm_plugin.scheduler_side import SchedulerHalf
@@ -57,6 +57,8 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         self._by_weights = WEIGHTS not in settings.unprotected
         self._watching: list[Callable[[], None]] = []
         self._store: Any = None
+        self._lookups: Lookups | None = None
+        self._loads: Loads | None = None
         if role == KVConnectorRole.SCHEDULER:
             self._requests: dict[str, Any] = {}
             self._prefixes = Prefixes(self._count)
@@ -117,16 +119,20 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         if not self._scheduler_half.may_read(request, num_computed_tokens):
             return None, False
-        if self._plans is None or request.skip_reading_prefix_cache or request.lora_request is not None:
-            return 0, False
-        if not self._scheduler_half.model:  # the first report tells it, after a step without requests
-            return None, False
-        if not self._scheduler_half.settled:
-            return 0, False
-        tokens = self._plans.beyond(
-            request.request_id, request.block_hashes, request.num_tokens, num_computed_tokens
-        )
+        tokens = self._beyond(request, num_computed_tokens)
+        if tokens is not None:
+            found.tell(request, num_computed_tokens + tokens)
         return tokens, bool(tokens)
+
+    def _beyond(self, request: Any, num_computed_tokens: int) -> int | None:
+        """How many tokens more the page store has; None while that cannot be said."""
+        if self._plans is None or request.skip_reading_prefix_cache or request.lora_request is not None:
+            return 0
+        if not self._scheduler_half.model:  # the first report tells it, after a step without requests
+            return None
+        if not self._scheduler_half.settled:
+            return 0
+        return self._plans.beyond(request.request_id, request.block_hashes, request.num_tokens, num_computed_tokens)
 
     def on_new_request(self, request: Any) -> None:
         """From now on nobody writes anything into its session who lost it before."""
@@ -197,7 +203,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         )
         if self.settings.store:
             self._worker_half.exchange = exchange = self._exchange(self._worker_half.digests)
-            self._worker_half.loads = Loads(exchange, pages.page_bytes)
+            self._worker_half.loads = self._loads = Loads(exchange, pages.page_bytes)
         log.info(
             "holdfast.pages", blocks=pages.blocks, page_bytes=pages.page_bytes, form=pages.form,
             model=model.id.hex()[:16], weights_s=round(model.read_s, 2),
@@ -271,6 +277,9 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
         for undo in self._watching:
             undo()
         self._watching.clear()
+        for busy in (self._lookups, self._loads):
+            if busy is not None:
+                busy.close()
         if self._store is not None:
             self._store.close()  # writes what waits
 

@@ -139,10 +139,11 @@ class Loads:
         return missed
 
     def close(self) -> None:
-        """Nothing is fetched any more; what is being fetched ends by itself."""
+        """Nothing is fetched any more, nor looked at; what is being fetched ends by itself."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        self.stop_all()
 
     def _end_late(self) -> None:
         for loading in self._of.values():
@@ -187,7 +188,7 @@ class Loads:
                 continue
             fetched = self._exchange.fetch(pages)
             with self._changed:
-                late = loading.ended
+                late = loading.ended or self._closed
                 if not late:
                     self._fetched.append((loading, fetched))
                     self._turns.extend([loading] if loading.wanted else [])

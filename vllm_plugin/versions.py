@@ -17,6 +17,7 @@ Hooks = Mapping[str, Mapping[str, Sequence[str]]]
 CONNECTOR: Hooks = {
     "vllm.distributed.kv_transfer.kv_connector.v1.base:KVConnectorBase_V1": {
         "bind_kv_cache_manager": ["kv_cache_manager"],
+        "on_new_request": ["request"],
         "get_num_new_matched_tokens": ["request", "num_computed_tokens"],
         "update_state_after_alloc": ["request", "blocks", "num_external_tokens"],
         "build_connector_meta": ["scheduler_output"],

@@ -37,20 +37,17 @@ class Without(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a server's plugin says beside `PageStatus`: the store that it was given, and how that goes.
-
-    store: its address, "" without one. continues: whether it can take over a stream exactly; refused: fields with which
-    it cannot, continues_not: why it never can. None: it does not say.
-    """
+    """What a server's plugin says. store: the address of the page store that it was given, "" without one."""
 
     status: PageStatus
     store: str = ""
-    shed: int = 0
-    lost: int = 0
-    lag_s: float | None = None
-    continues: bool | None = None
-    continues_not: str = ""
-    refused: tuple[str, ...] = ()
+
+    @property
+    def continues(self) -> bool | None:
+        """Whether it takes over streams by replaying them; None of an older one, which does not say."""
+        if self.status.continues is not None:
+            return True
+        return False if self.status.continues_not else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ def _plugins(model: str, up: Sequence[Server]) -> Iterator[Finding]:
         yield Finding(WARN, model, said, "Give all the same store: else a stream that moves is computed anew.")
     can = {one.name: one.told.continues for one in told if one.told and one.told.continues is not None}
     if len(set(can.values())) > 1:
-        said = f"only some can take over streams exactly: {', '.join(name for name, does in can.items() if does)}"
+        said = f"only some take over streams by replaying them: {', '.join(name for name, does in can.items() if does)}"
         yield Finding(WARN, model, said, "Start all with the same plugin and options.")
 
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from gateway.config import is_loopback
 from gateway.config_times import Timeouts
-from gateway.doctor.facts import Finding, Level, Server, Told, Without
+from gateway.doctor.facts import Finding, Level, Server, Without
+from gateway.fleet.page_status import Store
 from guards.health import Probe
 
 OK, WARN, BAD = Level
@@ -123,18 +124,21 @@ def _plugin(server: Server, ours: str) -> Iterator[Finding]:
     if ours and status.versions and status.versions != (ours,):
         instead = f"Install {ours} there as well, and restart it."
         yield Finding(WARN, server.name, f"its plugin is {version}, this gateway {ours}", instead)
-    yield from _store(server.name, told)
+    yield from _store(server.name, status.store)
     if told.continues is False:
-        said = f"cannot take over streams exactly: {told.continues_not or 'it does not say why'}"
+        said = f"takes over no stream by replaying it: {status.continues_not}"
         yield Finding(WARN, server.name, said, "See docs/failover.md for what such a server can go on with.")
 
 
-def _store(name: str, told: Told) -> Iterator[Finding]:
-    if told.shed or told.lost:
-        said = f"its page store did not take {told.shed} pages and lost {told.lost}"
+def _store(name: str, store: Store | None) -> Iterator[Finding]:
+    if store is None:
+        return
+    lacking = [f"{store.counts[what]} {what}" for what in ("shed", "lost") if store.counts.get(what)]
+    if lacking:
+        said = f"pages did not reach its store, or were not there any more: {', '.join(lacking)}"
         yield Finding(WARN, name, said, "Give the store more room (size, queue), or look at its servers.")
-    if told.lag_s is not None and told.lag_s > LAG_S_MAX:
-        said = f"pages wait {told.lag_s:.0f} s to be stored"
+    if store.lag_s > LAG_S_MAX:
+        said = f"pages wait {store.lag_s:.0f} s to be stored"
         yield Finding(WARN, name, said, "Look whether the store is slow, or cannot be reached from there.")
 
 

@@ -37,8 +37,7 @@ async def machine(config: Config, upstream: Upstream) -> Machine:
     data, listen = config.data, config.listen
     there = next(path for path in (data, *data.parents) if path.exists())
     port, why = await _at_port(config, upstream)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = soft if hard == soft else hard  # it is raised as far as it may be
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # a gateway raises its own as far as it may: descriptors.py
     return Machine(
         str(data),
         made=data.exists(),

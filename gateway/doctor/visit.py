@@ -3,7 +3,6 @@
 import asyncio
 from dataclasses import replace
 from statistics import median
-from typing import Any
 
 import msgspec
 
@@ -24,7 +23,6 @@ OUR_METRICS = b"\nholdfast_pages_"  # the plugin's, where the connector was load
 MODELS, VERSION, METRICS, SLEEPING = "/v1/models", "/version", "/metrics", "/is_sleeping"
 DATE_S = 1.5  # a date is of whole seconds, and servers keep one for a second
 WORD_CHARS_MAX = 200
-FIELDS_MAX = 64
 
 
 class _Version(msgspec.Struct):
@@ -44,12 +42,9 @@ class _Settings(msgspec.Struct):
 
 
 class _Said(msgspec.Struct):
-    """What is read of a status beside `page_status`; what a version does not say is None."""
+    """What is read of a status beside `page_status`."""
 
     settings: _Settings = msgspec.field(default_factory=_Settings)
-    store: dict[str, Any] | None = None
-    continues: dict[str, Any] | msgspec.UnsetType | None = msgspec.UNSET
-    continues_not: str = ""
 
 
 async def visit(site: Replica, model: str | None, target: Target, ask: Ask) -> tuple[Server, PageStatus | None]:
@@ -139,32 +134,12 @@ def _read(body: bytes, status: PageStatus) -> Told:
         said = msgspec.json.decode(body, type=_Said)
     except UNREADABLE:
         return Told(status)
-    store, continues = said.store or {}, said.continues
-    fields = continues.get("refused") if isinstance(continues, dict) else None
-    refused = tuple(_word(str(one)) for one in fields[:FIELDS_MAX]) if isinstance(fields, list) else ()
-    return Told(
-        status,
-        _word(said.settings.store),
-        _count(store.get("shed")),
-        _count(store.get("lost")),
-        _number(store.get("lag_s")),
-        None if continues is msgspec.UNSET else isinstance(continues, dict),
-        _word(said.continues_not),
-        refused,
-    )
+    return Told(status, _word(said.settings.store))
 
 
 def _word(text: str) -> str:
     """What a server says, as a terminal may be shown it."""
     return "".join(c if c.isprintable() else "?" for c in text[:WORD_CHARS_MAX])
-
-
-def _count(said: Any) -> int:
-    return said if isinstance(said, int) and said >= 0 else 0
-
-
-def _number(said: Any) -> float | None:
-    return float(said) if isinstance(said, int | float) else None
 
 
 def _median(values: list[float | None]) -> float | None:

@@ -13,7 +13,7 @@ from gateway.fleet.replica import Replica
 log = structlog.get_logger()
 
 ANSWER_S = 5.0  # for an answer: engines give one between two steps
-FRESH_ROUNDS = 3  # of questions: what was told before is not relied on where it matters
+FRESH_ROUNDS, FRESH_S = 3, 30.0  # of questions, and seconds: what was told before both is not relied on
 LOOK_S = 0.5  # whether one is to be asked: at once when it came up
 ABSENT_S = 60.0  # between questions to a server without the plugin
 
@@ -72,7 +72,7 @@ class Inspector:
         if status is None:
             pages.plugin = Plugin.UNREADABLE
             return
-        pages.plugin, pages.status, pages.fresh_s = Plugin.TOLD, status, FRESH_ROUNDS * self._every_s + ANSWER_S
+        pages.plugin, pages.status, pages.fresh_s = Plugin.TOLD, status, max(FRESH_ROUNDS * self._every_s, FRESH_S)
         before = pages.corruption.drained
         pages.corruption.note(status.bad, status.engines, now_s)
         if pages.corruption.drained != before and (pages.corruption.drained or not replica.drained):

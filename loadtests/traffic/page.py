@@ -215,9 +215,9 @@ def _latency(found: dict[str, Any]) -> str:
 def _paired(found: dict[str, Any]) -> list[str]:
     if not found["paired"]:
         return []
-    rows: list[list[Any]] = [["", "pairs", "median, ms", "95 % of it lies within"]]
+    rows: list[list[Any]] = [["", "pairs", "not whole at both", "median, ms", "95 % within"]]
     for name, one in found["paired"].items():
-        rows.append([name, one["values"], ms(one["median"]), f"{ms(one['low'])} … {ms(one['high'])}"])
+        rows.append([name, one["values"], one["broken"], ms(one["median"]), f"{ms(one['low'])} … {ms(one['high'])}"])
     return [
         "<h2>What the gateway adds</h2>",
         '<p class="dim">The same request, asked at the gateway and at the server itself, one after the other, in an '

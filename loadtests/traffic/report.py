@@ -135,7 +135,8 @@ def paired(records: Sequence[Record]) -> dict[str, Any]:
         "E2E": [one.end_s - bare.end_s for one, bare in alike],
     }
     found = {name: interval(values) for name, values in differences.items()}
-    return {name: one.as_dict() for name, one in found.items() if one is not None}
+    broken = len(pairs) - len(both) + sum(name not in pairs for name in {one.pair for one in records if one.pair})
+    return {name: one.as_dict() | {"broken": broken} for name, one in found.items() if one is not None}
 
 
 def _lasted(head: dict[str, Any], arrivals: Sequence[Arrival], records: Sequence[Record]) -> tuple[float, float]:

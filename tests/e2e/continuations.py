@@ -57,10 +57,11 @@ async def answer(client: AsyncOpenAI, path: str, body: dict[str, Any]) -> tuple[
     return said, tale
 
 
-def _counts(usage: dict[str, Any] | None) -> list[int]:
-    """Without details."""
-    assert usage is not None
-    return [usage[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")]
+def _without_details(said: dict[str, Any]) -> dict[str, Any]:
+    """The same with the counts of its usage only."""
+    counts = [said["usage"][name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")]
+    parsed = {name: value for name, value in said.get("parsed", {}).items() if name != "usage"}
+    return said | {"usage": counts, "parsed": parsed}
 
 
 def _take(said: dict[str, Any], choice: Any) -> None:
@@ -144,9 +145,7 @@ async def run(
                 tally.cut += 1
                 tally.gaps_ms.append(tale["gap_ms"])
             else:  # its last events may have come in one, before the cut: then usage is the gateway's own count
-                want, got = ({**one, "usage": _counts(one["usage"])} for one in (want, got))
-                for one in (want, got):
-                    one.get("parsed", {}).pop("usage", None)
+                want, got = _without_details(want), _without_details(got)
             if got == want:
                 tally.equal += 1
             else:

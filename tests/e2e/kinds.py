@@ -51,6 +51,7 @@ def schema_of(schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}
 
 
+BEGUN = [{"role": "user", "content": "Hi<think></think>"}, {"role": "assistant", "content": "Once"}]
 NAMED = {"type": "function", "function": {"name": "tides"}}
 FREE = {"ignore_eos": False, "max_tokens": 160}
 SPARSE = {"frequency_penalty": 2.0}  # else it would say nothing but white space where a grammar lets it
@@ -105,8 +106,7 @@ KINDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "echo": [
         (TEXT, text(echo=True, **SEEDED)),
         (TEXT, text(echo=True, logprobs=1, temperature=0)),
-        (CHAT, chat(echo=True, messages=[{"role": "user", "content": "Hi<think></think>"}, {"role": "assistant", "content": "Once"}],
-                    add_generation_prompt=False, continue_final_message=True, **SEEDED)),
+        (CHAT, chat(echo=True, messages=BEGUN, add_generation_prompt=False, continue_final_message=True, **SEEDED)),
     ],
     "several prompts": [
         (TEXT, text(prompt=["def main():", "import os", "class Node"], max_tokens=24, **SEEDED)),

@@ -105,21 +105,31 @@ def test_pages_are_added_by_this_distribution():
     assert "pages" in run("--help")
 
 
+def test_load_and_bench_are_added_by_this_distribution():
+    """As pyproject.toml says."""
+    assert cli_added.added()["load"].value == "loadtests.traffic.commands:load_app"
+    assert "realistic LLM traffic" in run("load", "--help")
+    assert "compare" in run("bench", "--help")
+
+
 @pytest.mark.slow
 def test_whoever_runs_another_command_waits_for_nothing():
     """No other command imports what was added, and the list of all of them does not import lmdb."""
     assert not {name for name in modules_of("version") if name.startswith(("vllm_plugin", "lmdb"))}
     assert "vllm_plugin.store.commands" in (listed := modules_of("--help"))
-    assert "lmdb" not in listed
+    assert not {"lmdb", "locust", "gevent"} & listed
 
 
 @pytest.mark.slow
-def test_pages_without_lmdb_say_what_to_install():
+@pytest.mark.parametrize(
+    ("words", "missing", "extra"), [(["pages", "list"], "lmdb", "plugin"), (["load", "chat"], "locust", "loadtest")]
+)
+def test_what_is_missing_is_said_with_what_to_install(words: list[str], missing: str, extra: str):
     """Where only the gateway is installed: one line, and status 1."""
-    code = "import sys; sys.modules['lmdb'] = None; from gateway.cli import main; main()"
-    command = [sys.executable, "-c", code, "pages", "list"]
+    code = f"import sys; sys.modules[{missing!r}] = None; from gateway.cli import main; main()"
+    command = [sys.executable, "-c", code, *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
     assert done.returncode == 1
-    assert "pip install 'holdfast[plugin]'" in done.stderr
+    assert f"pip install 'holdfast[{extra}]'" in done.stderr
     assert done.stderr.count("\n") == 1

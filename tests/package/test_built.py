@@ -30,19 +30,20 @@ print(*(one.__file__ for one in (gateway, guards, vllm_plugin)), sep="\\n")
 """
 
 
-def run(*command: str | Path, cwd: Path = ROOT) -> str:
-    """What it says; without the folders of this tree on its path."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")} | EXAMPLE
-    done = subprocess.run(command, cwd=cwd, env=kept, capture_output=True, text=True, timeout=STEP_S_MAX, check=False)
+def run(*command: str | Path, cwd: Path = ROOT, **more: str) -> str:
+    """What it says; without the folders of this tree on its path. more: of its environment."""
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")} | more
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=STEP_S_MAX, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 @pytest.fixture(scope="module")
-def dist() -> Path:
-    """sdist and wheel, made anew."""
-    run(BASE, "scripts/package.py", "build")
-    return ROOT / "dist"
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """sdist and wheel, made anew, and not where `make package` puts them."""
+    folder = tmp_path_factory.mktemp("built") / "dist"
+    run(BASE, "scripts/package.py", "build", HOLDFAST_DIST=str(folder))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +61,13 @@ def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sources(suffix: str) -> set[str]:
-    """The files of the packages here."""
-    return {str(path.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).rglob(f"*{suffix}")}
+    """The files here that are shipped: those of the packages, and of loadtests what users run."""
+    found = [path for name in (*PACKAGES, "loadtests/traffic") for path in (ROOT / name).rglob(f"*{suffix}")]
+    return {str(path.relative_to(ROOT)) for path in (*found, *(ROOT / "loadtests").glob(f"*{suffix}"))}
 
 
 def test_the_wheel_has_all_of_the_packages_and_nothing_else(dist: Path):
-    """Modules, Lua scripts, markers of types; no test, no load test, no data."""
+    """Modules, Lua scripts, markers of types; the load tests that users run; no test, no bench, no data."""
     (file,) = dist.glob("*.whl")
     with zipfile.ZipFile(file) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
@@ -93,14 +95,15 @@ def test_the_sdist_has_what_an_image_and_the_documents_need(dist: Path):
     for folder, pattern in (("deploy", "*"), ("requirements", "*.txt"), ("docs", "*.md"), ("docs", "*.yaml")):
         wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / folder).glob(pattern)}
     assert wanted <= names
-    assert not [name for name in names if name.startswith(("tests/", "loadtests/", ".venv", ".cache", ".git/"))]
+    assert not [name for name in names if name.startswith(("tests/", "loadtests/bench/", ".venv", ".cache", ".git/"))]
 
 
 def test_what_is_installed_is_the_wheel_and_whole(installed: Path, tmp_path: Path):
     """Its modules come from the environment, pip misses nothing, and the commands work anywhere."""
     files = run(installed / "bin" / "python", "-c", CODE, cwd=tmp_path).split()
     version = run(installed / "bin" / "holdfast", "version", cwd=tmp_path).strip()
-    checked = run(installed / "bin" / "holdfast", "check", ROOT / "docs" / "holdfast.example.yaml", cwd=tmp_path)
+    example = ROOT / "docs" / "holdfast.example.yaml"
+    checked = run(installed / "bin" / "holdfast", "check", example, cwd=tmp_path, **EXAMPLE)
     missed = run(BASE, "-m", "pip", "--python", installed / "bin" / "python", "check", cwd=tmp_path)
 
     assert all(Path(file).is_relative_to(installed) for file in files)

@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("steps", nargs="*", help=" ".join(STEPS))
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run of these steps has shown")
     parser.add_argument(
-        "--trace", type=Path, help="of `promises`: a file of Azure's (*.csv) or Mooncake's (*.jsonl); of `store-trace` too"
+        "--trace", type=Path, help="of `promises`, `store-trace`: a file of Azure's (*.csv) or Mooncake's (*.jsonl)"
     )
     parser.add_argument("--count", type=int, help=f"of {', '.join(COUNTED)}: how many, where a few will do")
     given = parser.parse_args()

@@ -19,6 +19,7 @@ from tests.vllm_plugin.real.restored import server, thinking_model
 
 STEPS = ("continuations", "continuations-reasoning")
 CUTS = 50
+NOTHING: dict[str, Any] = {"kinds": {}}
 
 
 def go(cuts: int = CUTS, *, reasoning: bool = False) -> None:
@@ -27,43 +28,44 @@ def go(cuts: int = CUTS, *, reasoning: bool = False) -> None:
     reasoning: of those kinds that need a server with a parser of thoughts, else of the others, without one.
     """
     step = STEPS[reasoning]
-    if step in results():
+    kinds = {kind: bodies for kind, bodies in KINDS.items() if kind.startswith("reasoning") == reasoning}
+    if kinds.keys() <= results().get(step, NOTHING)["kinds"].keys():
         return
     folder = STATE / f"{step}-{os.getpid()}"
     folder.mkdir(parents=True)
     model = thinking_model(folder / "model") if reasoning else tiny_model()
     parsers = PARSERS if reasoning else PARSERS[:3]
     fleet = [server(folder / name, *parsers, model=model) for name in ("first", "second")]
-    kinds = {kind: bodies for kind, bodies in KINDS.items() if kind.startswith("reasoning") == reasoning}
     try:
         for engine in fleet:
             engine.start()
         with ThreadPoolExecutor() as waiting:
             list(waiting.map(lambda engine: engine.wait_ready(on_progress=say), fleet))
-        keep(step, asyncio.run(cut_all(fleet, folder, kinds, cuts)))
+        asyncio.run(cut_all(step, fleet, folder, kinds, cuts))
     finally:
         stop_fleet(fleet)
         shutil.rmtree(folder / "model", ignore_errors=True)
 
 
-async def cut_all(fleet: list[Engine], folder: Path, kinds: dict[str, Any], cuts: int) -> dict[str, Any]:
-    """One kind after the other, through a gateway without a tokenizer."""
+async def cut_all(step: str, fleet: list[Engine], folder: Path, kinds: dict[str, Any], cuts: int) -> None:
+    """One kind after the other, through a gateway without a tokenizer; those are kept that are done."""
     proxy = CuttingProxy()
     host, _, port = fleet[0].address.rpartition(":")
     url = f"http://127.0.0.1:{await proxy.start(host, int(port))}"
-    requests, told = Requests(SEED), {}
+    requests, told = Requests(SEED), dict(results().get(step, NOTHING)["kinds"])
     proxy.plan = requests.plan
     more: dict[str, Any] = {"model": "tiny", "integrity": {"ask_every_s": 1.0}, "health": TRUSTING}
     with await asyncio.to_thread(Gateway, folder, [url, fleet[1].url], **more) as gateway:
         await asyncio.to_thread(known, gateway)
         key = await asyncio.to_thread(gateway.keys_create, "prove", "100M")
         for kind, bodies in kinds.items():
+            if kind in told:
+                continue
             tally = await run(fleet[1].url, gateway.url, requests, bodies, cuts, key, kind)
             say(f"{kind}: {tally.cut} cut, {tally.equal} of {tally.streams} equal")
             told[kind] = asdict(tally) | {"requests": len(bodies)}
-        faults = gateway.faults()
+            keep(step, {"on": provenance(), "cuts": cuts, "kinds": told, "faults": gateway.faults()})
     await proxy.stop()
-    return {"on": provenance(), "cuts": cuts, "kinds": told, "faults": faults}
 
 
 def verdicts(done: dict[str, Any]) -> dict[str, bool]:
@@ -85,11 +87,12 @@ def lines(done: dict[str, Any]) -> list[str]:
     if not found:
         return []
     kinds = [(kind, tally) for one in found for kind, tally in one["kinds"].items()]
+    on = ", ".join(dict.fromkeys(one["on"] for one in found))
     return [
         f"## Streams cut in front of one server, that went on by replay at another, {AT_ONCE} at once",
         "",
-        f"{', '.join(dict.fromkeys(one['on'] for one in found))}. Compared is what the official SDK makes of the events:",
-        "texts, reasoning, calls of tools, logprobs, ends, and usage with all its details; and the token ids. Float32.",
+        f"{on}. Compared is what the official SDK makes of the events: texts, reasoning, calls of tools,",
+        "logprobs, ends, and usage with all its details; and the token ids. Float32.",
         "",
         "| kind of request | requests | streams | cut | equal | pause, median ms | worst ms |",
         "|---|---|---|---|---|---|---|",
@@ -97,9 +100,9 @@ def lines(done: dict[str, Any]) -> list[str]:
         "",
         *(f"- {kind}: {one}" for kind, tally in kinds for one in tally["differing"][:3]),
         *([""] if any(tally["differing"] for _, tally in kinds) else []),
-        "The pause is between the last token before the cut and the first one after it, as the client sees it, with other",
-        "streams running on both servers. Refused by name: `thinking_token_budget`, beam search, images, and what else the",
-        "plugin's status lists in `continues.refused`.",
+        "The pause is between the last token before the cut and the first one after it, as the gateway sees it, with",
+        "other streams running on both servers. Refused by name: `thinking_token_budget`, beam search, images, and",
+        "what else the plugin's status lists in `continues.refused`.",
     ]
 
 

@@ -53,10 +53,10 @@ def lines(done: dict[str, Any]) -> list[str]:
         "## kill -9 of those who write",
         "",
         f"{done[NAME]['on']}. Each process is what a store sees of an engine: paged memory and the plugin's exchange, "
-        "which seals pages, writes, loads and verifies them, puts wrong ones aside, sweeps and erases, all on one store "
-        "that is always full. Four live at a time. Half of them die at some moment, from outside; half at some number "
-        "of what they ask of LMDB within a transaction, its commit and its zeroing included. After each time the rest "
-        "is stopped, while a new process looks at every table and every page; then it must go on.",
+        "which seals pages, writes, loads and verifies them, puts wrong ones aside, sweeps and erases, all on one "
+        "store that is always full. Four live at a time. Half of them die at some moment, from outside; half at "
+        "some number of what they ask of LMDB within a transaction, its commit and its zeroing included. After each "
+        "time the rest is stopped, while a new process looks at every table and every page; then it must go on.",
         "",
         "| | kills | looked at | pages, all right | longest to open | to have written |",
         "| --- | --- | --- | --- | --- | --- |",

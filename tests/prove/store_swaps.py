@@ -45,10 +45,10 @@ def lines(done: dict[str, Any]) -> list[str]:
         "## Pages in the wrong place",
         "",
         f"{done[NAME]['on']}. Everything put there is a page that an engine of the same model sealed. On LMDB whoever "
-        "puts it there makes entries as the store does; on Redis they have all but the key. «Changed»: fetched, written "
-        "to its block, and found there not to be the page that the scheduler named. «Absent»: not so much as fetched, "
-        "or its seal did not hold. An older version, whole, is refused on Redis by who saw the newer one; to others, "
-        "and on LMDB, it is what it says: a page of the same model and the same tokens.",
+        "puts it there makes entries as the store does; on Redis they have all but the key. «Changed»: fetched, "
+        "written to its block, and found there not to be the page that the scheduler named. «Absent»: not so "
+        "much as fetched, or its seal did not hold. An older version, whole, is refused on Redis by who saw the newer "
+        "one; to others, and on LMDB, it is what it says: a page of the same model and the same tokens.",
         "",
         "| put in its place | LMDB | Redis |",
         "| --- | --- | --- |",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from loadtests.stub_server import PAGES
+from loadtests.stub_server import CONTINUES, PAGES
 from tests.processes import HOLDFAST, ROOT, free_ports
 from tests.redis_servers import RedisServer
 from tests.scenarios.vllm_like import VllmLike
@@ -59,7 +59,7 @@ def test_a_fleet_that_is_well_has_status_0(tmp_path: Path):
     with VllmLike(key="sesame") as one, VllmLike(key="sesame") as two:
         for server in (one, two):
             settings = {"store": f"lmdb://{tmp_path}"}
-            with_plugin(server, sampling_defaults={}, settings=settings, continues={"refused": []})
+            with_plugin(server, sampling_defaults={}, settings=settings, continues=CONTINUES)
         found, _, said = doctor("--config", written(tmp_path, [one, two]), "--json", code=0)
         asked = set(one.asked)
 
@@ -90,7 +90,7 @@ def test_each_thing_that_is_wrong_is_named_and_the_status_is_1(tmp_path: Path):
     assert f"m: {bare.name} has another tokenizer than most" in bad
     assert f"{late.name}: has vLLM's routes for developers" in warned
     assert f"{late.name}: verifies KV pages that are hit, but does not protect running requests: async" in warned
-    assert f"{late.name}: cannot take over streams exactly: it is old" in warned
+    assert f"{late.name}: takes over no stream by replaying it: it is old" in warned
     assert f"{bare.name}: has the routes of Holdfast's plugin, but guards no KV pages" in warned
     assert f"m: versions of vLLM differ: {late.name} 0.31.0, {bare.name} 0.32.0" in warned
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -23,6 +24,7 @@ from gateway.stream.text import Decoder, LocalDecoder, RemoteDecoder
 from gateway.stream.upstream import Upstream
 from gateway.verdicts import Verdicts
 from gateway.watch.metrics import Metrics
+from tests.gateway.stage import continuing
 from tests.gateway.stream.vllm_text import tokenizer
 from tests.sim.books import Facts, SimLedger
 from tests.sim.loop import SimLoop
@@ -89,6 +91,7 @@ class Gateway:
             low_tokens=limits.lease_low_tokens,
             legs_max=limits.legs,
             hedges_max=limits.hedges,
+            draw=partial(Random(plan.seed).getrandbits, 31),
         )
         self.records = SimRecords(journal, metrics, loop.time, quotes.lengths.note)
         self.deadlines = Deadlines(config.timeouts.total_s)
@@ -98,6 +101,9 @@ class Gateway:
             rates, quotes, self.turns, self.fleet, self.upstream, targets, self.records, self.deadlines, loop.time
         )  # fmt: skip
         _teach(plan, quotes, self.fleet.all())
+        for replica, server in zip(self.fleet.all(), plan.servers, strict=True):
+            if server.continues:
+                replica.pages = continuing(at_s=1e9)  # the newest news for ever
 
     def replicas(self) -> list[Any]:
         """As the fleet sees them."""

@@ -29,7 +29,10 @@ class Fault:
 
 @dataclass
 class Server:
-    """How one server works, in seconds. head_early: the head of a stream does not wait for its first event."""
+    """How one server works, in seconds. head_early: the head of a stream does not wait for its first event.
+
+    continues: it has the plugin, and continues streams by replay.
+    """
 
     standby: bool = False
     ttft_s: float = 0.05
@@ -37,6 +40,7 @@ class Server:
     per_chunk: int = 1
     head_early: bool = True
     idle_s: float = 5.0
+    continues: bool = False
 
 
 @dataclass
@@ -112,8 +116,10 @@ class Plan:
 
 def drawn(seed: int) -> Plan:
     """Draw a world."""
-    rng = Random(seed)
+    rng, apart = Random(seed), Random(~seed)  # what came to be drawn later: so that worlds stay as they were otherwise
     servers = [_server(rng, number) for number in range(rng.choice((1, 2, 2, 2, 3, 3)))]
+    for server in servers:
+        server.continues = apart.random() < 0.5
     budgets = [rng.choice((None, 20, 40, 60, 120, 400, 4000)) for _ in range(rng.choice((1, 1, 2)))]
     lease = rng.choice((1, 3, 8, 16, 256))
     return Plan(

@@ -188,7 +188,7 @@ class Server:
         elif body.get("stream"):
             pieces = [wire.framed(raw) for raw in oracle.stream(body, chat, self.pace.per_chunk)]
             pieces.append(wire.STREAM_END)
-            tokens = [_tokens(raw) for raw in pieces]
+            tokens = self._computed([_tokens(raw) for raw in pieces], body)
         else:
             pieces = [wire.answer(200, oracle.plain(body, chat))]
             tokens = [sum(len(one.ids) for one in oracle.whole(body, chat))]
@@ -196,6 +196,19 @@ class Server:
         self._note(f"{self.name} is asked by {body.get('user')}: {len(pieces)} pieces")
         self.answers[link] = answer = Answer(self, link, pieces, tokens, streamed)
         answer.begin()
+
+    def _computed(self, tokens: list[int], body: dict[str, Any]) -> list[int]:
+        """How many tokens of each piece it computes: none of those that it replays, which come first."""
+        said = (body.get("vllm_xargs") or {}).get("holdfast_resume")
+        if said is None:
+            return tokens
+        assert self.pace.continues, "asked to replay, and cannot"
+        again = sum(len(choice) for choice in json.loads(said))
+        found = []
+        for count in tokens:
+            found.append(0 if again and count else count)
+            again -= bool(again and count)
+        return found
 
     def _tired(self, link: Link, since_s: float) -> None:
         if link.open and self._seen.get(link) == since_s and link not in self.answers and not self.stopped:

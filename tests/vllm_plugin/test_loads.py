@@ -81,8 +81,8 @@ def loads(exchange, clock):
     yield loads
     exchange.may.set()
     exchange.may_put_aside.set()
-    until(lambda: exchange.open == len(loads._fetched))  # whatever was fetched is placed, or nobody looks at it
     loads.close()
+    until(lambda: exchange.open == 0)  # whatever was fetched is placed, or nobody looks at it any more
 
 
 def load(name: str, count: int, first: int = 0) -> Load:

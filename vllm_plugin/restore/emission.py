@@ -31,9 +31,7 @@ class Emission:
         wrap_own(client, "generate", self._generate)
         wrap_own(client.output_processor, "add_request", self._add_request)
 
-    def _generate(
-        self, original: Callable[..., Any], prompt: Any, sampling_params: Any, *args: Any, **kw: Any
-    ) -> Any:
+    def _generate(self, original: Callable[..., Any], prompt: Any, sampling_params: Any, *args: Any, **kw: Any) -> Any:
         """Raises vLLM's error for a bad request, here and now: while its answer may still have a status of its own."""
         extra = getattr(sampling_params, "extra_args", None)
         if extra and KEY in extra:

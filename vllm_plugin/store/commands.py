@@ -92,7 +92,7 @@ def _opened(url: str) -> Iterator[PageStore]:
 
 
 def _has_files(url: str) -> bool:
-    return not url.startswith("redis://")
+    return not url.startswith(("redis://", "rediss://"))
 
 
 def _removed(url: str) -> bool:

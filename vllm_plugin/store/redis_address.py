@@ -16,11 +16,13 @@ KEY_BYTES = 32
 SECRET_BYTES_MAX = 1024
 SERVERS_MAX = 64
 EXAMPLE = "redis://a:6379,b:6379/0?copies=2&key_file=/etc/holdfast/pages.key"
-FILES = ("key_file", "password_file")
+FILES = ("key_file", "password_file", "ca_file")
+SCHEMES = ("redis", "rediss")
 
 
 class Address(NamedTuple):
-    """servers: host and port of each. copies: on how many of them a page is. key: 32 bytes; password: of the servers.
+    """servers: host and port of each; tls: whether it is spoken with them; ca_file: who must vouch for them, None: whom
+    the system trusts. copies: on how many of them a page is. key: 32 bytes; password: of the servers.
 
     size_bytes: how much there may be on each server; the rest as of `address.Address`.
     """
@@ -33,6 +35,8 @@ class Address(NamedTuple):
     size_bytes: int = 8 * 2**30
     retention_s: float = 3600.0
     queue_bytes: int = 256 * 2**20
+    tls: bool = False
+    ca_file: Path | None = None
 
     @property
     def name(self) -> str:
@@ -41,10 +45,13 @@ class Address(NamedTuple):
 
 
 def read(url: str) -> Address:
-    """Read `redis://a:6379,b:6379/0?copies=2&...&key_file=/F`, and the files it names. Raises StoreRefused."""
+    """Read `redis://a:6379,b:6379/0?copies=2&...&key_file=/F`, and the files it names. Raises StoreRefused.
+
+    rediss:// is the same by TLS.
+    """
     parts = urlsplit(url)
     if "@" in parts.netloc:  # not repeated: it is a secret, and addresses are logged
-        raise StoreRefused("redis://: no password in the address: write it to a file, and password_file=/ITS/PATH")
+        raise StoreRefused(f"{parts.scheme}://: no password in the address: write it to a file, password_file=/ITS")
     servers = tuple(_server(url, text) for text in parts.netloc.split(","))
     database = re.fullmatch(r"/?|/(\d{1,3})", parts.path)
     if not database or len(set(servers)) != len(servers) or len(servers) > SERVERS_MAX or parts.fragment:
@@ -56,10 +63,15 @@ def read(url: str) -> Address:
     if "key_file" not in values:
         made = _making(Path("/F"))
         raise StoreRefused(f"{url}: pages that leave the host are sealed with a key: {made}, and key_file=/F")
+    tls, ca_file = parts.scheme == "rediss", values.get("ca_file")
+    if ca_file and not tls:
+        raise StoreRefused(f"{url}: ca_file={ca_file} is of TLS: write rediss://")
+    if ca_file and not os.access(ca_file, os.R_OK):
+        raise StoreRefused(f"{ca_file} cannot be read: write certificates there, in PEM, or leave out ca_file")
     key = _key(values.pop("key_file"))
     password_file = values.pop("password_file", None)
     password = _secret(password_file).decode("utf-8", "replace").strip() if password_file else None
-    return Address(servers, int(database[1] or 0), key, password, **values)
+    return Address(servers, int(database[1] or 0), key, password, tls=tls, **values)
 
 
 def _server(url: str, text: str) -> tuple[str, int]:

@@ -8,6 +8,7 @@ it begins with PREFIX, and nothing else is touched. Pages expire by themselves.
 """
 
 import os
+import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from redis.retry import Retry
 
 from vllm_plugin.store.contract import FENCE_S
 from vllm_plugin.store.entries import session_key
+from vllm_plugin.store.redis_address import Address
 from vllm_plugin.store.redis_entries import HEAD_BYTES_MAX, Head, lengths
 
 PREFIX = b"holdfast:pages:"
@@ -138,13 +140,15 @@ class Server:
     the writer's thread that tries.
     """
 
-    def __init__(self, host: str, port: int, database: int, password: str | None, failed: Callable[[Exception], None]):
+    def __init__(self, at: tuple[str, int], wanted: Address, failed: Callable[[Exception], None]) -> None:
+        host, port = at
         self.name = f"{host}:{port}"
         self._failed = failed
         self._down = self._closed = False
         self._client = redis.Redis(
-            host=host, port=port, db=database, password=password, protocol=2, retry=Retry(NoBackoff(), 0),
-            socket_timeout=SOCKET_S_MAX, socket_connect_timeout=CONNECT_S_MAX, max_connections=CONNECTIONS_MAX,
+            host=host, port=port, db=wanted.database, password=wanted.password, protocol=2,
+            retry=Retry(NoBackoff(), 0), socket_timeout=SOCKET_S_MAX, socket_connect_timeout=CONNECT_S_MAX,
+            max_connections=CONNECTIONS_MAX, **(_by_tls(wanted) if wanted.tls else {}),
         )  # fmt: skip
 
     def ask(self, words: Callable[[Pipeline], None]) -> list[Any]:
@@ -316,6 +320,14 @@ class Server:
         """Nothing is asked of it any more."""
         self._closed = True
         self._client.close()
+
+
+def _by_tls(wanted: Address) -> dict[str, Any]:
+    """It must be who it is called: its certificate names the host as the address does."""
+    return {
+        "ssl": True, "ssl_ca_certs": wanted.ca_file and str(wanted.ca_file), "ssl_cert_reqs": "required",
+        "ssl_check_hostname": True, "ssl_min_version": ssl.TLSVersion.TLSv1_2,
+    }  # fmt: skip
 
 
 def _pairs(listed: list[Any]) -> list[tuple[bytes, float]]:

@@ -64,9 +64,7 @@ class RedisStore:
         self._wanted = wanted
         self._seen = Seen(wanted.name)
         seals, self._versions = Seals(wanted.key), Versions()
-        self._servers = [
-            Server(host, port, wanted.database, wanted.password, self._seen.failed) for host, port in wanted.servers
-        ]
+        self._servers = [Server(at, wanted, self._seen.failed) for at in wanted.servers]
         self._copies = Copies(self._servers, wanted.copies, seals, self._versions)
         self._writes = Writes(
             self._copies, seals, self._versions, self._seen, clock, wanted.size_bytes, wanted.retention_s

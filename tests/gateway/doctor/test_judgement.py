@@ -10,13 +10,15 @@ from gateway.doctor.facts import Finding, Gateway, Level, Machine, Redis, Server
 from gateway.doctor.families import compared
 from gateway.doctor.home import of_ledger, of_machine, of_stores
 from gateway.doctor.servers import judged
-from gateway.fleet.page_status import PageStatus
+from gateway.fleet.page_status import Continues, PageStatus
+from gateway.fleet.page_status import Store as Outside
 from guards.health import Probe
 
 OK, WARN, BAD = Level
 ALL = ("tokenizer", "chat template", "sampling defaults")
-STATUS = PageStatus(0.0, 1, True, (), ("1.0",), ("aa" * 8,), {}, {}, {}, 0, None, None, 0)
-TOLD = Told(STATUS, store="redis://a:1/0", continues=True)
+REPLAYS = Continues(True, frozenset())
+STATUS = PageStatus(0.0, 1, True, (), ("1.0",), ("aa" * 8,), {}, {}, {}, 0, None, None, 0, continues=REPLAYS)
+TOLD = Told(STATUS, store="redis://a:1/0")
 WELL = Server(
     "one", "m", True, False, Probe.GOOD, connect_s=0.001, health_s=0.002, ahead_s=0.1, unsure_s=0.8, version="0.32.0",
     serves={"m": 4096}, allowed=True, open=True, developer=False, listens=("127.0.0.1",), told=TOLD,
@@ -29,6 +31,9 @@ REDIS = Redis("r:1", answer_s=0.001, version="7.2.4", policy="noeviction", fsync
 
 def status(**more: Any) -> Told:
     return replace(TOLD, status=STATUS._replace(**more))
+
+
+NO_REPLAYS = status(continues=None, continues_not="a V2 runner")
 
 
 def worst(findings: list[Finding]) -> list[tuple[Level, str]]:
@@ -90,10 +95,10 @@ def test_of_a_server_that_is_well_nothing_is_said_but_that():
         (replace(WELL, told=status(corrupt={("changed", "gate"): 3, ("absent", "gate"): 9})), BAD,
          "found 3 KV pages that went bad in its memory since it was started"),
         (replace(WELL, told=status(versions=("0.9",))), WARN, "its plugin is 0.9, this gateway 1.0"),
-        (replace(WELL, told=replace(TOLD, shed=5, lost=1)), WARN, "its page store did not take 5 pages and lost 1"),
-        (replace(WELL, told=replace(TOLD, lag_s=45.2)), WARN, "pages wait 45 s to be stored"),
-        (replace(WELL, told=replace(TOLD, continues=False, continues_not="it is old")), WARN,
-         "cannot take over streams exactly: it is old"),
+        (replace(WELL, told=status(store=Outside("lmdb", 0.0, {"shed": 5, "lost": 1, "saved": 9}))), WARN,
+         "pages did not reach its store, or were not there any more: 5 shed, 1 lost"),
+        (replace(WELL, told=status(store=Outside("lmdb", 45.2, {"shed": 0}))), WARN, "pages wait 45 s to be stored"),
+        (replace(WELL, told=NO_REPLAYS), WARN, "takes over no stream by replaying it: a V2 runner"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_server_is_one_line_with_what_to_do(server, level, said):
@@ -105,6 +110,13 @@ def test_what_is_wrong_with_a_server_is_one_line_with_what_to_do(server, level, 
     assert one.about == "one"
     assert one.instead
     assert not any("\n" in word for word in one)
+
+
+def test_an_older_plugin_that_says_nothing_of_replays_is_not_blamed():
+    """Neither by itself nor beside others."""
+    older = status(continues=None)
+    assert worst(list(judged(replace(WELL, told=older), Timeouts(), "1.0"))) == []
+    assert worst(of_m(two(told=older))) == []
 
 
 def test_a_clock_is_not_held_against_a_server_that_answers_slowly():
@@ -142,7 +154,7 @@ def test_servers_that_are_alike_are_one_line():
         (two(compared={}), WARN, "its servers could not be compared"),
         (two(told=None), WARN, "two without Holdfast's plugin, others with it"),
         (two(told=replace(TOLD, store="")), WARN, "page stores differ: one, two"),
-        (two(told=replace(TOLD, continues=False)), WARN, "only some can take over streams exactly: one"),
+        (two(told=NO_REPLAYS), WARN, "only some take over streams by replaying them: one"),
     ],
 )  # fmt: skip
 def test_what_servers_of_a_model_differ_in_is_named(servers, level, said):

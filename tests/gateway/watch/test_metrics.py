@@ -24,6 +24,11 @@ def metrics():
     return Metrics()
 
 
+def test_a_process_tells_what_it_uses(metrics):
+    """By the names that everybody's dashboards know."""
+    assert samples(metrics)[("process_resident_memory_bytes",)] > 1 << 20
+
+
 def test_counters_count_under_their_labels(metrics):
     """Each fact is counted once, under its own labels."""
     metrics.request_ended("tiny", Ending.FINISHED)

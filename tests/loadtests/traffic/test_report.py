@@ -87,7 +87,7 @@ def test_what_is_added_is_the_difference_within_pairs():
     found = summary(head(), Heard(lines(*records)))
 
     added = found["paired"]["TTFT"]
-    assert (added["values"], added["median"]) == (40, pytest.approx(0.002))
+    assert (added["values"], added["broken"], added["median"]) == (40, 1, pytest.approx(0.002))
     assert added["low"] == pytest.approx(0.002)
     assert found["paired"]["TPOT"]["median"] == pytest.approx(0.0, abs=1e-9)
     assert found["rates"]["requests"] == 41  # what is asked directly is not the gateway's

@@ -14,14 +14,17 @@ SCHEMA = {
     },
     "required": ["name", "count", "kinds"], "additionalProperties": False,
 }  # fmt: skip
+COMPACT = {"json": SCHEMA, "disable_any_whitespace": True}
 GRAMMAR = 'root ::= "tides: " list "."\nlist ::= word | word ", " list\nword ::= [a-z] [a-z] [a-z]'
 CALL = (
-    r'<tool_call>\n\{"name": "(weather|tides)", "arguments": \{"city": "[a-z]{3,12}", "days": [1-9][0-9]?\}\}\n</tool_call>'
+    r'<tool_call>\n\{"name": "(weather|tides)", "arguments": '
+    r'\{"city": "[a-z]{3,12}", "days": [1-9][0-9]?\}\}\n</tool_call>'
 )
 TAG = {
-    "type": "structural_tag", "triggers": ["<tool="],
-    "structures": [{"begin": "<tool=x>", "schema": {"type": "integer"}, "end": "</tool>"}],
+    "type": "structural_tag", "triggers": ["<"],
+    "structures": [{"begin": "<x>", "schema": {"type": "integer"}, "end": "</x>"}],
 }  # fmt: skip
+LESS = 33  # <
 TOOLS = [
     {"type": "function", "function": {"name": name, "parameters": {
         "type": "object", "properties": {"city": {"type": "string", "maxLength": 12}, "days": {"type": "integer"}},
@@ -68,18 +71,18 @@ KINDS = {
     "json_schema": chat(90, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}},
                         **SEEDED),
     "json_object": chat(40, response_format={"type": "json_object"}, **SEEDED),
-    "json_schema, penalties": chat(90, structured_outputs={"json": SCHEMA}, presence_penalty=1.0, **SEEDED),
-    "regex": structured(regex=r"[a-z]{4,9}(-[0-9]{2}){1,6}\."),
+    "json_schema, penalties": chat(90, structured_outputs=COMPACT, presence_penalty=1.0, **SEEDED),
+    "regex": structured(regex=r"([a-z]{4}-[0-9]{2} ){2,4}end"),
     "choice": structured(choice=["spring tides and neap tides", "spring storms", "neither of them this week"]),
     "grammar": structured(grammar=GRAMMAR),
-    "structural_tag": chat(40, response_format=TAG, logit_bias={"31": 3}, **SEEDED),
+    "structural_tag": chat(40, response_format=TAG, logit_bias={str(LESS): 6}, **SEEDED),
     "tool, named": chat(70, tools=TOOLS, tool_choice={"type": "function", "function": {"name": "tides"}}, **SEEDED),
     "tool, required": chat(90, tools=TOOLS, tool_choice="required", **SEEDED),
     "tool, auto": chat(70, tools=TOOLS, tool_choice="auto", structured_outputs={"regex": CALL}, **SEEDED),
     "n=2": chat(n=2, **SEEDED),
     "n=3, ended early": chat(40, n=3, logit_bias={str(EOS): 5}, **SEEDED),
     "n=3, logprobs": chat(n=3, logprobs=True, top_logprobs=1, **SEEDED),
-    "n=2, json_schema": chat(90, n=2, structured_outputs={"json": SCHEMA}, **SEEDED),
+    "n=2, json_schema": chat(90, n=2, structured_outputs=COMPACT, **SEEDED),
     "completion, greedy": completion(**GREEDY),
     "completion, seed": completion(logprobs=2, **SEEDED),
     "completion, tokens": (COMPLETIONS, {"prompt": [300 + 7 * i % 5000 for i in range(50)], "max_tokens": 24} | SEEDED),
@@ -100,5 +103,6 @@ REASONING = {
     ),
     "reasoning, tool auto": chat(120, tools=TOOLS, structured_outputs={"regex": CALL}, **THINKING),
     "reasoning, n=2, logprobs": chat(40, n=2, logprobs=True, top_logprobs=1, **THINKING),
-    "reasoning, stop": chat(60, stop=["ing", "er"], **THINKING),
+    "reasoning, json_schema, compact": chat(120, structured_outputs=COMPACT, **THINKING),
+    "reasoning, stop": chat(60, stop=["ing", "er"], min_tokens=8, **THINKING),
 }

@@ -29,7 +29,9 @@ def engine(tmp_path_factory, servers):
 
 
 def test_pages_come_from_servers_for_as_long_as_one_has_them(engine, servers):
-    """Every answer is the first one: from both servers, with one copy of each page bad, from one server, from none."""
+    """Every answer is the first one: from both servers, with one copy of each page bad, from one server, from one that
+    is silent, from none.
+    """
     ((prompt,),) = prompts(31, families=1, each=1, shared=150, own=60)
     right = engine.ask(prompt, TOKENS)
     deadline_s = time.monotonic() + STORED_S_MAX
@@ -51,6 +53,8 @@ def test_pages_come_from_servers_for_as_long_as_one_has_them(engine, servers):
     assert again() == PAGES
     servers[0].kill()
     assert again() == PAGES
+    with servers[1].stopped():
+        assert again() == 0
     servers[1].kill()
     assert again() == 0
     assert engine.metric("holdfast_pages_corrupt") == 0

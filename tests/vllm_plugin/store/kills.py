@@ -266,8 +266,8 @@ def state(store: Any, top: Path) -> dict[str, Any]:
 def room(store: Any) -> int:
     """How many pages it takes, once it is empty, until one is shed."""
     store.erase_all(LIMIT_S)
-    world, number = Paged(store, [memory()], "block ..."), 0
-    while store.put(world.copies([Page(0, 1, 0, b"room %d" % number, 0)], "one"), LIMIT_S):
+    world, number = Paged(store, [memory()], "block ...", session="one"), 0
+    while store.put(world.copies([Page(0, 1, 0, b"room %d" % number, 0)]), LIMIT_S):
         number += 1
     return number
 

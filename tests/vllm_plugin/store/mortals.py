@@ -234,10 +234,10 @@ def newcomer(url: str, tells: int, goes_on: int, check: Callable[[Any], dict[str
     begun_s = time.monotonic()
     store: Any = open_store(url, populate=False)
     opened_s = time.monotonic() - begun_s
-    world = Paged(store, [memory()], "block ...")
+    world = Paged(store, [memory()], "block ...", session="newcomers")
     one = Page(0, 1, 0, b"of a newcomer %d" % os.getpid(), 0)
     fill(world, [one])
-    copies = world.copies([one], "newcomers")
+    copies = world.copies([one])
     until(lambda: store.put(copies), "it could not write")
     wrote_s = time.monotonic() - begun_s
     until(lambda: world.exchange.load([one])[0].kind is None, "what it wrote is not there")

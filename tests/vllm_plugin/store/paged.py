@@ -30,10 +30,10 @@ class Paged:
             threads=threads,
         )  # fmt: skip
 
-    def copies(self, pages: Sequence[Page], session: str = "") -> list[Stored]:
+    def copies(self, pages: Sequence[Page]) -> list[Stored]:
         """Pages that are in their blocks, sealed, as they are stored."""
         digests = self.digests.in_place(pages)
-        return [self.exchange.copy(page, digest, session) for page, digest in zip(pages, digests, strict=True)]
+        return [self.exchange.copy(page, digest) for page, digest in zip(pages, digests, strict=True)]
 
 
 def key_of(chain: bytes) -> bytes:

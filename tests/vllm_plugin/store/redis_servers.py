@@ -23,9 +23,7 @@ class Redis:
 
     def __init__(self, directory: Path, *options: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self._command = [program(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(directory), 
             "--save", "", "--logfile", str(directory / "redis.log"), *options,
         ]  # fmt: skip
@@ -81,6 +79,13 @@ def program() -> str:
     found = str(UNPACKED) if UNPACKED.exists() else shutil.which("redis-server")
     assert found, "redis-server is missing: python3 scripts/install.py redis, or apt-get install redis-server"
     return found
+
+
+def free_port() -> int:
+    """Of 127.0.0.1; somebody else may take it before it is used."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def made_key(file: Path) -> Path:

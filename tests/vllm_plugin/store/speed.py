@@ -2,7 +2,7 @@
 
     .venv-vllm/bin/python -m tests.vllm_plugin.store.speed OUT [--mib 1024] [--rounds 5]
 
-Back is all of it: fetched, copied into the paged memory, and verified there. Rounds are interleaved, so that a busy
+Back is all of it: fetched, copied into the paged memory, and verified there (loads.py). Rounds are interleaved, so that a busy
 machine is busy for all. Writes its JSON to OUT.
 """
 
@@ -22,7 +22,8 @@ import numpy as np
 from tests.vllm_plugin.store.paged import LAYER_BYTES, LAYOUT, Paged, as_in_vllm, named
 from tests.vllm_plugin.store.redis_servers import Redis, address_of, made_key
 from vllm_plugin.crew import THREADS_MAX
-from vllm_plugin.page import Page
+from vllm_plugin.loads import Loads
+from vllm_plugin.page import Load, Page
 from vllm_plugin.store import PageStore, open_store
 from vllm_plugin.store.redis_store import TIDY_S_MAX
 
@@ -112,11 +113,23 @@ def saved(world: Paged, pages: list[Page], timed: Callable[..., None], name: str
 
 
 def loaded(world: Paged, pages: list[Page]) -> None:
-    """Request by request. Everything must be there, and right."""
+    """Request by request, as a worker does it while nothing else is computed. Everything must be there, and right."""
     step = max(1, LOAD_BYTES // world.pages.page_bytes)
     for first in range(0, len(pages), step):
         some = pages[first : first + step]
-        answered(lambda some=some: all(one.kind is None for one in world.exchange.load(some)))
+        answered(lambda some=some: brought(world, some))
+
+
+def brought(world: Paged, pages: list[Page]) -> bool:
+    """Whether all of them are in their blocks now."""
+    loads = Loads(world.exchange, world.pages.page_bytes)
+    loads.add(Load("r", tuple(pages), b""))
+    right = 0
+    while not loads.brought():
+        right += sum(one.kind is None for one in loads.place(computes=False, step_s=0.0))
+        loads.over()
+    loads.close()
+    return right == len(pages)
 
 
 def answered(what: Callable[[], bool]) -> None:

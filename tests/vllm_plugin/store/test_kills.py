@@ -101,6 +101,31 @@ def test_a_dead_reader_pins_nothing(url, store, who):
     assert all(store.put([page(number, f"session {number}", size=2**20)]) for number in range(10, 40))
 
 
+def test_a_death_in_an_erasure_leaves_no_page_of_nobody(store, monkeypatch):
+    """Somebody writes into the session meanwhile: it stays listed, so that what was written can make room."""
+    store.put([page(1)])
+    tables, remove, calls = store._tables, store._tables.remove, []
+
+    class Died(Exception):
+        pass
+
+    def removed(keys):
+        calls.append(keys)
+        if len(calls) == 2:
+            raise Died
+        gone = remove(keys)
+        with tables.writing() as txn:
+            tables.add(txn, [page(2)], 0.0)
+        return gone
+
+    monkeypatch.setattr(tables, "remove", removed)
+    with pytest.raises(Died):
+        tables.erase("s")
+
+    assert check_whole(store) == 1
+    assert [(one.name, one.pages) for one in store.sessions()] == [("s", 1)]
+
+
 @pytest.mark.parametrize("steps", [1])
 def test_a_death_between_the_two_steps_of_a_removal(url, store, steps):
     """The page is gone already, and whoever writes next overwrites it."""

@@ -26,12 +26,12 @@ def proof(name: str, out: Path, *said: str) -> Any:
 
 
 def test_engines_killed_while_they_write_leave_a_whole_store_and_nothing_else(tmp_path):
-    """Twenty on LMDB; and on Redis three, and one server."""
-    found = proof("kills", tmp_path / "out", "--kills", "20", "--redis", "4")
+    """A dozen on LMDB; and on Redis three, and one server. Twenty in another way: test_kills.py."""
+    found = proof("kills", tmp_path / "out", "--kills", "12", "--redis", "4")
 
     lmdb, redis = found["lmdb"], found["redis"]
     before, after = lmdb["before"], lmdb["after"]
-    assert lmdb["kills"] >= 20
+    assert lmdb["kills"] >= 12
     assert lmdb["inside"] > 0
     assert lmdb["pages_seen"] > 100
     assert lmdb["wrong"] == redis["wrong"] == []

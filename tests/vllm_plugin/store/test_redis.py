@@ -1,5 +1,6 @@
 """The page store on Redis: what others write there is not believed, and no server keeps an engine waiting."""
 
+import subprocess
 import threading
 import time
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ import pytest
 
 from tests.vllm_plugin.store.pages import PAGE_BYTES, all_right, key_of, page, right
 from tests.vllm_plugin.store.processes import Mortal
-from tests.vllm_plugin.store.redis_servers import Redis, address_of, made_key
+from tests.vllm_plugin.store.redis_servers import Redis, address_of, free_port, made_key
 from vllm_plugin.store import Quarantine, StoreBusy, StoreRefused, open_store, redis_server, redis_versions
 from vllm_plugin.store.redis_entries import Seals
 from vllm_plugin.store.redis_server import CONNECT_S_MAX, SLOW_S_MAX, SOCKET_S_MAX
@@ -239,6 +240,38 @@ def test_a_server_without_memory_sheds(mortals, key_file):
     assert store.stats().failed
     assert store.put([page(1000, "another")])  # which evicts
     store.close()
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """Of a server at 127.0.0.1, which vouches for itself; its key lies beside it."""
+    made = tmp_path / "server.crt"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=holdfast"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(made), "-keyout", str(tmp_path / "server.key")]
+    subprocess.run([*command.split(), *names], check=True, capture_output=True)
+    return made
+
+
+def test_a_server_may_be_asked_by_tls(mortals, key_file, certificate):
+    """It must have a certificate that is trusted, and of its own name; else it is as if it did not answer."""
+    server, port = mortals[0], free_port()
+    for name, value in (("cert", certificate), ("key", certificate.with_suffix(".key")), ("ca-cert", certificate)):
+        server.ask("CONFIG", "SET", f"tls-{name}-file", str(value))
+    server.ask("CONFIG", "SET", "tls-auth-clients", "no")
+    server.ask("CONFIG", "SET", "tls-port", port)
+
+    def opened(host, rest=""):
+        return open_store(f"rediss://{host}:{port}/0?key_file={key_file}{rest}")
+
+    trusting = opened("127.0.0.1", f"&ca_file={certificate}")
+    assert trusting.put([page(0)])
+    assert all_right(trusting, [0]) == [True]
+    assert server.ask("EXISTS", named(0)) == 1
+    for other in (opened("127.0.0.1"), opened("localhost", f"&ca_file={certificate}")):
+        assert not other.put([page(1)])
+        assert "certificate" in other.stats().failure.lower()
+        other.close()
+    trusting.close()
 
 
 # What others write there.
@@ -491,6 +524,7 @@ def test_erasing_everything_leaves_what_is_not_ours(redis_copies, servers):
         ("a/0?key_file={good}&size=tiny", "size=8GiB"),
         ("a/0?key_file={good}&colour=red", "copies, size"),
         ("alice:hunter2@a/0?key_file={good}", "password_file="),
+        ("a/0?key_file={good}&ca_file=/etc/ssl/ca.pem", "write rediss://"),
     ],
 )
 def test_a_wrong_address_is_refused_with_what_to_write(tmp_path, rest, said):
