@@ -25,6 +25,8 @@ BLOCKS = 2048  # of each server's cache, a quarter of a gigabyte: twenty such co
 STORE_BYTES = 512 << 20
 STEP_TOKENS = 512  # of prompts, in a step: so that answers that have begun go on beside them
 CALL_S_MAX = 60.0
+UNTRIED = "not tried yet"  # says the plugin of what it can continue, until it knows
+READY_S_MAX = 600.0  # four servers that start at once, on two cores that others want too
 FAMILY = "_total"  # what Prometheus adds to the names of counters
 
 
@@ -52,6 +54,7 @@ def paged_fleet(
         "kv_connector_extra_config": extra,
     }  # fmt: skip
     said = ["--no-async-scheduling", "--block-size", str(BLOCK), "--max-num-batched-tokens", str(STEP_TOKENS)]
+    said += PARSERS
     said += ["--num-gpu-blocks-override", str(blocks), "--kv-transfer-config", json.dumps(transfer)]
     paths = os.pathsep.join([str(installed(folder / "installed")), str(ROOT)])
     variables = {"PYTHONPATH": paths, "VLLM_PLUGINS": "holdfast", "VLLM_SERVER_DEV_MODE": "1", **(environment or {})}
@@ -78,7 +81,7 @@ def start(engines: Sequence[Engine], on_progress: Progress | None = None) -> Non
         engine.stop()
         engine.start()
     for engine in engines:
-        engine.wait_ready(on_progress=on_progress)
+        engine.wait_ready(READY_S_MAX, on_progress)
 
 
 # ---------------------------------------------------------------- what servers say
@@ -140,6 +143,9 @@ SCHEMA = {
     "required": ["note", "more"], "additionalProperties": False,
 }  # fmt: skip
 TOOL = {"type": "function", "function": {"name": "write", "parameters": SCHEMA}}
+NAMED, CHOSEN = {"name": "note", "schema": SCHEMA}, {"type": "function", "function": {"name": "write"}}
+PARSERS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+ENDS = {"ignore_eos": False}  # of answers that have a form: they are over when it is whole
 KINDS = (
     Kind("greedy"),
     Kind("repetition_penalty", {"repetition_penalty": 1.2}),
@@ -152,10 +158,8 @@ KINDS = (
     Kind("seed, temperature 0.8", {"temperature": 0.8, "seed": 7}, replayed=True),
     Kind("seed, top_p, presence_penalty", {"temperature": 1.1, "top_p": 0.9, "seed": 8, "presence_penalty": 0.5},
          replayed=True),
-    Kind("JSON schema", {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}}},
-         replayed=True),
-    Kind("a named tool", {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "write"}}},
-         replayed=True),
+    Kind("JSON schema", {"response_format": {"type": "json_schema", "json_schema": NAMED}, **ENDS}, replayed=True),
+    Kind("a named tool", {"tools": [TOOL], "tool_choice": CHOSEN, **ENDS}, replayed=True),
 )  # fmt: skip
 
 
@@ -168,7 +172,7 @@ def kinds_of(engines: Sequence[Engine]) -> list[Kind]:
 def _tried(engine: Engine) -> dict[str, Any] | None:
     """What it says of itself, once it knows what it can continue."""
     told = status(engine)
-    return None if "not tried yet" in (told.get("continues_not") or "") else told
+    return None if UNTRIED in (told.get("continues_not") or "") else told
 
 
 def conversation(kind: Kind, tokenizer: Tokenizer, seed: int, tokens: int, answer_tokens: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from loadtests.traffic.traces import TraceError
 OVER = "holdfast-traffic-over"  # a worker's word that no more clients come, and none is there
 STRAIN_S, NAP_S = 1.0, 0.02
 KILL_S_MAX = 10.0
+GRACE_S = 5.0  # beyond one read's patience: who was asked last may be silent as long as anybody else
 ON_REQUEST = (TENANTS, REPLAY)  # they are many scenarios in one, or need a trace
 log = logging.getLogger(__name__)
 
@@ -167,7 +168,7 @@ class Run:
                 if begun:
                     self.clients += 1
                     present.spawn(user.serve, client, due_s).link(self._left)
-            present.join(self.settings.given.patience_s)
+            present.join(self.settings.given.patience_s + GRACE_S)
         finally:
             present.kill()
 
