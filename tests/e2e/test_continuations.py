@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 PARSERS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--reasoning-parser", "qwen3")
 CUTS = 2
+PATIENT = {"probe_s": 10.0}  # on a starved machine: a server that is thought to be down is asked for nothing
 KNOWN_S_MAX = 60.0
 
 
@@ -41,7 +42,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     with server(folder, *PARSERS, model=thinking_model(folder / "model")) as engine:
         engine.wait_ready()
         proxy = Proxy(engine)
-        more = {"integrity": {"ask_every_s": 0.5}, "health": TRUSTING}
+        more = {"integrity": {"ask_every_s": 0.5}, "health": TRUSTING, "timeouts": PATIENT}
         with Gateway(folder, [proxy.url, engine.url], model="tiny", **more) as gateway:
             known(gateway)
             requests = Requests(2027, ways=("fin",))

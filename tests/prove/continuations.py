@@ -12,7 +12,7 @@ from gateway.local.engine import Engine, stop_fleet, tiny_model
 from loadtests.cutting_proxy import CuttingProxy
 from tests.e2e.continuations import AT_ONCE, Requests, run
 from tests.e2e.kinds import KINDS
-from tests.e2e.test_continuations import PARSERS, known
+from tests.e2e.test_continuations import PARSERS, PATIENT, known
 from tests.processes import TRUSTING, Gateway
 from tests.prove.state import SEED, STATE, keep, provenance, results, say
 from tests.vllm_plugin.real.restored import server, thinking_model
@@ -58,7 +58,7 @@ async def cut_all(step: str, fleet: list[Engine], folder: Path, kinds: dict[str,
     url = f"http://127.0.0.1:{await proxy.start(host, int(port))}"
     requests, told = Requests(SEED), dict(results().get(step, NOTHING)["kinds"])
     proxy.plan = requests.plan
-    more: dict[str, Any] = {"model": "tiny", "integrity": {"ask_every_s": 1.0}, "health": TRUSTING}
+    more: dict[str, Any] = {"model": "tiny", "integrity": {"ask_every_s": 1.0}, "health": TRUSTING, "timeouts": PATIENT}
     with await asyncio.to_thread(Gateway, folder, [url, fleet[1].url], **more) as gateway:
         await asyncio.to_thread(known, gateway)
         key = await asyncio.to_thread(gateway.keys_create, "prove", "100M")
