@@ -444,6 +444,15 @@ async def test_a_seed_is_given_where_the_replica_can_use_it(said, continues, see
     assert play.seen.text[0] == text_of(SAID)
 
 
+async def test_several_prompts_are_given_no_seed():
+    """The same prompt twice, as who wants two samples asks, would have the same answer twice."""
+    call = call_for(Endpoint.COMPLETIONS, prompt=["0", "0"], temperature=1)
+
+    play = await Play(call, Engine([SAID, SAID], [PROMPT, PROMPT]), cuts=[9], continues=ALL).run()
+
+    assert [asked.get("seed") for asked in play.engine.asked] == [None] * 3
+
+
 async def test_a_clients_own_seed_is_left_alone():
     play = await Play(call_for(seed=5, temperature=1), Engine([SAID]), cuts=[5], continues=ALL).run()
 
