@@ -185,14 +185,18 @@ class Moves:
         """Look once: who has arrived, who may go next, and whether all have gone."""
         self._arrivals(drain)
         alone = set()
+        heirs: dict[str, list[Continues | None]] = {}  # by model: thousands of streams may be left there
         for stream, legs in found(self._upstream.streams(drain.replica.name)).items():
             if len(drain.moving) >= drain.at_once:
                 break
             if any(move.stream is stream for move in drain.moving):
                 continue
-            if not (heirs := self._heirs(drain.replica, stream.call.model)):
-                alone.add(stream.call.model)
-            elif (why := await stream.stays(heirs)) is not None:
+            model = stream.call.model
+            if model not in heirs:
+                heirs[model] = self._heirs(drain.replica, model)
+            if not heirs[model]:
+                alone.add(model)
+            elif (why := await stream.stays(heirs[model])) is not None:
                 _stay(drain, legs, why)
             elif stream.open and not all(leg.over for leg in legs):
                 self._begin(drain, Move(stream, self._clock()), legs)

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.fleet.inspector import Inspector
 from gateway.fleet.replica import Replica
-from gateway.moves import MOVE_S_MAX, Moves
+from gateway.moves import MOVE_S_MAX, Drain, Moves
 from gateway.stream.leg_end import Cause, LegEnd
 from gateway.stream.pace import Pace
 from gateway.stream.part import Part
@@ -265,6 +265,23 @@ async def test_nothing_is_moved_where_nobody_else_is(monkeypatch):
 
     assert (still, told["alone"], told["moving"]) == (True, ["tiny"], 0)
     assert (after["alone"], after["moved"]) == ([], 1)
+
+
+async def test_who_could_take_streams_is_asked_once_in_a_look(monkeypatch):
+    """Not for each of them: where all servers are drained there may be thousands, and they are looked at for good."""
+    removal = Removal(monkeypatch, Stage(call_for(), Engine([ANSWER])))
+    legs: list[Any] = [Legged(Stream()) for _ in range(5)]
+    monkeypatch.setattr(removal, "streams", lambda name: legs)
+    asked = []
+    monkeypatch.setattr(removal.moves, "_heirs", lambda replica, model: asked.append(model) or [])
+    drain = Drain(removal.stage.fleet.named("a"), 4, 0.0)
+
+    await removal.moves._step(drain)
+    (await removal.stage.opened(0)).finish()
+    await removal.end()
+
+    assert asked == ["tiny"]
+    assert drain.alone == {"tiny"}
 
 
 async def test_draining_and_undraining_twice_changes_nothing_more(monkeypatch):
