@@ -239,7 +239,12 @@ def shorter(raws: list[bytes]) -> list[bytes]:
     return [*raws[:3], raws[-1]]
 
 
-@pytest.mark.parametrize("wrong", [other_ids, other_text, other_prompt, sooner, shorter])
+def unreadable(raws: list[bytes]) -> list[bytes]:
+    """Tokens that the client has and others in one event, with a number beside them that nobody can read."""
+    return [raw.replace(b"{", b'{"odd":1e999,', 1) for raw in merged(raws, 4, 6)]
+
+
+@pytest.mark.parametrize("wrong", [other_ids, other_text, other_prompt, sooner, shorter, unreadable])
 async def test_a_replay_of_something_else_is_not_trusted(wrong):
     """Nothing of it reaches the client: the stream goes on from its ids, where that is exact."""
     call = call_for(return_token_ids=True)
@@ -404,6 +409,16 @@ async def test_usage_is_the_standbys_but_for_what_it_had_cached():
         "completion_tokens_details": {"reasoning_tokens": 4},
     }
     assert play.lease.cached == 0
+
+
+async def test_usage_that_cannot_be_read_whole_is_told_in_our_words():
+    """Its stream is whole; it does not break for a number that nobody asked for."""
+    play = await Play(
+        call_for(stream_options=USAGE), Engine([SAID]), cuts=[5], continues=ALL,
+        edit=lambda leg, raws: [raw.replace(b'"usage":{', b'"usage":{"odd":1e999,') for raw in raws],
+    ).run()
+
+    assert play.seen.usage == {"prompt_tokens": len(PROMPT), "completion_tokens": N, "total_tokens": len(PROMPT) + N}
 
 
 @pytest.mark.parametrize("cut", range(2, N))
