@@ -32,6 +32,7 @@ AT_ONCE = 4  # streams that are on their way: each is computed anew where it goe
 AT_ONCE_MAX = 64
 LOOK_S = 0.05  # between looks at what still runs there
 SESSIONS_S = 1.0  # between looks at the sessions that live there: there may be tens of thousands
+SESSIONS_MAX = 1024  # that move in one look, each a fact and a line; whose next turn comes before goes elsewhere anyhow
 MOVE_S_MAX = 10.0  # then the next one may begin, whatever keeps this one: a client that does not read, perhaps
 PAUSES_MAX = 4096  # that are remembered of one drain
 WHY = "its server is drained"
@@ -242,8 +243,10 @@ class Moves:
         homes, now_s = self._homes, self._clock()
         if homes is None or now_s < drain.evacuated_s + SESSIONS_S:
             return
-        drain.evacuated_s = now_s
+        drain.evacuated_s, until = now_s, drain.sessions + SESSIONS_MAX
         async for lodger in in_turns(homes):
+            if drain.sessions >= until:
+                break
             if lodger.replica == drain.replica.name and not lodger.running and (to := homes.heir(lodger)) is not None:
                 homes.settle(lodger, self._fleet.named(to), PLANNED)
                 drain.sessions += 1

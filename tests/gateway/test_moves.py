@@ -1,13 +1,13 @@
 """Planned moves, as the flow sees to them: who goes, who stays, and what it is not."""
 
 from array import array
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from gateway.fleet.inspector import Inspector
 from gateway.fleet.replica import Replica
-from gateway.moves import MOVE_S_MAX, Drain, Moves
+from gateway.moves import MOVE_S_MAX, SESSIONS_S, Drain, Moves
 from gateway.stream.leg_end import Cause, LegEnd
 from gateway.stream.pace import Pace
 from gateway.stream.part import Part
@@ -16,6 +16,7 @@ from guards.kinship import Traits
 from guards.refusal import Ending
 from tests.gateway.stage import Leg, Stage
 from tests.gateway.stream.fakes import BROKEN, PROMPT, Engine, call_for, ids_of, terms_for, text_of
+from tests.gateway.test_homes import Town, replica
 
 ANSWER = ids_of("first ü 🦀, and on")
 OTHER = ids_of("second, somewhat longer ö")
@@ -282,6 +283,25 @@ async def test_who_could_take_streams_is_asked_once_in_a_look(monkeypatch):
 
     assert asked == ["tiny"]
     assert drain.alone == {"tiny"}
+
+
+async def test_sessions_leave_so_many_at_a_time(monkeypatch):
+    """All of them in the end; but each is a fact of the journal, and tens of thousands at once would be too many."""
+    monkeypatch.setattr("gateway.moves.SESSIONS_MAX", 3)
+    town, nobody, now_s = Town(replica("a"), replica("b")), cast(Any, None), [100.0]
+    for number in range(7):
+        town.turn("a", f"s{number}")
+    moves = Moves(town.fleet, nobody, nobody, nobody, lambda: now_s[0], homes=town.homes)
+    drain, left = Drain(town.fleet.named("a"), 4, 0.0), []
+
+    for _ in range(4):
+        await moves._evacuate(drain)
+        await moves._evacuate(drain)  # not before a second has passed
+        left.append(town.homes.counts().get("a", (0, 0))[0])
+        now_s[0] += SESSIONS_S
+
+    assert left == [4, 1, 0, 0]
+    assert drain.sessions == 7
 
 
 async def test_draining_and_undraining_twice_changes_nothing_more(monkeypatch):
