@@ -91,8 +91,11 @@ class Telling:
     # ---------------------------------------------------------------- a server's own words
 
     def usage(self, raw: bytes, said: Usage, choices: int) -> None:
-        """Keep the server's own usage event, of so many choices: it is passed on where one leg told all."""
-        if choices == self.call.choices:
+        """Keep the server's own usage event, of so many choices: it is passed on where one leg told all.
+
+        Not of one that went on from ids: that is of another request, with another id, and of a completion.
+        """
+        if choices == self.call.choices and all(one.transcript is None for one in self.choices):
             self._usage = raw
         if self.failovers:  # what it had cached is what we sent it again
             self.cached, self.restored = 0, self.restored + said.cached

@@ -310,6 +310,24 @@ async def test_a_stream_that_is_worded_here_is_not_replayed():
     assert (play.seen.text[0], play.seen.ids[0]) == (text_of(SAID), SAID)
 
 
+@pytest.mark.parametrize("endpoint", list(Endpoint))
+@pytest.mark.parametrize("continues", [None, ALL])
+async def test_all_chunks_are_of_one_answer_the_usage_too(endpoint, continues):
+    """Whichever way it goes on: the next server's own id, and what it says of its own request, are nobody's."""
+
+    def detailed(leg: int, raws: list[bytes]) -> list[bytes]:
+        return [raw.replace(b'"usage":{', b'"usage":{"prompt_tokens_details":{"cached_tokens":5},') for raw in raws]
+
+    play = await Play(
+        call_for(endpoint, stream_options=USAGE), Engine([SAID]), cuts=[8], edit=detailed, continues=continues
+    ).run()
+
+    kind = "chat.completion.chunk" if endpoint is Endpoint.CHAT else "text_completion"
+    assert {(one["id"], one["object"]) for one in events_of(play.sink.data)} == {("cmpl-1", kind)}
+    assert play.seen.usage == {"prompt_tokens": len(PROMPT), "completion_tokens": N, "total_tokens": len(PROMPT) + N}
+    assert play.relay.house.restored == 5
+
+
 # -------------------------------------------------------------------- ends and merged events
 
 
