@@ -94,7 +94,7 @@ class Hot:
                 return
             lodger.standby, lodger.warmed = name, max(len(ids), lodger.warmed if lodger.standby == name else 0)
             if call in lodger.running:
-                call.home = name
+                call.home, call.ahead = name, len(ids)
 
     def _over(self, lodger: Lodger, task: "asyncio.Task[None]") -> None:
         lodger.warming = False
@@ -111,7 +111,8 @@ class Hot:
         home = self._fleet.named(lodger.replica)
         if lodger.standby is not None:
             has = self._fleet.named(lodger.standby)
+            same = has.stores and has.fingerprints == home.fingerprints
             alike = not between([home.origin(lodger.model)], has.traits.get(lodger.model, UNKNOWN))
-            if takes(has) and has.stores and has.fingerprints == home.fingerprints and alike:
+            if same and alike and takes(has, self._warmer.bounds.per_replica):
                 return has.name
         return target(self._fleet, home, lodger.model)

@@ -98,6 +98,7 @@ class Legs:
                 self._failed = avoid
                 return None
             name, self._next = picked, self._visits.begin(picked)
+            call.ahead = call.ahead if name == call.home else 0
         self._turn.sent(name)
         if not self._asked:
             self._asked = True

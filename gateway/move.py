@@ -68,10 +68,10 @@ class Move:
         with suppress(TimeoutError):
             async with asyncio.timeout(PRECOPY_S_MAX):
                 for _ in range(ROUNDS_MAX):
-                    took_s = 0.0
-                    for ids in self.stream.so_far():
-                        self.warmed.append(await warmer.warm(to, self.stream.call, ids))
-                        took_s += self.warmed[-1].took_s
+                    loaded = [await warmer.warm(to, self.stream.call, ids) for ids in self.stream.so_far()]
+                    self.warmed += loaded
+                    self.stream.call.ahead = max(self.stream.call.ahead, sum(one.tokens for one in loaded))
+                    took_s = sum(one.took_s for one in loaded)
                     if took_s < AGAIN_S or not self.stream.open:
                         break
 

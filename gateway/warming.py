@@ -81,7 +81,7 @@ class Warmer:
             return Warmed(Outcome.FULL)
         try:
             async with asyncio.timeout(self.bounds.within_s), _both(each, self._all):
-                if not takes(self._fleet.named(name)):
+                if not takes(self._fleet.named(name), self.bounds.per_replica):
                     return Warmed(Outcome.BUSY)
                 body = encode(asked(call, ids, self._fleet.window(call.model)))
                 end = await self._upstream.fetch(self._targets[name], COMPLETIONS, body, self.bounds.within_s)
@@ -93,12 +93,16 @@ class Warmer:
         return Warmed(Outcome.LOADED, len(ids), _cached(end.body), took_s)
 
 
-def takes(replica: Replica) -> bool:
-    """Whether it may be asked: it is well, and nothing waits there for want of room."""
+def takes(replica: Replica, loads: int) -> bool:
+    """Whether it may be asked: it is well, and has room.
+
+    loads: that it may have at once. To vLLM who waits for pages is waiting, and so is who then goes on there: twice as
+    many wait for no want of room.
+    """
     gauges = replica.gauges
     if not replica.health.up or replica.drained or replica.pulse.silent:
         return False
-    return gauges is None or not ((gauges.waiting or 0) > 0 or (gauges.kv_used or 0.0) > KV_USED_MAX)
+    return gauges is None or not ((gauges.waiting or 0) > 2 * loads or (gauges.kv_used or 0.0) > KV_USED_MAX)
 
 
 def asked(call: Call, ids: Sequence[int], window: int | None) -> dict[str, Any]:

@@ -25,6 +25,7 @@ BLOCKS = 2048  # of each server's cache, a quarter of a gigabyte: twenty such co
 STORE_BYTES = 512 << 20
 STEP_TOKENS = 512  # of prompts, in a step: so that answers that have begun go on beside them
 CALL_S_MAX = 60.0
+UNTRIED = "not tried yet"  # says the plugin of what it can continue, until it knows
 READY_S_MAX = 600.0  # four servers that start at once, on two cores that others want too
 FAMILY = "_total"  # what Prometheus adds to the names of counters
 
@@ -171,7 +172,7 @@ def kinds_of(engines: Sequence[Engine]) -> list[Kind]:
 def _tried(engine: Engine) -> dict[str, Any] | None:
     """What it says of itself, once it knows what it can continue."""
     told = status(engine)
-    return None if "not tried yet" in (told.get("continues_not") or "") else told
+    return None if UNTRIED in (told.get("continues_not") or "") else told
 
 
 def conversation(kind: Kind, tokenizer: Tokenizer, seed: int, tokens: int, answer_tokens: int) -> dict[str, Any]:

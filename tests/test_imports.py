@@ -120,7 +120,7 @@ DECIDING = (
 )  # fmt: skip
 TOUCHING = (
     "compat", "connector", "telemetry", "register", "front",
-    "canary", "emission", "generators", "history",  # of restore/: each of them of one of vLLM's processes
+    "canary", "emission", "found", "generators", "history",  # of restore/: each of them of one of vLLM's processes
 )  # fmt: skip
 
 

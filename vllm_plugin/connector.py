@@ -27,7 +27,7 @@ from vllm_plugin.plans import Plans
 from vllm_plugin.prefix import Prefixes
 from vllm_plugin.progress import Progress
 from vllm_plugin.refusals import WEIGHTS, RefusedAtStart, is_protected, of_weights, refusals
-from vllm_plugin.restore import arming, found
+from vllm_plugin.restore import arming
 from vllm_plugin.restore.limits import why_not_here
 from vllm_plugin.schedule import Spoiled
 from vllm_plugin.scheduler_side import SchedulerHalf
@@ -119,20 +119,16 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         if not self._scheduler_half.may_read(request, num_computed_tokens):
             return None, False
-        tokens = self._beyond(request, num_computed_tokens)
-        if tokens is not None:
-            found.tell(request, num_computed_tokens + tokens)
-        return tokens, bool(tokens)
-
-    def _beyond(self, request: Any, num_computed_tokens: int) -> int | None:
-        """How many tokens more the page store has; None while that cannot be said."""
         if self._plans is None or request.skip_reading_prefix_cache or request.lora_request is not None:
-            return 0
+            return 0, False
         if not self._scheduler_half.model:  # the first report tells it, after a step without requests
-            return None
+            return None, False
         if not self._scheduler_half.settled:
-            return 0
-        return self._plans.beyond(request.request_id, request.block_hashes, request.num_tokens, num_computed_tokens)
+            return 0, False
+        tokens = self._plans.beyond(
+            request.request_id, request.block_hashes, request.num_tokens, num_computed_tokens
+        )
+        return tokens, bool(tokens)
 
     def on_new_request(self, request: Any) -> None:
         """From now on nobody writes anything into its session who lost it before."""

@@ -92,10 +92,11 @@ class Call:
     asked_s: until its first token, as the client would have it, in seconds; None where it does not say.
     near: what it has in common with other requests, as a number for routing; None where it has nothing.
     home: the replica that has what was computed for it before, as far as is known; for routing, too.
+    ahead: tokens, of all choices together, that were loaded where it goes next before it went there.
     """
 
     __slots__ = (
-        "agent", "asked_s", "body", "body_bytes", "choices", "continuous_usage", "endpoint", "has_media",
+        "agent", "ahead", "asked_s", "body", "body_bytes", "choices", "continuous_usage", "endpoint", "has_media",
         "hides_reasoning", "home", "include_stop", "include_usage", "max_tokens", "messages", "min_tokens", "model",
         "n", "near", "prompt_bound", "prompts", "request_id", "session", "skip_special", "stop", "stream", "wants_ids",
     )  # fmt: skip
@@ -107,6 +108,7 @@ class Call:
         self.agent: str | None = None
         self.near: int | None = None
         self.home: str | None = None
+        self.ahead = 0
         self.asked_s: float | None = None
         self.body = _json_object(raw)
         if not STEERING.isdisjoint(self.body):

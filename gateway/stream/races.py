@@ -35,7 +35,7 @@ class Races:
     @property
     def house(self) -> House:
         """What was computed for nobody's money, as far as servers told that they had none of it."""
-        restored = min(self.recomputed, self._telling.restored)
+        restored = min(self.recomputed, max(self._telling.restored, self._telling.call.ahead))
         return House(self.recomputed - restored, restored, self.hedged)
 
     async def asks(self, silent: Sequence[Part], continues: Continues | None) -> list[Ask]:

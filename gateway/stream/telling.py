@@ -72,6 +72,11 @@ class Telling:
         return all(choice.finish_reason is not None for choice in self.choices)
 
     @property
+    def own_words(self) -> bool:
+        """Whether any of it is worded here."""
+        return any(choice.transcript is not None for choice in self.choices)
+
+    @property
     def capped(self) -> bool:
         """Whether a choice ended because the budget set its length."""
         return any(self._capped(choice) for choice in self.choices)
@@ -91,11 +96,8 @@ class Telling:
     # ---------------------------------------------------------------- a server's own words
 
     def usage(self, raw: bytes, said: Usage, choices: int) -> None:
-        """Keep the server's own usage event, of so many choices: it is passed on where one leg told all.
-
-        Not of one that went on from ids: that is of another request, with another id, and of a completion.
-        """
-        if choices == self.call.choices and all(one.transcript is None for one in self.choices):
+        """Keep the server's own usage event, of so many choices: it is passed on where one leg told all of it."""
+        if choices == self.call.choices and not self.own_words:
             self._usage = raw
         if self.failovers:  # what it had cached is what we sent it again
             self.cached, self.restored = 0, self.restored + said.cached
@@ -191,7 +193,7 @@ class Telling:
         What is worded here already is not replayed: no server's words follow ours.
         """
         by_ids = self.obstacle() is None
-        if continues is None or (self.distrusts and by_ids) or any(one.transcript is not None for one in self.choices):
+        if continues is None or (self.distrusts and by_ids) or self.own_words:
             return Way.IDS if by_ids else None
         return Way.REPLAY if replay.obstacle(self.call, continues) is None else Way.IDS if by_ids else None
 

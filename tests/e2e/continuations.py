@@ -114,7 +114,7 @@ async def run(
 ) -> Tally:  # fmt: skip
     """Ask each body once without the gateway, then through it and the cutting proxy until so many streams were cut.
 
-    Bounded: three times as many streams. name: of the kind, for the proxy to know its requests by.
+    Bounded: six times as many streams. name: of the kind, for the proxy to know its requests by.
     """
     tally, gate = Tally(), asyncio.Semaphore(AT_ONCE)
     async with (
@@ -152,8 +152,8 @@ async def run(
                 tally.differing.append(f"{user}: {difference(want, got)}")
 
         done = 0
-        while tally.cut < cuts and done < 3 * cuts and len(tally.differing) < 5:
-            many = min(max(cuts - tally.cut, AT_ONCE), 3 * cuts - done)
+        while tally.cut < cuts and done < 6 * cuts and len(tally.differing) < 5:
+            many = min(max(cuts - tally.cut, AT_ONCE), 6 * cuts - done)
             await asyncio.gather(*(one(done + number) for number in range(many)))
             done += many
     return tally

@@ -124,7 +124,7 @@ async def test_a_silent_leg_is_outrun_by_a_replay(cut):
     assert [leg.replica for leg in stage.legs] == ["a", "c"]
     assert (first.cause, stage.record.wins) == (Cause.CLOSED, ["c"])
     assert (stage.seen.ids[0], stage.seen.text[0]) == (ANSWER, text_of(ANSWER))
-    assert stage.relay.recomputed == len(PROMPT) + cut - 1
+    assert stage.relay.house.recomputed == len(PROMPT) + cut - 1
     assert stage.relay.failovers == 1
 
 
@@ -144,7 +144,7 @@ async def test_a_race_that_the_silent_leg_wins_shows_nothing():
 
     assert second.cause is Cause.CLOSED
     assert stage.sink.data == calm.sink.data
-    assert stage.relay.hedged == len(PROMPT) + 5
+    assert stage.relay.house.hedged == len(PROMPT) + 5
     assert not stage.relay._telling.distrusts
 
 

@@ -68,7 +68,7 @@ async def test_a_prompt_leaves_room_for_the_one_token():
 
 @pytest.mark.parametrize("spoil", ["down", "drained", "waiting", "full", "silent"])
 async def test_one_that_is_not_well_is_not_asked(spoil):
-    """It is down, drained, has requests waiting, or its cache is full, or streams of it are silent."""
+    """It is down, drained, has more requests waiting than are loaded, a full cache, or streams that are silent."""
     servers = Servers()
     a = servers.fleet.named("a")
     if spoil == "down":
@@ -78,12 +78,21 @@ async def test_one_that_is_not_well_is_not_asked(spoil):
     elif spoil == "silent":
         a.pulse.silent = 1
     else:
-        a.gauges = Gauges(0.0, 1.0, 1.0 if spoil == "waiting" else 0.0, 0.99 if spoil == "full" else 0.1, 0.0)
+        a.gauges = Gauges(9.0 if spoil == "waiting" else 0.0, 0.99 if spoil == "full" else 0.1, 0.0, 0.0)
     servers.gate.set()
 
     warmed = await servers.warmer.warm("a", call_for(), range(40))
 
     assert (warmed.outcome, servers.asked) == (Outcome.BUSY, [])
+
+
+async def test_one_where_others_wait_for_pages_is_asked():
+    """Twice as many as are loaded there at once: so vLLM counts those that we sent."""
+    servers = Servers()
+    servers.fleet.named("a").gauges = Gauges(8.0, 0.9, 0.0, 0.0)
+    servers.gate.set()
+
+    assert (await servers.warmer.warm("a", call_for(), range(40))).outcome is Outcome.LOADED
 
 
 async def test_no_more_are_asked_at_once_than_is_said_in_all_and_of_one():

@@ -40,7 +40,11 @@ def go(cuts: int = CUTS, *, reasoning: bool = False) -> None:
         for engine in fleet:
             engine.start()
         with ThreadPoolExecutor() as waiting:
-            list(waiting.map(lambda engine: engine.wait_ready(on_progress=say), fleet))
+            try:
+                list(waiting.map(lambda engine: engine.wait_ready(on_progress=say), fleet))
+            except BaseException:
+                stop_fleet(fleet)  # ends the waiting of the others, which this block would join
+                raise
         asyncio.run(cut_all(step, fleet, folder, kinds, cuts))
     finally:
         stop_fleet(fleet)

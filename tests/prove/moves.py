@@ -1,6 +1,7 @@
 """Streams that go on at another server: asked for, and what is known of each move."""
 
 import asyncio
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -16,10 +17,10 @@ from tests.answers import Answer, ask
 from tests.e2e.cuts import AT_ONCE
 from tests.processes import Gateway, until
 from tests.prove.state import SEED, STATE, quantile
-from tests.shared_pages import PROMPT_TOKENS, Kind, conversation, tail
+from tests.shared_pages import PROMPT_TOKENS, UNTRIED, Kind, conversation, tail
 
 AROUND_S = 0.1  # tokens are kept so long before a pause and after it
-WRITTEN_S_MAX = 30.0  # the journal is written in groups
+WRITTEN_S_MAX, TOLD_S = 30.0, 60.0  # the journal is written in groups; servers are asked every few seconds
 Asked = tuple[Kind, dict[str, Any], Answer]  # a request, and its uninterrupted answer
 
 
@@ -35,12 +36,30 @@ def folder_of(step: str) -> Iterator[Path]:
 def front(folder: Path, urls: Sequence[str], model: Path, **more: Any) -> Gateway:
     """A gateway before these servers: all requests go to the first, whatever others had before.
 
-    None is raced for its silence: a pause is a move's. Nor do requests wait for room, or go where there is some.
+    None is raced for its silence: a pause is a move's. Nor do requests wait for room, or go where there is some. Waits
+    until the gateway knows what its servers can continue.
     """
     folder.mkdir()
     said: dict[str, Any] = {"limits": {"hedges": 0}, "routing": {"sessions": False, "prefixes": False}}
     said |= {"admission": {"on": False}, **more}
-    return Gateway(folder, urls, model="tiny", tokenizer=model / "tokenizer.json", **said)
+    gateway = Gateway(folder, urls, model="tiny", tokenizer=model / "tokenizer.json", **said)
+    try:
+        until(lambda: all(map(_told, _replicas(gateway))), TOLD_S)
+    except BaseException:
+        gateway.kill()
+        raise
+    return gateway
+
+
+def _replicas(gateway: Gateway) -> list[dict[str, Any]]:
+    told: dict[str, list[dict[str, Any]]] = json.loads(gateway.get("/admin/replicas", gateway.admin_url)[1])
+    return told["replicas"]
+
+
+def _told(replica: dict[str, Any]) -> bool:
+    """Whether the gateway knows what this one can continue."""
+    pages = replica["pages"]
+    return bool(pages["continues"] or (pages["continues_not"] and UNTRIED not in pages["continues_not"]))
 
 
 def asked(kinds: Sequence[Kind], engine: Engine, model: Path, seed: int, answer_tokens: int) -> list[Asked]:

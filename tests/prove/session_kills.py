@@ -142,7 +142,7 @@ def _typical(rounds: list[dict[str, Any]]) -> tuple[Failover, str]:
     rows = [(row, one) for one in rounds if one["arm"] == PAGES for row in one["streams"] if row["moved"]]
     row, one = sorted(rows, key=lambda pair: float(pair[0]["gap_s"]))[len(rows) // 2]
     seen = Failover(row["at_s"], row["lost_s"], row["asked_s"], row["first_s"], one["loaded_s"], one["computed_s"])
-    title = f"kill -9 of vLLM, at token {row['tokens']} of an answer to {PROMPT_TOKENS:,}; one of {AT_ONCE} at once"
+    title = f"kill -9 of vLLM at token {row['tokens']}; a prompt of {PROMPT_TOKENS:,} tokens, one of {AT_ONCE} at once"
     return seen, title
 
 

@@ -11,7 +11,7 @@ AROUND_S = 0.1  # shown before the last token and after the first new one
 STYLE = """<style>
 text { fill: #1f2328 } .faint { fill: #59636e } .line { stroke: #59636e } .grid { stroke: #d1d9e0 }
 .serve { fill: #4477aa } .dead { stroke: #cc3311 } .deadly { fill: #cc3311 }
-.see { fill: #ccbb44 } .ask { fill: #aa3377 } .load { fill: #228833 } .compute { fill: #66ccee }
+.see { fill: #ccbb44 } .ask { fill: #aa3377 } .load { fill: #228833 } .way { fill: #b0b0b0 } .compute { fill: #66ccee }
 @media (prefers-color-scheme: dark) {
 text { fill: #f0f6fc } .faint { fill: #9198a1 } .line { stroke: #9198a1 } .grid { stroke: #3d444d }
 .serve { fill: #77aadd } .dead { stroke: #ff7055 } .deadly { fill: #ff7055 }
@@ -79,17 +79,20 @@ def svg(one: Failover, title: str) -> str:
     drawn += [text(middle, TOP + 10, said, 'text-anchor="middle"'), bar(1, begin, 0.0, "serve", "generates")]
     drawn += _cross(x(0.0), TOP + LANE + 24)
     drawn += [text(x(0.0) + 12, TOP + LANE + 28, "kill -9", 'class="deadly" font-weight="bold"')]
-    begun = one.first - one.load - one.compute
+    begun = max(one.asked, one.first - one.load - one.compute)
+    way = begun - one.asked
     drawn += [
         bar(2, 0.0, one.lost, "see", "the loss is seen"),
         bar(2, one.lost, one.asked, "ask", "the standby is asked"),
+        bar(3, one.asked, begun, "way", "the request, and the first token, on their ways"),
         bar(3, begun, begun + one.load, "load", "pages are loaded"),
         bar(3, begun + one.load, one.first, "compute", "the rest is computed"),
         bar(3, one.first, end, "serve", "generates"),
     ]
     found = f"loss seen after {one.lost * 1e3:.0f} ms, standby asked {(one.asked - one.lost) * 1e3:.1f} ms later"
     drawn += [text(x(0.0), TOP + 2 * LANE + 52, found, 'class="faint"')]
-    did = f"pages loaded in {one.load * 1e3:.0f} ms, first token {one.compute * 1e3:.0f} ms later"
+    parts = f"pages loaded in {one.load * 1e3:.0f} ms, first token {one.compute * 1e3:.0f} ms later"
+    did = f"{way * 1e3:.0f} ms on the ways; {parts}"
     drawn += [text(x(one.first), TOP + 3 * LANE + 52, did, 'class="faint" text-anchor="end"')]
     drawn += _axis(begin, end, x, TOP + 4 * LANE + 8)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif"'

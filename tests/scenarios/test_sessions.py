@@ -356,8 +356,8 @@ async def test_nothing_is_loaded_at_a_server_that_is_overloaded(pair):
     async with pair() as two:
         running, at = await two.begin("s1", chat(LONG + order(tokens=TOKENS)))
         there = two.other(at)
-        two.stubs[there].gauges(num_requests_waiting=3)
-        await asyncio.to_thread(until, lambda: two.told(there)["waiting"] == 3)
+        two.stubs[there].gauges(num_requests_waiting=30)
+        await asyncio.to_thread(until, lambda: two.told(there)["waiting"] == 30)
         told = await two.drain(at)
         seen = await running
         busy = two.gateway.metric("holdfast_warmings_total", replica=there, outcome="busy")

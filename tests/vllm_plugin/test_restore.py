@@ -253,3 +253,32 @@ def test_where_hooks_are_missing_that_is_said():
         assert client.generate == before
 
     asyncio.run(story())
+
+
+def test_what_was_given_out_before_stays_apart_from_what_follows():
+    """Each of it an event of its own, in order; an error goes before all that waits."""
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.output_processor import RequestOutputCollector
+
+    from vllm_plugin.restore.emission import _apart
+
+    async def story() -> None:
+        apart, queue = _apart(), RequestOutputCollector(RequestOutputKind.DELTA, "name")
+        with apart.kept(queue):
+            for said in "abc":
+                queue.put(said)
+        queue.put("d")
+        assert [queue.get_nowait(), await queue.get(), await queue.get()] == [None, "a", "b"]
+        queue.put("e")
+        assert [await queue.get() for _ in "cde"] == ["c", "d", "e"]
+        assert (queue.get_nowait(), queue.before) == (None, 0)
+
+        with apart.kept(queue):
+            queue.put("f")
+        queue.put("g")
+        queue.put(RuntimeError("dead"))
+        with pytest.raises(RuntimeError, match="dead"):
+            await queue.get()
+        assert not queue.later
+
+    asyncio.run(story())

@@ -4,7 +4,6 @@
     limits.py       what goes on exactly, and what is refused by name
     emission.py     API server: gives the tokens out first, as vLLM's own output
     history.py      engine: the tokens are output already, and the grammar has taken them
-    found.py        engine: how much of it was there, as usage tells
     generators.py   worker: what seeded requests draw from is where it was
     continuing.py   API server: whether this server continues, proved by a canary
 

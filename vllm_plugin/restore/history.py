@@ -8,7 +8,7 @@ from collections.abc import Callable
 from copy import copy
 from typing import Any
 
-from vllm_plugin.restore import IDS, KEY, found
+from vllm_plugin.restore import IDS, KEY
 from vllm_plugin.wrapping import wrap, wrap_class_method
 
 
@@ -34,7 +34,8 @@ def _request(original: Callable[..., Any], *args: Any, **kw: Any) -> Any:
     ids = ids_of(request.sampling_params)
     if ids:
         request.append_output_token_ids(list(ids))
-        request.prefill_stats = found.stats()
+        # What is found computed may be more than its prompt, which these statistics know nothing of.
+        request.prefill_stats = None
     return request
 
 

@@ -111,7 +111,7 @@ async def test_a_stream_goes_on_by_replay_from_every_cut(endpoint, per_chunk):
         assert seen.answer_ids == {"cmpl-1"}
         assert seen.done
         assert seen.told["failovers"] == 1
-        assert play.relay.recomputed == len(PROMPT) + (cut - roles) * per_chunk
+        assert play.relay.house.recomputed == len(PROMPT) + (cut - roles) * per_chunk
 
 
 async def test_the_rest_is_the_servers_own_bytes_but_for_whose_they_are():
@@ -522,3 +522,36 @@ async def test_a_clients_own_arguments_stay_beside_ours():
 
     assert play.engine.asked[0]["vllm_xargs"] == {"mine": 1}
     assert play.engine.asked[1]["vllm_xargs"].keys() == {"mine", "holdfast_resume"}
+
+
+async def test_a_replay_whose_text_differs_in_its_last_event_is_not_trusted():
+    """Also where that event brings new tokens, too."""
+    wrong = b'"content":"\\u2603'
+
+    def edit(leg: int, raws: list[bytes]) -> list[bytes]:
+        if leg != 1:
+            return raws
+        odd = merged(raws, 8, 3)
+        return [raw.replace(b'"content": "', wrong) for raw in odd]  # as `merged` writes it, and the others do not
+
+    play = await Play(call_for(return_token_ids=True), Engine([SAID]), cuts=[9], edit=edit, continues=ALL).run()
+
+    assert play.legs[1].closed
+    assert "\u2603" not in play.seen.text[0]
+    assert (play.seen.text[0], play.seen.ids[0]) == (text_of(SAID), SAID)
+
+
+async def test_a_replay_that_ends_inside_a_character_is_not_trusted():
+    """Its text is what the client has, but it lacks tokens that the client has."""
+    at = next(number for number, one in enumerate(SAID) if one == "🦀".encode()[0])
+
+    def edit(leg: int, raws: list[bytes]) -> list[bytes]:
+        if leg != 1:
+            return raws
+        ended = raws[at + 1].replace(b'"finish_reason":null', b'"finish_reason":"stop"')  # behind the role
+        return [*raws[: at + 1], ended, *raws[at + 2 :]]
+
+    play = await Play(call_for(return_token_ids=True), Engine([SAID]), cuts=[at + 3], edit=edit, continues=ALL).run()
+
+    assert play.legs[1].closed
+    assert (play.seen.text[0], play.seen.ids[0]) == (text_of(SAID), SAID)

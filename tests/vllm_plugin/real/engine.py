@@ -212,6 +212,14 @@ class Engine:
             if sample.name in (name, f"{name}_total") and labels.items() <= sample.labels.items()
         )
 
+    def settled(self, name: str, least: float) -> float:
+        """That counter, once it is so much: a store writes by itself, and is heard of with the steps of its engine."""
+        for _ in range(500):
+            if self.metric(name) >= least:
+                break
+            self.ask([1, 2, 3], 2)
+        return self.metric(name)
+
     def preemptions(self) -> float:
         """How often a request had to make room, or was computed again."""
         return self.metric("vllm:num_preemptions")

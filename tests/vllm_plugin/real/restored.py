@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from gateway.local.engine import Engine, tiny_model
 from tests.vllm_plugin.real.engine import REPOSITORY, installed
 
 THINK, END = 8190, 8191  # ids of <think> and </think>
+PROVED_S_MAX = 120.0
+READY_S_MAX = 600.0
 Chunks = list[list[int]]
 
 
@@ -165,6 +168,15 @@ def differences(url: str, path: str, body: dict[str, Any], cuts: int) -> tuple[i
 def status(url: str) -> dict[str, Any]:
     with urllib.request.urlopen(url + "/holdfast/status", timeout=30) as response:
         return dict(json.loads(response.read()))
+
+
+def continues(url: str) -> dict[str, Any]:
+    """What it continues, once its canary has said so."""
+    until_s = time.monotonic() + PROVED_S_MAX
+    while (told := status(url))["continues"] is None:
+        assert "not tried yet" in told["continues_not"], told["continues_not"]
+        assert time.monotonic() < until_s, "its canary has said nothing"
+    return dict(told["continues"])
 
 
 def refusal(url: str, path: str, body: dict[str, Any]) -> tuple[int, str]:

@@ -75,5 +75,4 @@ def test_no_page_of_an_adapter_is_stored(engine, tmp_path):
     engine.ask(prompt, TOKENS, lora=lora)
     engine.ask(prompt[::-1], 1)
     assert engine.metric("holdfast_pages_saved") in (saved, saved + 4)  # the last ones are saved in the next step
-    engine.ask(prompt[:8], 2)
-    assert engine.metric("holdfast_pages_saved") == saved + 140 // 32
+    assert engine.settled("holdfast_pages_saved", saved + 140 // 32) == saved + 140 // 32

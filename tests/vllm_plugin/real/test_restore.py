@@ -11,7 +11,16 @@ import pytest
 
 from tests.vllm_plugin.real import kinds
 from tests.vllm_plugin.real.kinds import CHAT, COMPLETIONS, GREEDY, KINDS, REASONING, SEEDED, chat, completion
-from tests.vllm_plugin.real.restored import ask, differences, refusal, server, status, stream, thinking_model
+from tests.vllm_plugin.real.restored import (
+    READY_S_MAX,
+    ask,
+    continues,
+    differences,
+    refusal,
+    server,
+    stream,
+    thinking_model,
+)
 
 CUTS = int(os.environ.get("HOLDFAST_CUTS", "3"))
 TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
@@ -20,8 +29,8 @@ TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     with server(tmp_path_factory.mktemp("server"), *TOOLS) as engine:
-        engine.wait_ready()
-        assert status(engine.url)["continues"], status(engine.url)["continues_not"]
+        engine.wait_ready(READY_S_MAX)
+        continues(engine.url)
         yield engine.url
 
 
@@ -30,14 +39,14 @@ def thinking(tmp_path_factory, url):
     """Another server, whose model thinks."""
     folder = tmp_path_factory.mktemp("thinking")
     with server(folder, *TOOLS, "--reasoning-parser", "qwen3", model=thinking_model(folder / "model")) as engine:
-        engine.wait_ready()
-        assert status(engine.url)["continues"], status(engine.url)["continues_not"]
+        engine.wait_ready(READY_S_MAX)
+        continues(engine.url)
         yield engine.url
 
 
 def test_the_status_says_that_it_continues_and_what_not(url):
     """With seeds."""
-    told = status(url)["continues"]
+    told = continues(url)
     assert (told["protocol"], told["seeds"]) == (1, True)
     assert {"thinking_token_budget", "use_beam_search", "prompt_logprobs", "logprob_token_ids"} <= set(told["refused"])
 

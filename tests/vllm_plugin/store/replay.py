@@ -20,7 +20,8 @@ from tests.sim.traces import HASHED_TOKENS, mooncake
 from vllm_plugin.store import Manifest, Page, address
 from vllm_plugin.store.lmdb import LmdbStore
 
-PAYLOAD_BYTES = 256
+SMALL_BYTES = 256  # of a page, where there is room for all
+PAGE_BYTES, TAKEN_BYTES = 16 * 4096 - 16, 17 * 4096  # where there is not: as with large ones, hardly more than that
 BOUNDS = (0.1, 0.3)  # of what a trace needs
 BOUNDED_REQUESTS = 4000  # the first ones, that bounded stores see
 STORE_BYTES = 2 * 2**30
@@ -88,14 +89,14 @@ def replayed(trace: Sequence[Asked]) -> dict[str, Any]:
     by_session: dict[int, set[int]] = {}
     for one in trace:
         by_session.setdefault(one.session, set()).update(one.ids)
-    whole = on_store(trace, STORE_BYTES)
+    whole = on_store(trace, STORE_BYTES, SMALL_BYTES)
     asked = sum(len(one.ids) for one in trace)
     assert whole["evicted"] == 0, "it was to hold everything"
     some = trace[:BOUNDED_REQUESTS]
-    needs = whole["bytes"] * len({block for one in some for block in one.ids}) / whole["pages_max"]
+    needs = TAKEN_BYTES * len({block for one in some for block in one.ids})
     bounded = []
     for share in BOUNDS:
-        found = on_store(some, int(share * needs))
+        found = on_store(some, int(share * needs), PAGE_BYTES)
         bounded.append({"share": share, **found, "lru_hit": lru(some, found["pages_max"])})
     return {
         "requests": len(trace), "sessions": len(by_session), "block_tokens": HASHED_TOKENS, "asked": asked,
@@ -106,7 +107,7 @@ def replayed(trace: Sequence[Asked]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def on_store(trace: Sequence[Asked], size_bytes: int) -> dict[str, int]:
+def on_store(trace: Sequence[Asked], size_bytes: int, page_bytes: int) -> dict[str, int]:
     """hit: blocks found, from the first on without a gap, before their request stored what was missing."""
     place, now_s = tempfile.mkdtemp(prefix="holdfast-replay-", dir="/dev/shm"), 0.0
     url = f"lmdb://{place}/store?size={max(size_bytes, address.SIZE_BYTES_MIN)}&retention=10d"
@@ -115,7 +116,7 @@ def on_store(trace: Sequence[Asked], size_bytes: int) -> dict[str, int]:
     try:
         for number, one in enumerate(trace):
             now_s = one.at_s
-            pages = [page(block, at, one) for at, block in enumerate(one.ids)]
+            pages = [page(block, at, one, page_bytes) for at, block in enumerate(one.ids)]
             hit += store.held([each.key for each in pages])
             store.put(pages, WITHIN_S)
             if number % 100 == 99 or number + 1 == len(trace):
@@ -129,11 +130,11 @@ def on_store(trace: Sequence[Asked], size_bytes: int) -> dict[str, int]:
         shutil.rmtree(place)
 
 
-def page(block: int, at: int, asked: Asked) -> Page:
+def page(block: int, at: int, asked: Asked, size: int) -> Page:
     chain = block.to_bytes(32, "big")
     session = f"session {asked.session}"
-    manifest = Manifest(chain[-16:], chain, HASHED_TOKENS * at, HASHED_TOKENS, PAYLOAD_BYTES, "f", session, asked.at_s)
-    return Page(MODEL + chain, manifest, chain * (PAYLOAD_BYTES // 32))
+    manifest = Manifest(chain[-16:], chain, HASHED_TOKENS * at, HASHED_TOKENS, size, "f", session, asked.at_s)
+    return Page(MODEL + chain, manifest, bytes(size))
 
 
 def lru(trace: Sequence[Asked], pages: int) -> int:

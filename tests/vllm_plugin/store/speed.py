@@ -2,8 +2,8 @@
 
     .venv-vllm/bin/python -m tests.vllm_plugin.store.speed OUT [--mib 1024] [--rounds 5]
 
-Back is all of it: fetched, copied into the paged memory, and verified there (loads.py). Rounds are interleaved, so that a busy
-machine is busy for all. Writes its JSON to OUT.
+Back is all of it: fetched, copied into the paged memory, and verified there (loads.py). Rounds are interleaved, so that
+a busy machine is busy for all. Writes its JSON to OUT.
 """
 
 import argparse
