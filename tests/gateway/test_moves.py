@@ -14,7 +14,7 @@ from gateway.stream.part import Part
 from gateway.stream.seams import Ask
 from guards.kinship import Traits
 from guards.refusal import Ending
-from tests.gateway.stage import Leg, Stage
+from tests.gateway.stage import Leg, Stage, continuing
 from tests.gateway.stream.fakes import BROKEN, PROMPT, Engine, call_for, ids_of, terms_for, text_of
 from tests.gateway.test_homes import Town, replica
 
@@ -213,6 +213,25 @@ async def test_what_could_not_go_on_exactly_stays_to_its_end(monkeypatch, said, 
     assert len(stage.legs) == 1
 
 
+async def test_a_stream_that_was_to_stay_goes_once_another_server_can_continue_it(monkeypatch):
+    """As one that has only just come up says a little later; and it is not counted as left any more."""
+    call = call_for(return_token_ids=True, tools=[{"type": "function"}])
+    removal = Removal(monkeypatch, stage := Stage(call, Engine([ANSWER])))
+    stage.fleet.named("b").pages = continuing(continues=None, continues_not="it was not tried yet: ask again")
+    first = await stage.opened(0)
+    first.bring(4)
+    before = await removal.drain("a")
+    stage.fleet.named("b").pages = continuing()
+    (await stage.opened(1)).finish()
+    await stage.turn()
+    after = removal.moves.told("a")
+    await removal.end()
+
+    assert (sum(before["left"].values()), before["moved"]) == (1, 0)
+    assert (after["left"], after["moved"]) == ({}, 1)
+    assert stage.seen.ids[0] == ANSWER
+
+
 async def test_a_leg_that_only_races_there_is_given_up(monkeypatch):
     """Its stream is at another server, and stays there."""
     removal = Removal(monkeypatch, stage := Stage(call_for(return_token_ids=True), Engine([ANSWER])))
@@ -274,7 +293,12 @@ async def test_who_could_take_streams_is_asked_once_in_a_look(monkeypatch):
     legs: list[Any] = [Legged(Stream()) for _ in range(5)]
     monkeypatch.setattr(removal, "streams", lambda name: legs)
     asked = []
-    monkeypatch.setattr(removal.moves, "_heirs", lambda replica, model: asked.append(model) or [])
+
+    def heirs(replica: Replica, model: str) -> list[Any]:
+        asked.append(model)
+        return []
+
+    monkeypatch.setattr(removal.moves, "_heirs", heirs)
     drain = Drain(removal.stage.fleet.named("a"), 4, 0.0)
 
     await removal.moves._step(drain)
