@@ -10,7 +10,15 @@ import pytest
 from tests.vllm_plugin.store.pages import PAGE_BYTES, all_right, key_of, page, right
 from tests.vllm_plugin.store.processes import Mortal
 from tests.vllm_plugin.store.redis_servers import Liar, Redis, address_of, free_port, made_key
-from vllm_plugin.store import Quarantine, StoreBusy, StoreRefused, open_store, redis_server, redis_versions
+from vllm_plugin.store import (
+    Quarantine,
+    StoreBusy,
+    StoreRefused,
+    open_store,
+    redis_copies,
+    redis_server,
+    redis_versions,
+)
 from vllm_plugin.store.redis_entries import Seals
 from vllm_plugin.store.redis_server import CONNECT_S_MAX, SLOW_S_MAX, SOCKET_S_MAX
 from vllm_plugin.store.redis_store import HELD_S_MAX, READ_S_MAX, TIDY_S_MAX
@@ -25,6 +33,14 @@ def mortals(tmp_path):
     """Two servers that a test may hurt."""
     with Redis(tmp_path / "a") as one, Redis(tmp_path / "b") as other:
         yield [one, other]
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """Of a test that is not about slow servers: on a machine that is busy with others, one that is well may be."""
+    monkeypatch.setattr(redis_server, "SOCKET_S_MAX", 10.0)
+    for module in (redis_server, redis_copies):
+        monkeypatch.setattr(module, "SLOW_S_MAX", 10.0)
 
 
 @pytest.fixture
@@ -64,7 +80,15 @@ def within(limit_s):
 # Servers that die, are slow or full.
 
 
-def test_a_server_killed_while_pages_are_read_costs_none(shared, mortals):
+def passes(said, deadline_s=30.0):
+    """Wait until it is so."""
+    until_s = time.monotonic() + deadline_s
+    while not said():
+        assert time.monotonic() < until_s
+        time.sleep(0.02)
+
+
+def test_a_server_killed_while_pages_are_read_costs_none(patient, shared, mortals):
     """Every read has all pages, before, in and after its death."""
     put(shared)
     reads, ends = [], threading.Event()
@@ -75,24 +99,23 @@ def test_a_server_killed_while_pages_are_read_costs_none(shared, mortals):
 
     reader = threading.Thread(target=read)
     reader.start()
-    time.sleep(0.2)
-    before = len(reads)
+    passes(lambda: len(reads) > 3)
     mortals[0].kill()
-    time.sleep(0.5)
+    before = len(reads)
+    passes(lambda: len(reads) > before + 3)
     ends.set()
     reader.join(10)
 
-    assert 0 < before < len(reads)
     assert all(reads)
 
 
-def test_a_server_killed_while_pages_are_written_costs_none_that_is_said_to_be_there(shared, mortals):
+def test_a_server_killed_while_pages_are_written_costs_none_that_is_said_to_be_there(patient, shared, mortals):
     """What was put before on both is on the other one; what is put afterwards too."""
     there, ends = [], threading.Event()
 
     def write():
         number = 0
-        while not ends.is_set() and number < 400:
+        while not ends.is_set() and number < 4000:
             if shared.put([page(number)]):
                 there.append(number)
             number += 1
@@ -100,18 +123,17 @@ def test_a_server_killed_while_pages_are_written_costs_none_that_is_said_to_be_t
 
     writer = threading.Thread(target=write)
     writer.start()
-    time.sleep(0.2)
-    before = len(there)
+    passes(lambda: len(there) > 3)
     mortals[0].kill()
-    time.sleep(0.5)
+    before = len(there)
+    passes(lambda: len(there) > before + 3)
     ends.set()
     writer.join(10)
 
-    assert 0 < before < len(there)
     assert all(all_right(shared, there))
 
 
-def test_an_engine_killed_while_it_writes_leaves_whole_pages(servers, key_file):
+def test_an_engine_killed_while_it_writes_leaves_whole_pages(patient, servers, key_file):
     """And nothing half written that does not go by itself."""
     for server in servers:
         server.ask("FLUSHALL")
