@@ -151,14 +151,17 @@ class Homes:
         self.settle(lodger, self._fleet.named(name), RACE)
 
     def settle(self, lodger: Lodger, replica: Replica, why: str) -> str | None:
-        """It lives there from now on. Moved from elsewhere, it is of a newer generation; answers from where."""
+        """It lives there from now on. Moved from elsewhere, it is of a newer generation; answers from where.
+
+        RACE: it has it already, as the leg that won does.
+        """
         origin, was, before = replica.origin(lodger.model), lodger.replica, lodger.origin
         lodger.origin = origin
         if was == replica.name:
             if lodger.generation < lodger.highest:  # a race was lost
                 lodger.generation = self._newer(lodger)
             return None
-        lodger.replica, lodger.generation = replica.name, self._newer(lodger)
+        lodger.replica, lodger.generation = replica.name, lodger.highest if why == RACE else self._newer(lodger)
         if lodger.standby == replica.name:
             lodger.standby, lodger.warmed = None, 0
         if was is None:

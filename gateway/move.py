@@ -87,7 +87,7 @@ def found(legs: Sequence[Leg]) -> dict[Stream, list[Leg]]:
     streams: dict[Stream, list[Leg]] = {}
     for leg in legs:
         part = leg.receiver
-        if not isinstance(part, Part) or part.stream is None or part.stays is not None:
+        if not isinstance(part, Part) or part.stream is None:
             continue
         if part.racing:
             part.close()

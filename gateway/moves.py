@@ -21,17 +21,20 @@ from gateway.homes import PLANNED, Homes
 from gateway.move import Move, found, target
 from gateway.slices import in_turns
 from gateway.stream.leg import Leg
-from gateway.stream.part import Part
+from gateway.stream.part import Stream
 from gateway.stream.upstream import Upstream
 from gateway.warming import Warmer
 from guards.continuing import Continues
 
 log = structlog.get_logger()
 
+Heirs = list[Continues | None]  # what those continue by replay that a stream could go to
+
 AT_ONCE = 4  # streams that are on their way: each is computed anew where it goes, and slows others there
 AT_ONCE_MAX = 64
 LOOK_S = 0.05  # between looks at what still runs there
 SESSIONS_S = 1.0  # between looks at the sessions that live there: there may be tens of thousands
+SESSIONS_MAX = 1024  # that move in one look, each a fact and a line; whose next turn comes before goes elsewhere anyhow
 MOVE_S_MAX = 10.0  # then the next one may begin, whatever keeps this one: a client that does not read, perhaps
 PAUSES_MAX = 4096  # that are remembered of one drain
 WHY = "its server is drained"
@@ -56,7 +59,8 @@ class Drain:
     """One replica that is emptied. Times in seconds, by the gateway's clock.
 
     moved: streams that go on elsewhere, and sessions: those that live elsewhere now. pauses_s: that clients saw.
-    left: how many are left to end there, by the reason why.
+    left: how many are left to end there, by the reason why. stay: those of them that run, each with that reason, and
+    with what those could continue that it could have gone to: where they can do more, it may go after all.
     alone: models of streams that no other replica can take now. emptied_s: when nothing ran there any more.
     evacuated_s: when the sessions there were last looked at.
     """
@@ -69,6 +73,7 @@ class Drain:
     pauses_s: list[float] = field(default_factory=list)
     moving: list[Move] = field(default_factory=list)
     left: dict[str, int] = field(default_factory=dict)
+    stay: "dict[Stream, tuple[str, Heirs]]" = field(default_factory=dict)
     alone: set[str] = field(default_factory=set)
     emptied_s: float | None = None
     evacuated_s: float = -inf
@@ -157,7 +162,7 @@ class Moves:
             "sessions": drain.sessions,
             "pause_ms": in_ms(drain.pauses_s),
             "moving": len(drain.moving),
-            "left": drain.left,
+            "left": dict(drain.left),
             "alone": sorted(drain.alone),
             "running": replica.load,
             "empty": drain.emptied_s is not None and not replica.load,
@@ -185,22 +190,30 @@ class Moves:
         """Look once: who has arrived, who may go next, and whether all have gone."""
         self._arrivals(drain)
         alone = set()
-        for stream, legs in found(self._upstream.streams(drain.replica.name)).items():
+        heirs: dict[str, Heirs] = {}  # by model: thousands of streams may be left there
+        there = found(self._upstream.streams(drain.replica.name))
+        drain.stay = {stream: why for stream, why in drain.stay.items() if stream in there}
+        for stream, legs in there.items():
             if len(drain.moving) >= drain.at_once:
                 break
             if any(move.stream is stream for move in drain.moving):
                 continue
-            if not (heirs := self._heirs(drain.replica, stream.call.model)):
-                alone.add(stream.call.model)
-            elif (why := await stream.stays(heirs)) is not None:
-                _stay(drain, legs, why)
+            model = stream.call.model
+            if model not in heirs:
+                heirs[model] = self._heirs(drain.replica, model)
+            if not heirs[model]:
+                alone.add(model)
+            elif stream in drain.stay and drain.stay[stream][1] == heirs[model]:
+                continue
+            elif (why := await stream.stays(heirs[model])) is not None:
+                _stay(drain, stream, why, heirs[model])
             elif stream.open and not all(leg.over for leg in legs):
                 self._begin(drain, Move(stream, self._clock()), legs)
         drain.alone = alone
         await self._evacuate(drain)
         self._look_whether_empty(drain)
 
-    def _heirs(self, replica: Replica, model: str) -> list[Continues | None]:
+    def _heirs(self, replica: Replica, model: str) -> Heirs:
         """What those continue by replay that its streams could go to: they are like it. None where none is good."""
         up = self._fleet.up(model)
         avoid = frozenset((replica.name, *strangers(up, model, [replica.origin(model)])))
@@ -210,6 +223,7 @@ class Moves:
 
     def _begin(self, drain: Drain, move: Move, legs: list[Leg]) -> None:
         """Send one on its way: at once where nothing can be loaded ahead."""
+        _goes(drain, move.stream)
         drain.moving.append(move)
         to = target(self._fleet, drain.replica, move.stream.call.model) if self._warmer is not None else None
         if to is None or self._warmer is None:
@@ -225,7 +239,7 @@ class Moves:
             legs = found(self._upstream.streams(drain.replica.name)).get(move.stream, [])
             heirs = self._heirs(drain.replica, move.stream.call.model)
             if (why := await move.stream.stays(heirs)) is not None:
-                _stay(drain, legs, why)
+                _stay(drain, move.stream, why, heirs)
             elif move.stream.open and legs:
                 return move.cut(legs, WHY)
         except Exception as error:
@@ -238,8 +252,10 @@ class Moves:
         homes, now_s = self._homes, self._clock()
         if homes is None or now_s < drain.evacuated_s + SESSIONS_S:
             return
-        drain.evacuated_s = now_s
+        drain.evacuated_s, until = now_s, drain.sessions + SESSIONS_MAX
         async for lodger in in_turns(homes):
+            if drain.sessions >= until:
+                break
             if lodger.replica == drain.replica.name and not lodger.running and (to := homes.heir(lodger)) is not None:
                 homes.settle(lodger, self._fleet.named(to), PLANNED)
                 drain.sessions += 1
@@ -275,8 +291,15 @@ def in_ms(pauses_s: list[float]) -> dict[str, float] | None:
     return {name: round(ms[place], 1) for name, place in at.items()}
 
 
-def _stay(drain: Drain, legs: list[Leg], why: str) -> None:
+def _stay(drain: Drain, stream: Stream, why: str, heirs: Heirs) -> None:
+    _goes(drain, stream)
     drain.left[why] = drain.left.get(why, 0) + 1
-    for leg in legs:
-        if isinstance(leg.receiver, Part):
-            leg.receiver.stays = why
+    drain.stay[stream] = why, heirs
+
+
+def _goes(drain: Drain, stream: Stream) -> None:
+    """It was left there, perhaps, and is not any more."""
+    if (left := drain.stay.pop(stream, None)) is not None:
+        drain.left[left[0]] -= 1
+        if not drain.left[left[0]]:
+            del drain.left[left[0]]

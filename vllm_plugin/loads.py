@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
+from vllm_plugin import logs
 from vllm_plugin.exchange import Arrived, Fetched
 from vllm_plugin.page import Load, Page
 from vllm_plugin.whose import Whose
@@ -23,6 +24,8 @@ LOAD_S_MAX = 8.0  # that a request waits, and a fetched page at most: less than 
 SHARE, PLACE_S_MAX = 0.25, 0.02  # of a step's time, and in all, that placing may take, behind its first slice
 ALONE_S_MAX = 0.05  # the same in a step that computes nothing
 FETCH_WAIT_S = 0.002  # that such a step waits for something to place
+
+log = logs.logger("loads")
 
 
 class Exchanging(Protocol):
@@ -179,14 +182,12 @@ class Loads:
                 bad = self._aside.popleft() if self._aside else None
                 loading = self._turns.popleft() if bad is None else bad
             if bad is not None:
-                assert bad.aside is not None
-                self._exchange.put_aside(*bad.aside)
-                bad.aside = None
+                self._put_aside(bad)
                 continue
             pages = [loading.wanted.popleft() for _ in range(min(self._slice, len(loading.wanted)))]
             if loading.ended:
                 continue
-            fetched = self._exchange.fetch(pages)
+            fetched = self._fetch(pages)
             with self._changed:
                 late = loading.ended or self._closed
                 if not late:
@@ -195,6 +196,22 @@ class Loads:
                 self._changed.notify_all()
             if late:
                 fetched.close()
+
+    def _fetch(self, pages: Sequence[Page]) -> Fetched:
+        """A store that says what no store may say has nothing; the thread goes on, for others wait for it too."""
+        try:
+            return self._exchange.fetch(pages)
+        except Exception as error:
+            log.error("holdfast.fetch_failed", error=type(error).__name__, pages=len(pages))
+            return Fetched(pages, [None] * len(pages), [b""] * len(pages), lambda: None)
+
+    def _put_aside(self, bad: _Loading) -> None:
+        assert bad.aside is not None
+        try:
+            self._exchange.put_aside(*bad.aside)
+        except Exception as error:
+            log.error("holdfast.put_aside_failed", error=type(error).__name__)
+        bad.aside = None  # its request waits for that
 
     def _has_room(self) -> bool:
         return sum(len(fetched.pages) for _, fetched in self._fetched) < self._fetched_max

@@ -5,10 +5,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from vllm_plugin import logs
+
 ANSWER_S_MAX = 0.5  # that a request waits for an answer: then it is computed, as if nothing were there
 PATIENCE_S = 0.002  # that the scheduler waits for one that may be there at once, where nobody else waits
 FRESH_S = 5.0  # that an answer stands: who waits for room for longer is asked for again
 OPEN_MAX = 1024  # questions at once; of more than that nothing is looked up
+
+log = logs.logger("lookups")
 
 Held = Callable[[Sequence[bytes]], int]  # of a store, of its contract
 
@@ -83,5 +87,13 @@ class Lookups:
                 question = self._open.popleft()
                 self._busy = True
             if question.answer is None:  # whoever gave it up has one
-                question.answer = self._held(question.keys)
+                question.answer = self._count(question.keys)
             question.done.set()
+
+    def _count(self, keys: Sequence[bytes]) -> int:
+        """A store that says what no store may say has nothing; the thread goes on, for all others ask it too."""
+        try:
+            return self._held(keys)
+        except Exception as error:
+            log.error("holdfast.lookup_failed", error=type(error).__name__, pages=len(keys))
+            return 0

@@ -55,19 +55,18 @@ class Part:
     heard: how many events with tokens it brought.
     loss: why what it sends is not trusted any more.
     replay: where its stream begins with what the client has.
-    stream: what it is of; None once it is retired. stays: why that can only end where it is, if it was found so.
+    stream: what it is of; None once it is retired.
     template: of its usual chunks, once one was taken in, where it brings one choice: the prompt is charged by then.
     """
 
     __slots__ = (
-        "again", "behind", "choices", "early", "events", "heard", "leg", "loss", "on_win", "replay", "stays", "stream",
+        "again", "behind", "choices", "early", "events", "heard", "leg", "loss", "on_win", "replay", "stream",
         "template", "waiting", "words",
     )  # fmt: skip
 
     def __init__(self, stream: "Stream", ask: Ask, on_win: Callable[[], None] | None = None) -> None:
         self.events: Callable[[list[bytes]], None] = partial(stream.events, self)
         self.stream: Stream | None = stream
-        self.stays: str | None = None
         self.choices, self.again, self.words, self.on_win = ask.choices, ask.again, ask.words, on_win
         self.leg: LegControl | None = None
         self.early: list[bytes] | None = None if on_win is None else []

@@ -15,7 +15,7 @@ from gateway.stream.leg_end import Cause, LegEnd
 from gateway.stream.pace import Pace
 from gateway.stream.refusals import given_up, refusal, unanswered
 from gateway.stream.seams import Ask, House, Lease, LegControl, Sink, Terms
-from gateway.stream.wire import bare, clear_reasoning, count, details, encode
+from gateway.stream.wire import TokenIds, bare, clear_reasoning, count, details, encode
 from guards.budget import Verdict
 from guards.continuing import Continues, Way
 from guards.refusal import Ending, Reason, Refused
@@ -46,6 +46,7 @@ class _Counted(NamedTuple):
 
 
 _decode = msgspec.json.Decoder(_Answer).decode
+_decode_ids = msgspec.json.Decoder(TokenIds).decode
 
 
 class PlainPart:
@@ -92,8 +93,11 @@ class Plain:
         return self.ending is None
 
     def so_far(self) -> list["array[int]"]:
-        """For each choice the ids of its prompt and of the answer, once that is there."""
-        return [array("I", [one for ids in both for one in msgspec.json.decode(ids)]) for both in self._ids]
+        """For each choice the ids of its prompt and of the answer, once that is there; none where they are no ids."""
+        try:
+            return [array("I", [one for ids in both for one in _decode_ids(ids)]) for both in self._ids]
+        except msgspec.DecodeError:  # they were only counted
+            return []
 
     def way(self, continues: Continues | None) -> Way | None:
         """How its rest can come from elsewhere: it cannot, since all of it comes at once."""

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 HEAD = re.compile(rb'data: \{"id":"[^"\\]*","object":"[^"\\]*","created":\d+,"model":"[^"\\]*"')
 FINGERPRINT = b'"system_fingerprint":"'
 UNTRIED = ("best_of", "use_beam_search")  # how they go on was never seen
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+NO_EVENT = "the server sent what is no event of vLLM's"
 OTHER_IDS = "the server replayed other tokens than the client has"
 OTHER_TEXT = "the server made another text of the tokens that the client has"
 OTHER_PROMPT = "the server made another prompt of the request"
@@ -78,7 +80,7 @@ class Stamp:
             return raw
         try:
             body = msgspec.json.decode(raw[len(DATA) :])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNREADABLE:
             return raw
         return self.into(body) if isinstance(body, dict) and "choices" in body else raw
 
@@ -196,8 +198,11 @@ class Replay:
         seen.take(text[:had] if had > 0 else "", old_apart)
         if not seen.level or 0 < len(old_apart) < len(apart):
             return self._distrust(OTHER_TEXT)
+        try:
+            body = msgspec.json.decode(raw[len(DATA) :])
+        except UNREADABLE:  # in what was passed over at first: numbers beyond all bounds
+            return self._distrust(NO_EVENT)
         seen.over = True
-        body = msgspec.json.decode(raw[len(DATA) :])
         left = body["choices"][0]
         left["token_ids"] = (said.token_ids or [])[again:]
         _shorten_text(left, text[had:], keep_apart=not old_apart)

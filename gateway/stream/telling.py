@@ -175,9 +175,13 @@ class Telling:
         return True
 
     def seed_for(self, continues: Continues | None) -> int | None:
-        """A seed for a replica that can use it, where the client gave none: then also noise goes on exactly."""
+        """A seed for a replica that can use it, where the client gave none: then also noise goes on exactly.
+
+        None for several prompts: each would draw with it, and those that are alike would have the same answer.
+        """
         body = self.call.body
-        if continues is None or not continues.seeds or body.get("seed") is not None or continuation.greedy(body):
+        usable = continues is not None and continues.seeds and len(self.call.prompts) == 1
+        if not usable or body.get("seed") is not None or continuation.greedy(body):
             return None
         if self.seed is None:
             self.seed = self.terms.draw()

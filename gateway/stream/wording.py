@@ -62,7 +62,10 @@ class Wording:
         self, raw: bytes, prompt_tokens: int, completion_tokens: int, tale: dict[str, Any]
     ) -> bytes:
         """The same in the words of the server that told the end: but what it had cached is what we sent it again."""
-        body: dict[str, Any] = msgspec.json.decode(raw[len(DATA) :])
+        try:
+            body: dict[str, Any] = msgspec.json.decode(raw[len(DATA) :])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # of what the gateway has no need to read
+            return self.usage(prompt_tokens, completion_tokens, tale)
         usage = body["usage"] | _usage(prompt_tokens, completion_tokens)
         usage.pop("prompt_tokens_details", None)
         return event(body | {"usage": usage} | tale)

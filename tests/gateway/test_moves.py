@@ -1,21 +1,22 @@
 """Planned moves, as the flow sees to them: who goes, who stays, and what it is not."""
 
 from array import array
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from gateway.fleet.inspector import Inspector
 from gateway.fleet.replica import Replica
-from gateway.moves import MOVE_S_MAX, Moves
+from gateway.moves import MOVE_S_MAX, SESSIONS_S, Drain, Moves
 from gateway.stream.leg_end import Cause, LegEnd
 from gateway.stream.pace import Pace
 from gateway.stream.part import Part
 from gateway.stream.seams import Ask
 from guards.kinship import Traits
 from guards.refusal import Ending
-from tests.gateway.stage import Leg, Stage
+from tests.gateway.stage import Leg, Stage, continuing
 from tests.gateway.stream.fakes import BROKEN, PROMPT, Engine, call_for, ids_of, terms_for, text_of
+from tests.gateway.test_homes import Town, replica
 
 ANSWER = ids_of("first ü 🦀, and on")
 OTHER = ids_of("second, somewhat longer ö")
@@ -212,6 +213,25 @@ async def test_what_could_not_go_on_exactly_stays_to_its_end(monkeypatch, said, 
     assert len(stage.legs) == 1
 
 
+async def test_a_stream_that_was_to_stay_goes_once_another_server_can_continue_it(monkeypatch):
+    """As one that has only just come up says a little later; and it is not counted as left any more."""
+    call = call_for(return_token_ids=True, tools=[{"type": "function"}])
+    removal = Removal(monkeypatch, stage := Stage(call, Engine([ANSWER])))
+    stage.fleet.named("b").pages = continuing(continues=None, continues_not="it was not tried yet: ask again")
+    first = await stage.opened(0)
+    first.bring(4)
+    before = await removal.drain("a")
+    stage.fleet.named("b").pages = continuing()
+    (await stage.opened(1)).finish()
+    await stage.turn()
+    after = removal.moves.told("a")
+    await removal.end()
+
+    assert (sum(before["left"].values()), before["moved"]) == (1, 0)
+    assert (after["left"], after["moved"]) == ({}, 1)
+    assert stage.seen.ids[0] == ANSWER
+
+
 async def test_a_leg_that_only_races_there_is_given_up(monkeypatch):
     """Its stream is at another server, and stays there."""
     removal = Removal(monkeypatch, stage := Stage(call_for(return_token_ids=True), Engine([ANSWER])))
@@ -265,6 +285,47 @@ async def test_nothing_is_moved_where_nobody_else_is(monkeypatch):
 
     assert (still, told["alone"], told["moving"]) == (True, ["tiny"], 0)
     assert (after["alone"], after["moved"]) == ([], 1)
+
+
+async def test_who_could_take_streams_is_asked_once_in_a_look(monkeypatch):
+    """Not for each of them: where all servers are drained there may be thousands, and they are looked at for good."""
+    removal = Removal(monkeypatch, Stage(call_for(), Engine([ANSWER])))
+    legs: list[Any] = [Legged(Stream()) for _ in range(5)]
+    monkeypatch.setattr(removal, "streams", lambda name: legs)
+    asked = []
+
+    def heirs(replica: Replica, model: str) -> list[Any]:
+        asked.append(model)
+        return []
+
+    monkeypatch.setattr(removal.moves, "_heirs", heirs)
+    drain = Drain(removal.stage.fleet.named("a"), 4, 0.0)
+
+    await removal.moves._step(drain)
+    (await removal.stage.opened(0)).finish()
+    await removal.end()
+
+    assert asked == ["tiny"]
+    assert drain.alone == {"tiny"}
+
+
+async def test_sessions_leave_so_many_at_a_time(monkeypatch):
+    """All of them in the end; but each is a fact of the journal, and tens of thousands at once would be too many."""
+    monkeypatch.setattr("gateway.moves.SESSIONS_MAX", 3)
+    town, nobody, now_s = Town(replica("a"), replica("b")), cast(Any, None), [100.0]
+    for number in range(7):
+        town.turn("a", f"s{number}")
+    moves = Moves(town.fleet, nobody, nobody, nobody, lambda: now_s[0], homes=town.homes)
+    drain, left = Drain(town.fleet.named("a"), 4, 0.0), []
+
+    for _ in range(4):
+        await moves._evacuate(drain)
+        await moves._evacuate(drain)  # not before a second has passed
+        left.append(town.homes.counts().get("a", (0, 0))[0])
+        now_s[0] += SESSIONS_S
+
+    assert left == [4, 1, 0, 0]
+    assert drain.sessions == 7
 
 
 async def test_draining_and_undraining_twice_changes_nothing_more(monkeypatch):

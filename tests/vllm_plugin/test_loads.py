@@ -253,3 +253,35 @@ def test_pages_larger_than_a_slice_come_one_by_one(exchange, clock):
 
     assert len(steps(loads, ["r"])) == 3
     loads.close()
+
+
+def test_a_store_that_breaks_its_word_has_nothing_and_is_asked_again(exchange, loads, monkeypatch):
+    """Such as a server that answers what no Redis would: who waits for it computes, and who comes then loads."""
+    fetch, wrong = exchange.fetch, [TypeError("'int' object is not iterable")]
+    monkeypatch.setattr(exchange, "fetch", lambda pages: _raised(wrong) if wrong else fetch(pages))
+
+    loads.add(load("a", 3))
+    came = steps(loads, ["a"])
+    assert came[0].kind is Kind.ABSENT
+    assert loads.not_brought() == {0, 1, 2}
+
+    loads.add(load("b", 3))
+    assert [one.kind for one in steps(loads, ["b"])] == [None] * 3
+
+
+def test_a_page_that_cannot_be_put_aside_keeps_nobody_waiting(exchange, loads, monkeypatch):
+    """The next one that is bad is put aside again."""
+    put_aside, wrong = exchange.put_aside, [AssertionError()]
+    monkeypatch.setattr(exchange, "put_aside", lambda *bad: _raised(wrong) if wrong else put_aside(*bad))
+    exchange.bad = {1}
+
+    loads.add(load("a", 3))
+    steps(loads, ["a"])
+    loads.add(load("b", 3))
+    steps(loads, ["b"])
+
+    assert [page.position for page in exchange.aside] == [1]
+
+
+def _raised(wrong):
+    raise wrong.pop()

@@ -112,3 +112,16 @@ def test_after_the_end_there_is_nothing(lookups):
     lookups.close()
 
     assert lookups.held("r", [b"a"]) == 0
+
+
+def test_a_store_that_breaks_its_word_has_nothing_and_is_asked_again(store, lookups, monkeypatch):
+    """Such as a server that answers what no Redis would; else every request would wait for ever after."""
+    wrong = [TypeError("'int' object is not iterable")]
+    monkeypatch.setattr(lookups, "_held", lambda keys: _raised(wrong) if wrong else store.held(keys))
+
+    assert told(lookups, "a", [b"1", b"2"]) == 0
+    assert told(lookups, "b", [b"1", b"2"]) == 2
+
+
+def _raised(wrong):
+    raise wrong.pop()

@@ -233,6 +233,9 @@ def test_nothing_is_continued_before_it_is_proved():
         await mine.answer([SAID])
         assert client.generate(prompt, client_said, "name") == {KEY: {"choices": [[[7], [8]]]}}
         assert client_said.extra_args == {KEY: "[[[7], [8]]]"}
+        for dictionary in ({"choices": [[[1 << 40]]]}, {"ids": [1 << 40]}):  # as /inference/v1/generate takes them
+            with pytest.raises(VLLMValidationError, match="JSON text"):
+                client.generate(prompt, params(**vars(client_said) | {"extra_args": {KEY: dictionary}}), "name")
         for other in ({"type": "multimodal", "prompt_token_ids": [1]}, {"type": "embeds"}, "text"):
             with pytest.raises(VLLMValidationError, match="not all tokens"):
                 client.generate(other, client_said, "name")

@@ -10,6 +10,14 @@
 Nothing here imports vLLM, torch or numba before it is asked to.
 """
 
-KEY = "holdfast_resume"  # of `vllm_xargs`: text from the gateway; inside vLLM a dictionary, which no client can send
+from typing import Any
+
+KEY = "holdfast_resume"  # of `vllm_xargs`: text from the gateway; inside vLLM a dictionary, made by this server
 CHOICES, IDS = "choices", "ids"  # of that: all choices in chunks, for the API server; one choice's tokens, behind it
 PROTOCOL = 1
+
+
+class Given(dict[str, Any]):
+    """All choices, as this API server's own code has read them. Who asks vLLM's /inference/v1/generate can write any
+    dictionary there, but not this one.
+    """

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from vllm_plugin.restore import CHOICES, KEY
+from vllm_plugin.restore import CHOICES, KEY, Given
 
 PROMPT_TOKENS, TOKENS, KNOWN = 12, 8, 4
 SEED = 7
@@ -35,7 +35,7 @@ async def _tokens(client: Any, prompt: Sequence[int], seeded: bool, known: Seque
         output_kind=RequestOutputKind.DELTA,
     )  # fmt: skip
     if known:
-        params.extra_args = {KEY: {CHOICES: [[[token] for token in known]]}}
+        params.extra_args = {KEY: Given({CHOICES: [[[token] for token in known]]})}
     name = f"holdfast-canary-{uuid.uuid4().hex}"
     return [
         token

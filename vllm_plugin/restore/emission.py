@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from vllm_plugin import logs
-from vllm_plugin.restore import CHOICES, IDS, KEY
+from vllm_plugin.restore import CHOICES, IDS, KEY, Given
 from vllm_plugin.restore.argument import ArgumentRefused, Chunks, read
 from vllm_plugin.restore.limits import refused_field
 from vllm_plugin.wrapping import wrap_own
@@ -39,11 +39,11 @@ class Emission:
             sampling_params.extra_args = extra | {KEY: self._read(extra[KEY], prompt, sampling_params)}
         return original(prompt, sampling_params, *args, **kw)
 
-    def _read(self, said: Any, prompt: Any, params: Any) -> dict[str, list[Chunks]]:
+    def _read(self, said: Any, prompt: Any, params: Any) -> Given:
         from vllm.exceptions import VLLMValidationError
         from vllm.sampling_params import RequestOutputKind
 
-        if isinstance(said, dict):
+        if isinstance(said, Given):
             return said  # the canary's
         if why_not := self._why_not():
             raise VLLMValidationError(f"this server continues nothing: {why_not}", parameter=f"vllm_xargs.{KEY}")
@@ -63,7 +63,7 @@ class Emission:
             )  # fmt: skip
         except ArgumentRefused as refusal:
             raise VLLMValidationError(str(refusal), parameter=f"vllm_xargs.{KEY}") from None
-        return {CHOICES: choices}
+        return Given({CHOICES: choices})
 
     def _add_request(
         self, original: Callable[..., None], request: Any, prompt: Any, parent_req: Any = None, request_index: int = 0,
@@ -71,7 +71,7 @@ class Emission:
     ) -> None:  # fmt: skip
         params = request.sampling_params
         said = (getattr(params, "extra_args", None) or {}).get(KEY)
-        if not isinstance(said, dict):
+        if not isinstance(said, Given):
             return original(request, prompt, parent_req, request_index, queue, **kw)
         chunks = said[CHOICES][request_index]
         # Choices may share one object: what goes to the engine is of this one.

@@ -14,7 +14,7 @@ from vllm_plugin.wrapping import wrap, wrap_class_method
 
 def ids_of(sampling_params: Any) -> list[int]:
     """The tokens that were given out for it, as this server's own front says. Not what a client says: that is no
-    dictionary, which its `vllm_xargs` cannot hold.
+    dictionary, or the front has refused it.
     """
     said = (getattr(sampling_params, "extra_args", None) or {}).get(KEY)
     return said.get(IDS, []) if isinstance(said, dict) else []

@@ -6,10 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
-import redis
-
 from vllm_plugin.store.redis_entries import Head, Seals
-from vllm_plugin.store.redis_server import SLOW_S_MAX, Server, Unreachable
+from vllm_plugin.store.redis_server import ODD, SLOW_S_MAX, Server, Unreachable
 from vllm_plugin.store.redis_versions import Versions
 
 READ_BYTES = 16 * 2**20  # that are asked of a server at once
@@ -65,8 +63,10 @@ class Copies:
             for server, some in asked.items():
                 try:
                     self._find_at(server, some, until_s, whole, found, wrong)
-                except (Unreachable, redis.RedisError):
+                except Unreachable:
                     continue  # its other copies are asked
+                except ODD as error:
+                    server.told(error)
         return found, wrong
 
     def _find_at(

@@ -34,6 +34,8 @@ HALF_WRITTEN_MS_MAX = 60_000
 BATCH = 256
 UNFENCED = -1
 
+# It says no, or what is no answer: what others wrote there, or the server itself, may be of any type.
+ODD = (redis.RedisError, TypeError, ValueError)
 REFUSING = exceptions.AuthorizationError | exceptions.AuthenticationError | exceptions.BusyLoadingError
 T = TypeVar("T")
 Pipeline = Any  # of redis-py, whose types say nothing here
@@ -169,6 +171,10 @@ class Server:
         """It answers, but so late that whoever asks is better off without it."""
         self._down = True
         self._failed(TimeoutError(f"{self.name} took {seconds:.2f} s"))
+
+    def told(self, error: Exception) -> None:
+        """It answers, but what it says is of no use."""
+        self._failed(error)
 
     def _ask(self, words: Callable[[Pipeline], None]) -> list[Any]:
         try:

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
-import redis
-
 from vllm_plugin.store import redis_address
 from vllm_plugin.store.contract import (
     KEY_BYTES_MAX,
@@ -30,7 +28,7 @@ from vllm_plugin.store.entries import session_name
 from vllm_plugin.store.queue import Queue
 from vllm_plugin.store.redis_copies import Copies, Found, Wrong
 from vllm_plugin.store.redis_entries import Seals
-from vllm_plugin.store.redis_server import PREFIX, Server, Unreachable, batched
+from vllm_plugin.store.redis_server import ODD, PREFIX, Server, Unreachable, batched
 from vllm_plugin.store.redis_versions import Versions
 from vllm_plugin.store.redis_writes import SESSIONS_MAX, Writes
 from vllm_plugin.store.seen import Seen
@@ -149,9 +147,9 @@ class RedisStore:
         pages = bytes_ = 0
         sessions: set[bytes] = set()
         for server in self._servers:
-            pages += int(self._quietly(partial(server.one, "ZCARD", PREFIX + b"index")) or 0)
-            bytes_ += int(self._quietly(partial(server.one, "GET", PREFIX + b"bytes")) or 0)
-            sessions.update(self._quietly(partial(server.one, "ZRANGE", PREFIX + b"sessions", 0, SESSIONS_MAX)) or ())
+            has = self._quietly(partial(_has, server)) or (0, 0, ())
+            pages, bytes_ = pages + has[0], bytes_ + has[1]
+            sessions.update(has[2])
         return Stats(
             pages=-(-pages // self._wanted.copies),
             bytes=-(-bytes_ // self._wanted.copies),
@@ -188,7 +186,7 @@ class RedisStore:
             return what()
         except Unreachable:
             return None
-        except (redis.RedisError, ValueError, TypeError) as error:  # what others wrote there may be of any type
+        except ODD as error:
             self._seen.failed(error)
             return None
 
@@ -200,6 +198,12 @@ class RedisStore:
             if self._writes.quarantine(*version) is Quarantine.PENDING:
                 break
         self._writes.forget()
+
+
+def _has(server: Server) -> tuple[int, int, set[bytes]]:
+    """Pages of one server, their bytes, and the names of sessions."""
+    pages, size = server.one("ZCARD", PREFIX + b"index"), server.one("GET", PREFIX + b"bytes")
+    return int(pages or 0), int(size or 0), set(server.one("ZRANGE", PREFIX + b"sessions", 0, SESSIONS_MAX))
 
 
 def _told(server: Server) -> list[tuple[bytes, float, dict[bytes, int]]]:

@@ -5,13 +5,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-import redis
-
 from vllm_plugin.store.contract import Erased, Page, Quarantine
 from vllm_plugin.store.entries import session_key
 from vllm_plugin.store.redis_copies import Copies, Found, Wrong
 from vllm_plugin.store.redis_entries import Head, Seals, cut
-from vllm_plugin.store.redis_server import BATCH, FENCED, PREFIX, UNFENCED, Ready, Server, Unreachable
+from vllm_plugin.store.redis_server import BATCH, FENCED, ODD, PREFIX, UNFENCED, Ready, Server, Unreachable
 from vllm_plugin.store.redis_versions import Versions
 from vllm_plugin.store.seen import Seen
 
@@ -72,7 +70,7 @@ class Writes:
                 if head and head.manifest.digest == digest:
                     self._versions.over(key, head.stamp)
                     removed |= bool(server.remove([(key, head.raw)]))
-            except (Unreachable, redis.RedisError):
+            except (Unreachable, *ODD):
                 pending = True
         self._seen.count("quarantined", removed)
         if pending:
@@ -293,7 +291,7 @@ class Writes:
             yield
         except Unreachable:
             pass
-        except redis.RedisError as error:
+        except ODD as error:
             self._seen.failed(error)
 
     def _on_all(self, job: Callable[[Server], None]) -> Unreachable | None:
@@ -304,7 +302,7 @@ class Writes:
                 job(server)
             except Unreachable as error:
                 missing = error
-            except redis.RedisError as error:
+            except ODD as error:
                 self._seen.failed(error)
                 missing = Unreachable(f"{server.name}: {error}")
         return missing

@@ -80,6 +80,15 @@ async def test_a_client_that_asked_for_ids_gets_them():
     assert json.loads((await answer(call_for(return_token_ids=True), fine(raw))).body) == json.loads(raw)
 
 
+@pytest.mark.parametrize(("last", "so_far"), [(5, [[1, 2, 3, 4, 5]]), (1 << 32, [])])
+async def test_its_ids_are_there_for_whoever_loads_their_pages(last, so_far):
+    """What is only counted may be no id: then there are none, and the answer is given all the same."""
+    whole = await answer(call_for(stream=False), fine(chat_answer([4, last])))
+
+    assert [list(ids) for ids in whole.so_far()] == so_far
+    assert whole.completion_tokens == 2
+
+
 async def test_each_of_several_prompts_is_charged_once():
     """With arrays of prompts and n, each prompt's ids count once."""
     choices = [text_choice(i, "t", "stop", None, [9], [1] * (2 + i // 2)) for i in range(4)]

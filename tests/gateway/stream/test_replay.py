@@ -239,7 +239,12 @@ def shorter(raws: list[bytes]) -> list[bytes]:
     return [*raws[:3], raws[-1]]
 
 
-@pytest.mark.parametrize("wrong", [other_ids, other_text, other_prompt, sooner, shorter])
+def unreadable(raws: list[bytes]) -> list[bytes]:
+    """Tokens that the client has and others in one event, with a number beside them that nobody can read."""
+    return [raw.replace(b"{", b'{"odd":1e999,', 1) for raw in merged(raws, 4, 6)]
+
+
+@pytest.mark.parametrize("wrong", [other_ids, other_text, other_prompt, sooner, shorter, unreadable])
 async def test_a_replay_of_something_else_is_not_trusted(wrong):
     """Nothing of it reaches the client: the stream goes on from its ids, where that is exact."""
     call = call_for(return_token_ids=True)
@@ -303,6 +308,24 @@ async def test_a_stream_that_is_worded_here_is_not_replayed():
 
     assert not any("vllm_xargs" in asked for asked in play.engine.asked)
     assert (play.seen.text[0], play.seen.ids[0]) == (text_of(SAID), SAID)
+
+
+@pytest.mark.parametrize("endpoint", list(Endpoint))
+@pytest.mark.parametrize("continues", [None, ALL])
+async def test_all_chunks_are_of_one_answer_the_usage_too(endpoint, continues):
+    """Whichever way it goes on: the next server's own id, and what it says of its own request, are nobody's."""
+
+    def detailed(leg: int, raws: list[bytes]) -> list[bytes]:
+        return [raw.replace(b'"usage":{', b'"usage":{"prompt_tokens_details":{"cached_tokens":5},') for raw in raws]
+
+    play = await Play(
+        call_for(endpoint, stream_options=USAGE), Engine([SAID]), cuts=[8], edit=detailed, continues=continues
+    ).run()
+
+    kind = "chat.completion.chunk" if endpoint is Endpoint.CHAT else "text_completion"
+    assert {(one["id"], one["object"]) for one in events_of(play.sink.data)} == {("cmpl-1", kind)}
+    assert play.seen.usage == {"prompt_tokens": len(PROMPT), "completion_tokens": N, "total_tokens": len(PROMPT) + N}
+    assert play.relay.house.restored == 5
 
 
 # -------------------------------------------------------------------- ends and merged events
@@ -406,6 +429,16 @@ async def test_usage_is_the_standbys_but_for_what_it_had_cached():
     assert play.lease.cached == 0
 
 
+async def test_usage_that_cannot_be_read_whole_is_told_in_our_words():
+    """Its stream is whole; it does not break for a number that nobody asked for."""
+    play = await Play(
+        call_for(stream_options=USAGE), Engine([SAID]), cuts=[5], continues=ALL,
+        edit=lambda leg, raws: [raw.replace(b'"usage":{', b'"usage":{"odd":1e999,') for raw in raws],
+    ).run()
+
+    assert play.seen.usage == {"prompt_tokens": len(PROMPT), "completion_tokens": N, "total_tokens": len(PROMPT) + N}
+
+
 @pytest.mark.parametrize("cut", range(2, N))
 async def test_replayed_tokens_cost_nothing_and_a_lease_that_runs_dry_ends_it_where_it_would(cut):
     """With a budget of 20 tokens, topped up 8 at a time, the answer ends after 20, whatever was replayed."""
@@ -442,6 +475,15 @@ async def test_a_seed_is_given_where_the_replica_can_use_it(said, continues, see
     assert first.get("seed") == (4711 if seeded else None)
     assert second.get("seed") == (4711 if seeded and "vllm_xargs" in second else None)
     assert play.seen.text[0] == text_of(SAID)
+
+
+async def test_several_prompts_are_given_no_seed():
+    """The same prompt twice, as who wants two samples asks, would have the same answer twice."""
+    call = call_for(Endpoint.COMPLETIONS, prompt=["0", "0"], temperature=1)
+
+    play = await Play(call, Engine([SAID, SAID], [PROMPT, PROMPT]), cuts=[9], continues=ALL).run()
+
+    assert [asked.get("seed") for asked in play.engine.asked] == [None] * 3
 
 
 async def test_a_clients_own_seed_is_left_alone():

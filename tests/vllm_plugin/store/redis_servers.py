@@ -6,9 +6,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -72,6 +73,34 @@ class Redis:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+
+class Liar:
+    """A server that gives each command the same answer."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def close(self) -> None:
+        """No more of them."""
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _run(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._socket.accept()
+                threading.Thread(target=self._lie, args=(connection,), daemon=True).start()
+
+    def _lie(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError), connection.makefile("rb") as asked:
+            while line := asked.readline():
+                for _ in range(int(line[1:])):
+                    asked.read(int(asked.readline()[1:]) + 2)
+                connection.sendall(self._answer)
 
 
 def program() -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.vllm_plugin.store.pages import PAGE_BYTES, all_right, key_of, page, right
 from tests.vllm_plugin.store.processes import Mortal
-from tests.vllm_plugin.store.redis_servers import Redis, address_of, free_port, made_key
+from tests.vllm_plugin.store.redis_servers import Liar, Redis, address_of, free_port, made_key
 from vllm_plugin.store import (
     Quarantine,
     StoreBusy,
@@ -311,6 +311,24 @@ def test_a_bad_copy_is_read_from_the_other_server_and_repaired(shared, mortals):
     settle(shared)
     assert first.ask("HGET", named(0), 0) == good
     assert shared.stats().damaged == 1
+
+
+@pytest.mark.parametrize("answer", [b":1\r\n", b"*1\r\n:7\r\n", b"*2\r\n*0\r\n$-1\r\n", b"+OK\r\n"])
+def test_a_server_whose_answers_are_none_costs_no_copy(servers, key_file, answer):
+    """Neither those that the other one has, nor those that are written to it; and what it says is told."""
+    servers[0].ask("FLUSHALL")
+    liar = Liar(answer)
+    store = open_store(address_of([servers[0], liar], key_file, copies=2))
+    try:
+        assert store.put([page(number) for number in NUMBERS])
+        assert all(all_right(store, NUMBERS))
+        assert store.held(KEYS) == len(KEYS)
+        assert store.quarantine(KEYS[0], page(0).manifest.digest) is Quarantine.PENDING
+        assert store.held(KEYS[:1]) == 0
+        assert store.stats().failed
+    finally:
+        store.close(1)
+        liar.close()
 
 
 def test_a_missing_copy_is_written_again(shared, mortals):
