@@ -170,7 +170,7 @@ MUTANTS = [
         "gateway.stream.leg:Leg.__init__",
         "self._splitter = EventSplitter(self._limits.event_bytes)",
         "self._splitter = upstream.__dict__.setdefault('splitters', {}).setdefault("
-        "id(receiver.events.func.__self__) if receiver else id(self), EventSplitter(self._limits.event_bytes))",
+        "id(receiver.stream) if receiver else id(self), EventSplitter(self._limits.event_bytes))",
         "there was a good server|the oracle says",
         worlds=3000,
         near=420,
