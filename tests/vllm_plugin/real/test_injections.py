@@ -44,13 +44,18 @@ def test_nothing_else_is_counted(outcomes):
 
 
 def test_of_unharmed_pages_none_is_counted(bench):
-    """Asked again, from the cache and from the store, all at once: the same answers."""
+    """Asked again, from the cache and from the store, all at once: the same answers.
+
+    The first round reads what was harmed and not read yet: a load ends at its first bad page, and of two stored pages
+    that were swapped the other one is still there.
+    """
     engine = bench.engine
-    before = engine.metric("holdfast_pages_corrupt")
-    for forget in (True, False):
+    counted = []
+    for forget in (True, True, False):
         if forget:
             engine.forget()
         asked = [one for family in bench.asked for one in family]
         names = [engine.add(one.prompt, 8, **one.sampling) for one in asked]
         assert engine.run(names) == [one.right[:8] for one in asked]
-    assert engine.metric("holdfast_pages_corrupt") == before
+        counted.append(engine.metric("holdfast_pages_corrupt"))
+    assert counted == [counted[0]] * 3
