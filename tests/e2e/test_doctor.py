@@ -50,6 +50,7 @@ def test_two_servers_that_are_alike_are_said_to_be(engines, tmp_path):
     assert status == 0
 
 
+@pytest.mark.prove
 def test_a_server_with_a_key_and_the_plugin_is_seen_as_it_was_started(engine_model, tmp_path):
     """Guarded by the plugin; its key guards /v1, and not vLLM's routes for developers."""
     installed(tmp_path / "installed")

@@ -17,7 +17,7 @@ from tests.conftest import Teller
 from tests.processes import Gateway, until
 from tests.shared_pages import BLOCK, KINDS, conversation, paged_fleet, status
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.prove]
 
 PROMPT_TOKENS = 1200
 TOKENS = 1500  # seconds of work, so that a move falls into it; what has ended by then is asked for again
