@@ -71,6 +71,7 @@ async def ask(
     key: str = "",
     answer: Answer | None = None,
     session_id: str = "",
+    limit: aiohttp.ClientTimeout = NO_LIMIT,
 ) -> Answer:
     """Ask for an answer with its token ids (and, streamed, its usage) and take it all in.
 
@@ -81,7 +82,7 @@ async def ask(
         body = {"stream_options": {"include_usage": True}} | body
     headers = {"authorization": f"Bearer {key}"} if key else {}
     headers |= {"x-session-id": session_id} if session_id else {}
-    async with session.post(url + path, json=body, headers=headers, timeout=NO_LIMIT) as response:
+    async with session.post(url + path, json=body, headers=headers, timeout=limit) as response:
         answer = answer or Answer()
         answer.status, answer.replica = response.status, response.headers.get("x-holdfast-replica")
         answer.request_id = response.headers.get("x-request-id", "")
