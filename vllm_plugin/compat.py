@@ -150,6 +150,12 @@ def served(vllm_config: Any, runner: Any, kv_form: str, *, by_weights: bool, wat
     )  # fmt: skip
 
 
+def vocabulary_and_window(vllm_config: Any) -> tuple[int, int]:
+    """How many tokens the model has, and how many of them a request has at most."""
+    model = vllm_config.model_config
+    return model.get_vocab_size(), model.max_model_len
+
+
 def _models(runner: Any) -> dict[str, Any]:
     draft = runner.get_draft_model()
     return {"": runner.get_model()} | ({"draft.": draft} if draft is not None else {})

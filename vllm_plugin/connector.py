@@ -82,7 +82,7 @@ class HoldfastConnector(KVConnectorBase_V1, SupportsHMA):
             self._others: list[str] = []
             compat.guard_scheduler()
             compat.answer_in_engine()
-            self._missing = arming.in_engine(settings.continues)
+            self._missing = arming.in_engine(settings.continues, *compat.vocabulary_and_window(vllm_config))
             self._watch(compat.watch_engine, self._engine_did)
         else:
             self._progress: Progress | None = None

@@ -29,6 +29,7 @@ POINTS = 50  # streams that are cut, with pages: each at a place of its own
 PAGES, WITHOUT = "pages", "without"
 ARMS: dict[str, int | None] = {PAGES: STORE_BYTES, WITHOUT: None}  # bytes of the store
 ANSWER_TOKENS = 400  # seconds of work for eight streams at once
+DYING = {"flap_soon_s": 0}  # `health`: the same server is killed each minute, and is to serve again all the same
 DRAWN_TOKENS = 120  # the kill is when one of them has brought so many at most
 BEGUN_S_MAX, UP_S_MAX = 120.0, 60.0
 GAP_P99_S, RECOMPUTED = 1.0, 0.01  # goals
@@ -84,7 +85,7 @@ def _arms() -> Iterator[list[Arm]]:
         for name, store_bytes in ARMS.items():
             fleet = stack.enter_context(paged_fleet(2, model, folder / name, store_bytes=store_bytes))
             say(f"{NAME}: two servers, {name}, are ready")
-            gateway = moves.front(folder / f"{name}-gateway", [engine.url for engine in fleet], model)
+            gateway = moves.front(folder / f"{name}-gateway", [engine.url for engine in fleet], model, health=DYING)
             arms.append(Arm(name, fleet[0], fleet[1], stack.enter_context(gateway)))
         yield arms
 

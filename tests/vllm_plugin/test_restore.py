@@ -11,7 +11,7 @@ from vllm_plugin.restore import KEY, continuing
 from vllm_plugin.restore.argument import ArgumentRefused, read
 from vllm_plugin.restore.continuing import UNTRIED, Continuing
 from vllm_plugin.restore.generators import CpuGenerator, move_of, remembered
-from vllm_plugin.restore.history import ids_of
+from vllm_plugin.restore.history import ids_of, known_ids
 from vllm_plugin.restore.limits import refused_field, why_not_here
 
 SIZES = {"choices": 1, "tokens_max": 4, "vocabulary": 100}
@@ -78,6 +78,23 @@ def test_only_what_a_server_put_there_itself_are_tokens(said):
     assert ids_of(SimpleNamespace(extra_args={KEY: said})) == []
     assert ids_of(SimpleNamespace(extra_args=None)) == ids_of(None) == []
     assert ids_of(SimpleNamespace(extra_args={KEY: {"ids": [7]}})) == [7]
+
+
+@pytest.mark.parametrize("ids", [[100], [-1], [True], [1.0], ["7"], "7", (7,), 7, [7] * 4, [7] * 5])
+def test_an_engine_takes_no_token_that_it_has_not_nor_too_many(ids):
+    """Whichever front let them in: such a request fails, and no other."""
+    params = SimpleNamespace(extra_args={KEY: {"ids": ids}}, max_tokens=4)
+    with pytest.raises(ValueError, match="given out"):
+        known_ids(params, 100, room=50)
+
+
+def test_an_engine_takes_what_is_right():
+    """The first and the last token of its vocabulary, up to the last that it may have; or none at all."""
+    params = SimpleNamespace(extra_args={KEY: {"ids": [0, 99, 7]}}, max_tokens=4)
+    assert known_ids(params, 100, room=50) == [0, 99, 7]
+    assert known_ids(SimpleNamespace(extra_args=None, max_tokens=1), 100, room=0) == []
+    with pytest.raises(ValueError, match="none is left"):
+        known_ids(params, 100, room=3)
 
 
 def drawn(generator: torch.Generator) -> list[int]:

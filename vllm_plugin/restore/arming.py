@@ -11,13 +11,13 @@ MOVE = "_holdfast_move"  # of a runner: see `move_of`
 log = logs.logger("arming")
 
 
-def in_engine(wanted: bool) -> list[str]:
+def in_engine(wanted: bool, vocabulary: int, window: int) -> list[str]:
     """From now on, if it is wanted, this engine's requests may come with tokens that another server gave out for them.
-    Returns what this vLLM lacks for that.
+    Returns what this vLLM lacks for that. vocabulary, window: of the model, as `history.know_requests` has them.
     """
     missing = _missing(versions.CONTINUED_IN_ENGINE)
     if wanted and not missing:
-        history.know_requests()
+        history.know_requests(vocabulary, window)
     return missing
 
 

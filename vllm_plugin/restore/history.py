@@ -6,6 +6,7 @@ pages, with which pages beyond the prompt are found, and where the grammar is.
 
 from collections.abc import Callable
 from copy import copy
+from functools import partial
 from typing import Any
 
 from vllm_plugin.restore import IDS, KEY
@@ -20,18 +21,35 @@ def ids_of(sampling_params: Any) -> list[int]:
     return said.get(IDS, []) if isinstance(said, dict) else []
 
 
-def know_requests() -> None:
-    """From now on, this engine's requests come with what was given out for them."""
+def known_ids(sampling_params: Any, vocabulary: int, room: int) -> list[int]:
+    """The same, looked at: a front other than this server's may have let them in, and what an engine computes from an
+    id that the model has not is undefined, up to its end.
+
+    room: tokens that the model's window has left behind the prompt. Raises ValueError, which fails this request only.
+    """
+    ids = ids_of(sampling_params)
+    if not isinstance(ids, list) or not all(type(one) is int and 0 <= one < vocabulary for one in ids):
+        raise ValueError(f"what was given out for this request is not all tokens of a vocabulary of {vocabulary}")
+    if ids and len(ids) >= min(room, sampling_params.max_tokens or room):
+        raise ValueError(f"{len(ids)} tokens were given out for this request: none is left of what it may have")
+    return ids
+
+
+def know_requests(vocabulary: int, window: int) -> None:
+    """From now on, this engine's requests come with what was given out for them.
+
+    vocabulary, window: how many tokens the model has, and how many of them a request has at most.
+    """
     from vllm.v1.request import Request
     from vllm.v1.structured_output import StructuredOutputManager
 
-    wrap_class_method(Request, "from_engine_core_request", _request)
+    wrap_class_method(Request, "from_engine_core_request", partial(_request, vocabulary, window))
     wrap(StructuredOutputManager, "_create_grammar", _grammar)
 
 
-def _request(original: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+def _request(vocabulary: int, window: int, original: Callable[..., Any], *args: Any, **kw: Any) -> Any:
     request = original(*args, **kw)
-    ids = ids_of(request.sampling_params)
+    ids = known_ids(request.sampling_params, vocabulary, window - request.num_tokens)
     if ids:
         request.append_output_token_ids(list(ids))
         # What is found computed may be more than its prompt, which these statistics know nothing of.
