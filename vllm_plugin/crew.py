@@ -23,9 +23,15 @@ class Crew:
     def __init__(self, threads: int = THREADS_MAX) -> None:
         self._threads_max = threads
 
+    @cached_property
+    def threads(self) -> int:
+        """How many there are at most, with whoever asks."""
+        return min(self._threads_max, len(_cores())) if self._threads_max > 1 else 1
+
     def each(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """What becomes of each, in order. Raises what one of them raised, when those begun are over."""
-        if min(self._threads_max, len(items)) <= 1 or self._others is None:
+        count = min(self.threads, len(items))
+        if count <= 1:
             return [work(item) for item in items]
         left, found = deque(enumerate(items)), dict[int, R]()
 
@@ -38,7 +44,7 @@ class Crew:
                     left.clear()
                     raise
 
-        begun = [self._others.submit(some) for _ in range(min(self._count, len(items)) - 1)]
+        begun = [self._others.submit(some) for _ in range(count - 1)]
         try:
             some()
         finally:
@@ -49,13 +55,10 @@ class Crew:
         return [found[at] for at in range(len(items))]
 
     @cached_property
-    def _others(self) -> ThreadPoolExecutor | None:
+    def _others(self) -> ThreadPoolExecutor:
         """Made when they are needed: all threads of the process are there then."""
         cores = _cores()
-        self._count = min(self._threads_max, len(cores))
-        if self._count <= 1:
-            return None
-        return ThreadPoolExecutor(self._count - 1, "holdfast-crew", lambda: os.sched_setaffinity(0, cores))
+        return ThreadPoolExecutor(self.threads - 1, "holdfast-crew", lambda: os.sched_setaffinity(0, cores))
 
 
 def _next(left: deque[T]) -> T | None:

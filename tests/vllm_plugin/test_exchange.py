@@ -169,7 +169,7 @@ def test_many_pages_are_brought_by_some_threads_each_to_its_block(monkeypatch):
     changed(store, b"m3")
     gone(store, b"m5")
     world.memory[:] = 7
-    world.half.exchange._crew, world.half.exchange._at_once = crew.Crew(3), 2
+    world.half.exchange._crew, world.half.exchange._share_min = crew.Crew(3), 2
 
     wanted = [page(block, chain, 16 * block) for block, chain in enumerate(chains)]
     arrived = world.half.exchange.load(wanted)
