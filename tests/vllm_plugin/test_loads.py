@@ -150,14 +150,12 @@ def test_many_come_by_turns(loads, exchange):
 
 def test_a_step_that_computes_places_one_slice_and_what_its_share_allows(loads, exchange, clock):
     """Running streams wait for it. One that computes nothing goes on until its time is up."""
-    loads.add(load("r", 24))
+    loads.add(load("r", 64))
     exchange.on_place = lambda: setattr(clock, "now_s", clock.now_s + 0.01)
 
     for step_s, pages in (0.04, 4), (0.08, 8), (100.0, 8):
-        ready(loads, 12)
+        ready(loads, FETCHED_BYTES_MAX // PAGE_BYTES)
         assert len(step(loads, step_s=step_s)) == pages
-        if pages == 4:
-            loads.add(load("s", 40, 100))
     ready(loads, FETCHED_BYTES_MAX // PAGE_BYTES)
     exchange.on_place = lambda: setattr(clock, "now_s", clock.now_s + ALONE_S_MAX / 3 + 1e-6)
     assert len(step(loads, computes=False)) == 4 * 3
@@ -236,7 +234,7 @@ def test_who_is_gone_waits_for_nothing(loads, exchange):
 def test_of_another_model_nothing_was_brought(loads, exchange):
     """Not even what was in its place already."""
     loads.add(load("r", 24))
-    ready(loads, 12)
+    ready(loads, FETCHED_BYTES_MAX // PAGE_BYTES)
     assert len(step(loads)) == 4
 
     loads.stop_all()
