@@ -104,9 +104,9 @@ def test_the_plugin_knows_nothing_of_the_gateway(path):
 
 @pytest.mark.parametrize("path", [p for p in EVERYTHING if p.values[0].parts[:2] == ("vllm_plugin", "digest")])
 def test_a_digest_needs_no_vllm_and_what_is_heavy_only_where_it_is_used(path):
-    """numpy and BLAKE3 at import; numba, torch and triton each in the file that is named for it."""
+    """numpy and BLAKE3 at import; numba with its LLVM, torch and triton each in the file that is named for it."""
     allowed = (*sys.stdlib_module_names, "numpy", "blake3", "vllm_plugin.digest")
-    numba = dict.fromkeys(("numba_code", "numba_copies", "numba_sums"), ("numba",))
+    numba = dict.fromkeys(("numba_code", "numba_copies", "numba_sums"), ("numba", "llvmlite"))
     engine = {**numba, "torch_sums": ("torch",), "triton_sums": ("torch", "triton")}.get(path.stem, ())
     assert at_import(path) == of(path, *allowed, *engine) & at_import(path)
     assert not {name for name in at_import(path) if any(word.endswith("_sums") for word in name.split("."))}

@@ -1,8 +1,10 @@
-"""Several threads at one piece of work, for as long as that takes: for compiled code that others may run beside."""
+"""Several threads at one piece of work: for compiled code that others may run beside."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,14 +14,58 @@ R = TypeVar("R")
 THREADS_MAX = 4  # memory is what is waited for: more of them bring little
 
 
-def each(work: Callable[[T], R], items: Sequence[T], threads: int = THREADS_MAX) -> list[R]:
-    """What becomes of each, in order. Raises what one of them raised, when those begun are over; no thread is left."""
-    cores = _cores()
-    threads = min(threads, len(items), len(cores))
-    if threads <= 1:
-        return [work(item) for item in items]
-    with ThreadPoolExecutor(threads, "holdfast-crew", lambda: os.sched_setaffinity(0, cores)) as crew:
-        return list(crew.map(work, items))
+class Crew:
+    """Whoever asks, and some more where there are cores for them. threads: of them all, at most.
+
+    The others stay, until nobody has the crew any more: to begin them takes as long as to copy some megabytes.
+    """
+
+    def __init__(self, threads: int = THREADS_MAX) -> None:
+        self._threads_max = threads
+
+    @cached_property
+    def threads(self) -> int:
+        """How many there are at most, with whoever asks."""
+        return min(self._threads_max, len(_cores())) if self._threads_max > 1 else 1
+
+    def each(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """What becomes of each, in order. Raises what one of them raised, when those begun are over."""
+        count = min(self.threads, len(items))
+        if count <= 1:
+            return [work(item) for item in items]
+        left, found = deque(enumerate(items)), dict[int, R]()
+
+        def some() -> None:
+            while one := _next(left):
+                at, item = one
+                try:
+                    found[at] = work(item)
+                except BaseException:
+                    left.clear()
+                    raise
+
+        begun = [self._others.submit(some) for _ in range(count - 1)]
+        try:
+            some()
+        finally:
+            others = [one for one in begun if not one.cancel()]  # who did not begin yet is not needed
+            wait(others)
+        for other in others:
+            other.result()
+        return [found[at] for at in range(len(items))]
+
+    @cached_property
+    def _others(self) -> ThreadPoolExecutor:
+        """Made when they are needed: all threads of the process are there then."""
+        cores = _cores()
+        return ThreadPoolExecutor(self.threads - 1, "holdfast-crew", lambda: os.sched_setaffinity(0, cores))
+
+
+def _next(left: deque[T]) -> T | None:
+    try:
+        return left.popleft()
+    except IndexError:
+        return None
 
 
 def _cores() -> set[int]:

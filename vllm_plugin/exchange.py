@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from vllm_plugin import logs
-from vllm_plugin.crew import each
+from vllm_plugin.crew import Crew
 from vllm_plugin.digest import DIGEST_BYTES
 from vllm_plugin.page import Kind, Page
 from vllm_plugin.whose import NOBODY, Whose
@@ -22,7 +22,7 @@ from vllm_plugin.whose import NOBODY, Whose
 log = logs.logger("exchange")
 
 SWEEP_EVERY_S = 60.0
-CACHED_BYTES = 2**20  # of pages that are written before they are looked at: what a core has in its cache
+SHARE_BYTES = 2**20  # of pages, at least: what another thread is worth
 SAVED_MAX = 262_144  # pages of which it is known when they were stored, the latest; some 60 MB
 
 
@@ -87,7 +87,7 @@ class Exchange:
         self._pages, self._write, self._digest, self._key = pages, write, digest, key
         self._block_tokens, self._session = block_tokens, session
         self._sweep_every_s, self._clock = sweep_every_s, clock
-        self._threads, self._at_once = threads, max(1, CACHED_BYTES // pages.page_bytes)
+        self._crew, self._share_min = Crew(threads), max(1, SHARE_BYTES // pages.page_bytes)
         self._swept_s = clock() - sweep_every_s
         self._saved: deque[tuple[float, bytes, bytes]] = deque(maxlen=SAVED_MAX)  # when, key, digest
 
@@ -170,18 +170,18 @@ class Exchange:
     def _written(self, pages: Sequence[Page], payloads: Sequence[bytes | memoryview]) -> list[bytes]:
         """The digests of what lies in the blocks, after those payloads that fit were written there.
 
-        Some at a time, so that they are looked at where they are still at hand. Where no thread is behind, nobody
-        looks at a payload any more.
+        Each thread has one share, so that little is done per page. Then nobody looks at a payload any more.
         """
+        share = max(self._share_min, -(-len(pages) // self._crew.threads))
 
         def some(first: int) -> list[bytes]:
-            those = pages[first : first + self._at_once]
+            those = pages[first : first + share]
             came = zip(those, payloads[first : first + len(those)], strict=True)
             fit = [(page.block, payload) for page, payload in came if self._fits(payload)]
             self._write([block for block, _ in fit], [payload for _, payload in fit])
             return self._digest(those)
 
-        done = each(some, range(0, len(pages), self._at_once), self._threads)
+        done = self._crew.each(some, range(0, len(pages), share))
         return [digest for many in done for digest in many]
 
     def _fits(self, payload: bytes | memoryview) -> bool:

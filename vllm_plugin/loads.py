@@ -18,7 +18,7 @@ from vllm_plugin.exchange import Arrived, Fetched
 from vllm_plugin.page import Load, Page
 from vllm_plugin.whose import Whose
 
-SLICE_BYTES = 8 * 2**20  # that are fetched, and placed, at once; one page at least
+SLICE_BYTES = 16 * 2**20  # that are fetched, and placed, at once; one page at least
 FETCHED_BYTES_MAX = 64 * 2**20  # that wait to be placed, and one slice
 LOAD_S_MAX = 8.0  # that a request waits, and a fetched page at most: less than a store lets it be looked at
 SHARE, PLACE_S_MAX = 0.25, 0.02  # of a step's time, and in all, that placing may take, behind its first slice

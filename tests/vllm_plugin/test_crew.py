@@ -22,29 +22,48 @@ def test_each_has_its_place_and_two_are_at_work_at_once():
         met.wait()
         return number * number
 
-    assert crew.each(work, range(6)) == [0, 1, 4, 9, 16, 25]
+    assert crew.Crew().each(work, range(6)) == [0, 1, 4, 9, 16, 25]
 
 
-def test_what_one_raises_is_raised_when_those_begun_are_over():
+@pytest.mark.parametrize("ours", [True, False])
+def test_what_one_raises_is_raised_when_those_begun_are_over(ours):
+    """Whoever it is, the one who asked or another one; and nothing more is begun, since nobody would look at it."""
     over, begun = [], threading.Barrier(2, timeout=5)
 
     def work(number):
-        begun.wait()
-        if number == 0:
+        if number < 2:
+            begun.wait()
+        if (threading.current_thread() is threading.main_thread()) == ours:
             raise ZeroDivisionError
         time.sleep(0.05)
         over.append(number)
 
     with pytest.raises(ZeroDivisionError):
-        crew.each(work, range(2))
-    assert over == [1]
-    assert not [one for one in threading.enumerate() if one.name.startswith("holdfast-crew")]
+        crew.Crew().each(work, range(20))
+    assert len(over) == 1
+
+
+def others() -> list[threading.Thread]:
+    return [one for one in threading.enumerate() if one.name.startswith("holdfast-crew")]
+
+
+def test_the_others_stay_and_end_with_the_crew():
+    """To begin threads takes as long as what they do."""
+    before, met, several = set(others()), threading.Barrier(2, timeout=5), crew.Crew()
+    several.each(lambda _: met.wait(), range(2))
+    (first,) = set(others()) - before
+    several.each(lambda _: met.wait(), range(2))
+    assert set(others()) - before == {first}
+
+    del several
+    first.join(5)
+    assert not first.is_alive()
 
 
 def test_one_is_done_by_who_asks():
     """As is everything where one thread is allowed."""
-    assert crew.each(lambda _: threading.current_thread(), [1]) == [threading.current_thread()]
-    assert crew.each(lambda _: threading.current_thread(), [1, 2], 1) == [threading.current_thread()] * 2
+    assert crew.Crew().each(lambda _: threading.current_thread(), [1]) == [threading.current_thread()]
+    assert crew.Crew(1).each(lambda _: threading.current_thread(), [1, 2]) == [threading.current_thread()] * 2
 
 
 def test_the_cores_are_those_of_the_whole_process(monkeypatch):

@@ -1,5 +1,6 @@
 """Plans and exchange with a store of this process: what is brought, and what is not believed."""
 
+import math
 import threading
 import time
 
@@ -168,7 +169,7 @@ def test_many_pages_are_brought_by_some_threads_each_to_its_block(monkeypatch):
     changed(store, b"m3")
     gone(store, b"m5")
     world.memory[:] = 7
-    world.half.exchange._threads, world.half.exchange._at_once = 3, 2
+    world.half.exchange._crew, world.half.exchange._share_min = crew.Crew(3), 2
 
     wanted = [page(block, chain, 16 * block) for block, chain in enumerate(chains)]
     arrived = world.half.exchange.load(wanted)
@@ -257,6 +258,25 @@ def test_a_page_that_is_written_is_the_page_that_was_read(layout):
         with pytest.raises(ValueError, match=why):
             group.write(blocks, contents)
     assert group.bytes(1) == before[3]
+
+
+@pytest.mark.parametrize("at", range(0, 64, 4))
+@pytest.mark.parametrize("run_words", [1, 15, 16, 17, 48, 1024])
+def test_pages_are_written_to_any_address_in_runs_of_any_length(at, run_words):
+    """Whole cache lines go another way than the rest: nothing is missing, and nothing beside it is written over."""
+    rng = np.random.default_rng(at)
+    shape = (5, 2, run_words + 16)
+    memory = rng.integers(0, 256, 64 + 4 * math.prod(shape), np.uint8)
+    first = (at - memory.ctypes.data) % 64
+    runs = memory[first : first + 4 * math.prod(shape)].view(np.uint32).reshape(shape)[:, :, :run_words]
+    group, before, then = Pages([Part.of(runs, "block ...")]), memory.copy(), runs[3].copy()
+    came = rng.integers(0, 256, 3 + group.page_bytes, np.uint8)[3:]  # wherever it begins
+
+    group.write([3], [memoryview(came)])
+
+    assert group.bytes(3) == came.tobytes()
+    runs[3] = then
+    assert (memory == before).all()
 
 
 def test_what_was_planned_for_another_model_is_not_brought(store):

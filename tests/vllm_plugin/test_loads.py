@@ -150,16 +150,15 @@ def test_many_come_by_turns(loads, exchange):
 
 def test_a_step_that_computes_places_one_slice_and_what_its_share_allows(loads, exchange, clock):
     """Running streams wait for it. One that computes nothing goes on until its time is up."""
-    loads.add(load("r", 24))
-    ready(loads, 24)
+    loads.add(load("r", 64))
     exchange.on_place = lambda: setattr(clock, "now_s", clock.now_s + 0.01)
 
-    assert len(step(loads, step_s=0.04)) == 4
-    assert len(step(loads, step_s=0.08)) == 8
-    assert len(step(loads, step_s=100.0)) == 8
-    loads.add(load("s", 40, 100))
+    for step_s, pages in (0.04, 4), (0.08, 8), (100.0, 8):
+        ready(loads, FETCHED_BYTES_MAX // PAGE_BYTES)
+        assert len(step(loads, step_s=step_s)) == pages
     ready(loads, FETCHED_BYTES_MAX // PAGE_BYTES)
-    assert len(step(loads, computes=False)) == 4 * round(ALONE_S_MAX / 0.01)
+    exchange.on_place = lambda: setattr(clock, "now_s", clock.now_s + ALONE_S_MAX / 3 + 1e-6)
+    assert len(step(loads, computes=False)) == 4 * 3
 
 
 def test_no_more_is_fetched_than_may_wait(loads, exchange):
@@ -235,7 +234,7 @@ def test_who_is_gone_waits_for_nothing(loads, exchange):
 def test_of_another_model_nothing_was_brought(loads, exchange):
     """Not even what was in its place already."""
     loads.add(load("r", 24))
-    ready(loads, 24)
+    ready(loads, FETCHED_BYTES_MAX // PAGE_BYTES)
     assert len(step(loads)) == 4
 
     loads.stop_all()

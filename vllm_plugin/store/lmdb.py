@@ -89,13 +89,13 @@ class LmdbStore:
         self._directory = Directory(wanted.directory, wanted.size_bytes)
         self._seen = Seen(str(wanted.directory))
         with self._directory.begun(make=make) as first:
-            self._env, where = self._environment(first)
-            self._tables = self._readied(where, first)
+            self._env, self._where = self._environment(first)
+            self._tables = self._readied(self._where, first)
         self._writes = Writes(self._tables, self._seen, clock, wanted.retention_s)
         self._denied: set[tuple[bytes, bytes]] = set()  # wrong versions that are not removed yet; as many as pages
         self._left_behind = False
         self._reads = Reads(self._tables.reading)
-        self._populating = Populating(where) if populate else None
+        self._populating = Populating(self._where) if populate else None
         self._writer = Writer(wanted.queue_bytes, self._tidy, min(TIDY_S_MAX, wanted.retention_s / 4))
         self._queue = Queue(str(wanted.directory), self._writer, self._seen, self._writes.put)
 
@@ -129,12 +129,13 @@ class LmdbStore:
     def read(self, keys: Sequence[bytes]) -> Iterator[list[Page | None]]:
         """See `PageStore.read`."""
         found: list[Page | None] = [None] * len(keys)
-        lent: list[Lent] = []
-        with self._quietly(lambda: not lent), self._reads.snapshot() as snapshot:
+        lent: Lent | None = None
+        with self._quietly(lambda: lent is None), self._reads.snapshot() as snapshot:
             pages = [self._page(snapshot, key) for key in keys]
-            lent = [Lent(page.payload) for page in pages if page]
-            views = iter(lent)
-            found = [page and Page(page.key, page.manifest, next(views).view) for page in pages]
+            lent = Lent(self._where, [page.payload for page in pages if page])
+            views = iter(lent.views)
+            found = [page and Page(page.key, page.manifest, next(views)) for page in pages]
+            del pages, views
             snapshot.lent = True
             try:
                 yield found
@@ -254,9 +255,9 @@ class LmdbStore:
             return None
         return _Found(key, entry.manifest, payload)
 
-    def _take_back(self, lent: list[Lent]) -> bool:
+    def _take_back(self, lent: Lent) -> bool:
         """Whether nobody looks at the memory any more. If somebody does, it stays mapped for ever."""
-        over = all([one.take_back() for one in lent])
+        over = lent.take_back()
         self._left_behind |= not over
         return over
 

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,20 +82,23 @@ class Populating:
 
 
 class Lent:
-    """A view of a page's memory, for reading, of which one can tell whether anybody still has some of it.
+    """Views of a map, for reading, of which one can tell whether anybody still has some of them.
 
     LMDB's own views do not tell: numpy looks through a view at what is behind it, whatever becomes of the view.
     """
 
-    def __init__(self, view: memoryview) -> None:
-        owner = (ctypes.c_ubyte * view.nbytes).from_address(address_of(view))
+    def __init__(self, where: Map, views: Sequence[memoryview]) -> None:
+        owner = (ctypes.c_ubyte * where.length).from_address(where.address)
         self._owner = weakref.ref(owner)
-        self.view = memoryview(owner).cast("B").toreadonly()
+        self._whole = memoryview(owner).cast("B").toreadonly()
+        firsts = [address_of(view) - where.address for view in views]
+        self.views = [self._whole[at : at + view.nbytes] for at, view in zip(firsts, views, strict=True)]
 
     def take_back(self) -> bool:
-        """Whether nobody has it any more."""
-        with contextlib.suppress(BufferError):
-            self.view.release()
+        """Whether nobody has any of them any more."""
+        for view in (*self.views, self._whole):
+            with contextlib.suppress(BufferError):
+                view.release()
         return self._owner() is None
 
 
@@ -119,7 +123,8 @@ class _Buffer(ctypes.Structure):
 def address_of(view: memoryview) -> int:
     """Where the memory of a view is. ctypes' own ways are for writable ones only."""
     buffer = _Buffer()
-    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(view), ctypes.byref(buffer), 0)
+    told = ctypes.byref(buffer)
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(view), told, 0)
     address = int(buffer.buf)
-    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(buffer))
+    ctypes.pythonapi.PyBuffer_Release(told)
     return address

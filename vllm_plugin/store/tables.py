@@ -100,19 +100,20 @@ class Tables:
                 txn.put(_SERIAL.pack(serial), page.payload, db=self.payloads, append=True)
                 txn.put(page.key, encoded(page.key, page.manifest, serial), db=self.manifests)
                 put += 1
-            self.note(txn, page.key, page.manifest.session, now_s)
+            self.note(txn, [page.key], page.manifest.session, now_s)
         return put, known
 
     def missing_bytes(self, txn: Transaction, pages: Iterable[Page]) -> int:
         """What those of these pages would take that are not there."""
         return sum(self.taken_bytes(one.manifest.page_bytes) for one in pages if not self.entry(txn, one.key))
 
-    def note(self, txn: Transaction, key: bytes, session: str, now_s: float) -> None:
-        """A session uses a page."""
+    def note(self, txn: Transaction, keys: Sequence[bytes], session: str, now_s: float) -> None:
+        """A session uses pages, one at least."""
         name = session_key(session)
         txn.put(name, _TIME.pack(now_s), db=self.sessions)
-        if txn.put(_pair(key, name), b"", overwrite=False, db=self.users):
-            txn.put(_pair(name, key), b"", db=self.pages_of)
+        for key in keys:
+            if txn.put(_pair(key, name), b"", overwrite=False, db=self.users):
+                txn.put(_pair(name, key), b"", db=self.pages_of)
 
     def may_write(self, txn: Transaction, session: str, generation: int, now_s: float) -> bool:
         """Whether this is the highest generation of a session that anybody named; from now on, if it is."""

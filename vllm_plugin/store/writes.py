@@ -42,9 +42,9 @@ class Writes:
         """A session uses pages."""
         with self._tables.writing() as txn:
             may = self._tables.may_write(txn, session, generation, self._clock())
-            for key in keys if may else ():
-                if self._tables.entry(txn, key):
-                    self._tables.note(txn, key, session, self._clock())
+            there = [key for key in keys if self._tables.entry(txn, key)] if may else []
+            if there:
+                self._tables.note(txn, there, session, self._clock())
 
     def quarantine(self, key: bytes, digest: bytes) -> Quarantine:
         """Remove one version of a page."""

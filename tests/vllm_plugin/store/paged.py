@@ -15,6 +15,7 @@ from vllm_plugin.store import Page as Stored
 MODEL = b"model".ljust(32, b".")
 TOKENS, HEADS, DIM = 32, 8, 128  # of two bytes each: a layer's part of a page has 128 KiB
 LAYER_BYTES = 2 * TOKENS * HEADS * DIM * 2
+LINE_WORDS = 8  # of a cache line, 64 bits each
 
 
 class Paged:
@@ -41,12 +42,17 @@ def key_of(chain: bytes) -> bytes:
 
 
 def as_in_vllm(blocks: int, layers: int, rng: np.random.Generator | None = None) -> list[np.ndarray]:
-    """Layers of such a shape; empty, or of any bits."""
+    """Layers of such a shape, at the beginning of a cache line, as torch's are; empty, or of any bits."""
     shape = (blocks, HEADS, 2, TOKENS, DIM)
-    if rng is None:
-        return [np.zeros(shape, np.uint16) for _ in range(layers)]
-    words = int(np.prod(shape)) // 4
-    return [rng.integers(0, 2**64, words, np.uint64).view(np.uint16).reshape(shape) for _ in range(layers)]
+    found = []
+    for _ in range(layers):
+        words = np.zeros(int(np.prod(shape)) // 4 + LINE_WORDS, np.uint64)
+        first = -(words.ctypes.data // words.itemsize) % LINE_WORDS
+        layer = words[first : first + words.size - LINE_WORDS]
+        if rng is not None:
+            layer[:] = rng.integers(0, 2**64, layer.size, np.uint64)
+        found.append(layer.view(np.uint16).reshape(shape))
+    return found
 
 
 LAYOUT = "block head kv token dim"

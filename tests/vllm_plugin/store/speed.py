@@ -1,4 +1,5 @@
-"""How fast a session's pages go from an engine's memory to a store and back, beside a copy of as many bytes.
+"""How fast a session's pages go from an engine's memory to a store and back, beside two copies of as many bytes: from
+memory to memory in large pieces, and out of LMDB's map page by page, which no load from there can do without.
 
     .venv-vllm/bin/python -m tests.vllm_plugin.store.speed OUT [--mib 1024] [--rounds 5]
 
@@ -19,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.vllm_plugin.store.paged import LAYER_BYTES, LAYOUT, Paged, as_in_vllm, named
+from tests.vllm_plugin.store.paged import LAYER_BYTES, LAYOUT, Paged, as_in_vllm, key_of, named
 from tests.vllm_plugin.store.redis_servers import Redis, address_of, made_key
 from vllm_plugin.crew import THREADS_MAX
-from vllm_plugin.loads import Loads
+from vllm_plugin.loads import SLICE_BYTES, Loads
 from vllm_plugin.page import Load, Page
 from vllm_plugin.store import PageStore, open_store
 from vllm_plugin.store.redis_store import TIDY_S_MAX
@@ -75,6 +76,9 @@ def of_pages(size: int, session_bytes: int, rounds: int) -> dict[str, float | Se
                     layer[:] = 0
                 wanted = named(f"round {number}", pages_count)
                 timed(f"{name} load", partial(loaded, world, wanted))
+                if name == "lmdb":
+                    timed("map copy", partial(out_of_map, target, lmdb, world, wanted))
+                    assert np.array_equal(target[: 2 * size], stored(world, wanted[:2]))
                 assert all(np.array_equal(now[:pages_count], then[:pages_count])
                            for now, then in zip(memory, right, strict=True))  # fmt: skip
                 for layer, then in zip(memory, right, strict=True):
@@ -166,6 +170,22 @@ def in_pieces(target: np.ndarray, source: np.ndarray) -> None:
     """A plain copy."""
     for first in range(0, source.size, LOAD_BYTES):
         np.copyto(target[first : first + LOAD_BYTES], source[first : first + LOAD_BYTES])
+
+
+def out_of_map(target: np.ndarray, store: PageStore, world: Paged, pages: list[Page]) -> None:
+    """Pages copied as they lie in a store's map, one after the other; they are found, and nothing else is done."""
+    size = world.pages.page_bytes
+    step = max(1, SLICE_BYTES // size)
+    for first in range(0, len(pages), step):
+        with store.read([key_of(page.chain) for page in pages[first : first + step]]) as found:
+            for at, page in enumerate(found, first):
+                np.copyto(target[at * size : (at + 1) * size], np.frombuffer(page.payload, np.uint8))
+            del page, found
+
+
+def stored(world: Paged, pages: list[Page]) -> np.ndarray:
+    """Pages that are in their blocks, as a store has them."""
+    return np.frombuffer(b"".join(world.pages.bytes(page.block) for page in pages), np.uint8)
 
 
 def timer(seconds: Seconds) -> Callable[[str, Callable[[], None]], None]:
