@@ -361,15 +361,23 @@ def test_bad_requests_are_refused_by_name(gateway, method, path, body, status, p
 )
 def test_what_a_page_in_a_browser_could_send_changes_nothing(gateway, raw, headers, status):
     """Another content type, another origin, another name for this machine; nor does garbage."""
-    admin(gateway, "PUT", JSON, status=status, raw=raw, **headers)
+    before = admin(gateway, "GET", "/admin/budgets")
 
-    admin(gateway, "GET", JSON, status=404)
+    refused = admin(gateway, "PUT", JSON, status=status, raw=raw, **headers)
+
+    assert refused["message"]
+    assert admin(gateway, "GET", "/admin/budgets") == before
+    assert admin(gateway, "GET", JSON, status=404)["code"] == "not_found"
 
 
 def test_a_page_cannot_read_either(gateway):
     """Its own name may have been made to mean this machine."""
-    admin(gateway, "GET", "/admin/keys", status=403, host="evil.example:80")
-    admin(gateway, "GET", "/admin/keys", status=403, origin="http://localhost:3000")
+    elsewhere = admin(gateway, "GET", "/admin/keys", status=403, host="evil.example:80")
+    other_page = admin(gateway, "GET", "/admin/keys", status=403, origin="http://localhost:3000")
+
+    for refused in (elsewhere, other_page):
+        assert "key_" not in json.dumps(refused)
+        assert "access-control-allow-origin" not in {name.lower() for name in refused["headers"]}
 
 
 def test_an_admin_key_is_asked_for_where_there_is_one(stubs, start_gateway):
