@@ -59,10 +59,11 @@ async def run_cuts(
     *,
     path: str = "/v1/chat/completions",
     key: str = "",
+    at_once: int = AT_ONCE,
 ) -> Tally:
     """Ask each body once without the gateway, then `rounds` times through it; compare everything."""
     tally = Tally()
-    gate = asyncio.Semaphore(AT_ONCE)
+    gate = asyncio.Semaphore(at_once)
     async with aiohttp.ClientSession() as session:
 
         async def answer(url: str, body: dict[str, Any], secret: str = "") -> Answer:

@@ -105,7 +105,8 @@ def test_facts_are_on_disk_soon_without_being_asked(open_journal, path):
 
     journal.append("a", {"i": 7})
 
-    (fact,) = until(lambda: list(read(path)))
+    until(lambda: len(list(read(path))) == 1)
+    (fact,) = read(path)
     assert (fact["seq"], fact["kind"], fact["i"]) == (1, "a", 7)
 
 
