@@ -75,6 +75,12 @@ def stands(gateway: Gateway, scope: str, unit: str = "tokens") -> dict[str, Any]
 # ---------------------------------------------------------------- running streams
 
 
+def delivered(gateway: Gateway) -> list[int]:
+    """How many tokens each of those that run and have brought any has brought."""
+    holds = admin(gateway, "GET", "/admin/holds")["holds"]
+    return [one["used"]["output"] for one in holds if one["used"]["output"]]
+
+
 async def both(gateway: Gateway, org: str, meanwhile: Any) -> list[Any]:
     """Two streams of 600 tokens on a budget for one and a half, and something that is done while they run."""
     bodies = [chat(f"{n} " + order(tokens=600, per_chunk=8, tokens_per_s=400)) for n in range(2)]
@@ -82,7 +88,7 @@ async def both(gateway: Gateway, org: str, meanwhile: Any) -> list[Any]:
     await asyncio.to_thread(admin, gateway, "PUT", f"/admin/budgets/org:{org}", {"limits": [f"{budget}/day"]})
     key = await asyncio.to_thread(make_key, gateway, org)
     streams = [asyncio.create_task(ask(gateway, key, body)) for body in bodies]
-    await asyncio.sleep(0.3)
+    await asyncio.to_thread(until, lambda: len(delivered(gateway)) == 2)
     await asyncio.to_thread(meanwhile, budget)
     return [*await asyncio.gather(*streams), budget]
 
@@ -178,7 +184,7 @@ async def test_what_runs_is_shown(gateway):
     key = make_key(gateway, "holds", "5000/day")
     body = chat(order(tokens=400, tokens_per_s=200))
     stream = asyncio.create_task(ask(gateway, key, body, x_session_id="s1"))
-    await asyncio.sleep(0.5)
+    await asyncio.to_thread(until, lambda: delivered(gateway))
 
     told = await asyncio.to_thread(admin, gateway, "GET", "/admin/holds?limit=5")
     table = await asyncio.to_thread(
