@@ -182,14 +182,15 @@ async def test_an_order_that_a_gateway_did_not_live_to_carry_out_is_carried_out_
 async def test_what_runs_is_shown(gateway):
     """Who, since when, what is held of which account, and what was delivered; by the port and on the command line."""
     key = make_key(gateway, "holds", "5000/day")
-    body = chat(order(tokens=400, tokens_per_s=200))
-    stream = asyncio.create_task(ask(gateway, key, body, x_session_id="s1"))
+    body, looked = chat(order(tokens=3000, tokens_per_s=200)), asyncio.Event()
+    stream = asyncio.create_task(ask(gateway, key, body, until=lambda seen: looked.is_set(), x_session_id="s1"))
     await asyncio.to_thread(until, lambda: delivered(gateway))
 
     told = await asyncio.to_thread(admin, gateway, "GET", "/admin/holds?limit=5")
     table = await asyncio.to_thread(
         subprocess.run, [HOLDFAST, "holds", "--config", gateway.config_file], cwd=ROOT, capture_output=True, text=True
     )
+    looked.set()
     seen = await stream
 
     (one,) = told["holds"]
@@ -382,7 +383,7 @@ def test_a_page_cannot_read_either(gateway):
     other_page = admin(gateway, "GET", "/admin/keys", status=403, origin="http://localhost:3000")
 
     for refused in (elsewhere, other_page):
-        assert "key_" not in json.dumps(refused)
+        assert set(refused) == {"message", "type", "param", "code", "headers"}
         assert "access-control-allow-origin" not in {name.lower() for name in refused["headers"]}
 
 
