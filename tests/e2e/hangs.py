@@ -76,7 +76,8 @@ async def one_stop(
         async with asyncio.timeout(STARTED_S_MAX):
             while sum(answer.tokens for answer in growing) < stop_at:  # noqa: ASYNC110 - `ask` sets no event per token
                 await asyncio.sleep(0.005)
-        serving = next(engine for engine in fleet if engine.url.endswith(str(growing[0].replica)))
+        begun = next(answer.replica for answer in growing if answer.replica)  # of the first that has its head
+        serving = next(engine for engine in fleet if engine.url.endswith(begun))
         stop(serving, alone, signal.SIGSTOP)
         try:
             got = await asyncio.gather(*asked)

@@ -18,7 +18,7 @@ from tests.processes import Gateway
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 STREAMS = 8
-TOKENS = 800  # seconds of work for eight streams at once, so that the kill falls into it: half a second after its start
+TOKENS = 400  # seconds of work for three times eight streams, so that kills fall into it: half a second after its start
 PAUSE_S_MAX = 30.0  # a bound for starved machines, not the goal: `make prove` measures that
 
 DEATHS: dict[str, Callable[[Engine], None]] = {
