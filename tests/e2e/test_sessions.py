@@ -27,7 +27,7 @@ from vllm_plugin.store.stores import open_store
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-TOKENS = 800  # seconds of work for three streams at once, so that the kill falls into it
+TOKENS = 500  # seconds of work for three streams at once, so that the kill falls into it
 PLACES = (5, 30, 60)  # each stream has brought so many at least
 WAIT_S = 120.0
 SPOKEN = {"chat_template_kwargs": {"enable_thinking": False}}  # else the model's words would be called its thoughts
