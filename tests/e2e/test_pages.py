@@ -82,7 +82,7 @@ async def test_a_server_whose_pages_are_damaged_is_drained_until_it_is_started_a
             told(lambda one: one["state"] == "down")
             address.lead(anew)
             back = told(lambda one: one["state"] == "up")
-            facts = [one["drained"] for one in gateway.journal() if one["kind"] == "replica.drained"]
+            facts = until(lambda: len(found := drains(gateway)) > 1 and found)  # on disk a moment later
             assert gateway.faults() == []
         address.stop()
 
@@ -94,6 +94,11 @@ async def test_a_server_whose_pages_are_damaged_is_drained_until_it_is_started_a
     assert drained["pages"]["fingerprints"][0][:8] in table
     assert (back["drained"], back["pages"]["corrupt_lately"]) == (None, 0)
     assert facts == [True, False]
+
+
+def drains(gateway: Gateway) -> list[bool]:
+    """What the journal tells of draining, and of its end."""
+    return [one["drained"] for one in gateway.journal() if one["kind"] == "replica.drained"]
 
 
 def gateway_table(gateway: Gateway) -> str:
