@@ -42,6 +42,7 @@ sim:             ## simulated worlds: make sim WORLDS=10000, or one of them step
 
 bench: install   ## what the gateway costs, beside others, in some twenty minutes
 	@$(BIN)/python -m loadtests.bench --json docs/evidence/performance.json --report docs/evidence/performance.md
+	@$(BIN)/python -m loadtests.bench.readme
 
 package:         ## sdist and wheel in dist/, tried in fresh environments; the steps of Dockerfile; hadolint
 	@$(PYTHON) scripts/install.py vllm

@@ -81,6 +81,10 @@ class CuttingProxy:
         listening: int = self._server.sockets[0].getsockname()[1]
         return listening
 
+    def lead(self, host: str, port: int) -> None:
+        """Pass new connections on to another upstream, as if a server had been started anew at this address."""
+        self._upstream = (host, port)
+
     async def stop(self) -> None:
         """Close every socket."""
         if self._server is not None:

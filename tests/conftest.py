@@ -6,7 +6,7 @@ served as "tiny"); these are never killed.
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,18 @@ LONG = (
     "gateway/books/test_replay.py", "contracts/test_vault.py", "contracts/test_ledger.py", "guards/test_admission.py",
     "gateway/books/test_leased_ledger.py", "sim/test_forecast.py",
 )  # fmt: skip
+LAST = "e2e/test_kills.py"  # it ends a shared server, which is then started again only where somebody comes after it
 WITH_VLLM = ("e2e", "gateway/local")  # where the Makefile looks for those that need vLLM
 RUNNING = "HOLDFAST_TEST_ENGINES"
 SERVED_NAME = "tiny"
+REVIVED_S_MAX = 600.0  # two that start at once, on two cores that others want too
 
 FreshEngines = Callable[..., list[Engine]]
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A vLLM server that is shared by the session: ask it, stop it for a while, do not kill it."""
+    """A vLLM server that is shared by the session. Who ends it does no harm: the next test has it started again."""
 
     url: str
 
@@ -51,9 +53,9 @@ class Server:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest, each in its own order."""
+    """Begin with the files that take longest, each in its own order, and end with what ends servers."""
     tests = Path(__file__).parent
-    rank = {tests / name: number for number, name in enumerate(LONG)}
+    rank = {tests / name: number for number, name in enumerate(LONG)} | {tests / LAST: len(LONG) + 1}
     assert all(path.exists() for path in rank), "LONG names a file that is not there any more"
     found = {item.path for item in items if item.get_closest_marker("vllm")}
     lost = [path for path in found if not any(path.is_relative_to(tests / name) for name in WITH_VLLM)]
@@ -73,7 +75,7 @@ def engine_model() -> Path:
 def engines(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Server, Server]]:
-    """Two warm vLLM servers with the same model, for the whole session. Tests that kill take `fresh_engines`."""
+    """Two warm vLLM servers with the same model, for the whole session."""
     if running := os.environ.get(RUNNING):
         first, second = (Server(url.strip().rstrip("/")) for url in running.split(","))
         yield first, second
@@ -84,6 +86,23 @@ def engines(
         yield Server(fleet[0].url, fleet[0]), Server(fleet[1].url, fleet[1])
     finally:
         stop_fleet(fleet)
+
+
+@pytest.fixture(autouse=True)
+def revived(request: pytest.FixtureRequest) -> None:
+    """Start those of `engines` again that a test before this one has ended, at their addresses."""
+    if "engines" in request.fixturenames:
+        revive([one.engine for one in request.getfixturevalue("engines") if one.engine is not None])
+
+
+def revive(engines: Sequence[Engine]) -> None:
+    """Have all of these run, whichever of them, or parts of which, are dead; side by side, and warm."""
+    dead = [engine for engine in engines if not (engine.alive and engine.healthy())]
+    stop_fleet(dead)
+    for engine in dead:
+        engine.start()
+    for engine in dead:
+        engine.wait_ready(REVIVED_S_MAX, Teller())
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ class Engine(Leashed):
         """
         say = on_progress or (lambda _: None)
         started_s = time.monotonic()
-        while not self._healthy():
+        while not self.healthy():
             waited_s = time.monotonic() - started_s
             if not self.alive:
                 raise self.failure("died while starting")
@@ -117,7 +117,8 @@ class Engine(Leashed):
         gauges = [line for line in lines if line.startswith("vllm:num_requests_running{")]
         return sum(int(float(line.rpartition(" ")[2])) for line in gauges)
 
-    def _healthy(self) -> bool:
+    def healthy(self) -> bool:
+        """Whether it says that it is well, which it may before it is warm."""
         try:
             return self._request("GET", "/health", None, timeout_s=2.0) == 200
         except (OSError, http.client.HTTPException):

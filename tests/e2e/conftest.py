@@ -2,16 +2,20 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
 
+from gateway.local.engine import Engine
 from loadtests.cutting_proxy import Cut, CuttingProxy
-from tests.conftest import Server
+from tests.conftest import Server, Teller, revive, with_vllm
 from tests.processes import TRUSTING, Gateway
+from tests.shared_pages import paged_fleet
+from tests.vllm_plugin.real.restored import thinking_model
 
 Plan = Callable[[int, bytes], Cut | None]
 
@@ -19,7 +23,7 @@ Plan = Callable[[int, bytes], Cut | None]
 class Proxy:
     """A cutting proxy on a thread and loop of its own, so that tests of any colour can use it."""
 
-    def __init__(self, upstream: Server) -> None:
+    def __init__(self, upstream: Server | Engine) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -35,6 +39,11 @@ class Proxy:
     def plan(self, plan: Plan) -> None:
         """Cut by this plan from now on."""
         self._proxy.plan = plan
+
+    def lead(self, upstream: Server | Engine) -> None:
+        """Pass new connections on to another server, as if the first had been started anew."""
+        host, _, port = upstream.address.rpartition(":")
+        self._proxy.lead(host, int(port))
 
     def stop(self) -> None:
         self._run(self._proxy.stop())
@@ -60,6 +69,33 @@ def no_cuts(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "proxy" in request.fixturenames:
         request.getfixturevalue("proxy").plan(lambda number, body: None)
+
+
+@dataclass
+class Paged:
+    """Two servers with the plugin and one page store in shared memory, of the model that thinks, for the session.
+
+    home: of their logs, and by which `shared_pages.store_url` knows the store.
+    """
+
+    home: Path
+    model: Path
+    _fleet: Sequence[Engine]
+
+    def fleet(self) -> Sequence[Engine]:
+        """Both, well and warm, whatever a test before has done to them."""
+        revive(self._fleet)
+        return self._fleet
+
+
+@pytest.fixture(scope="session")
+def paged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Paged]:
+    """They parse reasoning and calls of tools."""
+    with_vllm()
+    folder = tmp_path_factory.mktemp("paged")
+    home, model = folder / "paged", thinking_model(folder / "model")
+    with paged_fleet(2, model, home, arguments=["--reasoning-parser", "qwen3"], on_progress=Teller()) as fleet:
+        yield Paged(home, model, fleet)
 
 
 @pytest.fixture(scope="session")

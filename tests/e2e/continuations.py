@@ -16,8 +16,10 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 
 from loadtests.cutting_proxy import Cut, How
 from tests.e2e.kinds import CHAT
+from tests.processes import Gateway, until
 
 AT_ONCE = 4
+KNOWN_S_MAX = 60.0
 EXTRA_BYTES_MAX = 300  # beyond the event that completes the last token
 OURS = ("id", "created", "system_fingerprint", "holdfast")  # what two answers need not have in common
 
@@ -170,6 +172,16 @@ def difference(want: Any, got: Any, where: str = "") -> str:
             if one != other:
                 return difference(one, other, f"{where}[{number}]")
     return f"{where}: {str(want)[:200]} became {str(got)[:200]}"
+
+
+def known(gateway: Gateway) -> None:
+    """Wait until all replicas are known to continue streams."""
+
+    def all_continue() -> bool:
+        told = json.loads(gateway.get("/admin/replicas", gateway.admin_url)[1])["replicas"]
+        return all(one["pages"]["continues"] for one in told)
+
+    until(all_continue, KNOWN_S_MAX)
 
 
 def features(whole: dict[str, Any]) -> Counter[str]:

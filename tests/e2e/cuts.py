@@ -59,21 +59,30 @@ async def run_cuts(
     *,
     path: str = "/v1/chat/completions",
     key: str = "",
+    at_once: int = AT_ONCE,
+    enough: Callable[[], bool] = lambda: False,
 ) -> Tally:
-    """Ask each body once without the gateway, then `rounds` times through it; compare everything."""
+    """Ask each body once without the gateway, then `rounds` times through it; compare everything.
+
+    enough: when to begin no further stream, however many of the rounds are left.
+    """
     tally = Tally()
-    gate = asyncio.Semaphore(AT_ONCE)
+    gate = asyncio.Semaphore(at_once)
     async with aiohttp.ClientSession() as session:
 
-        async def answer(url: str, body: dict[str, Any], secret: str = "") -> Answer:
+        async def undisturbed(body: dict[str, Any]) -> Answer:
             async with gate:
-                return await ask(session, url, body, path=path, key=secret)
+                return await ask(session, oracle_url, body, path=path)
 
-        wanted = await asyncio.gather(*(answer(oracle_url, body) for body in bodies))
+        wanted = await asyncio.gather(*map(undisturbed, bodies))
 
         async def one(number: int) -> None:
             body, want = bodies[number % len(bodies)], wanted[number % len(bodies)]
-            tally.add(f"stream {number}", want, await answer(gateway_url, body, key))
+            async with gate:
+                if enough():
+                    return
+                got = await ask(session, gateway_url, body, path=path, key=key)
+            tally.add(f"stream {number}", want, got)
 
         await asyncio.gather(*(one(number) for number in range(rounds * len(bodies))))
     return tally

@@ -81,6 +81,6 @@ def ready(engine: Engine) -> None:
 
     def healthy() -> bool:
         assert engine.alive, engine.log.read_text()[-3000:]
-        return engine._healthy()
+        return engine.healthy()
 
     until(healthy, 240.0)

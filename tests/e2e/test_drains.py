@@ -16,7 +16,7 @@ from tests.processes import Gateway
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 STREAMS = 4
-TOKENS = 800  # seconds of work, or tenths of one where the machine is fast
+TOKENS = 500  # seconds of work, or tenths of one where the machine is fast
 WITHIN_S = 60.0
 ROUNDS_MAX = 6  # a fast server may be done before it is drained, which shows nothing
 

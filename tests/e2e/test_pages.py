@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.local.engine import Engine
+from tests.e2e.conftest import Proxy
 from tests.processes import HOLDFAST, ROOT, Gateway, until
 from tests.scenarios.asking import ask
 from tests.vllm_plugin.real import injector
@@ -26,7 +27,7 @@ TOLD_S_MAX = 60.0
 PAGES_MAX = 2  # there are a few dozen in all
 
 
-def guarded(model: Path, folder: Path, port: int = 0) -> Engine:
+def guarded(model: Path, folder: Path, name: str) -> Engine:
     """A server with the plugin, as if it were installed, and somebody who damages its pages when told to."""
     (folder / "secret").write_text("a test's")
     arguments = ["--kv-transfer-config", json.dumps(TRANSFER), "--num-gpu-blocks-override", "64"]
@@ -35,8 +36,7 @@ def guarded(model: Path, folder: Path, port: int = 0) -> Engine:
         "PYTHONPATH": os.pathsep.join([str(folder / "installed"), str(ROOT)]),
         "VLLM_PLUGINS": "holdfast", "VLLM_SERVER_DEV_MODE": "1", injector.SECRET_FILE: str(folder / "secret"),
     }  # fmt: skip
-    log = folder / "vllm.log"
-    return Engine(model, log=log, port=port, arguments=arguments, environment=environment)
+    return Engine(model, log=folder / f"{name}.log", arguments=arguments, environment=environment)
 
 
 def damage_all(engine: Engine) -> None:
@@ -49,14 +49,18 @@ def damage_all(engine: Engine) -> None:
 
 
 async def test_a_server_whose_pages_are_damaged_is_drained_until_it_is_started_anew(engine_model, tmp_path):
-    """Its plugin counts them, the gateway drains it, and asks it still, for it is the last one: with the same text."""
+    """Its plugin counts them, the gateway drains it, and asks it still, for it is the last one: with the same text.
+
+    The server that is started anew is another one, behind the same address: so both start side by side.
+    """
     installed(tmp_path / "installed")
     body = {"model": "tiny", "prompt": [100 + 7 * i % 5000 for i in range(600)], "max_tokens": 8, "temperature": 0}
-    upstream = guarded(engine_model, tmp_path)
-    with upstream:
-        upstream.wait_ready()
+    with guarded(engine_model, tmp_path, "first") as upstream, guarded(engine_model, tmp_path, "anew") as anew:
+        for engine in (upstream, anew):
+            engine.wait_ready()
+        address = Proxy(upstream)
         integrity = {"ask_every_s": 0.5, "corrupt_pages_max": PAGES_MAX}
-        with Gateway(tmp_path, [upstream.url], model="tiny", integrity=integrity) as gateway:
+        with Gateway(tmp_path, [address.url], model="tiny", integrity=integrity) as gateway:
             key = gateway.key("alice")
 
             def told(look: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
@@ -76,11 +80,11 @@ async def test_a_server_whose_pages_are_damaged_is_drained_until_it_is_started_a
             table = gateway_table(gateway)
             upstream.kill()
             told(lambda one: one["state"] == "down")
-            with guarded(engine_model, tmp_path, upstream.port) as anew:
-                anew.wait_ready()
-                back = told(lambda one: one["state"] == "up")
-            facts = [one["drained"] for one in gateway.journal() if one["kind"] == "replica.drained"]
+            address.lead(anew)
+            back = told(lambda one: one["state"] == "up")
+            facts = until(lambda: len(found := drains(gateway)) > 1 and found)  # on disk a moment later
             assert gateway.faults() == []
+        address.stop()
 
     assert (well["state"], well["pages"]["protected"], well["pages"]["corrupt"]) == ("up", True, [])
     assert len({one.json["choices"][0]["text"] for one in (first, second, third)}) == 1
@@ -90,6 +94,11 @@ async def test_a_server_whose_pages_are_damaged_is_drained_until_it_is_started_a
     assert drained["pages"]["fingerprints"][0][:8] in table
     assert (back["drained"], back["pages"]["corrupt_lately"]) == (None, 0)
     assert facts == [True, False]
+
+
+def drains(gateway: Gateway) -> list[bool]:
+    """What the journal tells of draining, and of its end."""
+    return [one["drained"] for one in gateway.journal() if one["kind"] == "replica.drained"]
 
 
 def gateway_table(gateway: Gateway) -> str:

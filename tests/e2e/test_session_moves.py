@@ -68,6 +68,10 @@ class House:
         told = json.loads(self.gateway.get("/admin/replicas", self.gateway.admin_url)[1])
         return {one["replica"]: one for one in told["replicas"]}
 
+    def stores(self) -> bool:
+        """Whether all have told of their store."""
+        return all(one["pages"]["store"] for one in self.replicas().values())
+
     def other(self, at: str | None) -> str:
         return next(one.address for one in self.fleet if one.address != at)
 
@@ -93,8 +97,7 @@ def house(fleet: list[Engine], engine_model: Path, tmp_path: Path):
         with Gateway(tmp_path, upstreams, model="tiny", tokenizer=file, standby=False, **said) as gateway:
             async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
                 house = House(gateway, session, fleet)
-                stores = lambda: all(one["pages"]["store"] for one in house.replicas().values())  # noqa: E731
-                await asyncio.to_thread(until, stores, WAIT_S)
+                await asyncio.to_thread(until, house.stores, WAIT_S)
                 yield house
                 paid = await asyncio.to_thread(gateway.paid, house.key)
             assert paid.spent == house.spent  # nobody was charged for what was loaded ahead, or computed twice

@@ -148,7 +148,7 @@ def test_a_session_is_one_key_s_and_others_are_not_bound():
 
     async def scene() -> None:
         deadlines = Deadlines(HOUR_S)
-        bound = tenant(session_s=100.0)
+        bound, lived = tenant(session_s=100.0), 0
         await ended(deadlines, call(session="s"), bound)
 
         for one, who in (
@@ -159,6 +159,11 @@ def test_a_session_is_one_key_s_and_others_are_not_bound():
         ):
             with deadlines.of(one, who):
                 await asyncio.sleep(99)
+                lived += 1
+
+        assert lived == 4
+        with pytest.raises(Refused):
+            deadlines.of(call(session="s"), bound)
 
     simulated(scene)
 

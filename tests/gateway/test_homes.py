@@ -17,14 +17,15 @@ from tests.gateway.stream.fakes import call_for
 
 UP, DOWN = Health(up=True, why="answers"), Health(up=False, why="refuses")
 BODY = b'{"model":"tiny"}'
+STORE = Store("lmdb", 0.0, {})
 
 
-def status(fingerprint: str = "aa", store: Store | None = Store("lmdb", 0.0, {})) -> PageStatus:  # noqa: B008
+def status(fingerprint: str = "aa", store: Store | None = STORE) -> PageStatus:
     nothing: dict[Any, int] = {}
     return PageStatus(0.0, 1, True, (), (), (fingerprint,), nothing, {}, {}, 0, None, None, 0, store=store)
 
 
-def replica(name: str, fingerprint: str = "aa", store: Store | None = Store("lmdb", 0.0, {})) -> Replica:  # noqa: B008
+def replica(name: str, fingerprint: str = "aa", store: Store | None = STORE) -> Replica:
     made = Replica(name, model="tiny", health=UP, pulse=Pulse())
     made.pages.plugin, made.pages.status = Plugin.TOLD, status(fingerprint, store)
     return made

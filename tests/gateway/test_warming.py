@@ -15,13 +15,14 @@ from guards.warmth import Bounds, Policy
 from tests.gateway.stream.fakes import call_for
 from tests.gateway.test_homes import DOWN, nobody, replica
 
+BOUNDS = Bounds()
 DONE = {"usage": {"prompt_tokens": 40, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 32}}}
 
 
 class Servers:
     """Answers when it is told to; `asked` notes what was asked."""
 
-    def __init__(self, bounds: Bounds = Bounds(), *, answer: Any = DONE, status: int = 200) -> None:  # noqa: B008
+    def __init__(self, bounds: Bounds = BOUNDS, *, answer: Any = DONE, status: int = 200) -> None:
         self.fleet = Fleet([replica("a"), replica("b")], nobody, Listener(), Care(60.0, 1.0), lambda: 0.0)
         self.fleet.named("a").serves = {"tiny": 100}
         self.asked, self.told = list[tuple[str, str, Any]](), list[tuple[str, str, int]]()

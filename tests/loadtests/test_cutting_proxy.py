@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import random
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -47,6 +48,24 @@ async def test_what_is_not_cut_passes_unchanged(front, stub):
         assert through.ended == "clean"
         assert len(through.body) == len(direct.body)
         assert through.ids == direct.ids
+
+
+async def test_it_leads_elsewhere_when_it_is_told_to(front, stub):
+    """New connections reach the other upstream; those that are open stay where they are."""
+    proxy, port = await front()
+    open_already = Client(port)
+    await open_already.ask(CHAT, chat(stream=False))
+    before = stub.stats()["requests"]
+    with socket.socket() as nowhere:  # it has its port, and does not listen
+        nowhere.bind(("127.0.0.1", 0))
+        proxy.lead(*nowhere.getsockname())
+        kept = await open_already.ask(CHAT, chat(stream=False))
+        lost = await ask(port, CHAT, chat())
+    await open_already.close()
+
+    assert (kept.status, kept.ended) == (200, "clean")
+    assert (lost.ended in ("fin", "reset"), bytes(lost.body)) == (True, b"")
+    assert stub.stats()["requests"] == before + 1
 
 
 @pytest.mark.parametrize("seed", range(25))

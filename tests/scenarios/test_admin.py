@@ -75,6 +75,12 @@ def stands(gateway: Gateway, scope: str, unit: str = "tokens") -> dict[str, Any]
 # ---------------------------------------------------------------- running streams
 
 
+def delivered(gateway: Gateway) -> list[int]:
+    """How many tokens each of those that run and have brought any has brought."""
+    holds = admin(gateway, "GET", "/admin/holds")["holds"]
+    return [one["used"]["output"] for one in holds if one["used"]["output"]]
+
+
 async def both(gateway: Gateway, org: str, meanwhile: Any) -> list[Any]:
     """Two streams of 600 tokens on a budget for one and a half, and something that is done while they run."""
     bodies = [chat(f"{n} " + order(tokens=600, per_chunk=8, tokens_per_s=400)) for n in range(2)]
@@ -82,7 +88,7 @@ async def both(gateway: Gateway, org: str, meanwhile: Any) -> list[Any]:
     await asyncio.to_thread(admin, gateway, "PUT", f"/admin/budgets/org:{org}", {"limits": [f"{budget}/day"]})
     key = await asyncio.to_thread(make_key, gateway, org)
     streams = [asyncio.create_task(ask(gateway, key, body)) for body in bodies]
-    await asyncio.sleep(0.3)
+    await asyncio.to_thread(until, lambda: len(delivered(gateway)) == 2)
     await asyncio.to_thread(meanwhile, budget)
     return [*await asyncio.gather(*streams), budget]
 
@@ -176,14 +182,15 @@ async def test_an_order_that_a_gateway_did_not_live_to_carry_out_is_carried_out_
 async def test_what_runs_is_shown(gateway):
     """Who, since when, what is held of which account, and what was delivered; by the port and on the command line."""
     key = make_key(gateway, "holds", "5000/day")
-    body = chat(order(tokens=400, tokens_per_s=200))
-    stream = asyncio.create_task(ask(gateway, key, body, x_session_id="s1"))
-    await asyncio.sleep(0.5)
+    body, looked = chat(order(tokens=3000, tokens_per_s=200)), asyncio.Event()
+    stream = asyncio.create_task(ask(gateway, key, body, until=lambda seen: looked.is_set(), x_session_id="s1"))
+    await asyncio.to_thread(until, lambda: delivered(gateway))
 
     told = await asyncio.to_thread(admin, gateway, "GET", "/admin/holds?limit=5")
     table = await asyncio.to_thread(
         subprocess.run, [HOLDFAST, "holds", "--config", gateway.config_file], cwd=ROOT, capture_output=True, text=True
     )
+    looked.set()
     seen = await stream
 
     (one,) = told["holds"]
@@ -361,15 +368,23 @@ def test_bad_requests_are_refused_by_name(gateway, method, path, body, status, p
 )
 def test_what_a_page_in_a_browser_could_send_changes_nothing(gateway, raw, headers, status):
     """Another content type, another origin, another name for this machine; nor does garbage."""
-    admin(gateway, "PUT", JSON, status=status, raw=raw, **headers)
+    before = admin(gateway, "GET", "/admin/budgets")
 
-    admin(gateway, "GET", JSON, status=404)
+    refused = admin(gateway, "PUT", JSON, status=status, raw=raw, **headers)
+
+    assert refused["message"]
+    assert admin(gateway, "GET", "/admin/budgets") == before
+    assert admin(gateway, "GET", JSON, status=404)["code"] == "not_found"
 
 
 def test_a_page_cannot_read_either(gateway):
     """Its own name may have been made to mean this machine."""
-    admin(gateway, "GET", "/admin/keys", status=403, host="evil.example:80")
-    admin(gateway, "GET", "/admin/keys", status=403, origin="http://localhost:3000")
+    elsewhere = admin(gateway, "GET", "/admin/keys", status=403, host="evil.example:80")
+    other_page = admin(gateway, "GET", "/admin/keys", status=403, origin="http://localhost:3000")
+
+    for refused in (elsewhere, other_page):
+        assert set(refused) == {"message", "type", "param", "code", "headers"}
+        assert "access-control-allow-origin" not in {name.lower() for name in refused["headers"]}
 
 
 def test_an_admin_key_is_asked_for_where_there_is_one(stubs, start_gateway):

@@ -5,7 +5,7 @@ import json
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import Any
@@ -272,7 +272,9 @@ async def test_agents_within_agents_do_not_wait_for_each_other(start_gateway, st
     leave = asyncio.Event()
 
     def agent(name: str, said: str) -> "asyncio.Task[Seen]":
-        until_left: Callable[[Seen], bool] = lambda seen: leave.is_set()  # noqa: E731
+        def until_left(seen: Seen) -> bool:
+            return leave.is_set()
+
         return asyncio.create_task(ask(gateway, GOLD, chat(said), until=until_left, x_agent_id=name))
 
     parents = []

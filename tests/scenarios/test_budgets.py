@@ -169,10 +169,12 @@ async def test_own_max_tokens_is_kept_and_not_blamed_on_the_budget(house):
 async def test_client_that_leaves_before_the_first_token_pays_nothing(house):
     """A client that hangs up before the first token is charged nothing, and its hold is given back."""
     key = house.gateway.key("hasty", 10_000)
+    mine = f"key:{id_of(key)}"
     for make in (chat, plain):
         task = asyncio.create_task(ask(house.gateway, key, make(order(tokens=50, ttft_s=5))))
-        await asyncio.sleep(0.2)
+        await asyncio.to_thread(until, lambda: any(one.held for one in house.gateway.balances() if one.scope == mine))
         task.cancel()
+        await asyncio.to_thread(until, lambda: not house.gateway.balance(key).held)
 
     facts = await asyncio.to_thread(until, lambda: house.gateway.settlements(key)[1:])
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from loadtests.processes import StubProcess, start_stub
-from tests.processes import HOLDFAST, ROOT, Gateway
+from tests.processes import HOLDFAST, ROOT, Gateway, until
 from tests.scenarios.asking import ask, chat, ids_of, order, plain, request_id, text_of, undisturbed, usage
 from tests.scenarios.test_health import name, servers
 
@@ -143,7 +143,8 @@ async def test_nothing_is_moved_where_nobody_else_can_take_it_and_that_is_said(p
     async with pair() as two:
         await asyncio.to_thread(two.other.stop)
         running = await two.begin(*[chat(order(tokens=TOKENS))] * 2)
-        await asyncio.sleep(1.0)  # until it is known
+        gone = {"replica": name(two.other)}
+        await asyncio.to_thread(until, lambda: two.gateway.metric("holdfast_replica_up", **gone) == 0)
         said = await asyncio.to_thread(two.drain, "--within", "0.5")
         later = await ask(two.gateway, two.key, chat(order(tokens=2)))
         ended = await asyncio.gather(*running)

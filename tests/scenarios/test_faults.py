@@ -6,7 +6,8 @@ import pytest
 
 from loadtests.processes import start_stub
 from loadtests.stub_orders import FAULTS
-from tests.processes import until
+from tests.processes import Gateway, until
+from tests.readme import table
 from tests.scenarios.asking import (
     CHAT,
     TEXT,
@@ -25,25 +26,30 @@ from tests.scenarios.asking import (
     usage,
 )  # fmt: skip
 
-# Faults after which the stream goes on elsewhere, and how the journal names the loss.
-LOST = {
-    "cut": "broken", "cut_utf8": "broken", "cut_event": "broken", "error_then_done": "closed",
-    "abort_finish": "closed", "eof_no_done": "done", "silence_after": "silent", "silence": "silent",
-    "comments_only": "silent", "garbage": "closed", "bad_ids": "closed", "status": "failed", "no_ids": "closed",
-    "big_event": "closed",  # text whose ids nobody can count
-}  # fmt: skip
-# A plain answer has no first token to wait for: silence ends with total_s.
-SILENT = ("silence", "silence_after", "comments_only")
-# Faults that are none for the client.
-BORNE = ("drip", "wrong_usage", "usage_missing")
-# Faults before the first token: nothing was delivered, so nothing is continued.
-EARLY = ("silence", "status", "no_ids")
+ROWS = {row["fault"].strip("`"): row for row in table("Each fault, and how it ends", "docs/failover.md")}
+GOES_ON, ANEW, TOTAL, AS_EVER = "goes on", "is asked for anew", "ends by `total_s`", "is as ever"
+AT = {"comments_only": 0}  # else comments come after tokens as before them
+LATE = 11  # where a stream is lost that has begun
+
+
+def ending(kind: str, *ends: str) -> list[str]:
+    """The faults after which answers of that kind end so, as documented."""
+    return [fault for fault, row in ROWS.items() if row[kind] in ends]
 
 
 @pytest.fixture(params=["tokenizer", "discovery"])
 def either(request) -> House:
     """Both ways to make text after a loss."""
     return request.getfixturevalue("house" if request.param == "tokenizer" else "discovering_house")
+
+
+@pytest.fixture(scope="module")
+def hasty(stubs, tokenizer, tmp_path_factory) -> Iterator[House]:
+    """A house whose requests may take a second at most."""
+    folder = tmp_path_factory.mktemp("hasty")
+    with Gateway(folder, [one.url for one in stubs], tokenizer=tokenizer, timeouts={"total_s": 1.0}) as gateway:
+        yield House(gateway, *stubs, gateway.key("somebody"))
+        assert gateway.faults() == []
 
 
 @pytest.fixture(autouse=True)
@@ -55,17 +61,19 @@ def disarmed(house) -> Iterator[None]:
     until(lambda: house.gateway.get("/readyz")[0] == 200)
 
 
-def test_every_fault_of_the_stub_is_tried():
-    """The tables of this file name every fault that the stub can be told."""
-    assert {*LOST, *BORNE} == set(FAULTS)
+def test_every_fault_of_the_stub_is_documented_and_tried():
+    """The table has the stub's faults, in its words; each row's endings are ones that a test below has shown."""
+    assert {fault: row["what the server does"] for fault, row in ROWS.items()} == FAULTS
+    assert {row["a stream"] for row in ROWS.values()} == {GOES_ON, ANEW, AS_EVER}
+    assert {row["a plain answer"] for row in ROWS.values()} == {ANEW, TOTAL, AS_EVER}
+    assert {fault for fault, row in ROWS.items() if not row["`cause`"]} == {*ending("a stream", AS_EVER)}
 
 
-@pytest.mark.parametrize("fault", LOST)
+@pytest.mark.parametrize("fault", ending("a stream", GOES_ON, ANEW))
 async def test_stream_goes_on_identically_elsewhere(either, fault):
     """After any loss the client has the text, ids, finish and usage of an undisturbed run, once each."""
     body = chat(order(tokens=48), max_tokens=100)
-    at = 0 if fault == "comments_only" else 11
-    either.active.arm(fault, at=at, status=503)
+    either.active.arm(fault, at=AT.get(fault, LATE), status=503)
 
     seen = await ask(either.gateway, either.key, body)
 
@@ -80,25 +88,41 @@ async def test_stream_goes_on_identically_elsewhere(either, fault):
     assert fact["charged_tokens"] == prompt_tokens(body) + 48
     legs = [one for one in either.gateway.journal() if one.get("request_id") == request_id(seen)]
     (lost,) = [one for one in legs if one["kind"] == "leg.ended"]
-    assert (lost["cause"], lost["lost"]) == (LOST[fault], True)
-    assert fact["failovers"] == (0 if fault in EARLY or at == 0 else 1)
+    assert (f"`{lost['cause']}`", lost["lost"]) == (ROWS[fault]["`cause`"], True)
+    assert fact["failovers"] == (1 if ROWS[fault]["a stream"] == GOES_ON else 0)
 
 
-@pytest.mark.parametrize("fault", [name for name in LOST if name not in SILENT])
-async def test_plain_answer_is_asked_for_again(house, fault):
-    """A plain answer that a server spoils comes whole from another one, charged once."""
+@pytest.mark.parametrize("fault", ending("a plain answer", ANEW, AS_EVER))
+async def test_plain_answer_comes_whole(either, fault):
+    """One that a server spoils from another server, what is borne from the same; charged once, by its ids."""
     body = plain(order(tokens=30))
-    house.active.arm(fault, at=9)
+    either.active.arm(fault, at=9)
 
-    seen = await ask(house.gateway, house.key, body)
+    seen = await ask(either.gateway, either.key, body)
 
     assert seen.status == 200
-    assert usage(seen) == (prompt_tokens(body), 30)
-    assert ids_of(seen) == (await undisturbed(house.standby, chat(order(tokens=30)))).ids
-    assert house.gateway.settled(request_id(seen))["charged_tokens"] == prompt_tokens(body) + 30
+    assert ids_of(seen) == (await undisturbed(either.standby, chat(order(tokens=30)))).ids
+    fact = either.gateway.settled(request_id(seen))
+    assert fact["charged_tokens"] == prompt_tokens(body) + 30
+    spoilt = ROWS[fault]["a plain answer"] == ANEW
+    replica = either.standby if spoilt else either.active
+    assert header(seen, "x-holdfast-replica") == replica.url.removeprefix("http://")
+    if spoilt:
+        assert usage(seen) == (prompt_tokens(body), 30)
 
 
-@pytest.mark.parametrize("fault", BORNE)
+@pytest.mark.parametrize("fault", ending("a plain answer", TOTAL))
+async def test_plain_answer_that_does_not_come_ends_in_time(hasty, fault):
+    """It shows nothing on its way, so no server is suspected: the request's own limit ends it, and it costs nothing."""
+    hasty.active.arm(fault)
+
+    seen = await ask(hasty.gateway, hasty.key, plain(order(tokens=30)))
+
+    assert (seen.status, error(seen)["code"]) == (504, "timeout")
+    assert hasty.gateway.settled(request_id(seen))["charged_tokens"] == 0
+
+
+@pytest.mark.parametrize("fault", ending("a stream", AS_EVER))
 async def test_harmless_fault_is_borne(either, fault):
     """Dripping bytes, wrong or missing usage change no token and no charge, and cost no failover."""
     body = chat(order(tokens=40))
@@ -112,6 +136,8 @@ async def test_harmless_fault_is_borne(either, fault):
     assert seen.finish == "stop"
     fact = either.gateway.settled(request_id(seen))
     assert fact["charged_tokens"] == prompt_tokens(body) + 40
+    assert fact["failovers"] == 0
+    assert header(seen, "x-holdfast-replica") == either.active.url.removeprefix("http://")
 
 
 async def test_completion_stream_goes_on_identically(either):

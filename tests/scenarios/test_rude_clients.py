@@ -238,6 +238,8 @@ def test_bomb_in_the_same_packet_hides_no_hang_up(start_gateway, house):
     client.close()
 
     until(lambda: quiet(gateway), 6)
+    (fact,) = until(lambda: [one for one in gateway.journal() if one["kind"] == "request.settled"])
+    assert fact["ending"] == "client_left"
 
 
 @pytest.mark.parametrize("how", ["drips", "stops", "never ends a chunk"])
@@ -409,10 +411,11 @@ def test_flood_of_connections_is_turned_away(start_gateway, house):
     until_has(inside, b"}")
     flood = [connect(gateway) for _ in range(1000)]
     inside.sendall(HEALTH)
-    until_has(inside, b"}")
+    served = until_has(inside, b"}")
 
     until(lambda: sum(map(hung_up, flood)) >= 996, 20)
 
+    assert served.startswith(b"HTTP/1.1 200")
     until(lambda: descriptors(gateway) < 100)
     for client in flood:
         client.close()

@@ -103,9 +103,11 @@ def test_facts_are_on_disk_soon_without_being_asked(open_journal, path):
     """A single fact does not wait for company beyond the flush time."""
     journal = open_journal()
 
-    journal.append("a")
+    journal.append("a", {"i": 7})
 
     until(lambda: len(list(read(path))) == 1)
+    (fact,) = read(path)
+    assert (fact["seq"], fact["kind"], fact["i"]) == (1, "a", 7)
 
 
 def test_facts_share_a_flush(open_journal, path, disk):

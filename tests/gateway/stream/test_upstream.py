@@ -136,10 +136,11 @@ async def test_a_request_is_written_with_its_key_and_headers():
 @pytest.mark.parametrize("value", ["a\r\nx: y", "a\nx: y", "a\rb", "a\0b", "a\x7f", "\u4e2d"])
 async def test_a_header_that_cannot_be_one_is_refused(value):
     """A control character in a header, or what is not latin-1, is never written, and no leg is left behind."""
+    what = "control character|can't encode"
     async with serving(always(plain())) as (server, upstream, target):
-        with pytest.raises(ValueError):  # noqa: PT011  two kinds of it
+        with pytest.raises(ValueError, match=what):
             upstream.open(target, "/", b"", headers=(("x", value),))
-        with pytest.raises(ValueError):  # noqa: PT011
+        with pytest.raises(ValueError, match=what):
             upstream.open(target, f"/{value}", None)
 
     assert server.requests == []

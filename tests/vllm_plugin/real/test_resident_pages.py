@@ -67,8 +67,11 @@ def test_fifty_damaged_pages_are_never_read(engine, families):
     assert sum(between(engine, families, seed) for seed in range(100, 150)) >= 48
 
 
-def running(engine, families, seed: int) -> None:
-    """Damage a page while requests run which hold it, some of them greedy, some seeded."""
+def running(engine, families, seed: int) -> tuple[bool, int]:
+    """Damage a page while requests run which hold it, some of them greedy, some seeded. Their answers are compared.
+
+    Returns whether it was more than an end cut off, which may leave all as it was, and how many bad pages were counted.
+    """
     rng = random.Random(seed)
     prompts = [prompt for prompt, _ in rng.choice(families)]
     sampling = [{} if rng.random() < 0.5 else {"temperature": 1.0, "seed": seed + i} for i in range(len(prompts))]
@@ -99,35 +102,41 @@ def running(engine, families, seed: int) -> None:
     before = {name: engine.metric(f"holdfast_{name}") for name in ("pages_corrupt", "requests_recomputed")}
     assert run(damaged=True) == right, f"seed {seed}: {spoil}"
     assert all(reason == "length" for reason in engine.ended.values())
-    if spoil[1] != "truncate":  # of a page that is hardly begun, it leaves everything as it was
-        assert all(engine.metric(f"holdfast_{name}") > then for name, then in before.items()), f"seed {seed}: {spoil}"
+    found, recomputed = (int(engine.metric(f"holdfast_{name}") - then) for name, then in before.items())
+    assert (found > 0) == (recomputed > 0), f"seed {seed}: {spoil}"
+    return spoil[1] != "truncate", found
 
 
 def test_pages_damaged_while_requests_hold_them_spoil_nothing(engine, families):
     """Full ones and those being filled: the step is thrown away, and computed anew."""
-    for seed in range(6):
-        running(engine, families, seed)
+    found = [running(engine, families, seed) for seed in range(6)]
+
+    assert all(bad for whole, bad in found if whole)
+    assert sum(bad > 0 for _, bad in found) >= 4
 
 
 @pytest.mark.prove
 def test_thirty_pages_damaged_while_requests_hold_them_spoil_nothing(engine, families):
     """Of all kinds."""
-    for seed in range(200, 230):
-        running(engine, families, seed)
+    found = [running(engine, families, seed) for seed in range(200, 230)]
+
+    assert all(bad for whole, bad in found if whole)
+    assert sum(bad > 0 for _, bad in found) >= 20
 
 
 def test_nothing_is_found_where_nothing_is(engine, families):
     """Alone and at once, with shared prefixes: 48 requests; two hundred below."""
-    unharmed(engine, families, rounds=4)
+    assert unharmed(engine, families, rounds=4) == 48
 
 
 @pytest.mark.prove
 def test_two_hundred_clean_requests_raise_no_alarm(engine, families):
     """And are served from the cache as without the plugin."""
-    unharmed(engine, families, rounds=17)
+    assert unharmed(engine, families, rounds=17) == 204
 
 
-def unharmed(engine, families, rounds: int) -> None:
+def unharmed(engine, families, rounds: int) -> int:
+    """How many requests, of which each was answered as it should be, and none with an alarm."""
     corrupt = engine.metric("holdfast_pages_corrupt")
     hits = engine.metric("holdfast_prefix_hit_tokens")
     for number in range(rounds):
@@ -143,6 +152,7 @@ def unharmed(engine, families, rounds: int) -> None:
     assert engine.metric("holdfast_chains_broken") == 0
     # All that is full of a prompt but its last token, each time but the first.
     assert engine.metric("holdfast_prefix_hit_tokens") - hits >= (rounds - 1) * 12 * 160
+    return rounds * len(family)
 
 
 def test_requests_of_two_salts_share_no_page(engine, families):

@@ -3,12 +3,8 @@
 With hardly any room, prompts computed in pieces, a page store, adapters, and pages that go bad.
 """
 
-import sys
-from types import ModuleType
-
 import pytest
 
-from tests.vllm_plugin import stores
 from tests.vllm_plugin.real.engine import Engine, prompts
 from tests.vllm_plugin.real.test_adapters import adapter
 from vllm_plugin.restore import IDS, KEY
@@ -16,21 +12,6 @@ from vllm_plugin.restore import IDS, KEY
 TOKENS, BLOCK, PROMPT = 140, 32, 100
 SEEDED = {"temperature": 1.0, "seed": 17}
 SAMPLING = [{}, SEEDED, SEEDED | {"top_p": 0.9, "presence_penalty": 0.8, "repetition_penalty": 1.2}]
-
-
-@pytest.fixture(scope="module")
-def store():
-    """In the place of the room of stores, for both halves."""
-    kept = stores.DictStore()
-    room = ModuleType("vllm_plugin.store")
-    room.open_store, room.Manifest, room.Page = lambda address, **options: kept, stores.Manifest, stores.Page
-    before = sys.modules.get(room.__name__)
-    sys.modules[room.__name__] = room
-    yield kept
-    if before is None:
-        del sys.modules[room.__name__]
-    else:
-        sys.modules[room.__name__] = before
 
 
 @pytest.fixture(scope="module")

@@ -1,32 +1,14 @@
 """Real vLLM twice, one after the other, with a page store between them: what the first has sealed the second reads."""
 
 import random
-import sys
-from types import ModuleType
 
 import numpy as np
 import pytest
 
-from tests.vllm_plugin import stores
 from tests.vllm_plugin.real.engine import Engine, prompts
 
 TOKENS = 24
 BLOCK = 32
-
-
-@pytest.fixture(scope="module")
-def store():
-    """Opened by both halves of every engine of this process."""
-    kept = stores.DictStore()
-    room = ModuleType("vllm_plugin.store")
-    room.open_store, room.Manifest, room.Page = lambda address, **options: kept, stores.Manifest, stores.Page
-    before = sys.modules.get(room.__name__)
-    sys.modules[room.__name__] = room
-    yield kept
-    if before is None:
-        del sys.modules[room.__name__]
-    else:
-        sys.modules[room.__name__] = before
 
 
 @pytest.fixture(scope="module")
