@@ -24,13 +24,13 @@ daemon off;
 worker_processes 1;
 worker_rlimit_nofile {files};
 {user}
-pid {folder}/pid;
-error_log {folder}/log warn;
+pid "{folder}/pid";
+error_log "{folder}/log" warn;
 events {{ worker_connections {files}; }}
 http {{
   access_log off;
-  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
-  uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+  client_body_temp_path "{folder}/body"; proxy_temp_path "{folder}/proxy"; fastcgi_temp_path "{folder}/fastcgi";
+  uwsgi_temp_path "{folder}/uwsgi"; scgi_temp_path "{folder}/scgi";
   upstream vllm {{ server {upstream}; keepalive 1024; keepalive_requests 1000000000; keepalive_time 24h; }}
   server {{
     listen 127.0.0.1:{port} backlog=16384;

@@ -116,6 +116,16 @@ def passthrough(*how: str) -> Callable[[Place], list[str]]:
     return command
 
 
+def relay(*how: str) -> Callable[[Place], list[str]]:
+    """The least that Python can cost. how: `aiohttp` for its server on the clients' side."""
+
+    def command(place: Place) -> list[str]:
+        place.environment["PYTHONPATH"] = str(ROOT)
+        return [sys.executable, "-m", "loadtests.bench.relay", str(place.port), place.upstream, *how]
+
+    return command
+
+
 RECIPES = (
     Recipe("direct", None, holds=0),
     Recipe("aiohttp pass-through", passthrough()),
@@ -127,6 +137,8 @@ RECIPES = (
     Recipe("holdfast, four levels on Redis", four_levels(redis=True), holds=0, named=True),
     Recipe("holdfast, policies off", holdfast(admission={"on": False}, routing=NOWHERE), holds=0, named=True),
     Recipe("holdfast, promises", holdfast(tiers=[PROMISING]), holds=0, named=True),
+    Recipe("relay", relay(), named=True),
+    Recipe("relay behind aiohttp's server", relay("aiohttp"), named=True),
     Recipe("nginx", others.nginx, slow=True, version=others.nginx_version),
     Recipe("vllm-router", others.vllm_router, slow=True, version=others.version_of("vllm-router")),
     Recipe("smg", others.smg, slow=True, version=others.version_of("smg")),
