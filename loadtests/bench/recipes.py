@@ -19,6 +19,7 @@ from loadtests.bench.others import STREAMS_MAX
 from loadtests.bench.peers import ROOT, Missing, Place, Recipe, free_port
 from loadtests.bench.words import MODEL
 
+BRIEFLY = ("plain", "paced")  # for what nobody runs
 BUDGET = "1000000000000/day"
 NOWHERE = {"sessions": False, "prefixes": False}  # what requests are near to
 PROMISING = {
@@ -129,7 +130,9 @@ def relay(*how: str) -> Callable[[Place], list[str]]:
 RECIPES = (
     Recipe("direct", None, holds=0),
     Recipe("aiohttp pass-through", passthrough()),
-    Recipe("aiohttp, barest", passthrough("barest"), loads=("plain", "paced"), holds=0),
+    Recipe("aiohttp, barest", passthrough("barest"), holds=0, named=True),
+    Recipe("relay", relay(), loads=BRIEFLY, holds=0),
+    Recipe("relay behind aiohttp's server", relay("aiohttp"), loads=BRIEFLY, holds=0),
     Recipe("holdfast", holdfast(), holds=2),
     Recipe("holdfast, two workers", holdfast(workers=2), loads=("plain",), holds=0, everywhere=True),
     Recipe("holdfast, no limits", holdfast(key=()), holds=0, named=True),
@@ -137,8 +140,6 @@ RECIPES = (
     Recipe("holdfast, four levels on Redis", four_levels(redis=True), holds=0, named=True),
     Recipe("holdfast, policies off", holdfast(admission={"on": False}, routing=NOWHERE), holds=0, named=True),
     Recipe("holdfast, promises", holdfast(tiers=[PROMISING]), holds=0, named=True),
-    Recipe("relay", relay(), named=True),
-    Recipe("relay behind aiohttp's server", relay("aiohttp"), named=True),
     Recipe("nginx", others.nginx, slow=True, version=others.nginx_version),
     Recipe("vllm-router", others.vllm_router, slow=True, version=others.version_of("vllm-router")),
     Recipe("smg", others.smg, slow=True, version=others.version_of("smg")),

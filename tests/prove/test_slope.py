@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.prove.slope import BIN_S, BINS_MIN, slope
+from tests.prove.slope import BIN_S, BINS_MIN, Slope, slope
 
 SPAN_S, EVERY_S = 1800.0, 2.0
 MEMORY, LASTS, SHOCK = 80.0, 0.99, 0.05  # MB; noise of which a half is there a minute later, some 1.4 MB wide in all
@@ -60,3 +60,22 @@ def test_too_few_samples_say_nothing():
     """Rather than something."""
     with pytest.raises(ValueError, match="too few"):
         slope([(at_s, 1.0) for at_s in range(int(BIN_S * (BINS_MIN - 1)))])
+
+
+def test_an_interval_is_wider_where_noise_lasts():
+    """The same values in another order have none of it, and say more."""
+    lasting = series(1)
+    values = [value for _, value in lasting]
+    random.Random(1).shuffle(values)
+
+    one, other = slope(lasting), slope([(at_s, value) for (at_s, _), value in zip(lasting, values, strict=True)])
+
+    assert one.high - one.low > 3 * (other.high - other.low)
+
+
+@pytest.mark.parametrize(
+    ("low", "noise", "inside"), [(-1.0, 5.0, True), (0.5, 20.0, True), (0.5, 5.0, False), (-1.0, 20.0, True)]
+)
+def test_growth_is_what_is_sure_and_more_than_the_noise(low: float, noise: float, inside: bool):
+    """Ten in all; either of the two excuses it."""
+    assert Slope(per_s=1.0, low=low, high=3.0, span_s=10.0, noise=noise).inside_noise is inside
