@@ -1,8 +1,9 @@
 """Half an hour at half of what this machine carries, with faults of all kinds: memory does not grow, nothing leaks.
 
-First a crowd is doubled until that brings no more answers: that is what it carries. Then clients come by chance, half
-as many a second, whatever becomes of those before: a warm-up, a look at rest, the soak, and a look at rest. At last as
-many requests as there are permits are to run at once, for a permit that leaked is one that nobody gets.
+First a crowd is doubled until that brings no more answers: that is what it carries. It goes on until memory stands
+still: tables that are bounded fill up, which takes some ten thousand requests. Then clients come by chance, half as
+many a second, whatever becomes of those before: a look at rest, the soak, and a look at rest. At last as many requests
+as there are permits are to run at once, for a permit that leaked is one that nobody gets.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import random
 import shutil
 import time
 from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,8 @@ CROWDS = (30, 60, 120, 240)  # clients that ask again as soon as they are answer
 CROWD_S, CROWD_SHARE = 15.0, 0.1  # of each; at most such a share of the soak
 MORE = 1.1  # times as many answers: then twice the crowd was worth it
 HALF = 0.5
-WARM_UP_SHARE = 0.3  # of the soak, before what it must come back to is measured
+STILL_S, STILL_SHARE = 480.0, 0.2  # that memory must have stood still for; at most such a share of the soak
+WARM_UP_S_MAX, STEP_S = 30 * 60.0, 60.0  # whether it does or not; from one look to the next
 QUIET_S_MAX = 30.0  # for what is going on to end
 IDLE_S = 6.0  # for unused connections to servers to be closed, which takes timeouts.idle_s
 REST_LOOKS = 5  # at rest: the gateway asks servers how they are now and then
@@ -54,7 +57,7 @@ def run(soak_s: float = SOAK_S) -> None:
         return
     folder = STATE / f"soak-{time.time_ns()}"
     folder.mkdir(parents=True)
-    say(f"soaking for {soak_s / 60:.1f} minutes, after a warm-up of {soak_s * WARM_UP_SHARE / 60:.1f}")
+    say(f"soaking for {soak_s / 60:.1f} minutes, once memory stands still: within {WARM_UP_S_MAX / 60:.0f} minutes")
     done = asyncio.run(soak(folder, soak_s))
     keep(NAME, done)
     shutil.rmtree(folder)
@@ -88,18 +91,20 @@ class Soak:
     async def go(self, soak_s: float) -> dict[str, Any]:
         """What came of it."""
         carried = await self._carried(min(CROWD_S, CROWD_SHARE * soak_s))
-        half_per_s = HALF * max(per_s for _, per_s in carried)
-        say(f"{2 * half_per_s:.0f} requests a second are carried; warming up at {half_per_s:.0f}")
-        await self._rough(WARM_UP_SHARE * soak_s, half_per_s)
+        clients, most_per_s = max(carried, key=lambda one: one[1])
+        say(f"{most_per_s:.0f} requests a second are carried; warming up with {clients} clients")
+        warm_up_s = await self._warm_up(clients, soak_s)
         before = await self._quiet()
         say(f"soaking: {before['rss_mb']:.1f} MB, {before['descriptors']:.0f} descriptors at rest")
-        await self._rough(soak_s, half_per_s)
+        half_per_s = HALF * most_per_s
+        await self._rough(soak_s, lambda crowd: crowd.come(half_per_s))
         after = await self._quiet()
         seats = await seated(self._gateway, SERVERS, SEATS)
         status = await asyncio.to_thread(self._gateway.stop)
         return {
-            "on": provenance(), "soak_s": soak_s, "carried": carried, "half_per_s": half_per_s, "before": before,
-            "after": after, "seats": seats, "series": self._series, "asked": self._crowds[-1].asked,
+            "on": provenance(), "soak_s": soak_s, "carried": carried, "half_per_s": half_per_s,
+            "warm_up_s": warm_up_s, "before": before, "after": after, "seats": seats, "series": self._series,
+            "asked": self._crowds[-1].asked,
             "asked_in_all": sum(one.asked for one in self._crowds),
             "turned_away": sum(one.turned_away for one in self._crowds),
             "kills": self._servers.kills, "freezes": self._servers.freezes, **self._books(status),
@@ -119,9 +124,17 @@ class Soak:
                 break
         return found
 
-    async def _rough(self, seconds: float, per_s: float) -> None:
+    async def _warm_up(self, clients: int, soak_s: float) -> float:
+        """Have a crowd ask until memory stands still, or long enough; how many seconds that took."""
+        began_s, still_s = time.monotonic(), min(STILL_S, STILL_SHARE * soak_s)
+        await self._rough(still_s, lambda crowd: crowd.run(clients))
+        while (took_s := time.monotonic() - began_s) < WARM_UP_S_MAX and not stands_still(self._series, still_s):
+            await self._rough(STEP_S, lambda crowd: crowd.run(clients))
+        return took_s
+
+    async def _rough(self, seconds: float, come: Callable[[RudeCrowd], Coroutine[Any, Any, None]]) -> None:
         crowd = self._crowd()
-        tasks = [asyncio.create_task(crowd.come(per_s)), asyncio.create_task(self._servers.trouble(crowd.over))]
+        tasks = [asyncio.create_task(come(crowd)), asyncio.create_task(self._servers.trouble(crowd.over))]
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             await asyncio.sleep(min(SAMPLE_S, max(0.1, seconds / 20)))
@@ -184,12 +197,17 @@ class Soak:
         return {"endings": endings, "wrong": [*found, *(said for crowd in self._crowds for said in crowd.stuck)]}
 
 
-def memory(done: dict[str, Any]) -> Slope | None:
-    """What memory did during the soak, in MB; None where that was too short to say."""
-    since_s = done["before"]["at_s"]
+def memory(series: Sequence[dict[str, float]], since_s: float) -> Slope | None:
+    """What memory did since then, in MB; None where that was too short to say."""
     with suppress(ValueError):
-        return slope([(one["at_s"], one["rss_mb"]) for one in done["series"] if one["at_s"] > since_s])
+        return slope([(one["at_s"], one["rss_mb"]) for one in series if one["at_s"] > since_s])
     return None
+
+
+def stands_still(series: Sequence[dict[str, float]], still_s: float) -> bool:
+    """Whether memory did for the last so many seconds; also where they are too few to say."""
+    line = memory(series, series[-1]["at_s"] - still_s)
+    return line is None or line.inside_noise
 
 
 def leaks(done: dict[str, Any]) -> dict[str, bool]:
@@ -198,7 +216,7 @@ def leaks(done: dict[str, Any]) -> dict[str, bool]:
     rss_mb = before["rss_mb"] * (1 + RSS_SHARE_MORE) + RSS_BYTES_MORE / 2**20
     at_rest = f"memory at rest: {before['rss_mb']:.1f} MB before, {after['rss_mb']:.1f} MB after"
     found = {at_rest: after["rss_mb"] <= rss_mb}
-    if (line := memory(done)) is not None:
+    if (line := memory(done["series"], before["at_s"])) is not None:
         hour = [1024 * 3600 * one for one in (line.per_s, line.low, line.high)]
         grows = f"memory under load: {hour[0]:+.0f} KB an hour ({hour[1]:+.0f} to {hour[2]:+.0f}), "
         in_all = f"{1024 * line.grown:+.0f} KB in all, inside its noise of {1024 * line.noise:.0f} KB"
@@ -246,8 +264,9 @@ def lines(done: dict[str, Any]) -> list[str]:
         f"{', '.join(sorted(FAULTS))}; hang-ups and slow readers among them; servers killed {one['kills']} times and "
         f"frozen {one['freezes']} times. Endings: {endings}.",
         "",
-        f"«Before» is at rest, after a warm-up of {one['soak_s'] * WARM_UP_SHARE / 60:.1f} minutes of the same. Memory "
-        "under load is a line through its samples by least squares; its interval of 95 % is by a moving-block "
+        f"«Before» is at rest, after a warm-up of {one['warm_up_s'] / 60:.1f} minutes with the crowd that got the most "
+        f"answers: until memory had stood still for {STILL_S / 60:.0f} minutes, at most {WARM_UP_S_MAX / 60:.0f}. "
+        "Memory under load is a line through its samples by least squares; its interval of 95 % is by a moving-block "
         "bootstrap, since noise lasts; its noise is how far apart the middle 95 % of the samples are, around the "
         "line. It does not grow if the interval begins below 0, or if what the line adds in all is less than the "
         f"noise. Within tolerance: memory at rest + {RSS_SHARE_MORE:.0%} and {RSS_BYTES_MORE >> 20} MB, descriptors + "

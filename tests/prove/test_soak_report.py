@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.prove.seats import MORE_THAN_SEATS
-from tests.prove.soak import NAME, SEATS, SERVERS, lines, memory, verdicts
+from tests.prove.soak import NAME, SEATS, SERVERS, STILL_S, lines, memory, stands_still, verdicts
 
 REST = {
     "at_s": 600.0, "rss_mb": 90.0, "descriptors": 26, "threads": 7, "holds": 0.0, "in_flight": 0.0, "waiting": 0.0,
@@ -28,6 +28,7 @@ def done(**other: Any) -> dict[str, Any]:
     """A soak from which all came back; other: what is different."""
     fine = {
         "on": "a day", "soak_s": 1800.0, "carried": [[30, 60.0], [60, 88.0], [120, 90.0]], "half_per_s": 45.0,
+        "warm_up_s": 600.0,
         "before": REST, "after": REST | {"at_s": 2410.0},
         "seats": {"ran": SERVERS * SEATS, "waited": MORE_THAN_SEATS, "closed": SERVERS}, "series": series(),
         "asked": 81_000, "asked_in_all": 110_000, "turned_away": 0, "kills": 200, "freezes": 210,
@@ -67,11 +68,17 @@ def test_one_claim_fails_where_something_did_not(other: dict[str, Any], claim: s
 
 def test_what_a_warm_up_takes_is_no_growth():
     """Only what comes after the first look at rest is looked at."""
-    line = memory(done()[NAME])
+    line = memory(series(), REST["at_s"])
 
     assert line is not None
     assert line.span_s < 1800
     assert abs(line.grown) < 0.5
+
+
+@pytest.mark.parametrize(("looks", "still"), [(300, False), (600, True), (10, True)])
+def test_a_warm_up_lasts_until_memory_stands_still(looks: int, still: bool):
+    """Ten minutes in which it grows are no end, ten more are; of a few seconds nothing is known."""
+    assert stands_still(series()[:looks], STILL_S) is still
 
 
 def test_a_soak_that_was_too_short_claims_nothing_about_slopes():
