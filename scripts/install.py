@@ -1,4 +1,4 @@
-"""Install the environments of this repository:  python3 scripts/install.py [gateway] [vllm] [redis] [triton] [oldest]
+"""Install what this repository needs:  python3 scripts/install.py [gateway] [vllm] [redis] [triton] [oldest] [peers]
 
 .venv holds the gateway and its development tools; .venv-vllm holds a real vLLM for the CPU. They are two on purpose:
 the gateway installs without torch, and is never installed into vLLM's environment.
@@ -8,6 +8,8 @@ Needs Python 3.11 or later and pip 22.3 or later, and no python3-venv: pip insta
 "triton" makes .cache/triton-env, which sees what .venv-vllm holds, and triton besides: a gigabyte, for the tests of one
 kernel. vLLM for the CPU does without it, and behaves otherwise where it is.
 "oldest" makes .cache/vllm-oldest, which sees what .venv-vllm holds, but for vLLM: the oldest that the plugin claims.
+"peers" puts the gateways that `make bench` measures beside this one into .cache/peers, each by itself: a gigabyte. One
+that cannot be had is left out with a word.
 
 What is done already is skipped without touching the network; what was interrupted is done again. pip's words go to
 .cache/.
@@ -24,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +34,7 @@ CACHE = ROOT / ".cache"
 REQUIREMENTS = ROOT / "requirements"
 REDIS_MAJOR = 7
 REDIS_PACKAGES = ("redis-tools", "libatomic1", "libjemalloc2", "liblzf1", "libsystemd0")  # libssl is there: Python's
+NGINX_PACKAGES = ("nginx",)  # what it links to besides is there: Python's libssl and libz, git's libpcre2
 TORCH = "torch==2.13.0+cpu"
 TRITON = "triton==3.9.0"
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # a fallback only: an index out of reach slows every look-up
@@ -153,6 +157,45 @@ def provide_redis(work: Path) -> None:
         raise InstallFailed("redis-server could not be made to run here. On Debian: apt-get install redis-server")
 
 
+def install_peers() -> None:
+    (CACHE / "peers").mkdir(exist_ok=True)
+    lines = [line for line in (REQUIREMENTS / "peers.txt").read_text().splitlines() if not line.startswith("#")]
+    makers = {wanted.partition("==")[0].partition("[")[0]: partial(provide_peer, wanted) for wanted in lines}
+    for name, make in {**makers, "nginx": provide_nginx}.items():
+        try:
+            make(CACHE / "peers" / name)
+        except InstallFailed as failure:
+            why, _, log = str(failure).splitlines()[0].removesuffix(":").partition(". The end of ")
+            print(f"{name} is left out of what is measured: {why}{log and f'; see {log}'}", flush=True)
+
+
+def provide_peer(wanted: str, path: Path) -> None:
+    def fill(venv: "Environment") -> None:
+        venv.pip("gateway", wanted)
+
+    Environment(path, [], more=wanted).ensure(fill)
+
+
+def provide_nginx(work: Path) -> None:
+    program = work / "usr" / "sbin" / "nginx"
+    if shutil.which("nginx") or runs(program):
+        return
+    if not shutil.which("apt-get"):
+        raise InstallFailed("there is no apt-get to download it with")
+    with alone("nginx"):
+        unpack_debian(Commands("nginx").run, NGINX_PACKAGES, work)
+    if not runs(program):
+        shutil.rmtree(work)
+        raise InstallFailed("Debian's does not run here: libraries are missing")
+
+
+def runs(program: Path) -> bool:
+    try:
+        return subprocess.run([program, "-v"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
 def redis_version(program: str) -> int:
     """Its major version; 0 where it does not run."""
     try:
@@ -165,7 +208,7 @@ def redis_version(program: str) -> int:
 
 INSTALLERS: dict[str, Callable[[], None]] = {
     "gateway": install_gateway, "vllm": install_vllm, "redis": install_redis, "triton": install_triton,
-    "oldest": install_oldest,
+    "oldest": install_oldest, "peers": install_peers,
 }  # fmt: skip
 
 
@@ -210,12 +253,12 @@ class Commands:
 class Environment(Commands):
     """A virtual environment that is whole when its stamp, written last, matches the files it was made from."""
 
-    def __init__(self, path: Path, sources: Sequence[Path]) -> None:
+    def __init__(self, path: Path, sources: Sequence[Path], more: str = "") -> None:
         super().__init__(path.name)
         self.path = path
         self.python = path / "bin" / "python"
         self._stamp = path / "holdfast-installed"
-        digest = hashlib.sha256(f"{ROOT} {sys.version}".encode())
+        digest = hashlib.sha256(f"{ROOT} {sys.version} {more}".rstrip().encode())
         for source in sources:
             digest.update(source.read_bytes())
         self._wanted = digest.hexdigest()

@@ -23,13 +23,14 @@ import msgspec
 
 from gateway.local.leashed import LaunchFailed, Leashed
 from loadtests.bench import report
-from loadtests.bench.peers import RECIPES, ROOT, Missing, Peer, Recipe, holdfast, pinned
+from loadtests.bench.peers import ROOT, Missing, Peer, Recipe, pinned
+from loadtests.bench.recipes import RECIPES, holdfast
 from loadtests.bench.rounds import HELD, LOADS, Bench, Results
 
-ROUNDS = 4
+ROUNDS = 3
 FILES_PER_STREAM = 2  # of a gateway: one to the client, one to the upstream
 FILES_BESIDES = 400
-OPENED_PER_S = 600  # of the streams that are held
+OPENED_PER_S = 1000  # of the streams that are held
 
 
 def main() -> None:
@@ -46,17 +47,19 @@ def main() -> None:
     begun = time.monotonic()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-bench-")))
-        port = stack.enter_context(_upstream(folder, cores[1]))
-        bench = Bench(list(_peers(stack, given, port, folder, cores[0])), cores[1], given.ids, say)
+        port = stack.enter_context(upstream(folder, cores[1]))
+        bench = Bench(list(_peers(stack, given, port, folder, cores)), cores[1], given.ids, say)
         bench.rounds(loads, given.rounds, random.Random(seed))
         if streams:
             held = msgspec.structs.replace(HELD, connections=streams, open_s=streams / OPENED_PER_S)
             if given.quick:
-                bench.hold(msgspec.structs.replace(held, window_s=0.5), times=2, calm_s=0.2)
+                bench.hold(msgspec.structs.replace(held, window_s=0.5), calm_s=0.2)
             else:
-                bench.hold(held, times=2)
-    facts = _facts(seed, given, time.monotonic() - begun)
-    _tell(bench.results, {load.name: load.unit for load in loads}, facts, given)
+                bench.hold(held)
+    said = facts(time.monotonic() - begun) | {
+        "rounds": given.rounds, "seed": seed, "ids_asked": given.ids, "quick": given.quick,
+    }  # fmt: skip
+    _tell(bench.results, {load.name: load.unit for load in loads}, said, given)
 
 
 def _given() -> argparse.Namespace:
@@ -79,21 +82,21 @@ def _given() -> argparse.Namespace:
     return given
 
 
-def _peers(stack: ExitStack, given: argparse.Namespace, port: int, folder: Path, core: int) -> Iterator[Peer]:
+def _peers(stack: ExitStack, given: argparse.Namespace, port: int, folder: Path, cores: list[int]) -> Iterator[Peer]:
     recipes = [one for one in RECIPES if (one.name in given.peers if given.peers else not one.named)]
     if given.beside is not None:
         recipes.append(Recipe("holdfast beside", holdfast(given.beside.resolve())))
     for recipe in recipes:
         begun = time.monotonic()
         try:
-            peer = Peer(recipe, port, folder, core)
+            peer = Peer(recipe, port, folder, cores)
         except Missing as missing:
-            say(f"{recipe.name}: skipped: {missing}")
+            say(f"{recipe.name}: left out: {missing}")
             continue
         except LaunchFailed as failed:
-            if not recipe.needs:
+            if recipe.version is None:
                 raise
-            say(f"{recipe.name}: skipped: {failed}")
+            say(f"{recipe.name}: left out: {failed}")
             continue
         stack.callback(peer.stop)
         say(f"{recipe.name}: there after {time.monotonic() - begun:.1f} s")
@@ -101,7 +104,8 @@ def _peers(stack: ExitStack, given: argparse.Namespace, port: int, folder: Path,
 
 
 @contextmanager
-def _upstream(folder: Path, core: int) -> Iterator[int]:
+def upstream(folder: Path, core: int) -> Iterator[int]:
+    """A block in which the cheap upstream runs; its port."""
     log = folder / "upstream.log"
     command = [sys.executable, "-m", "loadtests.bench.upstream", str(folder / "port")]
     with pinned(core):
@@ -117,27 +121,28 @@ def _upstream(folder: Path, core: int) -> Iterator[int]:
         process.stop()
 
 
-def _facts(seed: int, given: argparse.Namespace, took_s: float) -> dict[str, Any]:
+def facts(took_s: float) -> dict[str, Any]:
+    """When, where and of which commit a result is."""
     head = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     return {
         "on": f"{datetime.now(UTC):%Y-%m-%d}", "commit": head.stdout.strip() or "unknown", "cores": os.cpu_count(),
-        "machine": platform.machine(), "python": platform.python_version(), "rounds": given.rounds, "seed": seed,
-        "ids_asked": given.ids, "quick": given.quick, "took_s": round(took_s),
+        "machine": platform.machine(), "python": platform.python_version(), "took_s": round(took_s),
     }  # fmt: skip
 
 
-def _tell(results: Results, units: dict[str, str], facts: dict[str, Any], given: argparse.Namespace) -> None:
+def _tell(results: Results, units: dict[str, str], about: dict[str, Any], given: argparse.Namespace) -> None:
     tables, verdicts = report.tables(results, units), report.verdicts(results)
     lines = [f"- {'yes' if good else 'NO'}: {said}" for said, good in verdicts.items()]
     print("\n".join(map(report.markdown, tables)).replace("**", ""))
     print("\n".join(lines))
     if given.json is not None:
-        said = {**facts, "verdicts": verdicts, "seen": results.seen, "memory": results.memory}
+        seen = {"versions": results.versions, "seen": results.seen, "memory": results.memory}
+        said = {**about, "verdicts": verdicts, **seen}
         given.json.write_bytes(msgspec.json.format(msgspec.json.encode(said), indent=1) + b"\n")
     if given.report is not None:
-        given.report.write_text("\n".join([HEADLINE.format(**facts), *lines, "", *map(report.markdown, tables)]))
+        given.report.write_text("\n".join([HEADLINE.format(**about), *lines, "", *map(report.markdown, tables)]))
     if any(one.failed for ones in results.seen.get(report.HOLDFAST, {}).values() for one in ones):
         sys.exit("some answers were not whole: nothing above counts")
 

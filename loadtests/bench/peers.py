@@ -1,40 +1,21 @@
-"""Who is measured, and how each is started, alone on its core."""
+"""A gateway that is measured: how it is started, alone on its core, and when it is there."""
 
 import json
 import os
-import secrets
-import shutil
 import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import redis
 
 from gateway.local.leashed import Leashed
 from loadtests.bench.words import MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
-VENV = ROOT / ".venv-peers"
-HOW_TO_INSTALL = (
-    f"python3 -m venv --without-pip {VENV.name} && "
-    f"python3 -m pip --python {VENV.name}/bin/python install vllm-router 'litellm[proxy]'"
-)
 START_S_MAX = 120.0  # litellm's imports alone take many seconds
-BUDGET = "1000000000000/day"
-STREAMS_MAX = 20_000
-NOWHERE = {"sessions": False, "prefixes": False}  # what requests are near to
-PROMISING = {
-    "name": "default",
-    "classes": [{"name": "all", "first_ms": 60_000, "between_ms": 1000, "total_ms": 600_000}],
-}
 
 
 @dataclass(frozen=True)
@@ -42,7 +23,10 @@ class Recipe:
     """How a peer is started: from its port, the upstream's URL and an empty folder, to a command.
 
     share: of the load, and rounds: how many it takes part in; for one that cannot carry all of it.
-    holds: whether its memory is measured with streams held open.
+    loads: what it takes part in, where that is not everything.
+    holds: how many times its memory is measured with streams held open.
+    everywhere: it has every core, those of upstream and clients as well.
+    slow: it is started once and not for every round. version: as it says itself; may raise Missing.
     named: it takes part only where it is asked for by name.
     """
 
@@ -50,9 +34,16 @@ class Recipe:
     command: Callable[["Place"], list[str]] | None
     share: float = 1.0
     rounds: int = 1_000
-    holds: bool = True
-    needs: str = ""  # a program in .venv-peers
+    loads: tuple[str, ...] | None = None
+    holds: int = 1
+    everywhere: bool = False
+    slow: bool = False
+    version: Callable[[], str] | None = None
     named: bool = False
+
+    def takes_part(self, load: str, number: int) -> bool:
+        """Whether it does in a load, in a round."""
+        return number < self.rounds and (self.loads is None or load in self.loads)
 
 
 @dataclass
@@ -78,18 +69,18 @@ class Missing(Exception):
 class Peer:
     """A running gateway, or none at all: then the clients talk to the upstream itself."""
 
-    def __init__(self, recipe: Recipe, upstream_port: int, folder: Path, core: int) -> None:
-        """Start it and wait until it answers. Raises Missing, or LaunchFailed."""
+    def __init__(self, recipe: Recipe, upstream_port: int, folder: Path, cores: Sequence[int]) -> None:
+        """Start it and wait until it answers. Raises Missing, or LaunchFailed. cores: the first is for it alone."""
         self.recipe, self.name, self.pid = recipe, recipe.name, 0
-        self._upstream_port, self._folder, self._core, self._starts = upstream_port, folder, core, 0
+        self._upstream_port, self._folder, self._starts = upstream_port, folder, 0
+        self._cores = cores if recipe.everywhere else cores[:1]
         self._process: Leashed | None = None
-        if recipe.needs and not (VENV / "bin" / recipe.needs).exists():
-            raise Missing(f"{recipe.needs} is not installed; to have it measured: {HOW_TO_INSTALL}")
+        self.version = recipe.version() if recipe.version is not None else ""
         self._start()
 
     def again(self) -> None:
         """Start it anew: where a process happens to have its memory is worth some percent. Not who takes long to."""
-        if self._process is not None and not self.recipe.needs:
+        if self._process is not None and not self.recipe.slow:
             self.stop()
             self._start()
 
@@ -105,7 +96,7 @@ class Peer:
             command, log = self.recipe.command(self.place), self.place.folder / "log"
             environment = os.environ | self.place.environment
             self._process = Leashed(self.name, command, log=log, environment=environment)
-            with pinned(self._core):
+            with pinned(*self._cores):
                 self.pid = self._process.start().pid
             self._wait()
         except BaseException:
@@ -137,10 +128,10 @@ class Peer:
 
 
 @contextmanager
-def pinned(core: int) -> Iterator[None]:
-    """Have what is started meanwhile run on one core."""
+def pinned(*cores: int) -> Iterator[None]:
+    """Have what is started meanwhile run on these cores."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, cores)
     try:
         yield
     finally:
@@ -152,130 +143,3 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def holdfast(
-    tree: Path = ROOT, key: tuple[str, ...] = (f"--tokens={BUDGET}",), **more: Any
-) -> Callable[[Place], list[str]]:
-    """As users run it: a key with a budget, ledger, journal and meters on; only the bound on requests is raised.
-
-    key: how the key is made; more: what else the configuration says.
-    """
-
-    def command(place: Place) -> list[str]:
-        place.environment["PYTHONPATH"] = str(tree)
-        program = [sys.executable, "-P", "-m", "gateway"]
-        config, data = place.folder / "holdfast.yaml", place.folder / "data"
-        models = [{"name": MODEL, "replicas": [{"url": place.upstream}]}]
-        listen = {"port": place.port, "admin_port": free_port()}
-        limits = {"requests_in_flight": STREAMS_MAX}
-        said = {"listen": listen, "data": str(data), "models": models, "limits": limits, **more}
-        config.write_text(json.dumps(said))
-        made = subprocess.run(
-            [*program, "keys", "create", "--user=bench", *key, f"--data={data}"],
-            env=os.environ | place.environment, check=True, capture_output=True, text=True,
-        )  # fmt: skip
-        place.headers["authorization"] = f"Bearer {made.stdout.strip()}"
-        return [*program, "serve", f"--config={config}"]
-
-    return command
-
-
-def four_levels(*, redis: bool = False) -> Callable[[Place], list[str]]:
-    """The same under limits of an org, a team, a user and a key, in money and in every kind of token.
-
-    redis: on rights leased from there. Raises Missing where it is not installed.
-    """
-    budgets = [
-        {"org": "acme", "limits": ["1000000 USD/month", BUDGET]},
-        {"org": "acme", "team": "search", "limits": [BUDGET]},
-        {"org": "acme", "user": "bench", "limits": ["1000000000000 output tokens/hour"]},
-    ]
-    key = ("--org=acme", "--team=search", f"--tokens={BUDGET}")
-    said: dict[str, Any] = {"budgets": budgets, "prices": [{"model": MODEL, "input": 0.5, "output": 1.5}]}
-    if not redis:
-        return holdfast(key=key, **said)
-
-    def command(place: Place) -> list[str]:
-        url = redis_server(place)
-        program = holdfast(key=key, ledger={"url": url}, **said)(place)
-        begin = [*program[: program.index("serve")], "ledger", "begin", program[-1]]
-        subprocess.run(begin, env=os.environ | place.environment, check=True, capture_output=True)
-        return program
-
-    return command
-
-
-def redis_server(place: Place) -> str:
-    """Start one beside a peer; its URL. Raises Missing."""
-    unpacked = ROOT / ".cache" / "redis" / "redis-server"
-    found = str(unpacked) if unpacked.exists() else shutil.which("redis-server")
-    if found is None:
-        raise Missing("redis-server is not installed: python3 scripts/install.py redis")
-    port, folder = free_port(), place.folder / "redis"
-    folder.mkdir()
-    options = {"port": port, "bind": "127.0.0.1", "dir": folder, "save": "", "appendonly": "yes"}
-    command = [found, *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
-    place.beside.append(Leashed("redis-server", command, log=folder / "log", environment=os.environ))
-    place.beside[-1].start()
-    client = redis.Redis(port=port)
-    for _ in range(100):
-        with suppress(redis.RedisError):
-            client.ping()
-            break
-        time.sleep(0.05)
-
-    def commands() -> int:
-        calls = client.info("commandstats")
-        return sum(calls.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha"))
-
-    place.commands = commands
-    return f"redis://127.0.0.1:{port}/0"
-
-
-def passthrough(*how: str) -> Callable[[Place], list[str]]:
-    """A bare pass-through. how: `barest` for what nobody could leave anything out of."""
-
-    def command(place: Place) -> list[str]:
-        place.environment["PYTHONPATH"] = str(ROOT)
-        return [sys.executable, "-m", "loadtests.bench.passthrough", str(place.port), place.upstream, *how]
-
-    return command
-
-
-def vllm_router(place: Place) -> list[str]:
-    return [
-        str(VENV / "bin" / "vllm-router"), "--host=127.0.0.1", f"--port={place.port}", "--policy=round_robin",
-        "--worker-urls", place.upstream, "--log-level=error", f"--prometheus-port={free_port()}",
-        f"--max-concurrent-requests={STREAMS_MAX}", "--request-timeout-secs=600",
-    ]  # fmt: skip
-
-
-def litellm(place: Place) -> list[str]:
-    """Its proxy without a database: no keys but the master's, no budgets, nothing written."""
-    key, config = "sk-" + secrets.token_hex(24), place.folder / "litellm.yaml"
-    model = {"model": f"openai/{MODEL}", "api_base": f"{place.upstream}/v1", "api_key": "sk-upstream"}
-    config.write_text(json.dumps({
-        "model_list": [{"model_name": MODEL, "litellm_params": model}],
-        "litellm_settings": {"request_timeout": 600, "num_retries": 0, "turn_off_message_logging": True},
-        "general_settings": {"master_key": key, "disable_spend_logs": True, "disable_error_logs": True},
-    }))  # fmt: skip
-    place.headers["authorization"] = f"Bearer {key}"
-    place.environment |= {"LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-    program = [str(VENV / "bin" / "litellm"), "--host=127.0.0.1", f"--port={place.port}", "--num_workers=1"]
-    return [*program, f"--config={config}", "--telemetry=False"]
-
-
-RECIPES = (
-    Recipe("direct", None),
-    Recipe("aiohttp pass-through", passthrough()),
-    Recipe("aiohttp, barest", passthrough("barest"), holds=False),
-    Recipe("holdfast", holdfast()),
-    Recipe("holdfast, no limits", holdfast(key=()), holds=False, named=True),
-    Recipe("holdfast, four levels", four_levels(), holds=False, named=True),
-    Recipe("holdfast, four levels on Redis", four_levels(redis=True), holds=False, named=True),
-    Recipe("holdfast, policies off", holdfast(admission={"on": False}, routing=NOWHERE), holds=False, named=True),
-    Recipe("holdfast, promises", holdfast(tiers=[PROMISING]), holds=False, named=True),
-    Recipe("vllm-router", vllm_router, needs="vllm-router"),
-    Recipe("litellm", litellm, share=0.1, rounds=2, holds=False, needs="litellm"),
-)

@@ -6,16 +6,20 @@ from typing import NamedTuple
 
 from loadtests.bench.load import Seen
 from loadtests.bench.rounds import Results
+from loadtests.traffic.ratios import paired
 
 UNLIMITED, LEVELS, LEVELS_MAX = "holdfast, no limits", "holdfast, four levels", 1.15
 LEVELS_REDIS, COMMANDS_MAX = "holdfast, four levels on Redis", 0.2  # for a request
 POLICIES, POLICIES_MAX = (("holdfast", ""), ("holdfast, promises", ", with promises")), 1.10
 POLICIES_OFF = "holdfast, policies off"
 PASSTHROUGH, HOLDFAST, DIRECT, ROUTER = "aiohttp pass-through", "holdfast", "direct", "vllm-router"
-BAREST = "aiohttp, barest"
+BAREST, WORKERS = "aiohttp, barest", "holdfast, two workers"
+WORKERS_MIN = {"must": 1.8, "goal": 1.95}  # times what one does
 DELAY_MS_MAX = (0.3, 2.0)  # p50 and p99, above direct
 KB_MAX = 24.0  # per open stream
 KB_STAYS_MAX = 1.0  # more of it for each stream, when as many are held once more
+
+SHORT = "In short: milliseconds of CPU for a thousand, and memory"
 
 Row = list[str]
 
@@ -28,9 +32,13 @@ class Table(NamedTuple):
 
 
 def tables(results: Results, units: dict[str, str]) -> list[Table]:
-    """All that was measured. units: what each load counts."""
+    """All that was measured: in short, then load by load. units: what each load counts."""
     found = [Table(_title(load, unit), _cpu_rows(results, load)) for load, unit in units.items()]
-    return [*found, Table("held: memory of an open stream", _memory_rows(results))]
+    return [
+        Table(SHORT, _short_rows(results, units)),
+        *found,
+        Table("held: memory of an open stream", _memory_rows(results)),
+    ]
 
 
 def verdicts(results: Results) -> dict[str, bool]:
@@ -54,6 +62,7 @@ def verdicts(results: Results) -> dict[str, bool]:
             found[f"must: {load}: {each:.4f} Redis commands for a request, below {COMMANDS_MAX:g}"] = (
                 each < COMMANDS_MAX
             )
+    found |= _two_workers(results)
     if (delays := added_ms(results, HOLDFAST, "paced")) is not None:
         for name, limit_ms, values in zip(("p50", "p99"), DELAY_MS_MAX, zip(*delays, strict=True), strict=True):
             delay_ms = median(values)
@@ -70,6 +79,27 @@ def verdicts(results: Results) -> dict[str, bool]:
     failed = sum(one.failed for ones in results.seen.get(HOLDFAST, {}).values() for one in ones)
     found[f"must: every answer is whole: {failed} are not"] = failed == 0
     return found
+
+
+def _two_workers(results: Results) -> dict[str, bool]:
+    """Two do twice as much as one but for what an answer costs more of CPU. Measured apart from what clients take.
+
+    Two cores have to be enough for workers, upstream and clients together, so that answers in a second are fewer.
+    """
+    one, two = (results.seen.get(name, {}).get("plain", []) for name in (HOLDFAST, WORKERS))
+    if (ratio := _ratio(results, "plain", WORKERS)) is None:
+        return {}
+    rate = median(_per_s(two)) / median(_per_s(one))
+    cores = median(each.cpu_s / each.window_s for each in two)
+    said = f"{2 * ratio:.2f} times one's answers for each second that both have a core (on two cores, of which"
+    said += f" upstream and clients leave them {cores:.2f}: {rate:.2f} times as many)"
+    return {
+        f"{limit}: two workers: {said}, at least {times:g}": 2 * ratio >= times for limit, times in WORKERS_MIN.items()
+    }
+
+
+def _per_s(seen: Sequence[Seen]) -> list[float]:
+    return [one.units / one.window_s for one in seen]
 
 
 def added_ms(results: Results, peer: str, load: str) -> list[tuple[float, float]] | None:
@@ -109,20 +139,32 @@ def _cpu_ms(seen: Sequence[Seen]) -> list[float]:
 
 def _ratio(results: Results, load: str, other: str, mine: str = HOLDFAST) -> float | None:
     """One's CPU as a share of another's: the median over rounds, each a pair measured side by side."""
-    ours, theirs = (_cpu_ms(results.seen.get(name, {}).get(load, [])) for name in (mine, other))
-    pairs = list(zip(ours, theirs, strict=False))
-    return median(one / two for one, two in pairs) if pairs else None
+    ours, theirs = (
+        [(one.units, one.cpu_s) for one in results.seen.get(name, {}).get(load, [])] for name in (mine, other)
+    )
+    return median(pairs) if (pairs := paired(ours, theirs)) else None
+
+
+def _short_rows(results: Results, units: dict[str, str]) -> list[Row]:
+    """A row for each gateway; of plain requests only those that come as fast as they can."""
+    loads = [load for load in units if load in ("plain", "paced", "dense")]
+    rows = [["", *(f"{load}, ms / 1k {units[load]}" for load in loads), "KB / open stream"]]
+    for peer, seen in results.seen.items():
+        if peer == DIRECT:
+            continue
+        named = f"{peer} {results.versions.get(peer, '')}".rstrip()
+        held = [f"{one.kb_per_stream:.1f}" for one in results.memory.get(peer, [])[:1]] or ["–"]
+        rows.append([named, *(spread(_cpu_ms(seen.get(load, []))) for load in loads), *held])
+    return rows
 
 
 def _cpu_rows(results: Results, load: str) -> list[Row]:
-    rows = [
-        ["", "CPU, ms", "per second", "of its core", "waited", "p50, ms", "p99, ms", "added p50", "added p99", "failed"]
-    ]
+    rows = [["", "CPU, ms", "per second", "cores", "waited", "p50, ms", "p99, ms", "added p50", "added p99", "failed"]]
     for peer, loads in results.seen.items():
         if seen := loads.get(load):
             added = list(zip(*(added_ms(results, peer, load) or []), strict=True)) or [(), ()]
             rows.append([
-                peer, spread(_cpu_ms(seen)), f"{median(one.units / one.window_s for one in seen):.0f}",
+                peer, spread(_cpu_ms(seen)), f"{median(_per_s(seen)):.0f}",
                 f"{median(one.cpu_s / one.window_s for one in seen):.2f}",
                 f"{median(one.waited_s / one.window_s for one in seen):.2f}",
                 *(spread((one.late_ms[which] for one in seen if one.units), 2) for which in (0, 1)),

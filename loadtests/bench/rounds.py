@@ -39,10 +39,10 @@ class Load:
 
 
 LOADS = (
-    Load("plain", "requests", Job(0, stream=False, connections=64, window_s=2.5), looks=4),
+    Load("plain", "requests", Job(0, stream=False, connections=64, window_s=2), looks=2),
     Load("plain, 100/s", "requests", Job(0, stream=False, connections=50, every_s=0.5, window_s=2.5)),
-    Load("paced", "chunks", Job(0, connections=100, every_s=0.05, open_s=1, window_s=3), looks=4),
-    Load("dense", "chunks", Job(0, connections=200, every_s=0.02, open_s=1, window_s=2.5)),
+    Load("paced", "chunks", Job(0, connections=100, every_s=0.05, open_s=0.5, window_s=2.5), looks=2),
+    Load("dense", "chunks", Job(0, connections=200, every_s=0.02, open_s=0.5, window_s=2)),
 )
 HELD = Job(0, connections=5000, every_s=2.0, open_s=8, window_s=2.5)
 
@@ -65,12 +65,13 @@ class Memory(msgspec.Struct):
 class Results:
     """seen[peer][load]: one for each look, in their order. memory[peer]: one for each time the streams were held.
 
-    commands[peer][load]: of those that ask a Redis, how many commands, in all looks.
+    commands[peer][load]: of those that ask a Redis, how many commands, in all looks. versions: of gateways of others.
     """
 
     seen: dict[str, dict[str, list[Seen]]] = field(default_factory=dict)
     memory: dict[str, list[Memory]] = field(default_factory=dict)
     commands: dict[str, dict[str, int]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 class Bench:
@@ -79,27 +80,26 @@ class Bench:
     def __init__(self, peers: list[Peer], core: int, ids: bool, say: Callable[[str], None]) -> None:
         self._peers, self._core, self._ids, self._say = peers, core, ids, say
         self.results = Results({peer.name: {} for peer in peers})
+        self.results.versions = {peer.name: peer.version for peer in peers if peer.version}
 
     def rounds(self, loads: list[Load], count: int, rng: random.Random) -> None:
         """Measure all, `count` times over."""
         for number in range(count):
             begun = time.monotonic()
-            taking_part = [peer for peer in self._peers if number < peer.recipe.rounds]
-            for peer in taking_part if number else ():
+            for peer in self._peers if number else ():
                 peer.again()
             for load in (one for one in loads for _ in range(one.looks)):
+                taking_part = [peer for peer in self._peers if peer.recipe.takes_part(load.name, number)]
                 for peer in rng.sample(taking_part, len(taking_part)):
                     seen = self._do(peer, load.name, load.job)
                     self.results.seen[peer.name].setdefault(load.name, []).append(seen)
             self._say(f"round {number + 1} of {count}: {time.monotonic() - begun:.0f} s")
 
-    def hold(self, job: Job, times: int, calm_s: float = CALM_S) -> None:
-        """Hold streams open and weigh them; more than once, to see whether anything stays."""
-        for peer in self._peers:
-            if not peer.pid or not peer.recipe.holds:
-                continue
+    def hold(self, job: Job, calm_s: float = CALM_S) -> None:
+        """Hold streams open and weigh them; more than once, where it is asked whether anything stays."""
+        for peer in (one for one in self._peers if one.recipe.holds):
             pids = tree(peer.pid)
-            for _ in range(times):
+            for _ in range(peer.recipe.holds):
                 idle = memory_bytes(pids)
                 seen = self._do(peer, "held", job)
                 time.sleep(calm_s)

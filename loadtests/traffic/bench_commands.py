@@ -1,4 +1,4 @@
-"""`holdfast bench compare A.json B.json`."""
+"""`holdfast bench compare A.json B.json`: of two load tests, or of two runs of `make bench`."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from loadtests.traffic import compare
+from loadtests.traffic import compare, ratios
 
 COLOURS = {"better": "green", "worse": "red", "same": "", "unknown": "dim"}
 
@@ -23,21 +23,26 @@ def bench() -> None:
 
 @bench_app.command("compare")
 def compare_reports(
-    before: Annotated[Path, typer.Argument(help="A report's JSON.")],
+    before: Annotated[Path, typer.Argument(help="A report's JSON, or that of make bench.")],
     after: Annotated[Path, typer.Argument(help="Another one's, of the same load.")],
     unlike: Annotated[bool, typer.Option("--unlike", help="Even where different things were asked for.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what is better in the second report, and what is worse, beyond the spread of both.
 
+    Of two runs of make bench: what Holdfast costs as a share of each other gateway in both, and how far that is apart.
+
     Ends with status 0 where nothing is worse, 1 where something is, 2 where the two cannot be compared.
     """
     try:
+        sides = [ratios.load(path) for path in (before, after)]
+        if sides[0] is not None and sides[1] is not None:
+            _compare_sides(sides[0], sides[1], unlike=unlike, as_json=as_json)
         one, other = compare.load(before), compare.load(after)
-    except compare.NoReport as error:
+    except (compare.NoReport, ratios.NoBench) as error:
         _cannot(str(error))
     if (differs := compare.unlike(one, other)) and not unlike:
-        _cannot("\n  ".join(["different things were asked for (--unlike compares all the same):", *differs]))
+        _differ(differs)
     lines = compare.lines(one, other)
     limited = [str(path) for path, found in ((before, one), (after, other)) if found["generator"]["limited"]]
     if as_json:
@@ -47,6 +52,40 @@ def compare_reports(
     for path in limited:
         typer.echo(f"{path}: its generator limited it; it says less than it should", err=True)
     raise typer.Exit(int(any(line.verdict == "worse" for line in lines)))
+
+
+def _compare_sides(before: ratios.Sides, after: ratios.Sides, *, unlike: bool, as_json: bool) -> NoReturn:
+    if (differs := ratios.unlike(before, after)) and not unlike:
+        _differ(differs)
+    found = list(ratios.ratios(before, after))
+    if as_json:
+        typer.echo(json.dumps({"ratios": [one.as_dict() for one in found], "differs": differs}))
+    else:
+        Console().print(_ratio_table(found))
+        apart = sorted(abs(one.apart) for one in found if one.apart is not None)
+        if apart:
+            typer.echo(
+                f"{len(apart)} ratios, {apart[len(apart) // 2]:.1%} apart at the median, {apart[-1]:.1%} at most"
+            )
+    raise typer.Exit(int(any(one.verdict == "worse" for one in found)))
+
+
+def _ratio_table(found: list[ratios.Ratio]) -> Table:
+    table = Table(box=None)
+    for name in (f"{ratios.MINE}'s share of", "", "before", "after", "apart", ""):
+        table.add_column(name, justify="right" if name in ("before", "after", "apart") else "left")
+    for one in found:
+        shares = [
+            "–" if share is None else f"{share.median:.2f} ({share.low:.2f} … {share.high:.2f})"
+            for share in (one.before, one.after)
+        ]
+        apart = "–" if one.apart is None else f"{one.apart:+.1%}"
+        table.add_row(one.other, one.what, *shares, apart, Text(one.verdict, COLOURS[one.verdict]))
+    return table
+
+
+def _differ(differs: list[str]) -> NoReturn:
+    _cannot("\n  ".join(["different things were asked for (--unlike compares all the same):", *differs]))
 
 
 def _table(lines: list[compare.Line]) -> Table:

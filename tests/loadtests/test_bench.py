@@ -17,6 +17,8 @@ from gateway.stream.wire import decode_chunk, without_ids
 from loadtests.bench import report
 from loadtests.bench.account import memory_bytes, times_s, tree
 from loadtests.bench.load import Job, Seen, run
+from loadtests.bench.others import version_of
+from loadtests.bench.peers import Missing, Peer, Recipe
 from loadtests.bench.rounds import LOADS, Memory, Results
 from loadtests.bench.upstream import Upstream
 from loadtests.bench.words import SEEN, words
@@ -198,15 +200,58 @@ def test_the_report_compares_round_by_round():
     }
 
 
+def test_two_workers_are_judged_by_what_an_answer_costs_them():
+    """Their cores are shared with clients, so that how many answers there were in a second is told, and not judged."""
+    results = Results({"holdfast": measured(0.5), "holdfast, two workers": {"plain": measured(0.52)["plain"]}})
+
+    (must, kept), (goal, _) = [one for one in report.verdicts(results).items() if "two workers" in one[0]]
+
+    assert must.startswith("must: two workers: 1.92 times one's answers")
+    assert kept
+    assert "leave them 0.52: 1.00 times as many" in goal
+    assert report.verdicts(results)[goal] is False
+
+
+def test_one_table_has_all_gateways_in_short():
+    """CPU for each load and memory, with the spread; and which version a gateway of others is."""
+    results = Results({"direct": measured(0, 0.5), "holdfast": measured(0.05), "smg": {}})
+    results.seen["smg"]["plain"] = measured(0.2)["plain"]
+    results.memory["holdfast"] = [Memory(1000, 50_000_000, 73_000_000, 60_000_000, 0)]
+    results.versions["smg"] = "1.13.0"
+
+    short, *_ = report.tables(results, {"plain": "requests", "plain, 100/s": "requests", "paced": "chunks"})
+
+    assert short.rows == [
+        ["", "plain, ms / 1k requests", "paced, ms / 1k chunks", "KB / open stream"],
+        ["holdfast", "**50.0** (45.0..150.0)", "**50.0** (45.0..150.0)", "23.0"],
+        ["smg 1.13.0", "**200.0** (180.0..600.0)", "–", "–"],
+    ]
+
+
 def test_the_tables_show_median_and_spread():
     """Each load has a table with a row for each peer, CPU first."""
     results = Results({"direct": measured(0, 0.5), "holdfast": measured(0.05)})
 
-    plain, _, held = report.tables(results, {"plain": "requests", "paced": "chunks"})
+    _, plain, _, held = report.tables(results, {"plain": "requests", "paced": "chunks"})
 
     assert report.markdown(plain).startswith("## plain: CPU per thousand requests\n\n|  | CPU, ms |")
     assert plain.rows[2][:4] == ["holdfast", "**50.0** (45.0..150.0)", "1000", "0.05"]
     assert len(held.rows) == 1
+
+
+def test_a_gateway_that_is_not_installed_says_how_it_would_be(tmp_path):
+    """And nothing is started."""
+    recipe = Recipe("another", lambda place: ["false"], version=version_of("no-such-gateway"))
+
+    with pytest.raises(Missing, match=r"no-such-gateway is not installed.*scripts/install\.py peers"):
+        Peer(recipe, 1, tmp_path, [0])
+
+
+def test_who_cannot_carry_all_takes_part_in_some():
+    """In its loads, and its first rounds."""
+    recipe = Recipe("another", None, rounds=1, loads=("plain",))
+
+    assert [recipe.takes_part(*one) for one in (("plain", 0), ("plain", 1), ("paced", 0))] == [True, False, False]
 
 
 @pytest.mark.slow

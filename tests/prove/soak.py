@@ -1,4 +1,10 @@
-"""A long run with faults of all kinds, then quiet: memory, descriptors, permits and holds are back where they were."""
+"""Half an hour at half of what this machine carries, with faults of all kinds: memory does not grow, nothing leaks.
+
+First a crowd is doubled until that brings no more answers: that is what it carries. It goes on until memory stands
+still: tables that are bounded fill up, which takes some ten thousand requests. Then clients come by chance, half as
+many a second, whatever becomes of those before: a look at rest, the soak, and a look at rest. At last as many requests
+as there are permits are to run at once, for a permit that leaked is one that nobody gets.
+"""
 
 import asyncio
 import os
@@ -6,243 +12,232 @@ import random
 import shutil
 import time
 from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from gateway.books import journal
-from loadtests.processes import StubProcess, start_stub
-from tests.crowd import Account, Answer, Crowd, Numbers, accounts, wrong
+from tests.crowd import Numbers, accounts, wrong
 from tests.processes import Gateway
+from tests.prove.rough import FAULTS, RudeCrowd, Servers
+from tests.prove.seats import MORE_THAN_SEATS, seated
+from tests.prove.slope import Slope, slope
 from tests.prove.state import SEED, STATE, keep, provenance, results, say
-from tests.scenarios.asking import chat, order, plain
 
 NAME = "soak"
-SOAK_S = float(os.environ.get("SOAK_S", 20 * 60))
-WARM_UP_SHARE = 0.15  # of the soak, before what it must come back to is measured
+SOAK_S = float(os.environ.get("SOAK_S", 30 * 60))
+CROWDS = (30, 60, 120, 240)  # clients that ask again as soon as they are answered
+CROWD_S, CROWD_SHARE = 15.0, 0.1  # of each; at most such a share of the soak
+MORE = 1.1  # times as many answers: then twice the crowd was worth it
+HALF = 0.5
+STILL_S, STILL_SHARE = 480.0, 0.2  # that memory must have stood still for; at most such a share of the soak
+WARM_UP_S_MAX, STEP_S = 30 * 60.0, 60.0  # whether it does or not; from one look to the next
 QUIET_S_MAX = 30.0  # for what is going on to end
 IDLE_S = 6.0  # for unused connections to servers to be closed, which takes timeouts.idle_s
-CLIENTS = 60
+REST_LOOKS = 5  # at rest: the gateway asks servers how they are now and then
 SAMPLE_S = 2.0
-TROUBLE_S = (1.0, 4.0)  # between kills and freezes of servers
-# How far from «where they were» counts as back.
+SERVERS = 3
+SEATS = 64  # of each server: permits
+# How far from «where they were» counts as back, where memory has no slope; and descriptors, threads.
 RSS_BYTES_MORE = 24 * 2**20
 RSS_SHARE_MORE = 0.15
-DESCRIPTORS_MORE = 4
+DESCRIPTORS_MORE = 0
 THREADS_MORE = 2
+DRAWN = ("rss_mb", "descriptors", "in_flight", "waiting", "load", "holds", "threads")
 
-FAULTS: dict[str, dict[str, Any]] = {
-    "cut": {"at": 20},
-    "cut_utf8": {"at": 5},
-    "cut_event": {"at": 10},
-    "drip": {},
-    "silence": {},
-    "silence_after": {"at": 15},
-    "error_then_done": {"at": 8},
-    "abort_finish": {"at": 12},
-    "eof_no_done": {"at": 9},
-    "status": {"status": 500},
-    "no_ids": {},
-    "bad_ids": {"at": 6},
-    "comments_only": {"at": 4},
-    "garbage": {"at": 7},
-    "wrong_usage": {},
-    "big_event": {"at": 3, "bytes": 200_000},
-}
 # total_s also ends plain answers that never come: their silence tells nothing.
 TIMEOUTS = {"first_token_s": 3, "between_tokens_s": 2, "probe_every_s": 0.5, "client_stall_s": 3, "total_s": 6}
-
-
-class SlowAnswer(Answer):
-    """One that reads nothing for a while, again and again."""
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._transport.pause_reading()
-        asyncio.get_running_loop().call_later(0.2, self._read_on)
-
-    def _read_on(self) -> None:
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
-
-
-class RudeCrowd(Crowd):
-    """Clients whose servers fail, who hang up, and who read slowly."""
-
-    def wish(self, account: Account) -> Answer:
-        rng = self.rng
-        said: dict[str, Any] = {"tokens": rng.randint(5, 150), "per_chunk": rng.choice([1, 4, 16])}
-        said |= {"tokens_per_s": rng.choice([0, 100, 200]), "ttft_s": rng.choice([0, 0, 0.3])}
-        if rng.random() < 0.3:
-            fault = rng.choice(list(FAULTS))
-            said |= {"fault": fault, **FAULTS[fault], "once": rng.random() < 0.8}
-        ask = plain if rng.random() < 0.15 else chat
-        body = ask(f"{rng.random()} {order(**said)}", **rng.choice([{}, {}, {"n": 2}, {"stop": ["zebra"]}]))
-        kind = SlowAnswer if rng.random() < 0.1 else Answer
-        return kind(account, body, rng.randint(1, 60) if rng.random() < 0.15 else None)
-
-
-class Servers:
-    """Stub servers on ports that stay theirs, and the trouble they get into."""
-
-    def __init__(self, count: int, rng: random.Random) -> None:
-        self._rng = rng
-        self.all: list[StubProcess] = [start_stub() for _ in range(count)]
-        self.kills = self.freezes = 0
-
-    async def trouble(self, over: asyncio.Event) -> None:
-        """Kill one and start it again, or freeze one for a while, until it is over."""
-        while not over.is_set():
-            await asyncio.sleep(self._rng.uniform(*TROUBLE_S))
-            number = self._rng.randrange(len(self.all))
-            if self._rng.random() < 0.5:
-                self.kills += 1
-                await asyncio.to_thread(self.all[number].kill)
-                await asyncio.sleep(self._rng.uniform(0.2, 2))
-                self.all[number].stop()
-                self.all[number] = await asyncio.to_thread(start_stub, port=self.all[number].port)
-            else:
-                self.freezes += 1
-                self.all[number].freeze()
-                await asyncio.sleep(self._rng.uniform(0.2, 4))
-                self.all[number].thaw()
-
-    def open(self) -> int:
-        """Answers that some server is still making."""
-        return sum(one.stats()["open_streams"] for one in self.all)
-
-    def stop(self) -> None:
-        for one in self.all:
-            one.thaw()
-            one.stop()
-
-
-def sample(gateway: Gateway, began_s: float) -> dict[str, float]:
-    """What the gateway has of everything, now."""
-    process = Path(f"/proc/{gateway.process.pid}")
-    return {
-        "at_s": round(time.monotonic() - began_s, 1),
-        "rss_mb": round(gateway.rss_bytes() / 2**20, 1),
-        "descriptors": len(os.listdir(process / "fd")),
-        "threads": len(os.listdir(process / "task")),
-        "holds": gateway.metric("holdfast_holds"),
-        "in_flight": gateway.metric("holdfast_requests_in_flight"),
-        "load": gateway.metric("holdfast_replica_load"),
-    }
-
-
-async def quiet(gateway: Gateway, servers: Servers, began_s: float) -> dict[str, float]:
-    """Wait until nothing is going on, and idle connections are closed; then look."""
-
-    def busy() -> bool:
-        now = sample(gateway, began_s)
-        return bool(now["holds"] or now["in_flight"] or now["load"] or servers.open())
-
-    for _ in range(int(QUIET_S_MAX / 0.2)):
-        if not await asyncio.to_thread(busy):
-            break
-        await asyncio.sleep(0.2)
-    await asyncio.sleep(IDLE_S)
-    now = sample(gateway, began_s)
-    return now | {"held_tokens": sum(one.held for one in gateway.balances()), "open_at_servers": servers.open()}
-
-
-async def soak(folder: Path, soak_s: float) -> dict[str, Any]:
-    """Warm up, look, make trouble for `soak_s` seconds in all, look again."""
-    rng = random.Random(SEED)
-    servers = Servers(3, rng)
-    try:
-        starting = asyncio.to_thread(
-            Gateway, folder, [one.url for one in servers.all], standby=False, timeouts=TIMEOUTS
-        )
-        with await starting as gateway:
-            return await watched(gateway, servers, rng, soak_s)
-    finally:
-        servers.stop()
-
-
-async def watched(gateway: Gateway, servers: Servers, rng: random.Random, soak_s: float) -> dict[str, Any]:
-    """The soak itself, with a sample every two seconds."""
-    began_s = time.monotonic()
-    known = accounts(gateway, 40, rng, least=100_000, most=2_000_000)
-    series: list[dict[str, float]] = []
-    crowds: list[RudeCrowd] = []
-
-    async def rough(seconds: float) -> None:
-        crowd = RudeCrowd(gateway.port, known, rng)
-        crowds.append(crowd)
-        tasks = [asyncio.create_task(crowd.run(CLIENTS)), asyncio.create_task(servers.trouble(crowd.over))]
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            await asyncio.sleep(min(SAMPLE_S, max(0.1, seconds / 20)))
-            series.append(await asyncio.to_thread(sample, gateway, began_s))
-        crowd.over.set()
-        await asyncio.gather(*tasks)
-
-    await rough(soak_s * WARM_UP_SHARE)
-    before = await quiet(gateway, servers, began_s)
-    await rough(soak_s * (1 - WARM_UP_SHARE))
-    after = await quiet(gateway, servers, began_s)
-    status = await asyncio.to_thread(gateway.stop)
-    facts = journal.read(gateway.data / "journal.jsonl")
-    return {
-        "on": provenance(),
-        "soak_s": soak_s,
-        "before": before,
-        "after": after,
-        "series": series,
-        "asked": sum(crowd.asked for crowd in crowds),
-        "kills": servers.kills,
-        "freezes": servers.freezes,
-        "endings": Counter(fact["ending"] for fact in facts if fact["kind"] == "request.settled"),
-        "wrong": [
-            *wrong(gateway, known),
-            *Numbers(gateway.data / "journal.jsonl").holes(),
-            *settled_twice(gateway.data / "journal.jsonl"),
-            *([f"exit status {status}"] if status else []),
-            *gateway.faults(),
-            *(said for crowd in crowds for said in crowd.stuck),
-        ],
-    }
-
-
-def settled_twice(path: Path) -> list[str]:
-    """Requests that did not end exactly once."""
-    ends = Counter(fact["request_id"] for fact in journal.read(path) if fact["kind"] == "request.settled")
-    asked = {fact["request_id"] for fact in journal.read(path) if fact["kind"] == "leg.opened"}
-    twice = [f"{one} was settled {count} times" for one, count in ends.items() if count != 1]
-    return twice[:5] + [f"{one} was never settled" for one in list(asked - set(ends))[:5]]
-
-
-def leaks(done: dict[str, Any]) -> dict[str, bool]:
-    """What came back to where it was."""
-    before, after = done["before"], done["after"]
-    rss_mb = before["rss_mb"] * (1 + RSS_SHARE_MORE) + RSS_BYTES_MORE / 2**20
-    return {
-        f"memory: {before['rss_mb']:.0f} MB before, {after['rss_mb']:.0f} MB after": after["rss_mb"] <= rss_mb,
-        f"descriptors: {before['descriptors']} before, {after['descriptors']} after": after["descriptors"]
-        <= before["descriptors"] + DESCRIPTORS_MORE,
-        f"threads: {before['threads']} before, {after['threads']} after": after["threads"]
-        <= before["threads"] + THREADS_MORE,
-        "requests in flight, legs on servers, answers at servers: none": not any(
-            after[name] for name in ("in_flight", "load", "open_at_servers")
-        ),
-        "holds: none, in the gateway and in the ledger": not any(after[name] for name in ("holds", "held_tokens")),
-        "nobody overspent or undercharged, each request settled once, no hole in the journal, no fault in the log": (
-            not done["wrong"]
-        ),
-    }
+HEALTH = {"flap_wait_s_max": 5, "breaker_open_s_max": 5}  # they are killed all the time
 
 
 def run(soak_s: float = SOAK_S) -> None:
-    """Soak for twenty minutes, or for SOAK_S seconds."""
+    """Soak for thirty minutes, or for SOAK_S seconds."""
     if NAME in results() and results()[NAME]["soak_s"] >= soak_s:
         return
     folder = STATE / f"soak-{time.time_ns()}"
     folder.mkdir(parents=True)
-    say(f"soaking for {soak_s / 60:.1f} minutes")
+    say(f"soaking for {soak_s / 60:.1f} minutes, once memory stands still: within {WARM_UP_S_MAX / 60:.0f} minutes")
     done = asyncio.run(soak(folder, soak_s))
     keep(NAME, done)
     shutil.rmtree(folder)
+
+
+async def soak(folder: Path, soak_s: float) -> dict[str, Any]:
+    """All of it. soak_s: between the two looks."""
+    rng = random.Random(SEED)
+    servers = Servers(SERVERS, rng)
+    urls, seats = [one.url for one in servers.all], {"per_replica": SEATS}
+    try:
+        starting = asyncio.to_thread(
+            Gateway, folder, urls, standby=False, timeouts=TIMEOUTS, health=HEALTH, admission=seats
+        )
+        with await starting as gateway:
+            return await Soak(gateway, servers, rng).go(soak_s)
+    finally:
+        servers.stop()
+
+
+class Soak:
+    """One gateway, and all that happens to it, with a sample every two seconds."""
+
+    def __init__(self, gateway: Gateway, servers: Servers, rng: random.Random) -> None:
+        self._gateway, self._servers, self._rng = gateway, servers, rng
+        self._began_s = time.monotonic()
+        self._known = accounts(gateway, 40, rng, least=100_000, most=2_000_000)
+        self._crowds: list[RudeCrowd] = []
+        self._series: list[dict[str, float]] = []
+
+    async def go(self, soak_s: float) -> dict[str, Any]:
+        """What came of it."""
+        carried = await self._carried(min(CROWD_S, CROWD_SHARE * soak_s))
+        clients, most_per_s = max(carried, key=lambda one: one[1])
+        say(f"{most_per_s:.0f} requests a second are carried; warming up with {clients} clients")
+        warm_up_s = await self._warm_up(clients, soak_s)
+        before = await self._quiet()
+        say(f"soaking: {before['rss_mb']:.1f} MB, {before['descriptors']:.0f} descriptors at rest")
+        half_per_s = HALF * most_per_s
+        await self._rough(soak_s, lambda crowd: crowd.come(half_per_s))
+        after = await self._quiet()
+        seats = await seated(self._gateway, SERVERS, SEATS)
+        status = await asyncio.to_thread(self._gateway.stop)
+        return {
+            "on": provenance(), "soak_s": soak_s, "carried": carried, "half_per_s": half_per_s,
+            "warm_up_s": warm_up_s, "before": before, "after": after, "seats": seats, "series": self._series,
+            "asked": self._crowds[-1].asked,
+            "asked_in_all": sum(one.asked for one in self._crowds),
+            "turned_away": sum(one.turned_away for one in self._crowds),
+            "kills": self._servers.kills, "freezes": self._servers.freezes, **self._books(status),
+        }  # fmt: skip
+
+    async def _carried(self, seconds: float) -> list[tuple[int, float]]:
+        """Clients, and answers a second, of ever larger crowds; the last one brought little more, or is the largest."""
+        found: list[tuple[int, float]] = []
+        for clients in CROWDS:
+            crowd = self._crowd()
+            task = asyncio.create_task(crowd.run(clients))
+            await asyncio.sleep(seconds)
+            found.append((clients, (crowd.asked - crowd.open) / seconds))
+            crowd.over.set()
+            await task
+            if len(found) > 1 and found[-1][1] < MORE * found[-2][1]:
+                break
+        return found
+
+    async def _warm_up(self, clients: int, soak_s: float) -> float:
+        """Have a crowd ask until memory stands still, or long enough; how many seconds that took."""
+        began_s, still_s = time.monotonic(), min(STILL_S, STILL_SHARE * soak_s)
+        await self._rough(still_s, lambda crowd: crowd.run(clients))
+        while (took_s := time.monotonic() - began_s) < WARM_UP_S_MAX and not stands_still(self._series, still_s):
+            await self._rough(STEP_S, lambda crowd: crowd.run(clients))
+        return took_s
+
+    async def _rough(self, seconds: float, come: Callable[[RudeCrowd], Coroutine[Any, Any, None]]) -> None:
+        crowd = self._crowd()
+        tasks = [asyncio.create_task(come(crowd)), asyncio.create_task(self._servers.trouble(crowd.over))]
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            await asyncio.sleep(min(SAMPLE_S, max(0.1, seconds / 20)))
+            self._series.append(await asyncio.to_thread(self._sample))
+        crowd.over.set()
+        await asyncio.gather(*tasks)
+
+    def _crowd(self) -> RudeCrowd:
+        self._crowds.append(RudeCrowd(self._gateway.port, self._known, self._rng))
+        return self._crowds[-1]
+
+    def _sample(self) -> dict[str, float]:
+        """What the gateway has of everything, now."""
+        process = Path(f"/proc/{self._gateway.process.pid}")
+        said = self._gateway.metrics()
+        return {
+            "at_s": round(time.monotonic() - self._began_s, 1),
+            "rss_mb": round(self._gateway.rss_bytes() / 2**20, 2),
+            "descriptors": len(os.listdir(process / "fd")),
+            "threads": len(os.listdir(process / "task")),
+            "holds": said["holdfast_holds"],
+            "in_flight": said["holdfast_requests_in_flight"],
+            "waiting": said["holdfast_waiting"],
+            "load": sum(value for name, value in said.items() if name.startswith("holdfast_replica_load{")),
+        }
+
+    async def _quiet(self) -> dict[str, float]:
+        """Wait until nothing is going on, and idle connections are closed; then look."""
+
+        def busy() -> bool:
+            now = self._sample()
+            return any(now[name] for name in ("holds", "in_flight", "waiting", "load")) or bool(self._servers.open())
+
+        for _ in range(int(QUIET_S_MAX / 0.2)):
+            if not await asyncio.to_thread(busy):
+                break
+            await asyncio.sleep(0.2)
+        await asyncio.sleep(IDLE_S)
+        looks = []
+        for _ in range(REST_LOOKS):
+            looks.append(self._sample())
+            await asyncio.sleep(0.2)
+        held = sum(one.held for one in self._gateway.balances())
+        least = {name: min(one[name] for one in looks) for name in looks[0]}
+        return least | {"held_tokens": held, "open_at_servers": self._servers.open()}
+
+    def _books(self, status: int) -> dict[str, Any]:
+        path = self._gateway.data / "journal.jsonl"
+        ends, endings, asked = Counter[str](), Counter[str](), set[str]()
+        for fact in journal.read(path):
+            if fact["kind"] == "request.settled":
+                ends[fact["request_id"]] += 1
+                endings[fact["ending"]] += 1
+            elif fact["kind"] == "leg.opened":
+                asked.add(fact["request_id"])
+        found = [f"{one} was settled {count} times" for one, count in ends.items() if count != 1][:5]
+        found += [f"{one} was never settled" for one in list(asked - set(ends))[:5]]
+        found += [*wrong(self._gateway, self._known), *Numbers(path).holes(), *self._gateway.faults()]
+        found += [f"exit status {status}"] if status else []
+        return {"endings": endings, "wrong": [*found, *(said for crowd in self._crowds for said in crowd.stuck)]}
+
+
+def memory(series: Sequence[dict[str, float]], since_s: float) -> Slope | None:
+    """What memory did since then, in MB; None where that was too short to say."""
+    with suppress(ValueError):
+        return slope([(one["at_s"], one["rss_mb"]) for one in series if one["at_s"] > since_s])
+    return None
+
+
+def stands_still(series: Sequence[dict[str, float]], still_s: float) -> bool:
+    """Whether memory did for the last so many seconds; also where they are too few to say."""
+    line = memory(series, series[-1]["at_s"] - still_s)
+    return line is None or line.inside_noise
+
+
+def leaks(done: dict[str, Any]) -> dict[str, bool]:
+    """What came back to where it was."""
+    before, after, seats = done["before"], done["after"], done["seats"]
+    rss_mb = before["rss_mb"] * (1 + RSS_SHARE_MORE) + RSS_BYTES_MORE / 2**20
+    at_rest = f"memory at rest: {before['rss_mb']:.1f} MB before, {after['rss_mb']:.1f} MB after"
+    found = {at_rest: after["rss_mb"] <= rss_mb}
+    if (line := memory(done["series"], before["at_s"])) is not None:
+        hour = [1024 * 3600 * one for one in (line.per_s, line.low, line.high)]
+        grows = f"memory under load: {hour[0]:+.0f} KB an hour ({hour[1]:+.0f} to {hour[2]:+.0f}), "
+        in_all = f"{1024 * line.grown:+.0f} KB in all, inside its noise of {1024 * line.noise:.0f} KB"
+        found[grows + in_all] = line.inside_noise
+    return found | {
+        f"descriptors: {before['descriptors']} before, {after['descriptors']} after": after["descriptors"]
+        <= before["descriptors"] + DESCRIPTORS_MORE,
+        f"threads: {before['threads']} before, {after['threads']} after": after["threads"]
+        <= before["threads"] + THREADS_MORE,
+        "requests in flight or waiting, legs on servers, answers at servers: none": not any(
+            after[name] for name in ("in_flight", "waiting", "load", "open_at_servers")
+        ),
+        "holds: none, in the gateway and in the ledger": not any(after[name] for name in ("holds", "held_tokens")),
+        f"permits: {seats['ran']} requests run at once, of {SERVERS * SEATS} for which there are permits, and the next "
+        f"{seats['waited']} wait, of {MORE_THAN_SEATS}": (seats["ran"], seats["waited"])
+        == (SERVERS * SEATS, MORE_THAN_SEATS),
+        f"breakers: {seats['closed']} of {SERVERS} are closed again": seats["closed"] == SERVERS,
+        "nobody overspent or undercharged, each request settled once, no hole in the journal, no fault in the log": (
+            not done["wrong"]
+        ),
+    }
 
 
 def verdicts(done: dict[str, Any]) -> dict[str, bool]:
@@ -256,19 +251,29 @@ def lines(done: dict[str, Any]) -> list[str]:
         return []
     one = done[NAME]
     endings = ", ".join(f"{name} {count}" for name, count in sorted(one["endings"].items(), key=lambda pair: -pair[1]))
+    carried = ", ".join(f"{clients} clients {per_s:.0f} /s" for clients, per_s in one["carried"])
+    since_s = one["before"]["at_s"]
+    series = [each for each in one["series"] if each["at_s"] > since_s]
     return [
-        f"## {one['soak_s'] / 60:.0f} minutes, {CLIENTS} clients, three servers",
+        f"## {one['soak_s'] / 60:.0f} minutes at {one['half_per_s']:.0f} requests a second, three servers",
         "",
-        f"{one['on']}. {one['asked']} requests, a third of them hit by a fault of its own: "
+        f"{one['on']}. What this machine carries, clients and servers included, by crowds that ask again as soon as "
+        f"they are answered: {carried}. Half of the most came by chance (Poisson), whatever became of those before: "
+        f"{one['asked']} requests in the soak, {one['asked_in_all']} in all; {one['turned_away']} did not come: too "
+        "many were there. A third of them were hit by a fault of their own: "
         f"{', '.join(sorted(FAULTS))}; hang-ups and slow readers among them; servers killed {one['kills']} times and "
         f"frozen {one['freezes']} times. Endings: {endings}.",
         "",
-        f"«Before» is after a warm-up of {one['soak_s'] * WARM_UP_SHARE / 60:.1f} minutes of the same, at rest. Within "
-        f"tolerance: memory + {RSS_SHARE_MORE:.0%} and {RSS_BYTES_MORE >> 20} MB, descriptors + {DESCRIPTORS_MORE}, "
-        f"threads + {THREADS_MORE}, everything else exactly.",
+        f"«Before» is at rest, after a warm-up of {one['warm_up_s'] / 60:.1f} minutes with the crowd that got the most "
+        f"answers: until memory had stood still for {STILL_S / 60:.0f} minutes, at most {WARM_UP_S_MAX / 60:.0f}. "
+        "Memory under load is a line through its samples by least squares; its interval of 95 % is by a moving-block "
+        "bootstrap, since noise lasts; its noise is how far apart the middle 95 % of the samples are, around the "
+        "line. It does not grow if the interval begins below 0, or if what the line adds in all is less than the "
+        f"noise. Within tolerance: memory at rest + {RSS_SHARE_MORE:.0%} and {RSS_BYTES_MORE >> 20} MB, descriptors + "
+        f"{DESCRIPTORS_MORE}, threads + {THREADS_MORE}, everything else exactly.",
         "",
         "```",
-        *(drawn(one["series"], name) for name in ("rss_mb", "descriptors", "in_flight", "load", "holds", "threads")),
+        *(drawn(series, name) for name in DRAWN),
         "```",
         "",
         "Every sample is in soak.json.",

@@ -1,10 +1,10 @@
-"""The soak of `make prove`, in small: after half a minute of trouble everything is back where it was."""
+"""The soak of `make prove`, in small: after a quarter of a minute of trouble everything is back where it was."""
 
 import pytest
 
 from tests.prove import soak
 
-SOAK_S = 15.0
+SOAK_S = 15.0  # after a warm-up and crowds
 
 
 @pytest.mark.slow
@@ -13,6 +13,6 @@ async def test_after_trouble_everything_is_back_where_it_was(tmp_path):
     done = await soak.soak(tmp_path, SOAK_S)
 
     assert [what for what, back in soak.leaks(done).items() if not back] == [], done["wrong"][:5]
-    assert done["asked"] > 200
+    assert done["asked_in_all"] > 200
     assert len(done["endings"]) > 2
     assert done["kills"] + done["freezes"] > 2
