@@ -4,8 +4,8 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -60,33 +60,38 @@ def gameday(
     target = folder or Path(f"gameday-{datetime.now():%Y%m%d-%H%M%S}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         _usage(f"{target} is there already, and not empty")
-    for number in ENDING:
-        signal.signal(number, leave)
     raise typer.Exit(play(chosen, target, seed, running, as_json))
 
 
 def play(
-    chosen: Mapping[str, type[Scenario]], folder: Path, seed: int, running: Running | None = None,
-    as_json: bool = False, make_run: type[Run] = Run,
-) -> int:  # fmt: skip
+    chosen: Mapping[str, type[Scenario]],
+    folder: Path,
+    seed: int,
+    running: Running | None = None,
+    as_json: bool = False,
+    make_run: Callable[..., Run] = Run,
+) -> int:
     """Run these, tell, write the report, also of a part where it is broken off; the exit status."""
     screen, began_s = Screen(sys.stderr if as_json else sys.stdout), time.time()
-    run = make_run(folder, seed, lambda note: teller[0](note), on=running)
-    teller = [lambda note: screen.say(f"  {note}")]
+    handlers = {number: signal.signal(number, leave) for number in ENDING}
+    told = _Told(screen)
+    run = make_run(folder, seed, told, on=running)
     ending = 0
     try:
         with run:
             for number, scenario in enumerate(chosen.values(), 1):
                 screen.say(f"\n[{number} of {len(chosen)}] {scenario.name}: {scenario.title}", "bold")
                 screen.say(f"  hypothesis: {scenario.hypothesis}")
-                with screen.busy(f"  {scenario.name}, {scenario.limit_s:.0f} s at most") as teller[0]:
+                with told.during(f"  {scenario.name}, {scenario.limit_s:.0f} s at most"):
                     outcome = run.scenario(scenario)
-                teller[0] = lambda note: screen.say(f"  {note}")
                 _tell(screen, outcome)
     except KeyboardInterrupt:
-        ending = 130
+        ending = 128 + signal.SIGINT
     except SystemExit as left:
         ending = int(left.code or 0)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     said = report.found(run.outcomes, seed=seed, began_s=began_s, asked=len(chosen), left=run.left)
     report.write(folder, said)
     screen.say("")
@@ -96,6 +101,29 @@ def play(
     if as_json:
         print(json.dumps(said))
     return ending or report.status(said)
+
+
+class _Told:
+    """Tells how far it is: in the line of what is going on, where there is one."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._line: Callable[[str], None] | None = None
+
+    def __call__(self, note: str) -> None:
+        if self._line is not None:
+            self._line(note)
+        else:
+            self._screen.say(f"  {note}")
+
+    @contextmanager
+    def during(self, what: str) -> Iterator[None]:
+        """Tell it in the line of this."""
+        with self._screen.busy(what) as self._line:
+            try:
+                yield
+            finally:
+                self._line = None
 
 
 def _tell(screen: Screen, outcome: Outcome) -> None:

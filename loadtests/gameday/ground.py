@@ -51,7 +51,9 @@ class Ground:
         folder = self.folder / f"gateway-{self._gateways}"
         folder.mkdir(parents=True)
         self.cleanup.callback(_only_evidence, folder)
-        ours: dict[str, Any] = {"model": MODEL, "tokenizer": self.fleet.tokenizer, "leashed": True, "wait": False}
+        ours: dict[str, Any] = {"model": MODEL, "leashed": True, "wait": False}
+        if "tokenizer" not in more:
+            ours["tokenizer"] = self.fleet.tokenizer
         gateway = Gateway(folder, self.fleet.urls if upstreams is None else upstreams, **ours | more)
         self.cleanup.callback(_ended, gateway)
         if reach is not None:

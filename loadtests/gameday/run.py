@@ -54,7 +54,7 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         with sheltered():
             if error is not None and not isinstance(error, Exception):
-                self._say("broken off; everything that was started is ended")
+                self._say("broken off: what was started is ended")
             self._note("gameday.ended", scenarios=len(self.outcomes), broken_off=error is not None)
             self._stack.close()
             self.left = left_behind(self._scratch)
@@ -123,6 +123,7 @@ class Run:
     def _undone(self, ground: Ground, name: str) -> str:
         """Undo what a scenario did; why that was not possible, where it was not."""
         try:
+            self._clients.hang_up()
             ground.cleanup.close()
         except Exception as error:
             undone = f"not cleaned up: {type(error).__name__}: {error}"[:SAID_MAX]
