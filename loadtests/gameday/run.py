@@ -59,6 +59,8 @@ class Run:
             self._note("gameday.ended", scenarios=len(self.outcomes), broken_off=error is not None)
             self._stack.close()
             self.left = left_behind(self._scratch)
+            if self._journal.lost:
+                self.left.append(f"{self._journal.lost} facts that {JOURNAL} does not have")
 
     def scenario(self, wanted: type[Scenario]) -> Outcome:
         """Run one, from its hypothesis to its verdict, and undo what it did."""
@@ -151,8 +153,12 @@ def left_behind(scratch: Path) -> list[str]:
 
 def _processes() -> list[str]:
     """Our children, whichever thread started them, but for those that have ended."""
+    pids: list[str] = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # a thread that ended while we looked
+            pids += (task / "children").read_text().split()
     found = []
-    for pid in (pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()):
+    for pid in pids:
         with suppress(OSError):
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
                 said = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
