@@ -152,7 +152,7 @@ class Gateway:
 
     def paid(self, secret: str) -> Balance:
         """The account of one key once none of it is held: an answer is there a moment before its charge is on disk."""
-        return until(lambda: (one := self.balance(secret)).held == 0 and one)
+        return until(lambda: one if (one := self.balance(secret)).held == 0 else None)
 
     def journal(self) -> list[dict[str, Any]]:
         """All facts on disk by now."""
@@ -290,7 +290,7 @@ class NotSeen(AssertionError):
     """What was waited for did not come: a test that waits for it fails."""
 
 
-def until(look: Callable[[], T], seconds: float = 10.0, what: str = "") -> T:
+def until(look: Callable[[], T | None], seconds: float = 10.0, what: str = "") -> T:
     """Look again and again until something is there. Raises NotSeen, with what was waited for."""
     deadline = time.monotonic() + seconds
     while not (seen := look()):
