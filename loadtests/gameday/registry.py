@@ -1,0 +1,20 @@
+"""All scenarios, by name: a line each, so that listing them loads none of what they need."""
+
+from importlib import import_module
+
+from loadtests.gameday.scenario import Scenario
+
+FAULTS = (
+    "loadtests.gameday.faults.engine_kill:EngineKill",
+)  # fmt: skip
+
+
+def all_scenarios() -> dict[str, type[Scenario]]:
+    """In the order in which they are run."""
+    found = {}
+    for line in FAULTS:
+        module, _, name = line.partition(":")
+        scenario: type[Scenario] = getattr(import_module(module), name)
+        assert scenario.name not in found, scenario.name
+        found[scenario.name] = scenario
+    return found
