@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 SECRET_FILE = "HOLDFAST_GAMEDAY_SECRET_FILE"  # environment variable: a file that holds the secret
+EXTENSION = "loadtests.gameday.page_hand.PageHand"
 KINDS = ("flip", "swap", "rows", "replay", "zero", "truncate", "flips")
 WORD_BITS = 32
 
@@ -19,7 +20,7 @@ class PageHand:
     """Mixed into vLLM's worker. All methods need the secret; blocks are numbers."""
 
     def holdfast_damage(self, secret: str, kind: str, block: int, other: int, seed: int) -> bool:
-        """other: for «swap», the page that it changes places with. Returns whether the page is another one now."""
+        """other: the page that «swap» exchanges it with, or «copy» copies. Returns whether it is another page now."""
         layers = self._layers(secret)
         before = [_bits(layer[block].clone()) for layer in layers]
         self._damage(kind, layers, block, other, random.Random(seed))
@@ -69,6 +70,9 @@ class PageHand:
                 mine = layer[block].clone()
                 layer[block] = layer[other]
                 layer[other] = mine
+        elif kind == "copy":
+            for layer in layers:
+                layer[block] = layer[other]
         elif kind == "rows":
             rows = _rows(rng.choice(layers), block)
             one, two = rng.sample(range(rows.shape[2]), 2)
@@ -86,10 +90,15 @@ class PageHand:
 
     def _layers(self: Any, secret: str) -> list[Any]:
         """Of each layer, [block, head, token, keys and values], as vLLM calls it."""
-        file = os.environ.get(SECRET_FILE)
-        if not file or not hmac.compare_digest(Path(file).read_text(), secret):
+        if not known(secret):
             raise PermissionError("not for you")
         return list(self.model_runner.kv_caches)
+
+
+def known(secret: str) -> bool:
+    """Whether it is the one in the file that SECRET_FILE names."""
+    file = os.environ.get(SECRET_FILE)
+    return bool(file) and hmac.compare_digest(Path(str(file)).read_text(), secret)
 
 
 PROMPT, ANSWER, FILLING = "prompt, while it runs", "answer, while it runs", "being filled"
