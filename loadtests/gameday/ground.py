@@ -1,8 +1,9 @@
 """Ground: what a scenario may use: servers, gateways, clients, seeded chance, and a stack of what to undo."""
 
 import random
+import subprocess
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +39,25 @@ class Ground:
         self.cleanup = ExitStack()
         self._gateways = 0
 
-    def gateway(self, upstreams: Sequence[str] | None = None, **more: Any) -> Gateway:
+    def gateway(
+        self, upstreams: Sequence[str] | None = None, reach: Callable[[Gateway], None] | None = None, **more: Any
+    ) -> Gateway:
         """A gateway of this scenario's own, ready; it ends with the scenario.
 
         upstreams: by default the fleet's servers, of which the first is active and the others stand by, unless
-        standby=False. more: as for Gateway, and parts of holdfast.yaml.
+        standby=False. reach: makes it reachable, where it is not. more: as for Gateway, and parts of holdfast.yaml.
         """
         self._gateways += 1
         folder = self.folder / f"gateway-{self._gateways}"
         folder.mkdir(parents=True)
         self.cleanup.callback(_only_evidence, folder)
-        ours: dict[str, Any] = {"model": MODEL, "tokenizer": self.fleet.tokenizer, "leashed": True, "wait": False}
+        ours: dict[str, Any] = {"model": MODEL, "leashed": True, "wait": False}
+        if "tokenizer" not in more:
+            ours["tokenizer"] = self.fleet.tokenizer
         gateway = Gateway(folder, self.fleet.urls if upstreams is None else upstreams, **ours | more)
-        self.cleanup.callback(gateway.stop)
+        self.cleanup.callback(_ended, gateway)
+        if reach is not None:
+            reach(gateway)
         gateway.wait_ready()
         return gateway
 
@@ -85,6 +92,12 @@ def charged(gateway: Gateway, answers: Sequence[Answer]) -> list[bool]:
         except (AssertionError, ValueError):  # none, or more than one
             facts.append(False)
     return facts
+
+
+def _ended(gateway: Gateway) -> None:
+    """Politely at first, and for sure."""
+    with suppress(subprocess.TimeoutExpired):
+        gateway.stop()
 
 
 def _only_evidence(folder: Path) -> None:

@@ -5,12 +5,17 @@ from importlib import import_module
 from loadtests.gameday.scenario import Scenario
 
 FAULTS = (
+    "loadtests.gameday.faults.gateway_kill:GatewayKill",
+    "loadtests.gameday.faults.disk_full:DiskFull",
+    "loadtests.gameday.faults.redis_loss:RedisLoss",
+    "loadtests.gameday.faults.network_cut:NetworkCut",
+    "loadtests.gameday.faults.engine_hang:EngineHang",
     "loadtests.gameday.faults.engine_kill:EngineKill",
 )  # fmt: skip
 
 
 def all_scenarios() -> dict[str, type[Scenario]]:
-    """In the order in which they are run."""
+    """In the order in which they are run: those last that leave a server to be started again."""
     found = {}
     for line in FAULTS:
         module, _, name = line.partition(":")

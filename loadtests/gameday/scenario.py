@@ -16,6 +16,10 @@ from loadtests.gameday.ground import Ground
 Observations = Mapping[str, Any]
 
 
+class Missed(Exception):
+    """The fault did not hit what it was made for, so that nothing was tried: no verdict on the hypothesis."""
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
     """So many trials of one claim, and how many of them held.
@@ -94,4 +98,4 @@ class Scenario(ABC):
     @staticmethod
     @abstractmethod
     def judge(injected: Observations, seen: Observations) -> Sequence[Probe]:
-        """Whether the hypothesis held: of what `inject` and `observe` said. Pure."""
+        """Whether the hypothesis held: of what `inject` and `observe` said. Pure. Raises Missed."""

@@ -79,23 +79,21 @@ class Clients:
         seconds = more.get("seconds", ANSWER_S_MAX)
         return self.begin(url, bodies, key, **more).wait(seconds + CLOSE_S_MAX)
 
+    def hang_up(self) -> None:
+        """Break off what is open, so that whoever is asked need not bring it to its end."""
+        self._run(_ended())
+
     def close(self) -> None:
-        """Break off what is open. May be called again."""
+        """The same, and end. May be called again."""
         if not self._loop.is_closed():
-            self._run(self._ended())
+            self.hang_up()
+            self._run(self._session.close())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(CLOSE_S_MAX)
             self._loop.close()
 
     async def _opened(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-
-    async def _ended(self) -> None:
-        mine = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in mine:
-            task.cancel()
-        await asyncio.gather(*mine, return_exceptions=True)
-        await self._session.close()
 
     def _begun(self, work: Coroutine[Any, Any, Any]) -> "Future[Any]":
         return asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -108,6 +106,13 @@ class Clients:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+async def _ended() -> None:
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 async def _asked(
