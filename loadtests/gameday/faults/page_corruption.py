@@ -9,7 +9,7 @@ from loadtests.gameday.engine_hand import EngineHand
 from loadtests.gameday.fleet import BLOCK_TOKENS
 from loadtests.gameday.ground import Ground
 from loadtests.gameday.page_hand import PLACES
-from loadtests.gameday.scenario import Observations, Probe, Scenario, trials
+from loadtests.gameday.scenario import Missed, Observations, Probe, Scenario, trials
 from loadtests.gameday.store_hand import ROUTES, StoreHand
 from loadtests.gateway_process import Gateway, until
 
@@ -104,6 +104,8 @@ class PageCorruption(Scenario):
     @staticmethod
     def judge(injected: Observations, seen: Observations) -> Sequence[Probe]:
         done = [one for one in injected["trials"] if one["changed"]]
+        if missed := {RESIDENT, HELD, STORED} - {one["where"] for one in done}:
+            raise Missed(f"no page was damaged that was {' or '.join(sorted(missed))}")
         probes = []
         for where in (RESIDENT, HELD, STORED):
             mine = [one for one in done if one["where"] == where]

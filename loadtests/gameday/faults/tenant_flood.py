@@ -7,7 +7,7 @@ from typing import Any
 
 from loadtests.answers import Answer
 from loadtests.gameday.ground import chat
-from loadtests.gameday.scenario import Observations, Probe, Scenario, trials
+from loadtests.gameday.scenario import Missed, Observations, Probe, Scenario, trials
 
 FLOOD, MODEST = 48, 5  # requests of each: all at once, and one after the other
 FLOOD_WORDS = 500  # of a prompt: computing it is what takes the servers' time
@@ -76,6 +76,8 @@ class TenantFlood(Scenario):
     def judge(injected: Observations, seen: Observations) -> Sequence[Probe]:
         # A request that came when the flood was over says nothing of it.
         beside = [first_s for first_s, there in zip(seen["first_s"], seen["beside"], strict=True) if there]
+        if not beside:
+            raise Missed("the flood was over before the modest tenant asked")
         limit_s = SHARE_MAX * seen["flood_first_s"]
         said = [f"{first_s:.1f} s, of the flood {seen['flood_first_s']:.1f}" for first_s in beside]
         return [
