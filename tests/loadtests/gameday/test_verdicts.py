@@ -32,7 +32,7 @@ WEIGHTS = {
 }  # fmt: skip
 TOKENS = {
     "ends": ["budget_exceeded"] * 3 + ["refused"], "answers": [200, 180, 200, 0], "charged": FOUR, "spent": 900,
-    "held": 0, "late": 402, "refused": [400], "asked": [0], "modest": FOUR, "faults": [],
+    "delivered": 900,    "held": 0, "late": 402, "refused": [400], "asked": [0], "modest": FOUR, "faults": [],
 }  # fmt: skip
 COST = {
     "ends": [STOPPED] * 4, "charged": FOUR, "burnt": 0.06, "opened": ["key:k"], "key": "key:k", "ended_s": [0.4],
@@ -71,8 +71,7 @@ BAD = [
     (TokenExplosion, "ends", ["budget_exceeded", "length"]),
     (TokenExplosion, "answers", [201, 10]),
     (TokenExplosion, "charged", [False, True]),
-    (TokenExplosion, "spent", 901),
-    (TokenExplosion, "spent", None),
+    (TokenExplosion, "delivered", 899),
     (TokenExplosion, "held", 1),
     (TokenExplosion, "late", 200),
     (TokenExplosion, "refused", [200]),
@@ -123,6 +122,13 @@ def test_each_observation_alone_can_break_a_hypothesis(scenario, name, value):
 
     assert judged(probes) is Verdict.BROKEN
     assert sum(not probe.holds for probe in probes) == 1
+
+
+def test_a_budget_may_be_used_up_and_no_token_more():
+    """One above it is overspent, though it was delivered."""
+    probes = TokenExplosion.judge(SWARM, TOKENS | {"spent": 901, "delivered": 901})
+
+    assert [probe.seen for probe in probes if not probe.holds] == ["901"]
 
 
 @pytest.mark.parametrize("bad", [{"found": 0}, {"moved": 0.5}])
