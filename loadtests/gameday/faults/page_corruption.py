@@ -11,12 +11,16 @@ from loadtests.gameday.ground import Ground
 from loadtests.gameday.page_hand import PLACES
 from loadtests.gameday.scenario import Missed, Observations, Probe, Scenario, trials
 from loadtests.gameday.store_hand import ROUTES, StoreHand
+from loadtests.gameday.streams import Streams
 from loadtests.gateway_process import Gateway, until
 
 COMPLETIONS = "/v1/completions"
 IDS = (300, 8_000)  # of the model's vocabulary, nothing special among them
 PROMPT_TOKENS = 4 * BLOCK_TOKENS + 20  # four full pages, and none is filled by a short answer
-SHORT, LONG = 8, BLOCK_TOKENS + 24  # tokens of an answer: the long one has a page of its own
+# Tokens of an answer: a short one fills no page, a long one has pages of its own.
+SHORT, MIDDLE, LONG = 8, 24, 3 * BLOCK_TOKENS
+# So many have come when a running request is hit, by place: its page of the answer is full, or it fills one.
+HIT_AFTER = dict(zip(PLACES, (4, BLOCK_TOKENS + 20, 20), strict=True))
 MOVED_MAX = 1e-4  # of the logarithm of a token's probability: float32, and one way to compute
 OTHER = 99.0
 KINDS = ("flip", "flips", "zero", "swap", "rows", "truncate", "copy")
@@ -42,7 +46,7 @@ class PageCorruption(Scenario):
     )
     weight = 9
     why = "a wrong page makes wrong answers that nobody sees, and pages are shared by many requests"
-    limit_s = 240.0
+    limit_s = 300.0
 
     def __init__(self, ground: Ground) -> None:
         super().__init__(ground)
@@ -84,9 +88,9 @@ class PageCorruption(Scenario):
         until(lambda: _page_totals(gateway, hand), WAIT_S_MAX, "what the plugin says of pages")
         for number in range(len(prompt) // BLOCK_TOKENS):
             hand.damage("zero", blocks[number], 0, number)
-        again = self._ask(prompt, gateway, key)
+        again = self._ask(prompt, gateway, key, MIDDLE)
         drained = _waited(lambda: _replica(gateway, hand)["state"] == "drained")
-        later = self._ask(prompt, gateway, key)
+        later = self._ask(prompt, gateway, key, MIDDLE)
         return {
             "drained": drained, "went_elsewhere": later.replica not in (None, hand.engine.address),
             "moved": [moved(right, one) for one in (again, later)], "faults": gateway.faults(),
@@ -166,7 +170,7 @@ class PageCorruption(Scenario):
             number = self.ground.rng.randrange(full)
             before = self._bad()
             changed = hand.damage(kind, blocks[number], blocks[(number + 1) % full], self.ground.rng.randrange(1 << 30))
-            done.append(self._read(RESIDENT, kind, prompt, right, before) | {"changed": changed})
+            done.append(self._read(RESIDENT, kind, prompt, right, before, MIDDLE) | {"changed": changed})
         return done
 
     def _held(self) -> list[dict[str, Any]]:
@@ -182,9 +186,9 @@ class PageCorruption(Scenario):
             streams = self.ground.clients.begin(
                 self.gateway.url, [_body(prompt, LONG)], self.key, path=COMPLETIONS, seconds=WAIT_S_MAX
             )
-            while not done and not streams.done:
-                answers = (hand.damage_held(prompt, place, kind, BLOCK_TOKENS, seed) for hand in self.hands)
-                done = next(filter(None, answers), {})
+            hand = self._serving(streams, HIT_AFTER[place])
+            if hand is not None:
+                done = hand.damage_held(prompt, place, kind, BLOCK_TOKENS, seed)
             (again,) = streams.wait()
             if done:
                 break
@@ -204,11 +208,11 @@ class PageCorruption(Scenario):
         return answer
 
     def _read(
-        self, where: str, kind: str, prompt: list[int], right: Answer, before: int | None = None
+        self, where: str, kind: str, prompt: list[int], right: Answer, before: int | None = None, tokens: int = SHORT
     ) -> dict[str, Any]:
         """Ask again, and see. before: how many pages had been found."""
         before = self._bad() if before is None else before
-        again = self._ask(prompt)
+        again = self._ask(prompt, tokens=tokens)
         return {
             "where": where, "place": "", "kind": kind, "moved": moved(right, again), "found": self._bad() - before,
         }  # fmt: skip
@@ -229,18 +233,21 @@ class PageCorruption(Scenario):
         """Who answers a prompt, in which blocks its pages are, and the answer. Raises AssertionError."""
         for _ in range(ROUNDS_MAX):
             streams = self.ground.clients.begin(
-                gateway.url, [_body(prompt, SHORT)], key, path=COMPLETIONS, seconds=WAIT_S_MAX
+                gateway.url, [_body(prompt, MIDDLE)], key, path=COMPLETIONS, seconds=WAIT_S_MAX
             )
-            found: tuple[EngineHand, list[int]] | None = None
-            while found is None and not streams.done:
-                for hand in self.hands:
-                    held = hand.held(prompt)
-                    if held and held["computed"] >= len(prompt):
-                        found = hand, held["blocks"]
+            hand = self._serving(streams, 1)
+            held = hand.held(prompt) if hand is not None else {}
             (answer,) = streams.wait()
-            if found is not None:
-                return *found, answer
+            if hand is not None and held.get("computed", 0) >= len(prompt):
+                return hand, held["blocks"], answer
         raise AssertionError("a request was over each time before its blocks were seen")
+
+    def _serving(self, streams: Streams, tokens: int) -> EngineHand | None:
+        """Who serves a stream that has so many tokens now; None where it has ended."""
+        until(lambda: streams.tokens >= tokens or streams.done, WAIT_S_MAX + 1, "tokens")
+        if streams.done:
+            return None
+        return next(hand for hand in self.hands if hand.engine.address == streams.answers[0].replica)
 
     def _bad(self) -> int:
         """Pages that were found bad so far, by both servers."""
