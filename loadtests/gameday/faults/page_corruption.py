@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from loadtests.answers import Answer
 from loadtests.gameday.engine_hand import EngineHand
 from loadtests.gameday.fleet import BLOCK_TOKENS
-from loadtests.gameday.ground import Ground
 from loadtests.gameday.page_hand import PLACES
 from loadtests.gameday.scenario import Missed, Observations, Probe, Scenario, trials
 from loadtests.gameday.store_hand import ROUTES, StoreHand
@@ -48,15 +48,17 @@ class PageCorruption(Scenario):
     why = "a wrong page makes wrong answers that nobody sees, and pages are shared by many requests"
     limit_s = 300.0
 
-    def __init__(self, ground: Ground) -> None:
-        super().__init__(ground)
-        self.hands = [EngineHand(engine, ground.fleet.secret) for engine in ground.fleet.engines]
+    def lacking(self) -> str:
+        """The page store is opened here as well."""
+        return "" if find_spec("lmdb") else "lmdb is missing: pip install 'holdfast[plugin]'"
 
     def steady(self) -> Observations:
         """A prompt is answered alike by computing it, from resident pages, and from the store, and nothing is found."""
+        fleet = self.ground.fleet
+        self.hands = [EngineHand(engine, fleet.secret) for engine in fleet.engines]
         self.gateway = self.ground.gateway(integrity={"drain": False}, **PATIENT)
         self.key, self.other_key = self.gateway.key("gameday"), self.gateway.key("another", org="another")
-        self.store = StoreHand(self.ground.fleet.store, populate=False)
+        self.store = StoreHand(fleet.store, populate=False)
         self.ground.cleanup.callback(self.store.close)
         self.prompts = iter(lambda: [self.ground.rng.randrange(*IDS) for _ in range(PROMPT_TOKENS)], [])
         bad = self._bad()
