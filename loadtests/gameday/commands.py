@@ -60,6 +60,10 @@ def gameday(
     target = folder or Path(f"gameday-{datetime.now():%Y%m%d-%H%M%S}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         _usage(f"{target} is there already, and not empty")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _usage(f"{target}: {error.strerror}")
     raise typer.Exit(play(chosen, target, seed, running, as_json))
 
 

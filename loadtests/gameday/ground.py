@@ -73,8 +73,8 @@ def chat(prompt: str, **more: Any) -> dict[str, Any]:
 
 
 def cost(answer: Answer) -> int:
-    """What an answer must have been charged, in tokens: by its usage, and the ids that came."""
-    prompt: int = (answer.usage or {}).get("prompt_tokens", 0)
+    """What an answer must have been charged, in tokens: its prompt, and the ids that came."""
+    prompt: int = (answer.usage or {}).get("prompt_tokens") or len(answer.prompt_ids)
     return prompt + answer.tokens
 
 

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from loadtests.gameday.score import Outcome, Verdict, judged
 from loadtests.gameday.streams import Clients
 
 JOURNAL = "gameday.jsonl"
+LAST_S_MAX = 5.0  # for what was ended to be gone
 SAID_MAX = 400  # characters of an error that become part of a verdict
 Say = Callable[[str], None]
 
@@ -58,6 +59,8 @@ class Run:
             self._note("gameday.ended", scenarios=len(self.outcomes), broken_off=error is not None)
             self._stack.close()
             self.left = left_behind(self._scratch)
+            if self._journal.lost:
+                self.left.append(f"{self._journal.lost} facts that {JOURNAL} does not have")
 
     def scenario(self, wanted: type[Scenario]) -> Outcome:
         """Run one, from its hypothesis to its verdict, and undo what it did."""
@@ -139,10 +142,33 @@ class Run:
 
 
 def left_behind(scratch: Path) -> list[str]:
-    """What there is still of a run that has ended: processes that it started, its folders."""
-    children = [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
-    folders = [scratch, *Path("/dev/shm").glob(f"holdfast-gameday-{os.getpid()}*")]
-    return [f"process {pid}" for pid in children] + [str(path) for path in folders if path.exists()]
+    """What there is still of a run that has ended: processes that it started, its folders. Waits a moment for them."""
+    deadline_s = time.monotonic() + LAST_S_MAX
+    while left := _processes() + _folders(scratch):
+        if time.monotonic() > deadline_s:
+            break
+        time.sleep(0.05)
+    return left
+
+
+def _processes() -> list[str]:
+    """Our children, whichever thread started them, but for those that have ended."""
+    pids: list[str] = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # a thread that ended while we looked
+            pids += (task / "children").read_text().split()
+    found = []
+    for pid in pids:
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                said = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found.append(f"process {pid}: {said.strip()[:100]}")
+    return found
+
+
+def _folders(scratch: Path) -> list[str]:
+    found = [scratch, *Path("/dev/shm").glob(f"holdfast-gameday-{os.getpid()}*")]
+    return [str(path) for path in found if path.exists()]
 
 
 def _told(probe: Probe) -> str:

@@ -5,6 +5,9 @@ from loadtests.gameday import networks
 from loadtests.gameday.faults.cut import Healed
 from loadtests.gateway_process import HOLDFAST, Gateway
 
+CABLED = "cabled"  # what the gateway calls the server at the end of the cable
+NO_SECRET = "of-a-game-day"  # a server that is not at loopback must have a key; ours asks for none
+
 
 class NetworkCut(Healed):
     """In network namespaces of its own: no rule and no interface of this machine's network is touched."""
@@ -24,13 +27,16 @@ class NetworkCut(Healed):
         first, second = ground.fleet.engines
         cabled = networks.Networks(ground.scratch / "networks", first.address, second.address)
         self.networks = ground.cleanup.enter_context(cabled)
+        replicas = [
+            {"name": CABLED, "url": cabled.url, "role": "active", "key": NO_SECRET},
+            {"url": second.url, "role": "standby"},
+        ]
         command = (*cabled.command, str(HOLDFAST))
-        return ground.gateway([cabled.url, second.url], cabled.reach, command=command)
+        return ground.gateway([], cabled.reach, command=command, of_model={"replicas": replicas})
 
     def served_by(self, address: str | None) -> Engine:
-        """The server behind the cable by the cable's address."""
-        first = self.ground.fleet.engines[0]
-        return first if address == self.networks.address else super().served_by(address)
+        """The server behind the cable by its name."""
+        return self.ground.fleet.engines[0] if address == CABLED else super().served_by(address)
 
     def hurt(self, victim: Engine) -> str:
         """Pull the cable, which only the first server has."""

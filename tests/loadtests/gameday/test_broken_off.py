@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from tests.processes import ROOT, until
 
 pytestmark = pytest.mark.slow
 
-ENDS_S_MAX = 30.0
+ENDS_S_MAX = 60.0
+AT_ONCE_S = 15.0  # on a machine that others use
 
 
 @pytest.fixture
@@ -45,9 +47,11 @@ def test_a_signal_ends_all_of_it(begun, tmp_path, number):
     """No process, no port, no file but the report; whose exit status tells the signal."""
     day, pid, port, scratch = begun
 
+    began_s = time.monotonic()
     day.send_signal(number)
     said, _ = day.communicate(timeout=ENDS_S_MAX)
 
+    assert time.monotonic() - began_s < AT_ONCE_S  # the gateway need not bring its streams to their ends
     assert day.returncode == 128 + number, said
     nothing_left(pid, port)
     assert not scratch.parent.exists()

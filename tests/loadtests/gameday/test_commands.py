@@ -35,6 +35,16 @@ def played(tmp_path, *wanted, **more) -> tuple[int, dict[str, Any]]:
 # ---------------------------------------------------------------- what is asked for
 
 
+def test_a_folder_that_cannot_be_made_is_a_line(tmp_path):
+    """Before anything is started."""
+    (tmp_path / "file").touch()
+
+    status, _, err = gameday("--all", "--report", str(tmp_path / "file" / "report"))
+
+    assert status == 2
+    assert "Not a directory" in err
+
+
 @pytest.mark.parametrize(
     ("said", "why"),
     [

@@ -160,7 +160,7 @@ def test_all_names_are_as_people_type_them():
 
 
 def test_the_document_tells_every_scenario():
-    """A row for each, by the name that the command line takes, in the order of a run."""
+    """A row for each, by the name that the command line takes."""
     rows = re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "docs" / "gameday.md").read_text("utf-8"), re.MULTILINE)
 
-    assert rows == list(all_scenarios())
+    assert sorted(rows) == sorted(all_scenarios())

@@ -205,6 +205,13 @@ def test_time_is_up_passes_through_those_who_take_errors():
     assert taken == []
 
 
+def test_a_fact_that_the_journal_could_not_take_is_told(run):
+    """Evidence that is missing is no clean end."""
+    _, _, left = run(scenario(at={"observe": lambda _: "x" * 20_000}))
+
+    assert left == [f"1 facts that {JOURNAL} does not have"]
+
+
 def test_a_folder_of_ours_that_is_left_is_told(tmp_path):
     """Whatever a run leaves in shared memory by its name is named at the end."""
     left = Path(f"/dev/shm/holdfast-gameday-{os.getpid()}-forgotten")
