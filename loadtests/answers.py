@@ -17,6 +17,7 @@ class Answer:
     gaps_s: between events that brought tokens, in seconds. at: when each of these came, in
         unix seconds, and how many tokens there were then.
     said: the `holdfast` object of the last chunk, where there was one.
+    logprobs: of the tokens of all choices, where that was asked for.
     """
 
     status: int = 0
@@ -33,6 +34,7 @@ class Answer:
     said: dict[str, Any] | None = None
     replica: str | None = None
     request_id: str = ""
+    logprobs: list[float] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -56,10 +58,16 @@ class Answer:
         said = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
         self.ids[index] += ids
         self.text[index] += said.get("content") or ""
+        self.logprobs += _logprobs(choice.get("logprobs") or {})
         self.prompt_ids = self.prompt_ids or choice.get("prompt_token_ids") or []
         if choice.get("finish_reason"):
             self.finish[index], self.stop_reason[index] = choice["finish_reason"], choice.get("stop_reason")
         return len(ids)
+
+
+def _logprobs(said: dict[str, Any]) -> list[float]:
+    """As `/v1/completions` has them, or as chats have."""
+    return [*(said.get("token_logprobs") or ()), *(one["logprob"] for one in said.get("content") or ())]
 
 
 async def ask(

@@ -190,11 +190,15 @@ def stop_fleet(engines: Sequence[Engine]) -> None:
         list(stopping.map(lambda engine: engine.stop(), engines))
 
 
-def tiny_model(dtype: str = "float32", size: str = "tiny") -> Path:
-    """The directory of a random model, «tiny» for tests or «small» for people; built at first use (a few seconds)."""
+def tiny_model(dtype: str = "float32", size: str = "tiny", seed: int = 0) -> Path:
+    """The directory of a random model, «tiny» for tests or «small» for people; built at first use (a few seconds).
+
+    seed: of its weights; all else is alike.
+    """
     root = REPOSITORY if (REPOSITORY / "pyproject.toml").exists() else Path.cwd()
-    directory = root / ".cache" / f"{size}-model-{dtype}"
+    directory = root / ".cache" / (f"{size}-model-{dtype}" + (f"-seed-{seed}" if seed else ""))
     command = [str(vllm_python()), str(MODEL_SCRIPT), str(directory), "--dtype", dtype, "--size", size]
+    command += ["--seed", str(seed)]
     if not (directory / "complete").exists():
         done = subprocess.run(
             command, env=vllm_environment(), capture_output=True, text=True, timeout=MODEL_S_MAX, check=False

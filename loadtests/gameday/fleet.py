@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import urllib.request
@@ -12,6 +13,7 @@ from typing import Any
 
 from gateway.local.engine import Engine, start_fleet, stop_fleet, tiny_model, vllm_python
 from gateway.local.plugged import linked, plugin_arguments
+from loadtests.gameday import page_hand, poison
 
 SERVERS = 2
 SIZE = "small"  # slower than the path that its tokens take, as models on GPUs are: a kill falls into the stream
@@ -20,6 +22,10 @@ BLOCKS = 1024  # of each server's own cache
 STEP_TOKENS = 512  # of prompts, in a step
 STORE_BYTES = 128 << 20
 SHARED = Path("/dev/shm")
+ALL = {"scrub": "all"}  # of the plugin: each page that is held is looked at before a token leaves
+PACKAGE = Path(__file__).resolve().parents[1]  # loadtests, for the hands below
+# Only servers that are started here have these: see page_hand.py and poison.py.
+HANDS = ("--worker-extension-cls", page_hand.EXTENSION, "--middleware", poison.MIDDLEWARE)
 LOOK_S_MAX = 5.0
 
 
@@ -42,6 +48,7 @@ class Fleet:
         self.engines: list[Engine] = []
         self.folder, self._scratch, self._say = folder, scratch, say
         self._more, self._environment, self._packages = arguments, dict(environment or {}), packages
+        self.secret = secrets.token_hex()  # of whoever may damage pages, or mark a request as poison
         self._store = (SHARED if os.access(SHARED, os.W_OK) else scratch) / f"holdfast-gameday-{os.getpid()}"
 
     @staticmethod
@@ -62,6 +69,11 @@ class Fleet:
     def tokenizer(self) -> Path:
         """The model's tokenizer.json."""
         return self.model / "tokenizer.json"
+
+    @property
+    def store(self) -> str:
+        """The address of the servers' page store."""
+        return f"lmdb://{self._store}?size={STORE_BYTES}"
 
     @property
     def urls(self) -> list[str]:
@@ -111,22 +123,31 @@ class Fleet:
     def _start(self) -> None:
         installed = self._scratch / "installed"
         if not installed.exists():
-            linked(installed, *self._packages)
+            linked(installed, *{PACKAGE, *self._packages})
+            file = self._secret_file
+            file.touch(0o600)
+            file.write_text(self.secret)
         self.engines = start_fleet(
             SERVERS, self.model, logs=self.folder, on_progress=self._say, arguments=self._said(),
             environment=self._variables(),
         )  # fmt: skip
 
     def _said(self) -> list[str]:
-        store = f"lmdb://{self._store}?size={STORE_BYTES}"
         return [
-            *plugin_arguments(store, BLOCK_TOKENS), "--max-num-batched-tokens", str(STEP_TOKENS),
+            *plugin_arguments(self.store, BLOCK_TOKENS, ALL), *HANDS, "--max-num-batched-tokens", str(STEP_TOKENS),
             "--num-gpu-blocks-override", str(BLOCKS), *self._more,
         ]  # fmt: skip
 
     def _variables(self) -> dict[str, str]:
         path = str(self._scratch / "installed")
-        return {"PYTHONPATH": path, "VLLM_PLUGINS": "holdfast", "VLLM_SERVER_DEV_MODE": "1"} | self._environment
+        return {
+            "PYTHONPATH": path, "VLLM_PLUGINS": "holdfast", "VLLM_SERVER_DEV_MODE": "1",
+            page_hand.SECRET_FILE: str(self._secret_file),
+        } | self._environment  # fmt: skip
+
+    @property
+    def _secret_file(self) -> Path:
+        return self._scratch / "secret"
 
     def _well(self, engine: Engine) -> bool:
         """Whether it lives, and computes: /health alone stays 200 over an engine that hangs."""

@@ -9,8 +9,14 @@ FAULTS = (
     "loadtests.gameday.faults.disk_full:DiskFull",
     "loadtests.gameday.faults.redis_loss:RedisLoss",
     "loadtests.gameday.faults.network_cut:NetworkCut",
+    "loadtests.gameday.faults.token_explosion:TokenExplosion",
+    "loadtests.gameday.faults.runaway_cost:RunawayCost",
+    "loadtests.gameday.faults.tenant_flood:TenantFlood",
+    "loadtests.gameday.faults.poison_request:PoisonRequest",
+    "loadtests.gameday.faults.page_corruption:PageCorruption",
     "loadtests.gameday.faults.engine_hang:EngineHang",
     "loadtests.gameday.faults.engine_kill:EngineKill",
+    "loadtests.gameday.faults.model_change:ModelChange",
 )  # fmt: skip
 
 
