@@ -9,10 +9,10 @@ from loadtests.answers import Answer
 from loadtests.gameday.ground import chat
 from loadtests.gameday.scenario import Missed, Observations, Probe, Scenario, trials
 
-FLOOD, MODEST = 48, 5  # requests of each: all at once, and one after the other
-FLOOD_WORDS = 500  # of a prompt: computing it is what takes the servers' time
+FLOOD, MODEST = 36, 5  # requests of each: all at once, and one after the other
+FLOOD_WORDS = 300  # of a prompt: computing it is what takes the servers' time
 FLOOD_TOKENS, MODEST_TOKENS = 24, 8
-SEATS = 4  # requests that a server has at once; the rest waits in the gateway, where turns are shared
+SEATS = 2  # requests that a server has at once: few, so that the next seat is free soon; the rest waits in the gateway
 WORDS = ("tide", "harbour", "weather", "week", "rope", "lamp", "gull", "stone")
 END_S_MAX = 120.0
 SHARE_MAX = 0.35  # of the flood's own middle wait, that the modest tenant's first token may take
