@@ -38,6 +38,7 @@ def fleet(config: Config, ask: Ask, metrics: Metrics, clock: Callable[[], float]
             pulse=Pulse(timeouts.suspect_s),
             share=one.weight,
             pages=Pages(Corruption(plan)),
+            bound=config.integrity.same_fingerprint,
         )
         for one in config.replicas
     ]

@@ -190,7 +190,7 @@ class Homes:
         for one in self._fleet.up(model):
             if one.name in avoid or one.name == lodger.replica or one.drained or not one.health.up:
                 continue
-            if between([lodger.origin], one.traits.get(model, UNKNOWN)):
+            if between([lodger.origin], one.like(model)):
                 continue
             same = same_model([lodger.origin], one.fingerprints)
             hot = one.name == lodger.standby

@@ -16,7 +16,7 @@ from gateway.slices import in_turns
 from gateway.stream.call import Call
 from gateway.turns import Turn, Turns
 from gateway.warming import Outcome, Warmer, takes
-from guards.kinship import UNKNOWN, between
+from guards.kinship import between
 from guards.warmth import Policy
 
 log = structlog.get_logger()
@@ -112,7 +112,7 @@ class Hot:
         if lodger.standby is not None:
             has = self._fleet.named(lodger.standby)
             same = has.stores and has.fingerprints == home.fingerprints
-            alike = not between([home.origin(lodger.model)], has.traits.get(lodger.model, UNKNOWN))
+            alike = not between([home.origin(lodger.model)], has.like(lodger.model))
             if same and alike and takes(has, self._warmer.bounds.per_replica):
                 return has.name
         return target(self._fleet, home, lodger.model)

@@ -12,7 +12,7 @@ from gateway.moves import AT_ONCE, LOOK_S, in_ms
 from gateway.stream.part import Stream
 from gateway.stream.upstream import Upstream
 from gateway.warming import Warmer
-from guards.kinship import UNKNOWN, between, same_model
+from guards.kinship import between, same_model
 
 MOVE_S_MAX = 20.0  # for all of it: whoever asked is waiting
 WHY = "an operator moves its session"
@@ -125,7 +125,7 @@ class SessionMoves:
                 raise Refusal(409, f"{to} does not serve {lodger.model}.")
             if lodger.replica == to:
                 continue
-            if what := between([lodger.origin], replica.traits.get(lodger.model, UNKNOWN)):
+            if what := between([lodger.origin], replica.like(lodger.model)):
                 raise Refusal(409, f"{to} has another {' and '.join(what)} than {lodger.replica}.")
             if same_model([lodger.origin], replica.fingerprints) is False:
                 raise Refusal(409, f"{to} has other weights, configuration or layout than {lodger.replica}.")

@@ -13,11 +13,13 @@ class Traits(NamedTuple):
     """What was found of a server, as digests; None where it cannot be found, which is held against nobody.
 
     template: of the chat template and the tokenizer below it. sampling: of what it takes for fields that are left out.
+    model: its fingerprint, where streams are bound to one.
     """
 
     tokenizer: str | None = None
     template: str | None = None
     sampling: str | None = None
+    model: str | None = None
 
 
 class Origin(NamedTuple):
@@ -27,7 +29,10 @@ class Origin(NamedTuple):
     fingerprints: frozenset[str] = frozenset()
 
 
-WORDS = {"tokenizer": "tokenizer", "template": "chat template", "sampling": "sampling defaults"}
+WORDS = {
+    "tokenizer": "tokenizer", "template": "chat template", "sampling": "sampling defaults",
+    "model": "fingerprint (weights, configuration or layout)",
+}  # fmt: skip
 UNKNOWN = Traits()
 
 

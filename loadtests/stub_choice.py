@@ -9,6 +9,7 @@ from loadtests.stub_tokenizer import EOS
 
 ALL = 1 << 30  # tokens: more than any answer has
 
+
 class Choice:
     """A choice being said, one engine step at a time."""
 

@@ -16,8 +16,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from gateway.local.engine import Engine, Progress, stop_fleet
+from gateway.local.plugged import installed, plugin_arguments
 from tests.processes import ROOT, until
-from tests.vllm_plugin.real.engine import installed
 
 BLOCK = 32  # tokens of a page: the smallest that attention on the CPU takes
 PROMPT_TOKENS = 3000
@@ -48,14 +48,9 @@ def paged_fleet(
     installed are in `folder`, made here.
     """
     folder.mkdir(parents=True)
-    extra = {} if store_bytes is None else {"store": f"{store_url(folder)}?size={store_bytes}"}
-    transfer = {
-        "kv_connector": "HoldfastConnector", "kv_role": "kv_both", "kv_load_failure_policy": "recompute",
-        "kv_connector_extra_config": extra,
-    }  # fmt: skip
-    said = ["--no-async-scheduling", "--block-size", str(BLOCK), "--max-num-batched-tokens", str(STEP_TOKENS)]
-    said += PARSERS
-    said += ["--num-gpu-blocks-override", str(blocks), "--kv-transfer-config", json.dumps(transfer)]
+    store = None if store_bytes is None else f"{store_url(folder)}?size={store_bytes}"
+    said = [*plugin_arguments(store, BLOCK), "--max-num-batched-tokens", str(STEP_TOKENS)]
+    said += [*PARSERS, "--num-gpu-blocks-override", str(blocks)]
     paths = os.pathsep.join([str(installed(folder / "installed")), str(ROOT)])
     variables = {"PYTHONPATH": paths, "VLLM_PLUGINS": "holdfast", "VLLM_SERVER_DEV_MODE": "1", **(environment or {})}
     fleet = [

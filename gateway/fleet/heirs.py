@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from gateway.fleet.replica import Replica
 from guards import routing
 from guards.continuing import Continues, Way
-from guards.kinship import UNKNOWN, Origin, between, same_model
+from guards.kinship import Origin, between, same_model
 from guards.routing import Slack
 
 
@@ -29,7 +29,7 @@ def heir(
     missing: those of `avoid` where nobody was. They are tried again only where all are alike, and all could take it:
         else it is better to say that those who are left cannot.
     """
-    kin = [one for one in family if not between(origins, one.traits.get(model, UNKNOWN))]
+    kin = [one for one in family if not between(origins, one.like(model))]
     known = []
     for one in kin:
         if (how := way(one.continues(now_s))) is not None:
@@ -44,5 +44,5 @@ def heir(
 
 def strangers(family: Iterable[Replica], model: str, origins: Sequence[Origin]) -> dict[str, tuple[str, ...]]:
     """Those that may not take over a stream that comes from there, and in what they differ from whom it comes from."""
-    found = {one.name: between(origins, one.traits.get(model, UNKNOWN)) for one in family}
+    found = {one.name: between(origins, one.like(model)) for one in family}
     return {name: what for name, what in found.items() if what}

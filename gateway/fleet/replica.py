@@ -38,6 +38,7 @@ class Replica:
     leaving: whether an operator drains it.
     traits: what was found of it, by model, and apart: in what it differs from the others. kin_asked: when it was asked
         for that, and its fingerprints then.
+    bound: whether a stream goes on elsewhere only under the same fingerprint.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Replica:
     traits: dict[str, Traits] = field(default_factory=dict)
     apart: dict[str, tuple[str, ...]] = field(default_factory=dict)
     kin_asked: dict[str, tuple[float, frozenset[str]]] = field(default_factory=dict)
+    bound: bool = False
 
     @property
     def any_model(self) -> str | None:
@@ -97,9 +99,14 @@ class Replica:
         """Whether its plugin keeps pages outside of it, where others of its fingerprint find them."""
         return self.pages.status is not None and self.pages.status.store is not None
 
+    def like(self, model: str) -> Traits:
+        """What a server must have that is to go on with a stream of its own; the fingerprint only where it is bound."""
+        traits = self.traits.get(model, UNKNOWN)
+        return traits._replace(model=",".join(sorted(self.fingerprints)) or None) if self.bound else traits
+
     def origin(self, model: str) -> Origin:
         """It, as where a stream of that model comes from."""
-        return Origin(self.traits.get(model, UNKNOWN), self.fingerprints)
+        return Origin(self.like(model), self.fingerprints)
 
     def good(self, model: str, now_s: float) -> bool:
         """Whether nothing speaks against sending it a request for that model, as mostly nothing does."""

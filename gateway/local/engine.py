@@ -100,7 +100,7 @@ class Engine(Leashed):
             time.sleep(POLL_S)
         say(f"{self.label}: warming up")
         self._warm_up()
-        self._shared_memory = shared_memory(self.processes())
+        self.note_shared_memory()
         say(f"{self.label}: ready after {time.monotonic() - started_s:.0f} s")
         return self
 
@@ -109,6 +109,10 @@ class Engine(Leashed):
         super().stop()
         for left_behind in self._shared_memory:  # by a server killed without warning
             left_behind.unlink(missing_ok=True)
+
+    def note_shared_memory(self) -> None:
+        """Remember which files in shared memory are its own: who is killed does not remove them, `stop` does."""
+        self._shared_memory |= shared_memory(self.processes())
 
     def running(self) -> int:
         """How many requests the server computes now, as its own metrics say."""
@@ -172,6 +176,7 @@ def start_fleet(
                     one.result()
             except BaseException:
                 for engine in engines:
+                    engine.note_shared_memory()
                     engine.kill()  # ends the waiting of the others, which this block would join
                 raise
     except BaseException:
@@ -186,11 +191,15 @@ def stop_fleet(engines: Sequence[Engine]) -> None:
         list(stopping.map(lambda engine: engine.stop(), engines))
 
 
-def tiny_model(dtype: str = "float32", size: str = "tiny") -> Path:
-    """The directory of a random model, «tiny» for tests or «small» for people; built at first use (a few seconds)."""
+def tiny_model(dtype: str = "float32", size: str = "tiny", seed: int = 0) -> Path:
+    """The directory of a random model, «tiny» for tests or «small» for people; built at first use (a few seconds).
+
+    seed: of its weights; all else is alike.
+    """
     root = REPOSITORY if (REPOSITORY / "pyproject.toml").exists() else Path.cwd()
-    directory = root / ".cache" / f"{size}-model-{dtype}"
+    directory = root / ".cache" / (f"{size}-model-{dtype}" + (f"-seed-{seed}" if seed else ""))
     command = [str(vllm_python()), str(MODEL_SCRIPT), str(directory), "--dtype", dtype, "--size", size]
+    command += ["--seed", str(seed)]
     if not (directory / "complete").exists():
         done = subprocess.run(
             command, env=vllm_environment(), capture_output=True, text=True, timeout=MODEL_S_MAX, check=False

@@ -3,10 +3,11 @@
 Run it with the Python of the vLLM environment, as a module or as a plain script; it needs torch, transformers and
 tokenizers, and nothing of the gateway:
 
-    .venv-vllm/bin/python gateway/local/tiny_model.py DIR [--dtype float32|bfloat16] [--size tiny|small]
+    .venv-vllm/bin/python gateway/local/tiny_model.py DIR [--dtype float32|bfloat16] [--size tiny|small] [--seed N]
 
-The same machine makes the same files every time: the weights come from a fixed seed, the vocabulary from a fixed list
-of the standard library's sources. A complete model is left alone; an interrupted one never has the final name.
+The same machine makes the same files every time: the weights come from a seed (of others: other weights, all else
+alike), the vocabulary from a fixed list of the standard library's sources. A complete model is left alone; an
+interrupted one never has the final name.
 """
 
 import argparse
@@ -51,11 +52,12 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--size", choices=sorted(SIZES), default="tiny")
+    parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args()
     if is_complete(options.directory):
         print(f"{options.directory}: already there")
     else:
-        make(options.directory, options.dtype, options.size)
+        make(options.directory, options.dtype, options.size, options.seed)
         print(f"{options.directory}: made")
 
 
@@ -64,13 +66,13 @@ def is_complete(directory: Path) -> bool:
     return (directory / COMPLETE).exists()
 
 
-def make(directory: Path, dtype: str, size: str) -> None:
+def make(directory: Path, dtype: str, size: str, seed: int = SEED) -> None:
     """Build beside the goal and rename at the end, so that an interrupted build leaves nothing that looks whole."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         vocabulary = save_tokenizer(draft)
-        save_weights(draft, vocabulary, dtype, size)
+        save_weights(draft, vocabulary, dtype, size, seed)
         (draft / COMPLETE).touch()
         draft.chmod(0o755)
         if not is_complete(directory):  # else somebody else made it meanwhile
@@ -107,12 +109,12 @@ def source_files() -> list[Path]:
     return [path for name in sorted(SOURCES) if (path := library / f"{name}.py").is_file()]
 
 
-def save_weights(directory: Path, vocabulary: int, dtype: str, size: str) -> None:
+def save_weights(directory: Path, vocabulary: int, dtype: str, size: str, seed: int) -> None:
     """Draw random weights."""
     import torch  # type: ignore[import-not-found]
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary,
         **SIZES[size],

@@ -109,7 +109,6 @@ def test_one_that_was_preempted_goes_before_those_that_wait():
     assert [stream.name for stream in one.waiting] == ["young", "last"]
 
 
-
 def test_nobody_is_let_in_without_room():
     """One that would not fit yet waits, and is not preempted at once."""
     one = engine(kv_blocks=8)

@@ -62,7 +62,8 @@ def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sources(suffix: str) -> set[str]:
     """The files here that are shipped: those of the packages, and of loadtests what users run."""
-    found = [path for name in (*PACKAGES, "loadtests/traffic") for path in (ROOT / name).rglob(f"*{suffix}")]
+    folders = (*PACKAGES, "loadtests/traffic", "loadtests/gameday")
+    found = [path for name in folders for path in (ROOT / name).rglob(f"*{suffix}")]
     return {str(path.relative_to(ROOT)) for path in (*found, *(ROOT / "loadtests").glob(f"*{suffix}"))}
 
 

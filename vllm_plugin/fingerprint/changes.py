@@ -54,12 +54,13 @@ class Reason(NamedTuple):
 
 WORKER, CORE = "vllm.v1.worker.gpu_worker", "vllm.v1.engine.core"
 ADAPTERS, EXPERTS = "vllm.lora.model_manager", "vllm.distributed.eplb.eplb_state"
-# Methods of workers that look, or that are in this list themselves. All others that are called so, also functions that
-# somebody sent, may do anything.
+# Methods of workers that look, or that are in this list themselves; and those of game days (loadtests/gameday), which
+# touch pages alone. All others that are called so, also functions that somebody sent, may do anything.
 HARMLESS = frozenset({
-    "check_health", "compute_weight_checksums", "get_model_inspection", "get_supported_tasks", "holdfast_scrub",
-    "holdfast_status", "list_loras", "profile", "reset_encoder_cache", "reset_mm_cache", "save_sharded_state",
-    "supports_draft_weight_updates", "synchronize_device",
+    "check_health", "compute_weight_checksums", "get_model_inspection", "get_supported_tasks", "holdfast_damage",
+    "holdfast_damage_held", "holdfast_held", "holdfast_scrub", "holdfast_status", "list_loras", "profile",
+    "reset_encoder_cache", "reset_mm_cache", "save_sharded_state", "supports_draft_weight_updates",
+    "synchronize_device",
 })  # fmt: skip
 CALLS = (
     # 1. The worker's own: in its process. CPUWorker's sleep, wake_up and discard do nothing, and are not here.

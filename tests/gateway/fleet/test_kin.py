@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.fleet.heirs import strangers
 from gateway.fleet.kin import AGAIN_S, RENDER, Kin
 from gateway.fleet.page_status import PageStatus, read
 from gateway.fleet.replica import Replica
@@ -191,3 +192,17 @@ async def test_what_goes_wrong_does_not_end_it():
 
     assert running
     assert [log["event"] for log in logs] == ["kin.fault"]
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_a_bound_stream_goes_on_only_under_its_own_fingerprint(bound):
+    """Else at whoever is alike; where a fingerprint is not known, that is held against nobody."""
+    family = Family("abc")
+    for one, fingerprint in zip(family.replicas, ("aa", "bb", ""), strict=True):
+        one.bound = bound
+        one.pages.status = read(json.dumps(PAGES | {"fingerprint": fingerprint}).encode(), 0.0)
+    lost = family.replicas[0].origin("m")
+
+    found = strangers(family.replicas, "m", [lost])
+
+    assert found == ({"b": ("fingerprint (weights, configuration or layout)",)} if bound else {})

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gateway.local.plugged import installed
 from tests.vllm_plugin.real import injector
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -24,18 +25,6 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
-
-
-def installed(folder: Path) -> Path:
-    """A folder that makes the plugin's entry points known as an installed distribution would."""
-    about = folder / "holdfast-0.dist-info"
-    about.mkdir(parents=True)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: holdfast\nVersion: 0.1.0\n")
-    (about / "entry_points.txt").write_text(
-        "[vllm.general_plugins]\nholdfast = vllm_plugin.register:register\n"
-        "[vllm.endpoint_plugins]\nholdfast = vllm_plugin.endpoint:HoldfastEndpoint\n"
-    )
-    return folder
 
 
 def prompts(seed: int, families: int, each: int, shared: int, own: int) -> list[list[list[int]]]:

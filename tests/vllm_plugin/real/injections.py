@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.vllm_plugin.real import store_hand
+from loadtests.gameday import store_hand
+from loadtests.gameday.store_hand import StoreHand
 from tests.vllm_plugin.real.engine import Engine, prompts
 from tests.vllm_plugin.real.injector import KINDS
-from tests.vllm_plugin.real.store_hand import StoreHand
 
 BLOCK = 32
 SHARED = 100  # tokens of a family's prompts: three pages and a bit

@@ -26,9 +26,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from loadtests.gameday.store_hand import StoreHand
 from tests.vllm_plugin.real.costs import SIZES, made
 from tests.vllm_plugin.real.engine import Engine
-from tests.vllm_plugin.real.store_hand import StoreHand
 from tests.vllm_plugin.store.redis_servers import Redis, address_of, made_key
 
 BLOCK, AT_ONCE, PROMPT_TOKENS, ANSWER_TOKENS = 32, 16, 100, 32

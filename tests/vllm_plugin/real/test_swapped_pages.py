@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from loadtests.gameday.store_hand import StoreHand
 from tests.vllm_plugin.real.engine import Engine, prompts
-from tests.vllm_plugin.real.store_hand import StoreHand
 from vllm_plugin.store import open_store
 
 TOKENS, BLOCK = 12, 32

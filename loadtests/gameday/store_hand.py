@@ -1,12 +1,16 @@
-"""A hand in a page store in shared memory: finds pages that are stored, and damages them behind the store's back."""
+"""A hand in a page store in shared memory: finds pages that are stored, and damages them behind the store's back.
+
+Any process of the same user that opens the store can be one; no engine needs to know.
+"""
 
 import ctypes
 import random
 import struct
 import time
-from typing import Any
+from typing import Any, cast
 
 from vllm_plugin.store import open_store
+from vllm_plugin.store.contract import Manifest, Quarantine
 from vllm_plugin.store.entries import decoded
 from vllm_plugin.store.memory import address_of
 
@@ -19,12 +23,22 @@ _SERIAL = struct.Struct("@Q")
 
 
 class StoreHand:
-    """In the store at an address, which an engine of this process has open too."""
+    """In the store at an address, which engines have open too. populate: have all of its memory at hand at once."""
 
-    def __init__(self, address: str) -> None:
-        store: Any = open_store(address)
-        self._tables = store._tables
+    def __init__(self, address: str, *, populate: bool = True) -> None:
+        self._store = cast(Any, open_store(address, populate=populate))
+        self._tables = self._store._tables
         self._old: dict[bytes, bytes] = {}
+
+    def close(self) -> None:
+        """Leave the store to the others."""
+        self._store.close()
+
+    def manifests(self) -> dict[bytes, Manifest]:
+        """Of all pages that are there, by key."""
+        with self._tables.reading() as txn, txn.cursor(self._tables.manifests) as cursor:
+            entries = ((bytes(key), decoded(key, value)) for key, value in cursor)
+            return {key: entry.manifest for key, entry in entries if entry is not None}
 
     def keys(self, chains: list[bytes]) -> list[bytes]:
         """Of these pages, once all are there. Raises AssertionError where one is not in time."""
@@ -58,15 +72,22 @@ class StoreHand:
             self._write(route, key, spoiled(kind, before, random.Random(seed), whole=route == "map"))
         return self.payload(key) != before
 
+    def put_under(self, key: bytes, other: bytes) -> bool:
+        """Put the page of another key under this one, through the store itself, with a manifest that says it is right.
+
+        Returns whether it is there now.
+        """
+        with self._store.read([key, other]) as (right, wrong):
+            manifest = (right or wrong).manifest._replace(digest=wrong.manifest.digest)
+            lying = wrong._replace(key=key, manifest=manifest, payload=bytes(wrong.payload))
+            digest = right.manifest.digest if right is not None else None
+        if digest is not None and self._store.quarantine(key, digest) is Quarantine.PENDING:
+            return False
+        return bool(self._store.put([lying]))
+
     def _stored(self) -> dict[bytes, bytes]:
         """Keys by the chains of their pages."""
-        found = {}
-        with self._tables.reading() as txn, txn.cursor(self._tables.manifests) as cursor:
-            for key, value in cursor:
-                entry = decoded(key, value)
-                if entry is not None:
-                    found[entry.manifest.chain] = bytes(key)
-        return found
+        return {manifest.chain: key for key, manifest in self.manifests().items()}
 
     def _number(self, txn: Any, key: bytes) -> bytes:
         return _SERIAL.pack(self._tables.entry(txn, key).serial)

@@ -1,0 +1,148 @@
+"""A fleet that serves others: what of it a game day may break, by commands that its operator gives."""
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from loadtests.gameday.ground import chat, equal
+from loadtests.gameday.scenario import Missed, Observations, Probe, Scenario, trials
+from loadtests.gateway_process import until
+
+CUTTING = ("engine-kill", "engine-hang", "network-cut")  # that take a server from under its streams
+STREAMS, TOKENS = 8, 200
+BEGUN_S_MAX, COMMAND_S_MAX = 120.0, 60.0
+LIMIT_S = 300.0
+
+
+class BadRunning(Exception):
+    """The file says nothing that can be used; the message says why, and which file."""
+
+
+class Fault(BaseModel):
+    """Commands of a shell. inject: makes the fault. heal: undoes it; it is run whatever became of the scenario."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    inject: Annotated[str, Field(min_length=1)]
+    heal: Annotated[str, Field(min_length=1)]
+
+
+class Running(BaseModel):
+    """url: root URL of the gateway. key_env: the variable that holds a key. faults: by name of the scenario."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    url: Annotated[str, Field(pattern=r"^https?://[^/]+$")]
+    model: Annotated[str, Field(min_length=1)]
+    key_env: str = "OPENAI_API_KEY"
+    faults: dict[str, Fault] = {}
+
+    @property
+    def key(self) -> str:
+        """The key that is asked with; empty where the variable is not set."""
+        return os.environ.get(self.key_env, "")
+
+    def scenarios(self, known: Mapping[str, type[Scenario]]) -> dict[str, type[Scenario]]:
+        """Those that make sense here: that send requests alone, or for which there are commands."""
+        found = {}
+        for name, one in known.items():
+            if one.running:
+                found[name] = one
+            elif name in self.faults and name in CUTTING:
+                told = {"name": name, "title": f"{one.title}, by the operator's command", "weight": one.weight}
+                found[name] = type("Commanded", (Commanded,), told | {"why": one.why})
+        return found
+
+    @staticmethod
+    def barred(scenario: type[Scenario]) -> str:
+        """Why a scenario cannot be tried here."""
+        if scenario.name in CUTTING:
+            return "the file gives no command for it, under «faults»"
+        return "it cannot be tried on a running fleet: it needs servers and gateways of its own"
+
+
+class Commanded(Scenario):
+    """A server is taken from under streams by the operator's command. There is no ledger to look at from here."""
+
+    name = "commanded"
+    title = "a fault by the operator's command"
+    hypothesis = "every stream goes on from another server, equal to the answer before the fault"
+    weight = 10
+    why = "as on a fleet of our own"
+    limit_s = LIMIT_S
+    fleet = False
+
+    def steady(self) -> Observations:
+        """The same requests twice: greedy answers of one fleet are equal while nothing is wrong."""
+        on = self.ground.on
+        self.bodies = [
+            chat(f"Tell me {n} things.", model=on.model, max_tokens=TOKENS, ignore_eos=True) for n in range(STREAMS)
+        ]
+        self.wanted, again = (self.ground.clients.ask(on.url, self.bodies, on.key) for _ in range(2))
+        return {
+            "whole": [answer.done and answer.error is None for answer in self.wanted],
+            "equal": equal(self.wanted, again),
+        }
+
+    def inject(self) -> Observations:
+        """Begin the streams, then the command; what heals it is sure to be run from here on."""
+        on, ground = self.ground.on, self.ground
+        fault = on.faults[self.name]
+        self.streams = ground.clients.begin(on.url, self.bodies, on.key)
+        after = ground.rng.randrange(STREAMS * TOKENS // 16, STREAMS * TOKENS // 4)
+        until(lambda: self.streams.tokens >= after or self.streams.done, BEGUN_S_MAX, f"{after} tokens")
+        ground.cleanup.callback(command, fault.heal)
+        command(fault.inject)
+        return {"command": fault.inject, "tokens_before": after, "streams": STREAMS}
+
+    def observe(self) -> Observations:
+        """The streams to their ends."""
+        got = self.streams.wait()
+        return {
+            "equal": equal(self.wanted, got),
+            "errors": [str((answer.error or {}).get("code", "")) for answer in got],
+            "failed_over": sum(answer.said is not None for answer in got),
+            "pause_s_max": max((gap for answer in got for gap in answer.gaps_s), default=0.0),
+        }
+
+    @staticmethod
+    def judge_steady(seen: Observations) -> Sequence[Probe]:
+        return [trials("an answer is whole", seen["whole"]), trials("a second one is equal", seen["equal"])]
+
+    @staticmethod
+    def judge(injected: Observations, seen: Observations) -> Sequence[Probe]:
+        if not seen["failed_over"] and all(seen["equal"]):
+            raise Missed("no stream was cut: the command broke nothing, or not what served them")
+        return [trials("a stream equals its uninterrupted run", seen["equal"], seen["errors"])]
+
+
+def read(path: Path) -> Running:
+    """What the file says. Raises BadRunning."""
+    try:
+        said = YAML(typ="safe").load(path.read_text("utf-8"))
+        running = Running.model_validate(said)
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise BadRunning(f"{path}: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadRunning(f"{path}: {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from None
+    if strange := [name for name in running.faults if name not in CUTTING]:
+        raise BadRunning(f"{path}: no command can make {', '.join(strange)}; only {', '.join(CUTTING)}")
+    return running
+
+
+def command(line: str) -> None:
+    """Run one of the operator's commands. Raises OSError with what it said where it fails or takes too long."""
+    try:
+        done = subprocess.run(
+            line, shell=True, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_S_MAX,
+            check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise OSError(f"«{line}» took more than {COMMAND_S_MAX:.0f} s") from None
+    if done.returncode:
+        raise OSError(f"«{line}» ended with status {done.returncode}: {done.stderr.strip()[-300:]}")

@@ -1,0 +1,166 @@
+"""The faults' own verdicts, from observations alone; networks of one's own; what a scenario lacks."""
+
+import re
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+from loadtests.gameday import networks
+from loadtests.gameday.faults import redis_loss
+from loadtests.gameday.faults.cut import Cut, Healed
+from loadtests.gameday.faults.disk_full import DiskFull
+from loadtests.gameday.faults.gateway_kill import GatewayKill
+from loadtests.gameday.faults.redis_loss import RedisLoss
+from loadtests.gameday.registry import all_scenarios
+from loadtests.gameday.scenario import Missed, Scenario
+from loadtests.gameday.score import Verdict, judged
+from loadtests.processes import start_stub
+from tests.processes import ROOT, until
+
+WELL = [True] * 8
+CUT = {"equal": WELL, "errors": [""] * 8, "failed_over": 8, "charged_once": WELL}
+GATEWAY = {
+    "received": [50] * 8, "spent": [60] * 8, "held": [0] * 8, "budget": 200, "equal": WELL, "charged_once": WELL,
+    "received_in_all": [180] * 8, "spent_in_all": [200] * 8, "facts": 90, "facts_in_order": 90,
+}  # fmt: skip
+DISK = {
+    "equal": WELL, "errors": [""] * 8, "charged_once": WELL, "refused": [[503, "books_unavailable"]] * 8,
+    "equal_after": WELL, "charged_once_after": WELL,
+}  # fmt: skip
+REDIS = {
+    "equal": WELL, "errors": [""] * 8, "charged_once": WELL, "refused": [[503, "books_unavailable"]] * 8,
+    "looks": [5990, 6000], "budget": 6000, "spent_up": True,
+}  # fmt: skip
+SEEN: dict[type[Scenario], tuple[dict, dict]] = {
+    Cut: ({}, CUT),
+    Healed: ({}, CUT | {"equal_after": WELL}),
+    GatewayKill: ({"cut": 8}, GATEWAY),
+    DiskFull: ({"running": 8}, DISK),
+    RedisLoss: ({"running": 8}, REDIS),
+}
+BAD = [
+    (Cut, "equal", [False, *WELL[1:]]),
+    (Cut, "charged_once", [False, *WELL[1:]]),
+    (Healed, "equal_after", [False] * 8),
+    (GatewayKill, "spent", [49] + [60] * 7),
+    (GatewayKill, "spent", [201] + [60] * 7),
+    (GatewayKill, "held", [1] + [0] * 7),
+    (GatewayKill, "spent_in_all", [201] + [200] * 7),
+    (GatewayKill, "received_in_all", [201] + [180] * 7),
+    (GatewayKill, "facts_in_order", 89),
+    (GatewayKill, "equal", [False, *WELL[1:]]),
+    (GatewayKill, "charged_once", [False, *WELL[1:]]),
+    (DiskFull, "equal", [False, *WELL[1:]]),
+    (DiskFull, "charged_once", [False, *WELL[1:]]),
+    (DiskFull, "refused", [[200, ""]] + [[503, "books_unavailable"]] * 7),
+    (DiskFull, "equal_after", [False, *WELL[1:]]),
+    (DiskFull, "charged_once_after", [False, *WELL[1:]]),
+    (RedisLoss, "equal", [False, *WELL[1:]]),
+    (RedisLoss, "charged_once", [False, *WELL[1:]]),
+    (RedisLoss, "refused", [[429, "rate_limited"]] + [[503, "books_unavailable"]] * 7),
+    (RedisLoss, "looks", [5990, 6001]),
+]
+
+
+@pytest.mark.parametrize("scenario", SEEN)
+def test_what_is_as_promised_holds(scenario):
+    """Observations of a fault that was survived are a pass."""
+    assert judged(scenario.judge(*SEEN[scenario])) is Verdict.HELD
+
+
+@pytest.mark.parametrize(("scenario", "name", "value"), BAD, ids=lambda one: getattr(one, "__name__", str(one)))
+def test_each_observation_alone_can_break_a_hypothesis(scenario, name, value):
+    """One trial that did not hold is enough, and the share says how many did not."""
+    injected, seen = SEEN[scenario]
+
+    probes = scenario.judge(injected, seen | {name: value})
+
+    assert judged(probes) is Verdict.BROKEN
+    assert sum(not probe.holds for probe in probes) == 1
+
+
+@pytest.mark.parametrize(
+    ("scenario", "injected", "seen"),
+    [
+        (Cut, {}, CUT | {"failed_over": 0}),
+        (GatewayKill, {"cut": 0}, GATEWAY),
+        (DiskFull, {"running": 0}, DISK),
+        (RedisLoss, {"running": 0}, REDIS),
+    ],
+)
+def test_a_fault_beside_the_streams_proves_nothing(scenario, injected, seen):
+    """Streams that had ended before it are equal whatever the gateway does."""
+    with pytest.raises(Missed):
+        scenario.judge(injected, seen)
+
+
+def test_streams_that_broke_off_are_no_miss():
+    """A gateway that does not fail over at all says `failed_over: 0`, too."""
+    probes = Cut.judge({}, CUT | {"failed_over": 0, "equal": [False] * 8, "errors": ["replica_lost"] * 8})
+
+    assert probes[0].passed == 0
+    assert probes[0].seen == "replica_lost"
+
+
+def test_without_redis_its_loss_is_not_tried(monkeypatch):
+    """It says what is missing, and starts nothing."""
+    monkeypatch.setattr(redis_loss, "redis_server", lambda: None)
+
+    assert "no redis-server" in RedisLoss(None).lacking()
+
+
+@pytest.mark.parametrize(
+    ("tools", "why"), [(("no-such-tool",), "no-such-tool is missing"), (networks.TOOLS, "are not allowed here: ")]
+)
+def test_without_namespaces_a_network_is_not_cut(monkeypatch, tools, why):
+    """Where they are not installed, or not allowed."""
+    refused = subprocess.CompletedProcess([], 1, "", "Operation not permitted")
+    monkeypatch.setattr(networks, "TOOLS", tools)
+    monkeypatch.setattr(networks.subprocess, "run", lambda *_, **__: refused)
+    monkeypatch.setattr(networks.shutil, "which", lambda tool: None if tool == "no-such-tool" else tool)
+
+    assert why in networks.lacking()
+
+
+@pytest.mark.slow
+def test_a_pulled_cable_lets_nothing_through_and_leaves_no_trace(tmp_path):
+    """A server at its end is reached, then not, then again; this machine's own interfaces stay as they were."""
+    if why := networks.lacking():
+        pytest.skip(why)
+    before = set(networks.Path("/sys/class/net").iterdir())
+    with start_stub() as first, start_stub() as second:
+        address = f"127.0.0.1:{first.port}"
+        with networks.Networks(tmp_path / "n", address, f"127.0.0.1:{second.port}") as cabled:
+
+            def health() -> int:
+                look = f"import urllib.request as r; r.urlopen('{cabled.url}/health', timeout=2)"
+                command = [*cabled.command, sys.executable, "-c", look]
+                return subprocess.run(command, check=False, capture_output=True).returncode
+
+            until(lambda: health() == 0, 20.0)
+            cabled.pull()
+            pulled = health()
+            with urllib.request.urlopen(f"http://{address}/health") as itself:
+                assert itself.status == 200
+            cabled.plug()
+            until(lambda: health() == 0, 20.0)
+
+            assert pulled != 0
+            processes = [one.processes() for one in cabled._started]
+            assert all(processes)
+    assert not any(networks.Path(f"/proc/{one.pid}").exists() for group in processes for one in group)
+    assert set(networks.Path("/sys/class/net").iterdir()) == before
+
+
+def test_all_names_are_as_people_type_them():
+    """Small letters and dashes, and each of its own."""
+    assert all(name.replace("-", "").isalpha() and name.islower() for name in all_scenarios())
+
+
+def test_the_document_tells_every_scenario():
+    """A row for each, by the name that the command line takes."""
+    rows = re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "docs" / "gameday.md").read_text("utf-8"), re.MULTILINE)
+
+    assert sorted(rows) == sorted(all_scenarios())

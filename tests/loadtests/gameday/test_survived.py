@@ -1,0 +1,90 @@
+"""All faults that the gateway must survive, on stub upstreams in the servers' place: the scenarios themselves work."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.local.engine import Engine
+from loadtests import stub_tokenizer
+from loadtests.gameday import networks
+from loadtests.gameday.fleet import Fleet
+from loadtests.gameday.registry import all_scenarios
+from loadtests.gameday.run import Run
+from loadtests.gameday.score import Verdict
+from loadtests.gateway_process import Gateway
+from tests.processes import ROOT
+from tests.redis_servers import redis_server
+
+pytestmark = pytest.mark.slow
+
+NAMES = ("gateway-kill", "disk-full", "redis-loss", "network-cut", "engine-hang", "engine-kill")
+PER_S = 40  # tokens of each stream: three seconds, in which the fault falls
+
+
+class StubFleet(Fleet):
+    """Two stubs."""
+
+    @property
+    def tokenizer(self) -> Path:
+        return stub_tokenizer.write_tokenizer(self.folder)
+
+    @staticmethod
+    def lacking() -> str:
+        return ""
+
+    def _start(self) -> None:
+        command = [sys.executable, "-m", "loadtests.stub_upstream", "--port", "{port}", "--model", "tiny"]
+        command += ["--tokens-per-s", str(PER_S)]
+        self.engines = [
+            Engine(ROOT, log=self.folder / f"stub-{n}.log", command=command, environment={"PYTHONPATH": str(ROOT)})
+            for n in range(2)
+        ]
+        for engine in self.engines:
+            engine.start()
+        for engine in self.engines:
+            engine.wait_ready()
+
+
+@pytest.fixture(scope="module")
+def day(tmp_path_factory):
+    """A run whose servers are stubs, for all of these."""
+    folder = tmp_path_factory.mktemp("gameday")
+    os.environ["HOLDFAST_REDIS_SERVER"] = redis_server()
+    with Run(folder, 4, lambda _: None, make_fleet=StubFleet) as run:
+        yield run
+    assert run.left == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gateway_that_is_well_survives(day, name):
+    """The fault hits running streams, all probes hold, and the evidence is kept."""
+    wanted = all_scenarios()[name]
+    if name == "network-cut" and (why := networks.lacking()):
+        pytest.skip(why)
+
+    outcome = day.scenario(wanted)
+
+    assert outcome.verdict is Verdict.HELD, (outcome.why, outcome.probes)
+    assert f"{name}/gateway-1/gateway.log" in outcome.evidence
+    assert all(probe.tried for probe in outcome.probes)
+
+
+@pytest.mark.parametrize("name", ["engine-kill"])
+def test_a_gateway_that_does_not_fail_over_is_found_out(day, name, monkeypatch):
+    """With nobody to go to, streams are cut: the verdict says so, and by how many."""
+    alone = all_scenarios()[name]
+
+    class Alone(alone):  # type: ignore[misc, valid-type]
+        def in_front(self) -> Gateway:
+            gateway: Gateway = self.ground.gateway(self.ground.fleet.urls[:1])
+            return gateway
+
+    Alone.name = "alone"
+
+    outcome = day.scenario(Alone)
+
+    assert outcome.verdict is Verdict.BROKEN
+    assert outcome.share is not None
+    assert outcome.share.share == 0

@@ -1,0 +1,175 @@
+"""Verdicts on pages, weights, budgets and tenants, from observations alone."""
+
+import pytest
+
+from loadtests.answers import Answer
+from loadtests.gameday.faults.model_change import UNCONTINUABLE, ModelChange
+from loadtests.gameday.faults.page_corruption import HELD, OTHER, RESIDENT, STORED, PageCorruption, moved
+from loadtests.gameday.faults.poison_request import PoisonRequest
+from loadtests.gameday.faults.runaway_cost import STOPPED, RunawayCost
+from loadtests.gameday.faults.tenant_flood import TenantFlood
+from loadtests.gameday.faults.token_explosion import TokenExplosion
+from loadtests.gameday.scenario import Missed, Scenario
+from loadtests.gameday.score import Verdict, judged
+
+FOUR = [True] * 4
+
+
+def trial(where=RESIDENT, **more):
+    """A page that was damaged, found, and whose reader was answered rightly."""
+    return {"where": where, "kind": "flip", "place": "", "changed": True, "found": 1, "moved": 0.0} | more
+
+
+def damaged(**more):
+    """A trial in each place; the one of a held page as said."""
+    return {"trials": [trial(), trial(HELD, **more), trial(STORED)]}
+
+
+PAGES = {"drained": True, "went_elsewhere": True, "moved": [0.0, 0.0]}
+WEIGHTS = {
+    "others": FOUR, "computed": FOUR, "loaded": 0, "told": True, "began_at_the_old": FOUR, "resumed": [False] * 4,
+    "ends": [UNCONTINUABLE] * 4, "charged_once": FOUR, "later": True, "faults": [],
+}  # fmt: skip
+TOKENS = {
+    "ends": ["budget_exceeded"] * 3 + ["refused"], "answers": [200, 180, 200, 0], "charged": FOUR, "spent": 900,
+    "delivered": 900,    "held": 0, "late": 402, "refused": [400], "asked": [0], "modest": FOUR, "faults": [],
+}  # fmt: skip
+COST = {
+    "ends": [STOPPED] * 4, "charged": FOUR, "burnt": 0.06, "opened": ["key:k"], "key": "key:k", "ended_s": [0.4],
+    "refused": STOPPED, "equal": FOUR, "calm_s": 0.02, "beside_s": 0.05, "faults": [],
+}  # fmt: skip
+FLOODED = {
+    "whole": FOUR, "first_s": [1.0] * 4, "beside": FOUR, "flood_whole": FOUR, "flood_errors": [""] * 4,
+    "flood_first_s": 10.0, "faults": [],
+}  # fmt: skip
+POISONED = {
+    "status": [502] * 4, "attempts": [2, 2, 2, 1], "cost": 0, "breakers": [], "down": [], "states": ["up", "up"],
+    "equal": FOUR, "charged": FOUR, "faults": [],
+}  # fmt: skip
+SWARM = {"each_turn": 200, "budget": 900}
+SEEN: dict[type[Scenario], tuple[dict, dict]] = {
+    PageCorruption: (damaged(), PAGES),
+    ModelChange: ({}, WEIGHTS),
+    TokenExplosion: (SWARM, TOKENS),
+    RunawayCost: ({}, COST),
+    TenantFlood: ({}, FLOODED),
+    PoisonRequest: ({"legs": 2}, POISONED),
+}
+BAD = [
+    (PageCorruption, "drained", False),
+    (PageCorruption, "went_elsewhere", False),
+    (PageCorruption, "moved", [0.0, OTHER]),
+    (ModelChange, "others", [False, True]),
+    (ModelChange, "computed", [False, True]),
+    (ModelChange, "loaded", 4),
+    (ModelChange, "told", False),
+    (ModelChange, "resumed", [False, True]),
+    (ModelChange, "ends", [UNCONTINUABLE, "length"]),
+    (ModelChange, "charged_once", [False, True]),
+    (ModelChange, "later", False),
+    (ModelChange, "faults", ["Traceback"]),
+    (TokenExplosion, "ends", ["budget_exceeded", "length"]),
+    (TokenExplosion, "answers", [201, 10]),
+    (TokenExplosion, "charged", [False, True]),
+    (TokenExplosion, "delivered", 899),
+    (TokenExplosion, "held", 1),
+    (TokenExplosion, "late", 200),
+    (TokenExplosion, "refused", [200]),
+    (TokenExplosion, "asked", [1]),
+    (TokenExplosion, "modest", [False, True]),
+    (TokenExplosion, "faults", ["Traceback"]),
+    (RunawayCost, "ends", [STOPPED, "length"]),
+    (RunawayCost, "charged", [False, True]),
+    (RunawayCost, "burnt", 0.2),
+    (RunawayCost, "opened", []),
+    (RunawayCost, "opened", ["key:k", "key:other"]),
+    (RunawayCost, "ended_s", [3.0]),
+    (RunawayCost, "ended_s", []),
+    (RunawayCost, "refused", "None"),
+    (RunawayCost, "equal", [False, True]),
+    (RunawayCost, "beside_s", 1.0),
+    (RunawayCost, "beside_s", 0.0),
+    (RunawayCost, "faults", ["Traceback"]),
+    (TenantFlood, "whole", [False, True]),
+    (TenantFlood, "first_s", [1.0, 9.0, 1.0, 1.0]),
+    (TenantFlood, "first_s", [1.0, 0.0, 1.0, 1.0]),
+    (TenantFlood, "flood_whole", [False, True]),
+    (TenantFlood, "faults", ["Traceback"]),
+    (PoisonRequest, "status", [502, 200]),
+    (PoisonRequest, "attempts", [2, 3]),
+    (PoisonRequest, "cost", 7),
+    (PoisonRequest, "breakers", ["one open"]),
+    (PoisonRequest, "down", ["one"]),
+    (PoisonRequest, "states", ["up", "down"]),
+    (PoisonRequest, "equal", [False, True]),
+    (PoisonRequest, "charged", [False, True]),
+    (PoisonRequest, "faults", ["Traceback"]),
+]
+
+
+@pytest.mark.parametrize("scenario", SEEN)
+def test_what_is_as_promised_holds(scenario):
+    """Observations of a fault that was survived are a pass."""
+    assert judged(scenario.judge(*SEEN[scenario])) is Verdict.HELD
+
+
+@pytest.mark.parametrize(("scenario", "name", "value"), BAD, ids=lambda one: getattr(one, "__name__", str(one)))
+def test_each_observation_alone_can_break_a_hypothesis(scenario, name, value):
+    """One trial that did not hold is enough."""
+    injected, seen = SEEN[scenario]
+
+    probes = scenario.judge(injected, seen | {name: value})
+
+    assert judged(probes) is Verdict.BROKEN
+    assert sum(not probe.holds for probe in probes) == 1
+
+
+def test_a_budget_may_be_used_up_and_no_token_more():
+    """One above it is overspent, though it was delivered."""
+    probes = TokenExplosion.judge(SWARM, TOKENS | {"spent": 901, "delivered": 901})
+
+    assert [probe.seen for probe in probes if not probe.holds] == ["901"]
+
+
+@pytest.mark.parametrize("bad", [{"found": 0}, {"moved": 0.5}])
+def test_a_damaged_page_must_be_found_and_its_reader_answered_rightly(bad):
+    """Each page is a trial of both; the kind of the one that was missed is told."""
+    probes = PageCorruption.judge(damaged(**bad, place="being filled"), PAGES)
+
+    (broken,) = (probe for probe in probes if not probe.holds)
+    assert (broken.passed, broken.tried, broken.seen) == (0, 1, "flip, being filled")
+
+
+@pytest.mark.parametrize(
+    ("scenario", "injected", "seen"),
+    [
+        (PageCorruption, damaged(changed=False), PAGES),
+        (ModelChange, {}, WEIGHTS | {"began_at_the_old": [False] * 4}),
+        (ModelChange, {}, WEIGHTS | {"ends": ["length"] * 4}),
+        (TenantFlood, {}, FLOODED | {"beside": [False] * 4}),
+        (PoisonRequest, {"legs": 2}, POISONED | {"attempts": [1] * 4}),
+    ],
+)
+def test_a_fault_that_hit_nothing_proves_nothing(scenario, injected, seen):
+    """It is told as missed."""
+    with pytest.raises(Missed):
+        scenario.judge(injected, seen)
+
+
+def test_poison_that_opens_breakers_is_no_miss():
+    """Servers that are blamed after one attempt are what the scenario is for."""
+    seen = POISONED | {"attempts": [1] * 4, "breakers": ["one open"]}
+
+    assert judged(PoisonRequest.judge({"legs": 2}, seen)) is Verdict.BROKEN
+
+
+@pytest.mark.parametrize(
+    ("bad", "by"),
+    [({}, 0.0), ({"logprobs": [-1.0, -2.25]}, 0.25), ({"ids": [[5, 7]]}, OTHER), ({"done": False}, OTHER),
+     ({"error": {"code": "x"}}, OTHER), ({"logprobs": []}, OTHER)],
+)  # fmt: skip
+def test_an_answer_has_moved_by_its_probabilities_or_its_tokens(bad, by):
+    """Before another token is chosen, its probability is another one."""
+    whole = {"ids": [[5, 6]], "finish": ["length"], "done": True, "logprobs": [-1.0, -2.0]}
+
+    assert moved(Answer(**whole), Answer(**whole | bad)) == by
