@@ -34,7 +34,13 @@ LONGER_S = 8.0  # streams a second time, so many seconds longer: only chunks are
 IDLE_S = 5.0
 TRIES = 2  # a gateway that is so slow may find its servers too slow
 WARM_UP_S = 1.0
-PEERS = ("relay", "relay behind aiohttp's server", "aiohttp pass-through", "holdfast", "vllm-router", "smg")
+PEERS = (
+    "relay",
+    "relay behind aiohttp's server",
+    "aiohttp pass-through",
+    "holdfast",
+    "vllm-router",
+)  # smg does too much with nothing to do
 CONTROL_S_MAX = 30.0
 SUMMARY = re.compile(r"^(?:summary|totals): (\d+)", re.MULTILINE)
 

@@ -76,7 +76,7 @@ def _ratio_table(found: list[ratios.Ratio]) -> Table:
         table.add_column(name, justify="right" if name in ("before", "after", "apart") else "left")
     for one in found:
         shares = [
-            "–" if share is None else f"{share.median:.2f} ({share.low:.2f} … {share.high:.2f})"
+            "–" if share is None else f"{share.median:.3g} ({share.low:.3g} … {share.high:.3g})"
             for share in (one.before, one.after)
         ]
         apart = "–" if one.apart is None else f"{one.apart:+.1%}"

@@ -111,15 +111,13 @@ def paired(ours: Sequence[tuple[int, float]], theirs: Sequence[tuple[int, float]
 
 
 def ratios(before: Sides, after: Sides) -> Iterator[Ratio]:
-    """Of all that both have measured: load by load, then memory."""
-    mine = before.seen.get(MINE, {})
-    for name in mine:
-        for other in before.seen:
-            if other != MINE and name in before.seen[other]:
-                yield _ratio(f"CPU, {name}", other, _cpu(before, name, other), _cpu(after, name, other))
-    for other in before.memory:
-        if other != MINE:
-            yield _ratio("memory", other, _memory(before, other), _memory(after, other))
+    """Of all that one of them has measured: load by load, then memory."""
+    others = [name for name in {**before.seen, **after.seen} if name != MINE]
+    for name in before.seen.get(MINE, {}):
+        for other in others:
+            yield from _ratio(f"CPU, {name}", other, _cpu(before, name, other), _cpu(after, name, other))
+    for other in others:
+        yield from _ratio("memory", other, _memory(before, other), _memory(after, other))
 
 
 def _cpu(run: Sides, name: str, other: str) -> Share | None:
@@ -137,9 +135,12 @@ def _share(values: Sequence[float]) -> Share | None:
     return Share(median(values), min(values), max(values), len(values)) if values else None
 
 
-def _ratio(what: str, other: str, before: Share | None, after: Share | None) -> Ratio:
+def _ratio(what: str, other: str, before: Share | None, after: Share | None) -> Iterator[Ratio]:
+    """One, or none where nothing was measured."""
     if before is None or after is None:
-        return Ratio(what, other, before, after, None, "unknown")
+        if before is not None or after is not None:
+            yield Ratio(what, other, before, after, None, "unknown")
+        return
     apart = after.median / before.median - 1
     if abs(apart) <= SAME or (before.low <= after.high and after.low <= before.high):
         verdict = "same"
@@ -147,4 +148,4 @@ def _ratio(what: str, other: str, before: Share | None, after: Share | None) -> 
         verdict = "unknown"
     else:
         verdict = "better" if apart < 0 else "worse"
-    return Ratio(what, other, before, after, apart, verdict)
+    yield Ratio(what, other, before, after, apart, verdict)

@@ -40,7 +40,7 @@ async def _most_of_the_time(gateway: Gateway, many: Sequence[Answer]) -> tuple[i
     seen, until_s = Counter[tuple[int, int]](), time.monotonic() + OVER_S_MAX
     while time.monotonic() < until_s and not all(one.over.done() for one in many):
         said = await asyncio.to_thread(gateway.metrics)
-        waits, here = int(said["holdfast_waiting"]), int(said["holdfast_requests_in_flight"])
+        waits, here = (int(said.get(f"holdfast_{name}", 0)) for name in ("waiting", "requests_in_flight"))
         if waits >= MORE_THAN_SEATS:
             seen[here - waits, waits] += 1
         await asyncio.sleep(LOOK_S)

@@ -138,7 +138,8 @@ class Soak:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             await asyncio.sleep(min(SAMPLE_S, max(0.1, seconds / 20)))
-            self._series.append(await asyncio.to_thread(self._sample))
+            if (now := await asyncio.to_thread(self._sample)) is not None:
+                self._series.append(now)
         crowd.over.set()
         await asyncio.gather(*tasks)
 
@@ -146,10 +147,11 @@ class Soak:
         self._crowds.append(RudeCrowd(self._gateway.port, self._known, self._rng))
         return self._crowds[-1]
 
-    def _sample(self) -> dict[str, float]:
-        """What the gateway has of everything, now."""
+    def _sample(self) -> dict[str, float] | None:
+        """What the gateway has of everything, now; None where it is too busy to say."""
         process = Path(f"/proc/{self._gateway.process.pid}")
-        said = self._gateway.metrics()
+        if not (said := self._gateway.metrics()):
+            return None
         return {
             "at_s": round(time.monotonic() - self._began_s, 1),
             "rss_mb": round(self._gateway.rss_bytes() / 2**20, 2),
@@ -166,16 +168,19 @@ class Soak:
 
         def busy() -> bool:
             now = self._sample()
-            return any(now[name] for name in ("holds", "in_flight", "waiting", "load")) or bool(self._servers.open())
+            names = ("holds", "in_flight", "waiting", "load")
+            return now is None or any(now[name] for name in names) or bool(self._servers.open())
 
         for _ in range(int(QUIET_S_MAX / 0.2)):
             if not await asyncio.to_thread(busy):
                 break
             await asyncio.sleep(0.2)
         await asyncio.sleep(IDLE_S)
-        looks = []
+        looks = list[dict[str, float]]()
         for _ in range(REST_LOOKS):
-            looks.append(self._sample())
+            now = await asyncio.to_thread(self._sample)
+            assert now is not None, "at rest the gateway does not say how it is"
+            looks.append(now)
             await asyncio.sleep(0.2)
         held = sum(one.held for one in self._gateway.balances())
         least = {name: min(one[name] for one in looks) for name in looks[0]}

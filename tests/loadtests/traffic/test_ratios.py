@@ -55,13 +55,16 @@ def test_another_day_is_no_difference(tmp_path):
 
 
 def test_what_costs_more_is_worse_and_the_other_way_round_better(tmp_path):
-    """Of CPU and of memory; against whom nothing was measured is unknown."""
+    """Of CPU and of memory; beside whom nothing was measured is left out, and who is in one run alone is unknown."""
     worse = found(tmp_path, run(), run(holdfast=0.13, kb=30.0))
     better = found(tmp_path, run(holdfast=0.13), run())
 
     assert [worse[what, "nginx"].verdict for what in ("CPU, plain", "memory")] == ["worse", "worse"]
     assert better["CPU, plain", "nginx"].verdict == "better"
-    assert worse["CPU, plain", "direct"].verdict == "unknown"
+    assert ("CPU, plain", "direct") not in worse
+    alone = run()
+    del alone["seen"]["nginx"]
+    assert found(tmp_path, alone, run())["CPU, plain", "nginx"].verdict == "unknown"
 
 
 def test_the_difference_between_two_processes_of_one_build_is_none(tmp_path):
