@@ -33,7 +33,7 @@ class RedisLoss(Scenario):
     )  # fmt: skip
     weight = 7
     why = "one Redis stands behind all gateways, and a budget that is overspent while it is away is no budget"
-    limit_s = 240.0
+    limit_s = 300.0
 
     def lacking(self) -> str:
         return (
