@@ -67,7 +67,7 @@ class Scenario(ABC):
     hypothesis: ClassVar[str]
     weight: ClassVar[int]
     why: ClassVar[str]
-    limit_s: ClassVar[float] = 120.0
+    limit_s: ClassVar[float] = 300.0
     fleet: ClassVar[bool] = True
     running: ClassVar[bool] = False
 

@@ -28,7 +28,7 @@ class DiskFull(Scenario):
     )  # fmt: skip
     weight = 6
     why = "disks fill up unwatched; what cannot be written down must not be given away"
-    limit_s = 150.0
+    limit_s = 300.0
 
     def steady(self) -> Observations:
         """Answers directly and through the gateway, whose books can be written."""

@@ -14,7 +14,7 @@ class EngineHang(Healed):
     title = "a serving vLLM hangs"
     weight = 8
     why = "a GPU that hangs is as usual as one that dies, and no connection breaks to tell"
-    limit_s = 240.0
+    limit_s = 300.0
 
     def hurt(self, victim: Engine) -> str:
         """Stop it; it goes on at the end of the scenario at the latest."""

@@ -13,7 +13,7 @@ class EngineKill(Cut):
     title = "kill -9 of a serving vLLM"
     weight = 10
     why = "in a fleet a server dies every day, and a stream that is cut cannot be asked for again unnoticed"
-    limit_s = 180.0
+    limit_s = 300.0
 
     def hurt(self, victim: Engine) -> str:
         """No goodbye, no last words."""

@@ -26,7 +26,7 @@ class GatewayKill(Scenario):
     )  # fmt: skip
     weight = 8
     why = "its streams are lost with it, as promised; what was spent must not be"
-    limit_s = 180.0
+    limit_s = 300.0
 
     def steady(self) -> Observations:
         """Answers directly, and through the gateway by a key that is not short of anything."""

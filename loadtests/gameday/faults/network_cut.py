@@ -16,7 +16,7 @@ class NetworkCut(Healed):
     title = "the network to a serving vLLM is cut"
     weight = 6
     why = "switches and cables fail less often than servers, but then no connection breaks, and new ones find nobody"
-    limit_s = 240.0
+    limit_s = 300.0
 
     def lacking(self) -> str:
         return networks.lacking()

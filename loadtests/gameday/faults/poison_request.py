@@ -30,7 +30,7 @@ class PoisonRequest(Scenario):
     )
     weight = 7
     why = "one client's bad request must not look like bad servers: else it takes them from everybody"
-    limit_s = 150.0
+    limit_s = 300.0
 
     def steady(self) -> Observations:
         """Good requests alone."""

@@ -36,7 +36,7 @@ class RunawayCost(Scenario):
     )
     weight = 8
     why = "a budget alone lets a runaway spend all that is left of it, and with it everybody's patience"
-    limit_s = 180.0
+    limit_s = 300.0
 
     def steady(self) -> Observations:
         """The bystanders' answers without the runaway."""

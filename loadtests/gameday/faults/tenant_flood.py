@@ -31,7 +31,7 @@ class TenantFlood(Scenario):
     )
     weight = 7
     why = "tenants share servers, and one with a loop or a batch job should be its own neighbour only"
-    limit_s = 240.0
+    limit_s = 300.0
 
     def steady(self) -> Observations:
         """The modest tenant alone."""

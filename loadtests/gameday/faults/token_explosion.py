@@ -38,7 +38,7 @@ class TokenExplosion(Scenario):
     )
     weight = 8
     why = "one loop in one agent is enough, and it needs no ill will"
-    limit_s = 150.0
+    limit_s = 300.0
 
     def steady(self) -> Observations:
         """A modest request of the same org, and one of another."""

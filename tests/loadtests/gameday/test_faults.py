@@ -4,15 +4,17 @@ import re
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 
 import pytest
 
+from loadtests.answers import Answer
 from loadtests.gameday import networks
 from loadtests.gameday.faults import redis_loss
 from loadtests.gameday.faults.cut import Cut, Healed
 from loadtests.gameday.faults.disk_full import DiskFull
 from loadtests.gameday.faults.gateway_kill import GatewayKill
-from loadtests.gameday.faults.redis_loss import RedisLoss
+from loadtests.gameday.faults.redis_loss import RedisLoss, whole_or_named
 from loadtests.gameday.registry import all_scenarios
 from loadtests.gameday.scenario import Missed, Scenario
 from loadtests.gameday.score import Verdict, judged
@@ -30,8 +32,8 @@ DISK = {
     "equal_after": WELL, "charged_once_after": WELL,
 }  # fmt: skip
 REDIS = {
-    "equal": WELL, "errors": [""] * 8, "charged_once": WELL, "refused": [[503, "books_unavailable"]] * 8,
-    "looks": [5990, 6000], "budget": 6000, "spent_up": True,
+    "whole_or_named": WELL, "equal_after": WELL, "errors": [""] * 8, "charged_once": WELL,
+    "refused": [[503, "books_unavailable"]] * 8, "looks": [5990, 6000], "budget": 6000, "spent_up": True,
 }  # fmt: skip
 SEEN: dict[type[Scenario], tuple[dict, dict]] = {
     Cut: ({}, CUT),
@@ -57,7 +59,8 @@ BAD = [
     (DiskFull, "refused", [[200, ""]] + [[503, "books_unavailable"]] * 7),
     (DiskFull, "equal_after", [False, *WELL[1:]]),
     (DiskFull, "charged_once_after", [False, *WELL[1:]]),
-    (RedisLoss, "equal", [False, *WELL[1:]]),
+    (RedisLoss, "whole_or_named", [False, *WELL[1:]]),
+    (RedisLoss, "equal_after", [False, *WELL[1:]]),
     (RedisLoss, "charged_once", [False, *WELL[1:]]),
     (RedisLoss, "refused", [[429, "rate_limited"]] + [[503, "books_unavailable"]] * 7),
     (RedisLoss, "looks", [5990, 6001]),
@@ -102,6 +105,18 @@ def test_streams_that_broke_off_are_no_miss():
 
     assert probes[0].passed == 0
     assert probes[0].seen == "replica_lost"
+
+
+def test_a_part_of_an_answer_must_say_why_it_ends():
+    """And hold nothing that the whole one has not."""
+    whole = Answer(ids=[[1, 2, 3]], text=["abc"], finish=["length"], stop_reason=[None], done=True)
+    part = Answer(ids=[[1, 2]], text=["ab"], finish=[None], stop_reason=[None])
+
+    assert whole_or_named(whole, replace(whole))
+    assert whole_or_named(whole, replace(part, error={"code": "books_unavailable"}))
+    assert not whole_or_named(whole, part)
+    assert not whole_or_named(whole, replace(part, error={"code": "connection"}))
+    assert not whole_or_named(whole, replace(part, ids=[[1, 3]], error={"code": "books_unavailable"}))
 
 
 def test_without_redis_its_loss_is_not_tried(monkeypatch):
