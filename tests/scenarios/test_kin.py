@@ -72,3 +72,33 @@ async def test_a_lost_stream_goes_on_only_where_the_template_is_the_same(start_g
         assert seen.ids == whole.ids[: len(seen.ids)]
         assert b"those that are left have another chat template" in seen.body
         assert not seen.done
+
+
+@pytest.mark.parametrize("bound", [True, False])
+async def test_a_stream_goes_on_under_another_fingerprint_only_where_that_is_allowed(start_gateway, tokenizer, bound):
+    """Of two servers the serving one is killed in mid-answer, and the one that is left has other weights.
+
+    Bound, the stream ends with an error that says why, and new requests are answered there; else it goes on.
+    """
+    stub = {"tokens_per_s": RATE, "pages": 0}
+    with start_stub(**stub) as first, start_stub(**stub) as odd:
+        odd.pages(fingerprint="0ddb" * 16)
+        integrity = {"ask_every_s": 0.2, "same_fingerprint": bound}
+        gateway = start_gateway([first.url, odd.url], tokenizer=tokenizer, timeouts=HURRIED, integrity=integrity)
+        key = gateway.key("somebody")
+
+        def differ() -> bool:
+            return "weights" in str(json.loads(gateway.get("/admin/replicas", gateway.admin_url)[1])["warnings"])
+
+        await asyncio.to_thread(until, differ)
+        running = asyncio.create_task(ask(gateway, key, chat(order(tokens=TOKENS))))
+        await asyncio.sleep(0.5)
+        first.kill()
+        seen = await running
+        later = await ask(gateway, key, chat(order(tokens=5)))
+        legs = [one for one in gateway.journal() if "same_model" in one]
+        resumes = [one["same_model"] for one in legs if one["replica"] == name(odd)]  # not where it was lost
+
+    assert later.finish == "stop"
+    assert (seen.done, resumes) == ((False, []) if bound else (True, [False]))
+    assert (b"have another fingerprint (weights, configuration or layout)" in seen.body) is bound

@@ -91,7 +91,7 @@ BAD = [
     (RunawayCost, "beside_s", 0.0),
     (RunawayCost, "faults", ["Traceback"]),
     (TenantFlood, "whole", [False, True]),
-    (TenantFlood, "first_s", [1.0, 9.0, 1.0, 1.0]),
+    (TenantFlood, "first_s", [1.0, 9.0, 5.9, 1.0]),
     (TenantFlood, "first_s", [1.0, 0.0, 1.0, 1.0]),
     (TenantFlood, "flood_whole", [False, True]),
     (TenantFlood, "faults", ["Traceback"]),
