@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -36,6 +37,7 @@ def begun(tmp_path):
             assert day.poll() is None, day.communicate()[0]
             pid, port, scratch = file.read_text().split()
             yield day, int(pid), int(port), Path(scratch)
+            shutil.rmtree(Path(scratch).parent, ignore_errors=True)  # what kill -9 leaves
         finally:
             if day.poll() is None:
                 day.kill()
