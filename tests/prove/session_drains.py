@@ -56,7 +56,8 @@ async def _one_drain(number: int, fleet: list[Engine], gateway: Gateway, some: l
         got = list(started.values())
         begun = asyncio.to_thread(until, lambda: all(one.tokens > BEGUN_TOKENS for one in got), BEGUN_S_MAX)
         await begun
-        told = json.loads(await _command(gateway, "drain", name, f"--at-once={AT_ONCE_MOVED}", f"--within={WITHIN_S}", "--json"))
+        given = (f"--at-once={AT_ONCE_MOVED}", f"--within={WITHIN_S}", "--json")
+        told = json.loads(await _command(gateway, "drain", name, *given))
         still = sum(not task.done() for task in started)
         await asyncio.gather(*started)
     paid = await asyncio.to_thread(gateway.paid, key)
@@ -117,8 +118,8 @@ def lines(done: dict[str, Any]) -> list[str]:
     return [
         f"## `holdfast drain` under {AT_ONCE} streams with prompts of {PROMPT_TOKENS:,} tokens",
         "",
-        f"{told['on']}. The server that answers is drained by the command, `--at-once {AT_ONCE_MOVED}`, then it serves again. Pause: "
-        "between the tokens before and after the move, at the client. Kinds: " + ", ".join(told["kinds"]) + ".",
+        f"{told['on']}. The server that answers is drained by the command, `--at-once {AT_ONCE_MOVED}`, then it "
+        "serves again. Pause: between the tokens before and after the move, at the client. Kinds: " + ", ".join(told["kinds"]) + ".",
         "",
         "| drains | streams | moved | equal | pause p50 | p99 | largest | asked to first token p50 | p99 | longest |",
         "|---|---|---|---|---|---|---|---|---|---|",
