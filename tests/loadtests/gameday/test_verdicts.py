@@ -156,6 +156,14 @@ def test_a_fault_that_hit_nothing_proves_nothing(scenario, injected, seen):
         scenario.judge(injected, seen)
 
 
+def test_streams_that_all_go_on_at_the_new_weights_are_no_miss():
+    """They end as if nothing had happened; that a second server worked on them is what must not be."""
+    probes = ModelChange.judge({}, WEIGHTS | {"ends": ["length"] * 4, "resumed": [True] * 4})
+
+    broken = {probe.name: probe.passed for probe in probes if not probe.holds}
+    assert broken == {"a stream of the old weights ends by name": 0, "none of them goes on at the new": 0}
+
+
 def test_poison_that_opens_breakers_is_no_miss():
     """Servers that are blamed after one attempt are what the scenario is for."""
     seen = POISONED | {"attempts": [1] * 4, "breakers": ["one open"]}
