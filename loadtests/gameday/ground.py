@@ -10,7 +10,7 @@ from typing import Any
 from loadtests.answers import Answer
 from loadtests.gameday.fleet import Fleet
 from loadtests.gameday.streams import Clients
-from loadtests.gateway_process import Gateway, free_ports
+from loadtests.gateway_process import Gateway, NotSeen, free_ports, until
 
 MODEL = "tiny"  # as it is served
 SPARED = ("holdfast.yaml", "gateway.log", "data/journal.jsonl")  # evidence: of a gateway's folder, nothing else stays
@@ -92,6 +92,20 @@ def charged(gateway: Gateway, answers: Sequence[Answer]) -> list[bool]:
         except (AssertionError, ValueError):  # none, or more than one
             facts.append(False)
     return facts
+
+
+def booked(gateway: Gateway, key: str) -> bool:
+    """Whether the ledger has charged a key of this gateway what its journal says, and holds nothing. Waits a moment."""
+
+    def alike() -> bool:
+        balance = gateway.balance(key)
+        said = sum(fact["charged_tokens"] for fact in gateway.settlements(key))
+        return balance.held == 0 and balance.spent == said
+
+    try:
+        return until(alike)
+    except (NotSeen, ValueError):  # ValueError: it has no account
+        return False
 
 
 def _ended(gateway: Gateway) -> None:

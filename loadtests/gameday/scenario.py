@@ -52,6 +52,11 @@ def trials(name: str, held: Sequence[bool], said: Sequence[Any] = ()) -> Probe:
     return Probe(name, sum(held), len(held), ", ".join(seen))
 
 
+def clean(faults: Sequence[str]) -> Probe:
+    """A probe of a gateway's log. faults: what is in it that must not be, as `Gateway.faults` finds it."""
+    return Probe("nothing in the gateway's log that should not be there", int(not faults), 1, ", ".join(faults))
+
+
 class Scenario(ABC):
     """One fault. Made anew for each run, so that it may keep in itself what its steps share.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from loadtests.answers import Answer
 from loadtests.gameday.ground import charged, chat, equal
-from loadtests.gameday.scenario import Missed, Observations, Probe, Scenario, trials
+from loadtests.gameday.scenario import Missed, Observations, Probe, Scenario, clean, trials
 from loadtests.gateway_process import Gateway, until
 
 STREAMS = 8
@@ -106,6 +106,7 @@ class GatewayKill(Scenario):
             trials("a stream after the restart equals its uninterrupted run", seen["equal"]),
             trials("a stream after the restart is charged exactly once", seen["charged_once"]),
             Probe("a fact of the journal follows the one before it", seen["facts_in_order"], seen["facts"]),
+            clean(seen["log_faults"]),
         ]  # fmt: skip
 
 
