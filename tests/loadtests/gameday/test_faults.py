@@ -42,14 +42,16 @@ DISK = {
 }  # fmt: skip
 REDIS = {
     "whole_or_named": WELL, "equal_after": WELL, "errors": [""] * 8, "charged_once": WELL,
-    "refused": [[503, "books_unavailable"]] * 8, "looks": [5990, 6000], "budget": 6000, "spent_up": True,
+    "refused": [[503, "books_unavailable"]] * 8, "looks": [[5990, 5980], [6000, 6000]], "budget": 6000,
+    "spent_up": True, "said": ["", "budget_exceeded"], "tokens_at_their_ends": 300,
+    "ledger_is_journal": [True, True], "log_faults": [],
 }  # fmt: skip
 SEEN: dict[type[Scenario], tuple[dict, dict]] = {
     Cut: ({}, CUT),
     Healed: ({}, HEALED),
     GatewayKill: ({"cut": 8}, GATEWAY),
     DiskFull: ({"running": 8}, DISK),
-    RedisLoss: ({"running": 8}, REDIS),
+    RedisLoss: ({"running": 8, "tokens_before": 200}, REDIS),
 }
 BAD = [
     (Cut, "equal", [False, *WELL[1:]]),
@@ -82,7 +84,12 @@ BAD = [
     (RedisLoss, "equal_after", [False, *WELL[1:]]),
     (RedisLoss, "charged_once", [False, *WELL[1:]]),
     (RedisLoss, "refused", [[429, "rate_limited"]] + [[503, "books_unavailable"]] * 7),
-    (RedisLoss, "looks", [5990, 6001]),
+    (RedisLoss, "looks", [[5990, 5980], [6001, 6000]]),
+    (RedisLoss, "looks", [[5990, 5980], [5990, 6000]]),
+    (RedisLoss, "spent_up", False),
+    (RedisLoss, "tokens_at_their_ends", 208),
+    (RedisLoss, "ledger_is_journal", [True, False]),
+    (RedisLoss, "log_faults", ["Traceback"]),
 ]
 
 
