@@ -1,8 +1,12 @@
 """Verdicts on pages, weights, budgets and tenants, from observations alone."""
 
+import random
+from types import SimpleNamespace
+
 import pytest
 
 from loadtests.answers import Answer
+from loadtests.gameday.faults import model_change
 from loadtests.gameday.faults.model_change import UNCONTINUABLE, ModelChange
 from loadtests.gameday.faults.page_corruption import HELD, OTHER, RESIDENT, STORED, PageCorruption, moved
 from loadtests.gameday.faults.poison_request import PoisonRequest
@@ -27,8 +31,8 @@ def damaged(**more):
 
 PAGES = {"drained": True, "went_elsewhere": True, "moved": [0.0, 0.0]}
 WEIGHTS = {
-    "others": FOUR, "computed": FOUR, "loaded": 0, "told": True, "began_at_the_old": FOUR, "resumed": [False] * 4,
-    "ends": [UNCONTINUABLE] * 4, "charged_once": FOUR, "later": True, "faults": [],
+    "others": FOUR, "computed": FOUR, "loaded": 0, "read": 24, "told": True, "began_at_the_old": FOUR,
+    "resumed": [False] * 4, "ends": [UNCONTINUABLE] * 4, "charged_once": FOUR, "later": True, "faults": [],
 }  # fmt: skip
 TOKENS = {
     "ends": ["budget_exceeded"] * 3 + ["refused"], "answers": [200, 180, 200, 0], "charged": FOUR, "spent": 900,
@@ -146,6 +150,7 @@ def test_a_damaged_page_must_be_found_and_its_reader_answered_rightly(bad):
         (PageCorruption, damaged(changed=False), PAGES),
         (ModelChange, {}, WEIGHTS | {"began_at_the_old": [False] * 4}),
         (ModelChange, {}, WEIGHTS | {"ends": ["length"] * 4}),
+        (ModelChange, {}, WEIGHTS | {"read": 0}),
         (TenantFlood, {}, FLOODED | {"beside": [False] * 4}),
         (PoisonRequest, {"legs": 2}, POISONED | {"attempts": [1] * 4}),
     ],
@@ -162,6 +167,49 @@ def test_streams_that_all_go_on_at_the_new_weights_are_no_miss():
 
     broken = {probe.name: probe.passed for probe in probes if not probe.holds}
     assert broken == {"a stream of the old weights ends by name": 0, "none of them goes on at the new": 0}
+
+
+def test_a_store_that_is_not_read_hides_no_failure():
+    """Whatever else does not hold is told."""
+    assert judged(ModelChange.judge({}, WEIGHTS | {"read": 0, "charged_once": [False]})) is Verdict.BROKEN
+
+
+class Weights(ModelChange):
+    """Two servers; of the new one it is said how many pages it has read, look by look."""
+
+    def __init__(self, monkeypatch, *loaded: int) -> None:
+        self.ground = SimpleNamespace(rng=random.Random(1), fleet=SimpleNamespace(secret=""))
+        self.old, self.new, self.asked = "old", "new", []
+        self.bodies = self._bodies()
+        looks = iter(loaded)
+        monkeypatch.setattr(model_change, "_loaded", lambda *_: next(looks))
+        monkeypatch.setattr(model_change, "EngineHand", lambda *_: SimpleNamespace(forget=lambda: None))
+
+    def _ask(self, engine, bodies):
+        self.asked.append((engine, bodies == self.bodies))
+        return [Answer(ids=[[len(self.asked)]])]
+
+
+@pytest.mark.parametrize(
+    ("loaded", "found", "rounds"),
+    [
+        ((5, 5, 29), (0, 24), 1),
+        ((5, 29, 53), (24, 24), 1),
+        ((5, 5, 5, 5, 9, 9), (4, 0), 2),
+        ((5,) * 9, (0, 0), 3),
+    ],
+    ids=["looks, and finds its own", "reads the old one's", "reads the old one's later", "never looks"],
+)
+def test_a_server_that_did_not_look_is_asked_again(monkeypatch, loaded, found, rounds):
+    """What it is asked then is new to it, so that its own pages are not taken for the old one's."""
+    one = Weights(monkeypatch, *loaded)
+
+    first, *read = one._looked()
+
+    assert tuple(read) == found
+    assert first[0].ids == [[1]]
+    again = [("old", False), ("new", False), ("new", False)] * (rounds - 1)
+    assert one.asked == [("new", True), ("new", True), *again]
 
 
 def test_poison_that_opens_breakers_is_no_miss():
