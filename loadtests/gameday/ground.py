@@ -25,6 +25,8 @@ class Ground:
     folder: of what is kept as evidence. scratch: of what is thrown away after the scenario.
     say: tells the operator how far it is.
     on: a fleet that serves others, where the operator named one; None on servers of our own.
+    damaged: set by a scenario that sees what becomes of its fault while it still makes it (`inject`): from then on an
+    error, or the end of its time, is a failure that counts.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Ground:
             seed, folder, scratch, fleet, clients, say,
         )  # fmt: skip
         self.on = on
+        self.damaged = False
         self.cleanup = ExitStack()
         self._gateways = 0
 

@@ -107,7 +107,7 @@ class Run:
                 if judged(before := wanted.judge_steady(steady)) is not Verdict.HELD:
                     return otherwise, before, "; ".join(_told(probe) for probe in before if not probe.holds)
                 self._say("making the fault")
-                otherwise = Verdict.FAILED
+                otherwise = Verdict.FAILED  # but for a fault that is made, and looked at, bit by bit
                 injected = scenario.inject()
                 self._note("gameday.injected", wanted.name, done=injected)
                 self._say("looking at what becomes of it")
@@ -119,8 +119,10 @@ class Run:
         except Missed as missed:
             return Verdict.FAILED, (), str(missed)
         except TimeIsUp:
+            otherwise = Verdict.BROKEN if scenario.ground.damaged else otherwise
             return otherwise, (), f"it was not over after {wanted.limit_s:g} s"
         except Exception as error:  # of whatever kind: it is told, and never a pass
+            otherwise = Verdict.BROKEN if scenario.ground.damaged else otherwise
             return otherwise, (), f"{type(error).__name__}: {error}"[:SAID_MAX]
 
     def _undone(self, ground: Ground, name: str) -> str:

@@ -53,6 +53,7 @@ class GatewayKill(Scenario):
         until(lambda: sum(one.tokens for one in begun) >= after or all(one.done for one in begun), BEGUN_S_MAX,
               f"{after} tokens")  # fmt: skip
         self.gateway.process.send_signal(signal.SIGKILL)
+        self.ground.damaged = True
         self.gateway.process.wait(BEGUN_S_MAX)
         self.cut = [one.wait()[0] for one in begun]
         return {

@@ -76,6 +76,25 @@ def test_an_error_is_never_a_pass(run, step, verdict):
     assert outcome.why == "RuntimeError: by surprise"
 
 
+def late(_: Any) -> None:
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("goes_wrong", [late, raising(OSError("the server is gone"))], ids=["late", "error"])
+@pytest.mark.parametrize(("damaged", "verdict"), [(True, Verdict.BROKEN), (False, Verdict.FAILED)])
+def test_what_goes_wrong_once_the_fault_is_made_counts(run, goes_wrong, damaged, verdict):
+    """Also while more of it is made: a server that dies of its first bad page is no bad try."""
+
+    def inject(one: Scenario) -> None:
+        one.ground.damaged = damaged
+        goes_wrong(one)
+
+    (outcome,), _, _ = run(scenario(at={"inject": inject}, limit_s=0.3))
+
+    assert outcome.verdict is verdict
+    assert (outcome.share is not None) is damaged
+
+
 @pytest.mark.parametrize("step", ["inject", "observe", "judge"])
 def test_a_fault_that_missed_is_no_verdict(run, step):
     """Where it fell beside what it was made for, nothing was tried."""
