@@ -55,10 +55,14 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         with sheltered():
             if error is not None and not isinstance(error, Exception):
-                self._say("broken off: what was started is ended")
+                with suppress(SystemExit, OSError):  # nobody may listen any more: Rich ends a program at a broken pipe
+                    self._say("broken off: what was started is ended")
             self._note("gameday.ended", scenarios=len(self.outcomes), broken_off=error is not None)
-            self._stack.close()
-            self.left = left_behind(self._scratch)
+            try:
+                self._stack.close()
+            except Exception as stuck:  # the rest is ended all the same, and the report is still to be written
+                self.left.append(f"not ended: {type(stuck).__name__}: {stuck}"[:SAID_MAX])
+            self.left += left_behind(self._scratch)
             if self._journal.lost:
                 self.left.append(f"{self._journal.lost} facts that {JOURNAL} does not have")
 
@@ -78,8 +82,10 @@ class Run:
         finally:
             with sheltered():
                 undone = self._undone(ground, wanted.name)
-        if undone and verdict is Verdict.HELD:
-            verdict, why = Verdict.FAILED, undone
+        if undone:
+            verdict = Verdict.FAILED if verdict is Verdict.HELD else verdict
+            why = "; ".join(filter(None, (why, undone)))
+            self.left.append(f"{wanted.name}: {undone}")
         evidence = sorted(str(path.relative_to(self.folder)) for path in folder.rglob("*") if path.is_file())
         outcome = Outcome(
             wanted.name, wanted.title, wanted.hypothesis, wanted.weight, wanted.why, verdict, tuple(probes), why,
@@ -127,8 +133,8 @@ class Run:
 
     def _undone(self, ground: Ground, name: str) -> str:
         """Undo what a scenario did; why that was not possible, where it was not."""
+        ground.cleanup.callback(self._clients.hang_up)  # before all else, and all else although it takes too long
         try:
-            self._clients.hang_up()
             ground.cleanup.close()
         except Exception as error:
             undone = f"not cleaned up: {type(error).__name__}: {error}"[:SAID_MAX]
