@@ -128,6 +128,10 @@ def test_what_cannot_be_tried_on_a_running_fleet_is_refused_by_name(tmp_path, na
         ("url: http://x/v1\nmodel: m", "url"),
         ("- a list", "the file"),
         ("{", "on.yaml"),
+        ("url: http://x\nmodel: 2020-13-45", "month must be in 1..12"),
+        ("url: http://x\nmodel: !!int x", "invalid literal for int()"),
+        ("[" * 20_000, "it is nested too deeply"),
+        ("url: http://x\nmodel: m\nkey_env: HOLDFAST_NO_SUCH_KEY", "the variable HOLDFAST_NO_SUCH_KEY is not set"),
     ],
 )
 def test_a_file_that_says_nothing_usable_is_a_line(tmp_path, said, why):
