@@ -1,14 +1,16 @@
 """The command line of game days, and the report."""
 
 import json
+import shutil
 from functools import partial
 from html import escape
 from typing import Any
 
 import pytest
+import structlog
 from typer.testing import CliRunner
 
-from loadtests.gameday import report
+from loadtests.gameday import commands, report
 from loadtests.gameday.commands import gameday_app, play
 from loadtests.gameday.registry import all_scenarios
 from loadtests.gameday.run import Run
@@ -43,6 +45,19 @@ def test_a_folder_that_cannot_be_made_is_a_line(tmp_path):
 
     assert status == 2
     assert "Not a directory" in err
+
+
+@pytest.mark.parametrize(
+    ("folder", "why"), [("r" * 300, "File name too long"), ("/sys/kernel/mm", ""), ("/proc/self/fdinfo", "")]
+)
+def test_a_folder_that_cannot_be_looked_at_or_written_to_is_a_line(folder, why):
+    """No traceback, and nothing started."""
+    status, _, err = gameday("--all", "--report", folder)
+
+    assert status == 2
+    assert err.startswith("holdfast gameday: ")
+    assert why in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -214,3 +229,35 @@ def test_json_is_alone_on_stdout(tmp_path, capsys):
 
     assert json.loads(out) == said
     assert "[1 of 1] a: a fake called a" in err
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_folder_that_is_gone_at_the_end_is_a_line(tmp_path, capsys, as_json):
+    """What there is to report is told all the same, and it is no clean end."""
+    gone = scenario("a", at={"observe": lambda _: shutil.rmtree(tmp_path / "report")})
+
+    status = play({"a": gone}, tmp_path / "report", 3, make_run=RUN, as_json=as_json)
+
+    out, err = capsys.readouterr()
+    assert status == 1
+    assert f"the report cannot be written: {tmp_path}/report: No such file or directory" in (err if as_json else out)
+    if as_json:
+        assert json.loads(out.splitlines()[-1])["held"] == 1
+
+
+def test_what_is_logged_is_not_among_the_json(tmp_path, monkeypatch):
+    """Such as a journal that cannot be written."""
+
+    def play(*_: Any) -> int:
+        structlog.get_logger().error("journal.write_failed")
+        print("{}")
+        return 0
+
+    monkeypatch.setattr(commands, "play", play)
+    try:
+        status, out, err = gameday("engine-kill", "--json", "--report", str(tmp_path))
+    finally:
+        structlog.reset_defaults()
+
+    assert (status, out) == (0, "{}\n")
+    assert "journal.write_failed" in err
