@@ -17,7 +17,7 @@ import typer
 from gateway.local.screen import Screen
 from loadtests.gameday import report
 from loadtests.gameday.bounds import leave
-from loadtests.gameday.on import BadRunning, Running, read
+from loadtests.gameday.on import CUTTING, BadRunning, Running, read
 from loadtests.gameday.registry import all_scenarios
 from loadtests.gameday.run import Run
 from loadtests.gameday.scenario import Scenario
@@ -153,7 +153,7 @@ def _list(known: Mapping[str, type[Scenario]], as_json: bool) -> None:
     told = [
         {
             "name": one.name, "title": one.title, "hypothesis": one.hypothesis, "weight": one.weight,
-            "weight_why": one.why, "limit_s": one.limit_s, "running": one.running,
+            "weight_why": one.why, "limit_s": one.limit_s, "running": one.name in CUTTING,
         }
         for one in known.values()
     ]  # fmt: skip

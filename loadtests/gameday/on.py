@@ -51,12 +51,10 @@ class Running(BaseModel):
         return os.environ.get(self.key_env, "")
 
     def scenarios(self, known: Mapping[str, type[Scenario]]) -> dict[str, type[Scenario]]:
-        """Those that make sense here: that send requests alone, or for which there are commands."""
+        """Those that there are commands for."""
         found = {}
         for name, one in known.items():
-            if one.running:
-                found[name] = one
-            elif name in self.faults and name in CUTTING:
+            if name in self.faults and name in CUTTING:
                 told = {"name": name, "title": f"{one.title}, by the operator's command", "weight": one.weight}
                 found[name] = type("Commanded", (Commanded,), told | {"why": one.why})
         return found

@@ -1,9 +1,12 @@
 """The command line of game days, and the report."""
 
 import json
+import re
 import shutil
+import tomllib
 from functools import partial
 from html import escape
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from loadtests.gameday.run import Run
 from loadtests.gameday.scenario import Probe
 from loadtests.gameday.score import Verdict
 from tests.loadtests.gameday.fakes import NoFleet, scenario
+from tests.readme import ROOT, table
 
 RUN: Any = partial(Run, make_fleet=NoFleet)
 RUNNING = {"url": "http://127.0.0.1:1", "model": "m", "faults": {"engine-kill": {"inject": "false", "heal": "true"}}}
@@ -102,6 +106,22 @@ def test_the_list_names_every_scenario_with_its_weight():
     for one in json.loads(told):
         assert all(one[name] for name in ("title", "hypothesis", "weight_why", "limit_s")), one
         assert 1 <= one["weight"] <= 10
+
+
+def test_the_readme_says_what_there_is():
+    """Its line is a command that the package declares, with options that this has, and as many scenarios."""
+    (row,) = (one for one in table("What it promises, and the command that shows it") if "gameday" in one["command"])
+    program, command, *options = row["command"].strip("`").split()
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["holdfast.commands"]
+
+    _, told, _ = gameday("--help")
+
+    assert program == "holdfast"
+    assert EntryPoint(command, declared[command], "holdfast.commands").load() is gameday_app
+    assert options
+    assert set(options) <= set(re.findall(r"--[a-z]+", told))
+    assert len(all_scenarios()) == 12
+    assert any("twelve faults" in cell for cell in row.values())
 
 
 # ---------------------------------------------------------------- a fleet that serves others
