@@ -85,7 +85,6 @@ class Run:
         if undone:
             verdict = Verdict.FAILED if verdict is Verdict.HELD else verdict
             why = "; ".join(filter(None, (why, undone)))
-            self.left.append(f"{wanted.name}: {undone}")
         evidence = sorted(str(path.relative_to(self.folder)) for path in folder.rglob("*") if path.is_file())
         outcome = Outcome(
             wanted.name, wanted.title, wanted.hypothesis, wanted.weight, wanted.why, verdict, tuple(probes), why,
@@ -138,6 +137,7 @@ class Run:
             ground.cleanup.close()
         except Exception as error:
             undone = f"not cleaned up: {type(error).__name__}: {error}"[:SAID_MAX]
+            self.left.append(f"{name}: {undone}")
         else:
             undone = ""
         shutil.rmtree(ground.scratch, ignore_errors=True)

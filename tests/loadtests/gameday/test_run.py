@@ -262,11 +262,12 @@ def test_what_a_killed_server_leaves_goes_with_the_rest(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_undoes_and_leaves(tmp_path):
-    """In mid-step; what was run before stays in the outcomes, and nothing is left."""
+    """In mid-step; what was run before stays in the outcomes, and what could not be undone is told."""
     undone: list[str] = []
 
     def pressed(one: Scenario) -> None:
         one.ground.cleanup.callback(undone.append, "undone")
+        one.ground.cleanup.callback(raising(OSError("stuck")), None)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(60)
 
@@ -282,7 +283,7 @@ def test_ctrl_c_undoes_and_leaves(tmp_path):
 
     assert undone == ["undone"]
     assert [one.name for one in day.outcomes] == ["whole"]
-    assert day.left == []
+    assert day.left == ["pressed: not cleaned up: OSError: stuck"]
     assert list(journal.read(tmp_path / "report" / JOURNAL))[-1]["broken_off"] is True
 
 
