@@ -129,12 +129,12 @@ class Healed(Cut):
 
     @staticmethod
     def judge(injected: Observations, seen: Observations) -> Sequence[Probe]:
-        served = seen["served_after"]
+        by = sorted({str(name) for name in seen["served_after"]})
         return [
             *Cut.judge(injected, seen),
             Probe(
-                "once it is healed it serves again", int(seen["victim"] in served), 1,
-                f"{len(served)} answers, all by others",
+                "once it is healed it serves again", int(seen["victim"] in seen["served_after"]), 1,
+                f"answers by {', '.join(by) or 'nobody'}",
             ),
             trials("a stream after that equals its uninterrupted run", seen["equal_after"]),
         ]  # fmt: skip

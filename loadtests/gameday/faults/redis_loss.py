@@ -153,7 +153,7 @@ class RedisLoss(Scenario):
                    [f"{one} for {least}" for one, least in seen["looks"]]),
             trials("each ledger has charged what its journal says", seen["ledger_is_journal"]),
             Probe("in the end nothing is left, and a request is told so (402)", int(seen["spent_up"]), 1,
-                  ", ".join(seen["said"])),
+                  ", ".join(filter(None, seen["said"]))),
             clean(seen["log_faults"]),
         ]  # fmt: skip
 
