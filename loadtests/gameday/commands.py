@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -10,12 +11,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import structlog
 import typer
 
 from gateway.local.screen import Screen
 from loadtests.gameday import report
 from loadtests.gameday.bounds import leave
-from loadtests.gameday.on import BadRunning, Running, read
+from loadtests.gameday.on import CUTTING, BadRunning, Running, read
 from loadtests.gameday.registry import all_scenarios
 from loadtests.gameday.run import Run
 from loadtests.gameday.scenario import Scenario
@@ -58,12 +60,15 @@ def gameday(
     running = _running(on, really)
     chosen = _chosen(known, scenarios or [], every, running)
     target = folder or Path(f"gameday-{datetime.now():%Y%m%d-%H%M%S}")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        _usage(f"{target} is there already, and not empty")
     try:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            _usage(f"{target} is there already, and not empty")
         target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target):  # a folder that cannot be written to is found out now, not at the end
+            pass
     except OSError as error:
         _usage(f"{target}: {error.strerror}")
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # standard output may be JSON
     raise typer.Exit(play(chosen, target, seed, running, as_json))
 
 
@@ -97,13 +102,17 @@ def play(
         for number, handler in handlers.items():
             signal.signal(number, handler)
     said = report.found(run.outcomes, seed=seed, began_s=began_s, asked=len(chosen), left=run.left)
-    report.write(folder, said)
+    if as_json:
+        print(json.dumps(said))
+    try:
+        report.write(folder, said)
+        where = f"report: {folder / report.HTML}, {folder / report.JSON}"
+    except OSError as error:
+        where, ending = f"the report cannot be written: {folder}: {error.strerror}", ending or 1
     screen.say("")
     for line in report.lines(said):
         screen.say(line)
-    screen.say(f"report: {folder / report.HTML}, {folder / report.JSON}")
-    if as_json:
-        print(json.dumps(said))
+    screen.say(where)
     return ending or report.status(said)
 
 
@@ -144,7 +153,7 @@ def _list(known: Mapping[str, type[Scenario]], as_json: bool) -> None:
     told = [
         {
             "name": one.name, "title": one.title, "hypothesis": one.hypothesis, "weight": one.weight,
-            "weight_why": one.why, "limit_s": one.limit_s, "running": one.running,
+            "weight_why": one.why, "limit_s": one.limit_s, "running": one.name in CUTTING,
         }
         for one in known.values()
     ]  # fmt: skip

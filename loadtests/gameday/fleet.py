@@ -1,11 +1,13 @@
 """Fleet: two real vLLM servers with the plugin on one page store, started once and mended between scenarios."""
 
 import contextlib
+import getpass
 import json
 import os
 import secrets
 import shutil
 import signal
+import tempfile
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +29,8 @@ PACKAGE = Path(__file__).resolve().parents[1]  # loadtests, for the hands below
 # Only servers that are started here have these: see page_hand.py and poison.py.
 HANDS = ("--worker-extension-cls", page_hand.EXTENSION, "--middleware", poison.MIDDLEWARE)
 LOOK_S_MAX = 5.0
+SOCKET_PATH_MAX, SOCKET_NAME = 107, 37  # characters: of the kernel's sockets, and of what vLLM calls its own, with a /
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 
 
 class Fleet:
@@ -116,9 +120,11 @@ class Fleet:
         """End the servers, and remove their store. May be called again."""
         for engine in self.engines:
             engine.kill(signal.SIGCONT)
-        stop_fleet(self.engines)
-        self.engines = []
-        shutil.rmtree(self._store, ignore_errors=True)
+        try:
+            stop_fleet(self.engines)
+        finally:
+            self.engines = []
+            shutil.rmtree(self._store, ignore_errors=True)
 
     def _start(self) -> None:
         installed = self._scratch / "installed"
@@ -143,7 +149,19 @@ class Fleet:
         return {
             "PYTHONPATH": path, "VLLM_PLUGINS": "holdfast", "VLLM_SERVER_DEV_MODE": "1",
             page_hand.SECRET_FILE: str(self._secret_file),
-        } | self._environment  # fmt: skip
+        } | self._temporary() | self._environment  # fmt: skip
+
+    def _temporary(self) -> dict[str, str]:
+        """Where vLLM puts sockets and files that whoever is killed leaves: they go with all that is thrown away.
+
+        What torch compiles stays where all of its programs look for it: made anew it takes longer than a scenario.
+        """
+        folder = self._scratch / "vllm"
+        if len(str(folder)) + SOCKET_NAME > SOCKET_PATH_MAX:
+            return {}
+        folder.mkdir(exist_ok=True)
+        compiled = os.environ.get(COMPILED) or f"{tempfile.gettempdir()}/torchinductor_{_user()}"
+        return {"TMPDIR": str(folder), "VLLM_RPC_BASE_PATH": str(folder), COMPILED: compiled}
 
     @property
     def _secret_file(self) -> Path:
@@ -161,3 +179,11 @@ class Fleet:
         with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=LOOK_S_MAX) as response:
             return bool(response.status == 200)
         return False
+
+
+def _user() -> str:
+    """As torch calls whoever runs it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # of containers: a number that has no name
+        return str(os.getuid())

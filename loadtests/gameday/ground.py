@@ -10,7 +10,7 @@ from typing import Any
 from loadtests.answers import Answer
 from loadtests.gameday.fleet import Fleet
 from loadtests.gameday.streams import Clients
-from loadtests.gateway_process import Gateway, free_ports
+from loadtests.gateway_process import Gateway, NotSeen, free_ports, until
 
 MODEL = "tiny"  # as it is served
 SPARED = ("holdfast.yaml", "gateway.log", "data/journal.jsonl")  # evidence: of a gateway's folder, nothing else stays
@@ -25,6 +25,8 @@ class Ground:
     folder: of what is kept as evidence. scratch: of what is thrown away after the scenario.
     say: tells the operator how far it is.
     on: a fleet that serves others, where the operator named one; None on servers of our own.
+    damaged: set by a scenario that sees what becomes of its fault while it still makes it (`inject`): from then on an
+    error, or the end of its time, is a failure that counts.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Ground:
             seed, folder, scratch, fleet, clients, say,
         )  # fmt: skip
         self.on = on
+        self.damaged = False
         self.cleanup = ExitStack()
         self._gateways = 0
 
@@ -92,6 +95,20 @@ def charged(gateway: Gateway, answers: Sequence[Answer]) -> list[bool]:
         except (AssertionError, ValueError):  # none, or more than one
             facts.append(False)
     return facts
+
+
+def booked(gateway: Gateway, key: str) -> bool:
+    """Whether the ledger has charged a key of this gateway what its journal says, and holds nothing. Waits a moment."""
+
+    def alike() -> bool:
+        balance = gateway.balance(key)
+        said = sum(fact["charged_tokens"] for fact in gateway.settlements(key))
+        return balance.held == 0 and balance.spent == said
+
+    try:
+        return until(alike)
+    except (NotSeen, ValueError):  # ValueError: it has no account
+        return False
 
 
 def _ended(gateway: Gateway) -> None:

@@ -1,8 +1,11 @@
 """A fleet that serves others: what of it a game day may break, by commands that its operator gives."""
 
 import os
+import select
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from loadtests.answers import Answer
 from loadtests.gameday.ground import chat, equal
 from loadtests.gameday.scenario import Missed, Observations, Probe, Scenario, trials
 from loadtests.gateway_process import until
@@ -47,12 +51,10 @@ class Running(BaseModel):
         return os.environ.get(self.key_env, "")
 
     def scenarios(self, known: Mapping[str, type[Scenario]]) -> dict[str, type[Scenario]]:
-        """Those that make sense here: that send requests alone, or for which there are commands."""
+        """Those that there are commands for."""
         found = {}
         for name, one in known.items():
-            if one.running:
-                found[name] = one
-            elif name in self.faults and name in CUTTING:
+            if name in self.faults and name in CUTTING:
                 told = {"name": name, "title": f"{one.title}, by the operator's command", "weight": one.weight}
                 found[name] = type("Commanded", (Commanded,), told | {"why": one.why})
         return found
@@ -85,6 +87,7 @@ class Commanded(Scenario):
         self.wanted, again = (self.ground.clients.ask(on.url, self.bodies, on.key) for _ in range(2))
         return {
             "whole": [answer.done and answer.error is None for answer in self.wanted],
+            "errors": [_said(answer) for answer in self.wanted],
             "equal": equal(self.wanted, again),
         }
 
@@ -95,9 +98,14 @@ class Commanded(Scenario):
         self.streams = ground.clients.begin(on.url, self.bodies, on.key)
         after = ground.rng.randrange(STREAMS * TOKENS // 16, STREAMS * TOKENS // 4)
         until(lambda: self.streams.tokens >= after or self.streams.done, BEGUN_S_MAX, f"{after} tokens")
-        ground.cleanup.callback(command, fault.heal)
-        command(fault.inject)
-        return {"command": fault.inject, "tokens_before": after, "streams": STREAMS}
+        inject, heal = (
+            Command(f"{word} of {self.name}", getattr(fault, word), ground.folder / f"{word}.log")
+            for word in ("inject", "heal")
+        )
+        ground.cleanup.callback(inject.end)
+        ground.cleanup.callback(heal.run_and_leave)
+        inject.run()
+        return {"command": self.name, "tokens_before": after, "streams": STREAMS}
 
     def observe(self) -> Observations:
         """The streams to their ends."""
@@ -111,7 +119,10 @@ class Commanded(Scenario):
 
     @staticmethod
     def judge_steady(seen: Observations) -> Sequence[Probe]:
-        return [trials("an answer is whole", seen["whole"]), trials("a second one is equal", seen["equal"])]
+        return [
+            trials("an answer is whole", seen["whole"], seen["errors"]),
+            trials("a second one is equal", seen["equal"]),
+        ]
 
     @staticmethod
     def judge(injected: Observations, seen: Observations) -> Sequence[Probe]:
@@ -125,24 +136,77 @@ def read(path: Path) -> Running:
     try:
         said = YAML(typ="safe").load(path.read_text("utf-8"))
         running = Running.model_validate(said)
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise BadRunning(f"{path}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         raise BadRunning(f"{path}: {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from None
+    except RecursionError:
+        raise BadRunning(f"{path}: it is nested too deeply") from None
+    except (OSError, ValueError, YAMLError) as error:  # ValueError: of dates and numbers that are none
+        raise BadRunning(f"{path}: {error}") from None
     if strange := [name for name in running.faults if name not in CUTTING]:
         raise BadRunning(f"{path}: no command can make {', '.join(strange)}; only {', '.join(CUTTING)}")
+    if "key_env" in running.model_fields_set and not running.key:
+        raise BadRunning(f"{path}: key_env: the variable {running.key_env} is not set")
     return running
 
 
-def command(line: str) -> None:
-    """Run one of the operator's commands. Raises OSError with what it said where it fails or takes too long."""
+def _said(answer: Answer) -> str:
+    """What was said in an answer's stead; empty where nothing was."""
+    error = answer.error or {}
+    return " ".join(str(one) for one in (answer.status if answer.status != 200 else "", error.get("code")) if one)
+
+
+class Command:
+    """One of the operator's commands, in a process group of its own.
+
+    name: what messages call it; they hold neither the command nor what it says, as there may be secrets in both.
+    log: the file for what it says, of which only its owner can read.
+    """
+
+    def __init__(self, name: str, line: str, log: Path) -> None:
+        self._name, self._line, self._log = name, line, log
+        self._shell: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> None:
+        """Come back when its shell has ended. Raises OSError where it fails or takes too long, and ends all of it."""
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
+            self._shell = subprocess.Popen(
+                self._line, shell=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        told = f"what it said is in {self._log.name}"
+        try:
+            status = ended(self._shell.pid, COMMAND_S_MAX)
+            if status is None:
+                raise OSError(f"«{self._name}» took more than {COMMAND_S_MAX:.0f} s; {told}")
+            if status:
+                raise OSError(f"«{self._name}» ended with status {status}; {told}")
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        """End what it left running in its group. May be called again, and before it was run."""
+        if self._shell is not None and self._shell.returncode is None:
+            with suppress(ProcessLookupError):  # the shell is not reaped yet, so that its group is nobody else's
+                os.killpg(self._shell.pid, signal.SIGKILL)
+            self._shell.wait()
+
+    def run_and_leave(self) -> None:
+        """Run it, and let go on what it left running: that is what was asked for."""
+        self.run()
+        assert self._shell is not None
+        self._shell.wait()
+
+
+def ended(pid: int, seconds: float) -> int | None:
+    """The exit status of a child of ours once it has ended, which is left to be reaped; None while it runs still."""
+    child = os.pidfd_open(pid)
     try:
-        done = subprocess.run(
-            line, shell=True, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_S_MAX,
-            check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise OSError(f"«{line}» took more than {COMMAND_S_MAX:.0f} s") from None
-    if done.returncode:
-        raise OSError(f"«{line}» ended with status {done.returncode}: {done.stderr.strip()[-300:]}")
+        if not select.select([child], [], [], seconds)[0]:
+            return None
+        told = os.waitid(os.P_PIDFD, child, os.WEXITED | os.WNOWAIT)
+    finally:
+        os.close(child)
+    assert told is not None
+    return told.si_status if told.si_code == os.CLD_EXITED else 128 + told.si_status

@@ -1,4 +1,4 @@
-"""All scenarios, by name: a line each, so that listing them loads none of what they need."""
+"""All scenarios, by name: a line each. Those that need more than is there say so when they are to be run."""
 
 from importlib import import_module
 

@@ -55,10 +55,14 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         with sheltered():
             if error is not None and not isinstance(error, Exception):
-                self._say("broken off: what was started is ended")
+                with suppress(SystemExit, OSError):  # nobody may listen any more: Rich ends a program at a broken pipe
+                    self._say("broken off: what was started is ended")
             self._note("gameday.ended", scenarios=len(self.outcomes), broken_off=error is not None)
-            self._stack.close()
-            self.left = left_behind(self._scratch)
+            try:
+                self._stack.close()
+            except Exception as stuck:  # the rest is ended all the same, and the report is still to be written
+                self.left.append(f"not ended: {type(stuck).__name__}: {stuck}"[:SAID_MAX])
+            self.left += left_behind(self._scratch)
             if self._journal.lost:
                 self.left.append(f"{self._journal.lost} facts that {JOURNAL} does not have")
 
@@ -78,8 +82,9 @@ class Run:
         finally:
             with sheltered():
                 undone = self._undone(ground, wanted.name)
-        if undone and verdict is Verdict.HELD:
-            verdict, why = Verdict.FAILED, undone
+        if undone:
+            verdict = Verdict.FAILED if verdict is Verdict.HELD else verdict
+            why = "; ".join(filter(None, (why, undone)))
         evidence = sorted(str(path.relative_to(self.folder)) for path in folder.rglob("*") if path.is_file())
         outcome = Outcome(
             wanted.name, wanted.title, wanted.hypothesis, wanted.weight, wanted.why, verdict, tuple(probes), why,
@@ -107,7 +112,7 @@ class Run:
                 if judged(before := wanted.judge_steady(steady)) is not Verdict.HELD:
                     return otherwise, before, "; ".join(_told(probe) for probe in before if not probe.holds)
                 self._say("making the fault")
-                otherwise = Verdict.FAILED
+                otherwise = Verdict.FAILED  # but for a fault that is made, and looked at, bit by bit
                 injected = scenario.inject()
                 self._note("gameday.injected", wanted.name, done=injected)
                 self._say("looking at what becomes of it")
@@ -119,17 +124,20 @@ class Run:
         except Missed as missed:
             return Verdict.FAILED, (), str(missed)
         except TimeIsUp:
+            otherwise = Verdict.BROKEN if scenario.ground.damaged else otherwise
             return otherwise, (), f"it was not over after {wanted.limit_s:g} s"
         except Exception as error:  # of whatever kind: it is told, and never a pass
+            otherwise = Verdict.BROKEN if scenario.ground.damaged else otherwise
             return otherwise, (), f"{type(error).__name__}: {error}"[:SAID_MAX]
 
     def _undone(self, ground: Ground, name: str) -> str:
         """Undo what a scenario did; why that was not possible, where it was not."""
+        ground.cleanup.callback(self._clients.hang_up)  # before all else, and all else although it takes too long
         try:
-            self._clients.hang_up()
             ground.cleanup.close()
         except Exception as error:
             undone = f"not cleaned up: {type(error).__name__}: {error}"[:SAID_MAX]
+            self.left.append(f"{name}: {undone}")
         else:
             undone = ""
         shutil.rmtree(ground.scratch, ignore_errors=True)

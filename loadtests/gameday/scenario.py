@@ -52,14 +52,18 @@ def trials(name: str, held: Sequence[bool], said: Sequence[Any] = ()) -> Probe:
     return Probe(name, sum(held), len(held), ", ".join(seen))
 
 
+def clean(faults: Sequence[str]) -> Probe:
+    """A probe of a gateway's log. faults: what is in it that must not be, as `Gateway.faults` finds it."""
+    return Probe("nothing in the gateway's log that should not be there", int(not faults), 1, ", ".join(faults))
+
+
 class Scenario(ABC):
     """One fault. Made anew for each run, so that it may keep in itself what its steps share.
 
     name: as on the command line. title: for people. hypothesis: what must be seen, in one sentence.
     weight: 1 to 10, how much it counts. why: the reason for that weight.
     limit_s: of all its steps together, with restarting what it broke; beyond, it is broken off and has failed.
-    fleet: whether it needs the two vLLM servers. running: whether it can be tried on a fleet that serves others, where
-    `ground` has no servers and gateways of its own.
+    fleet: whether it needs the two vLLM servers.
     """
 
     name: ClassVar[str]
@@ -69,7 +73,6 @@ class Scenario(ABC):
     why: ClassVar[str]
     limit_s: ClassVar[float] = 300.0
     fleet: ClassVar[bool] = True
-    running: ClassVar[bool] = False
 
     def __init__(self, ground: Ground) -> None:
         self.ground = ground

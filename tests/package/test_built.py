@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from loadtests.gameday.registry import all_scenarios
 from loadtests.processes import start_stub
 from tests.processes import Gateway
 from tests.readme import ROOT
@@ -111,6 +112,13 @@ def test_what_is_installed_is_the_wheel_and_whole(installed: Path, tmp_path: Pat
     assert version == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert ": ok (" in checked
     assert "No broken requirements found" in missed
+
+
+def test_what_is_installed_has_its_game_days(installed: Path, tmp_path: Path):
+    """All scenarios are there, and with them whatever they import."""
+    told = run(installed / "bin" / "holdfast", "gameday", "--list", cwd=tmp_path)
+
+    assert [line.split()[0] for line in told.splitlines()] == list(all_scenarios())
 
 
 def test_what_is_installed_serves(installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from gateway.local.engine import Engine
-from loadtests.gameday.ground import charged, chat, equal
-from loadtests.gameday.scenario import Missed, Observations, Probe, Scenario, trials
+from loadtests.gameday.ground import booked, charged, chat, equal
+from loadtests.gameday.scenario import Missed, Observations, Probe, Scenario, clean, trials
 from loadtests.gateway_process import Gateway, NotSeen, until
 
 BEGUN_S_MAX = 60.0
 READMITTED_S_MAX = 60.0
+SERVED_TRIES = 10  # further requests, one after the other, until the healed server answers one: others may be as free
 
 
 class Cut(Scenario):
@@ -57,7 +58,8 @@ class Cut(Scenario):
         of_all = self.streams_at_once * self.tokens
         after = ground.rng.randrange(of_all // 16, of_all // 4)
         until(lambda: self.streams.tokens >= after or self.streams.done, BEGUN_S_MAX, f"{after} tokens")
-        victim = self.served_by(next((one.replica for one in self.streams.answers if one.replica), None))
+        self.replica = next((one.replica for one in self.streams.answers if one.replica), None)
+        victim = self.served_by(self.replica)
         came = self.streams.tokens
         return {"done": self.hurt(victim), "to": victim.address, "tokens_before": came, "streams": len(self.bodies)}
 
@@ -69,6 +71,7 @@ class Cut(Scenario):
             "errors": [str((answer.error or {}).get("code", "")) for answer in got],
             "failed_over": sum(answer.said is not None for answer in got),
             "charged_once": charged(self.gateway, got),
+            "ledger_is_journal": booked(self.gateway, self.key),
             "pause_s_max": max((gap for answer in got for gap in answer.gaps_s), default=0.0),
             "log_faults": self.gateway.faults(),
         }
@@ -88,6 +91,8 @@ class Cut(Scenario):
         return [
             trials("a stream equals its uninterrupted run", seen["equal"], seen["errors"]),
             trials("a stream is charged exactly once", seen["charged_once"]),
+            Probe("the ledger has charged what the journal says", int(seen["ledger_is_journal"]), 1),
+            clean(seen["log_faults"]),
         ]
 
 
@@ -105,20 +110,34 @@ class Healed(Cut):
         try:
             until(lambda: all_up(self.gateway), READMITTED_S_MAX, "the server to be used again")
         except NotSeen:
-            return {**seen, "equal_after": [False] * len(self.bodies)}
+            return {**seen, "equal_after": [False] * len(self.bodies), "served_after": [], "victim": self.replica}
+        after = self.ground.clients.ask(self.gateway.url, self.bodies, self.key)
+        served = [answer.replica for answer in after]
+        body = chat("Are you there?", max_tokens=4)
+        for _ in range(SERVED_TRIES):
+            if self.replica in served:
+                break
+            served.append(self.ground.clients.ask(self.gateway.url, [body], self.key)[0].replica)
         return {
             **seen,
-            "equal_after": equal(self.wanted, self.ground.clients.ask(self.gateway.url, self.bodies, self.key)),
+            "equal_after": equal(self.wanted, after),
+            "served_after": served,
+            "victim": self.replica,
+            "ledger_is_journal": booked(self.gateway, self.key),
+            "log_faults": self.gateway.faults(),
         }
 
     @staticmethod
     def judge(injected: Observations, seen: Observations) -> Sequence[Probe]:
+        by = sorted({str(name) for name in seen["served_after"]})
         return [
             *Cut.judge(injected, seen),
-            trials(
-                "once it is healed it is used again, and a stream equals its uninterrupted run", seen["equal_after"]
+            Probe(
+                "once it is healed it serves again", int(seen["victim"] in seen["served_after"]), 1,
+                f"answers by {', '.join(by) or 'nobody'}",
             ),
-        ]
+            trials("a stream after that equals its uninterrupted run", seen["equal_after"]),
+        ]  # fmt: skip
 
 
 def all_up(gateway: Gateway) -> bool:

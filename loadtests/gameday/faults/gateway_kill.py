@@ -6,7 +6,7 @@ from typing import Any
 
 from loadtests.answers import Answer
 from loadtests.gameday.ground import charged, chat, equal
-from loadtests.gameday.scenario import Missed, Observations, Probe, Scenario, trials
+from loadtests.gameday.scenario import Missed, Observations, Probe, Scenario, clean, trials
 from loadtests.gateway_process import Gateway, until
 
 STREAMS = 8
@@ -53,6 +53,7 @@ class GatewayKill(Scenario):
         until(lambda: sum(one.tokens for one in begun) >= after or all(one.done for one in begun), BEGUN_S_MAX,
               f"{after} tokens")  # fmt: skip
         self.gateway.process.send_signal(signal.SIGKILL)
+        self.ground.damaged = True
         self.gateway.process.wait(BEGUN_S_MAX)
         self.cut = [one.wait()[0] for one in begun]
         return {
@@ -106,6 +107,7 @@ class GatewayKill(Scenario):
             trials("a stream after the restart equals its uninterrupted run", seen["equal"]),
             trials("a stream after the restart is charged exactly once", seen["charged_once"]),
             Probe("a fact of the journal follows the one before it", seen["facts_in_order"], seen["facts"]),
+            clean(seen["log_faults"]),
         ]  # fmt: skip
 
 

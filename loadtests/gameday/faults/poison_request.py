@@ -50,6 +50,7 @@ class PoisonRequest(Scenario):
         clients, url, secret = self.ground.clients, self.gateway.url, self.ground.fleet.secret
         self.poisoned: list[Answer] = []
         self.good: list[Answer] = []
+        self.ground.damaged = True
         for number in range(0, POISON, AT_ONCE):
             bodies = [chat(f"Poison {number + n}.", max_tokens=8) | mark(secret) for n in range(AT_ONCE)]
             streams = clients.begin(url, bodies, self.mallory, seconds=END_S_MAX)

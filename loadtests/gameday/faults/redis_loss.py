@@ -3,14 +3,15 @@
 import asyncio
 from collections.abc import Sequence
 from hashlib import sha256
+from typing import Any
 
 from gateway.books.vault.redis import RedisVault
 from gateway.books.vault.redis_server import Login
 from loadtests.answers import Answer
 from loadtests.gameday.faults.cut import BEGUN_S_MAX
-from loadtests.gameday.ground import charged, chat, equal
+from loadtests.gameday.ground import booked, charged, chat, cost, equal
 from loadtests.gameday.redis import Redis, redis_server
-from loadtests.gameday.scenario import Missed, Observations, Probe, Scenario, trials
+from loadtests.gameday.scenario import Missed, Observations, Probe, Scenario, clean, trials
 from loadtests.gateway_process import until
 
 GATEWAYS = 2
@@ -20,6 +21,7 @@ NEW = 8  # requests while Redis is away
 NOTICED_S_MAX, BACK_S_MAX = 20.0, 40.0
 ROUNDS_MAX = 8  # of the same streams, until nothing is left
 ORG = "org:gameday"
+ON_ITS_WAY = 1  # tokens of a running stream that may have left its gateway when Redis is killed, and come after
 
 
 class RedisLoss(Scenario):
@@ -62,7 +64,8 @@ class RedisLoss(Scenario):
             for n in range(STREAMS)
         ]
         self.wanted = ground.clients.ask(ground.fleet.urls[1], self.bodies)
-        before = [ground.clients.ask(one.url, self.bodies[:1], self.key)[0] for one in self.gateways]
+        self.given = 0  # tokens that both have delivered so far, in answers that ended
+        before = [self._ask(number, self.bodies[:1])[0] for number in range(GATEWAYS)]
         return {
             "equal": equal([self.wanted[0]] * GATEWAYS, before),
             "errors": [code(answer) for answer in before],
@@ -84,21 +87,19 @@ class RedisLoss(Scenario):
 
     def observe(self) -> Observations:
         """While it is away; once it is back; and until the budget is spent."""
-        ground = self.ground
         asked = chat("Is it there?", max_tokens=4) | {"stream": False}
-        until(lambda: all(ground.clients.ask(one.url, [asked], self.key)[0].status == 503 for one in self.gateways),
-              NOTICED_S_MAX, "both gateways to refuse")  # fmt: skip
-        refused = [a for one in self.gateways for a in ground.clients.ask(one.url, [asked] * (NEW // 2), self.key)]
+        until(lambda: self._all_say(503, asked), NOTICED_S_MAX, "both gateways to refuse")
+        refused = [a for number in range(GATEWAYS) for a in self._ask(number, [asked] * (NEW // 2))]
         got = [one.wait() for one in self.streams]
+        self.given += sum(cost(answer) for one in got for answer in one)
+        came = self._tokens()
         self.redis.start()
-        until(lambda: all(ground.clients.ask(one.url, [asked], self.key)[0].status == 200 for one in self.gateways),
-              BACK_S_MAX, "both gateways to serve")  # fmt: skip
+        until(lambda: self._all_say(200, asked), BACK_S_MAX, "both gateways to serve")
         wanted = [answer for number in range(GATEWAYS) for answer in self.wanted[number::GATEWAYS]]
-        looks, spent_up, said, after = [self._spent()], False, list[str](), list[bool]()
+        looks, spent_up, said, after = [(self._spent(), self.given)], False, list[str](), list[bool]()
         for _ in range(ROUNDS_MAX):
-            more = [a for number, one in enumerate(self.gateways)
-                    for a in ground.clients.ask(one.url, self.bodies[number::GATEWAYS], self.key)]  # fmt: skip
-            looks.append(self._spent())
+            more = [a for number in range(GATEWAYS) for a in self._ask(number, self.bodies[number::GATEWAYS])]
+            looks.append((self._spent(), self.given))
             said += [code(answer) for answer in more]
             after = after or equal(wanted, more)
             if spent_up := all(answer.status == 402 for answer in more):
@@ -113,7 +114,9 @@ class RedisLoss(Scenario):
                 held for one, answers in zip(self.gateways, got, strict=True) for held in charged(one, answers)
             ],
             "refused": [[answer.status, code(answer)] for answer in refused],
+            "tokens_at_their_ends": came,
             "looks": looks,
+            "ledger_is_journal": [booked(one, self.key) for one in self.gateways],
             "budget": BUDGET_TOKENS,
             "spent_up": spent_up,
             "said": sorted(set(said)),
@@ -132,8 +135,12 @@ class RedisLoss(Scenario):
         if not injected["running"]:
             raise Missed("no stream was running when Redis was killed")
         named = [said == [503, "books_unavailable"] for said in seen["refused"]]
-        budget = seen["budget"]
+        budget, on = seen["budget"], seen["tokens_at_their_ends"] - injected["tokens_before"]
+        spent = [one for one, _ in seen["looks"]]
+        enough = [one >= least for one, least in seen["looks"]]
         return [
+            Probe("running streams go on while the lease lasts", int(on > ON_ITS_WAY * injected["running"]), 1,
+                  f"{on} tokens of {injected['running']} streams"),
             trials("a running stream is whole, or a part that ends by name (books_unavailable)",
                    seen["whole_or_named"], seen["errors"]),
             trials("it is charged exactly once, for what came", seen["charged_once"]),
@@ -141,10 +148,26 @@ class RedisLoss(Scenario):
             trials("a stream after it equals its uninterrupted run", seen["equal_after"]),
             # Asked again and again until nothing is left: each look is a chance to see more than there was.
             trials("both gateways together have charged no more than the budget",
-                   [one <= budget for one in seen["looks"]], [f"{one} of {budget}" for one in seen["looks"]]),
+                   [one <= budget for one in spent], [f"{one} of {budget}" for one in spent]),
+            trials("and no less than they have delivered", enough,
+                   [f"{one} for {least}" for one, least in seen["looks"]]),
+            trials("each ledger has charged what its journal says", seen["ledger_is_journal"]),
+            Probe("in the end nothing is left, and a request is told so (402)", int(seen["spent_up"]), 1,
+                  ", ".join(filter(None, seen["said"]))),
+            clean(seen["log_faults"]),
         ]  # fmt: skip
 
+    def _ask(self, number: int, bodies: Sequence[dict[str, Any]]) -> list[Answer]:
+        """One of the gateways, which has delivered what comes of it."""
+        answers = self.ground.clients.ask(self.gateways[number].url, bodies, self.key)
+        self.given += sum(cost(answer) for answer in answers)
+        return answers
+
+    def _all_say(self, status: int, body: dict[str, Any]) -> bool:
+        return all(self._ask(number, [body])[0].status == status for number in range(GATEWAYS))
+
     def _tokens(self) -> int:
+        """What came of the running streams so far."""
         return sum(one.tokens for one in self.streams)
 
     def _spent(self) -> int:

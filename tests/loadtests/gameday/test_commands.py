@@ -1,20 +1,26 @@
 """The command line of game days, and the report."""
 
 import json
+import re
+import shutil
+import tomllib
 from functools import partial
 from html import escape
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import pytest
+import structlog
 from typer.testing import CliRunner
 
-from loadtests.gameday import report
+from loadtests.gameday import commands, report
 from loadtests.gameday.commands import gameday_app, play
 from loadtests.gameday.registry import all_scenarios
 from loadtests.gameday.run import Run
 from loadtests.gameday.scenario import Probe
 from loadtests.gameday.score import Verdict
 from tests.loadtests.gameday.fakes import NoFleet, scenario
+from tests.readme import ROOT, table
 
 RUN: Any = partial(Run, make_fleet=NoFleet)
 RUNNING = {"url": "http://127.0.0.1:1", "model": "m", "faults": {"engine-kill": {"inject": "false", "heal": "true"}}}
@@ -43,6 +49,19 @@ def test_a_folder_that_cannot_be_made_is_a_line(tmp_path):
 
     assert status == 2
     assert "Not a directory" in err
+
+
+@pytest.mark.parametrize(
+    ("folder", "why"), [("r" * 300, "File name too long"), ("/sys/kernel/mm", ""), ("/proc/self/fdinfo", "")]
+)
+def test_a_folder_that_cannot_be_looked_at_or_written_to_is_a_line(folder, why):
+    """No traceback, and nothing started."""
+    status, _, err = gameday("--all", "--report", folder)
+
+    assert status == 2
+    assert err.startswith("holdfast gameday: ")
+    assert why in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -89,6 +108,22 @@ def test_the_list_names_every_scenario_with_its_weight():
         assert 1 <= one["weight"] <= 10
 
 
+def test_the_readme_says_what_there_is():
+    """Its line is a command that the package declares, with options that this has, and as many scenarios."""
+    (row,) = (one for one in table("What it promises, and the command that shows it") if "gameday" in one["command"])
+    program, command, *options = row["command"].strip("`").split()
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["holdfast.commands"]
+
+    _, told, _ = gameday("--help")
+
+    assert program == "holdfast"
+    assert EntryPoint(command, declared[command], "holdfast.commands").load() is gameday_app
+    assert options
+    assert set(options) <= set(re.findall(r"--[a-z]+", told))
+    assert len(all_scenarios()) == 12
+    assert any("twelve faults" in cell for cell in row.values())
+
+
 # ---------------------------------------------------------------- a fleet that serves others
 
 
@@ -128,6 +163,10 @@ def test_what_cannot_be_tried_on_a_running_fleet_is_refused_by_name(tmp_path, na
         ("url: http://x/v1\nmodel: m", "url"),
         ("- a list", "the file"),
         ("{", "on.yaml"),
+        ("url: http://x\nmodel: 2020-13-45", "month must be in 1..12"),
+        ("url: http://x\nmodel: !!int x", "invalid literal for int()"),
+        ("[" * 20_000, "it is nested too deeply"),
+        ("url: http://x\nmodel: m\nkey_env: HOLDFAST_NO_SUCH_KEY", "the variable HOLDFAST_NO_SUCH_KEY is not set"),
     ],
 )
 def test_a_file_that_says_nothing_usable_is_a_line(tmp_path, said, why):
@@ -210,3 +249,35 @@ def test_json_is_alone_on_stdout(tmp_path, capsys):
 
     assert json.loads(out) == said
     assert "[1 of 1] a: a fake called a" in err
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_folder_that_is_gone_at_the_end_is_a_line(tmp_path, capsys, as_json):
+    """What there is to report is told all the same, and it is no clean end."""
+    gone = scenario("a", at={"observe": lambda _: shutil.rmtree(tmp_path / "report")})
+
+    status = play({"a": gone}, tmp_path / "report", 3, make_run=RUN, as_json=as_json)
+
+    out, err = capsys.readouterr()
+    assert status == 1
+    assert f"the report cannot be written: {tmp_path}/report: No such file or directory" in (err if as_json else out)
+    if as_json:
+        assert json.loads(out.splitlines()[-1])["held"] == 1
+
+
+def test_what_is_logged_is_not_among_the_json(tmp_path, monkeypatch):
+    """Such as a journal that cannot be written."""
+
+    def play(*_: Any) -> int:
+        structlog.get_logger().error("journal.write_failed")
+        print("{}")
+        return 0
+
+    monkeypatch.setattr(commands, "play", play)
+    try:
+        status, out, err = gameday("engine-kill", "--json", "--report", str(tmp_path))
+    finally:
+        structlog.reset_defaults()
+
+    assert (status, out) == (0, "{}\n")
+    assert "journal.write_failed" in err

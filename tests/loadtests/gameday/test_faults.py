@@ -5,12 +5,15 @@ import subprocess
 import sys
 import urllib.request
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from loadtests.answers import Answer
-from loadtests.gameday import networks
-from loadtests.gameday.faults import redis_loss
+from loadtests.gameday import ground, networks
+from loadtests.gameday.faults import cut, redis_loss
 from loadtests.gameday.faults.cut import Cut, Healed
 from loadtests.gameday.faults.disk_full import DiskFull
 from loadtests.gameday.faults.gateway_kill import GatewayKill
@@ -22,30 +25,48 @@ from loadtests.processes import start_stub
 from tests.processes import ROOT, until
 
 WELL = [True] * 8
-CUT = {"equal": WELL, "errors": [""] * 8, "failed_over": 8, "charged_once": WELL}
+CUT = {
+    "equal": WELL, "errors": [""] * 8, "failed_over": 8, "charged_once": WELL, "ledger_is_journal": True,
+    "log_faults": [],
+}  # fmt: skip
+HEALED = CUT | {"equal_after": WELL, "served_after": ["other", "first"], "victim": "first"}
 GATEWAY = {
     "received": [50] * 8, "spent": [60] * 8, "held": [0] * 8, "budget": 200, "equal": WELL, "charged_once": WELL,
     "received_in_all": [180] * 8, "spent_in_all": [200] * 8, "facts": 90, "facts_in_order": 90,
+    "log_faults": [],
 }  # fmt: skip
 DISK = {
     "equal": WELL, "errors": [""] * 8, "charged_once": WELL, "refused": [[503, "books_unavailable"]] * 8,
-    "equal_after": WELL, "charged_once_after": WELL,
+    "equal_after": WELL, "charged_once_after": WELL, "let_in": 1, "ledger_is_journal": True, "log_faults": [],
+    "said_why": ["the journal cannot be written"],
 }  # fmt: skip
 REDIS = {
     "whole_or_named": WELL, "equal_after": WELL, "errors": [""] * 8, "charged_once": WELL,
-    "refused": [[503, "books_unavailable"]] * 8, "looks": [5990, 6000], "budget": 6000, "spent_up": True,
+    "refused": [[503, "books_unavailable"]] * 8, "looks": [[5990, 5980], [6000, 6000]], "budget": 6000,
+    "spent_up": True, "said": ["", "budget_exceeded"], "tokens_at_their_ends": 300,
+    "ledger_is_journal": [True, True], "log_faults": [],
 }  # fmt: skip
 SEEN: dict[type[Scenario], tuple[dict, dict]] = {
     Cut: ({}, CUT),
-    Healed: ({}, CUT | {"equal_after": WELL}),
+    Healed: ({}, HEALED),
     GatewayKill: ({"cut": 8}, GATEWAY),
     DiskFull: ({"running": 8}, DISK),
-    RedisLoss: ({"running": 8}, REDIS),
+    RedisLoss: ({"running": 8, "tokens_before": 200}, REDIS),
 }
 BAD = [
     (Cut, "equal", [False, *WELL[1:]]),
     (Cut, "charged_once", [False, *WELL[1:]]),
+    (Cut, "ledger_is_journal", False),
+    (Cut, "log_faults", ["Traceback"]),
     (Healed, "equal_after", [False] * 8),
+    (Healed, "served_after", ["other"] * 8),
+    (Healed, "served_after", []),
+    (GatewayKill, "log_faults", ["Traceback"]),
+    (DiskFull, "let_in", 100),
+    (DiskFull, "said_why", []),
+    (DiskFull, "said_why", ["no server is up"]),
+    (DiskFull, "ledger_is_journal", False),
+    (DiskFull, "log_faults", ["Traceback"]),
     (GatewayKill, "spent", [49] + [60] * 7),
     (GatewayKill, "spent", [201] + [60] * 7),
     (GatewayKill, "held", [1] + [0] * 7),
@@ -63,7 +84,12 @@ BAD = [
     (RedisLoss, "equal_after", [False, *WELL[1:]]),
     (RedisLoss, "charged_once", [False, *WELL[1:]]),
     (RedisLoss, "refused", [[429, "rate_limited"]] + [[503, "books_unavailable"]] * 7),
-    (RedisLoss, "looks", [5990, 6001]),
+    (RedisLoss, "looks", [[5990, 5980], [6001, 6000]]),
+    (RedisLoss, "looks", [[5990, 5980], [5990, 6000]]),
+    (RedisLoss, "spent_up", False),
+    (RedisLoss, "tokens_at_their_ends", 208),
+    (RedisLoss, "ledger_is_journal", [True, False]),
+    (RedisLoss, "log_faults", ["Traceback"]),
 ]
 
 
@@ -117,6 +143,35 @@ def test_a_part_of_an_answer_must_say_why_it_ends():
     assert not whole_or_named(whole, part)
     assert not whole_or_named(whole, replace(part, error={"code": "connection"}))
     assert not whole_or_named(whole, replace(part, ids=[[1, 3]], error={"code": "books_unavailable"}))
+
+
+class Fleet(Healed):
+    """A healed server that answers the third single request; before that all goes to another one."""
+
+    name, title, weight, why = "healed", "a fault that is healed", 1, "for tests"
+
+    def __init__(self, served: list[str]) -> None:
+        asked = iter(served)
+        self.bodies, self.wanted, self.key, self.replica = [{}], [Answer()], "", "first"
+        self.streams = SimpleNamespace(wait=lambda: [Answer()])
+        self.gateway = SimpleNamespace(url="", metrics=lambda: {"holdfast_replica_up": 1.0}, faults=lambda: [])
+        self.ground = SimpleNamespace(clients=SimpleNamespace(ask=lambda *_: [Answer(replica=next(asked))]))
+
+    def hurt(self, victim: Any) -> str:
+        return ""
+
+    def heal(self) -> None:
+        pass
+
+
+def test_a_healed_server_is_waited_for_until_it_answers(monkeypatch):
+    """All eight streams may be won by another server on a busy machine; one of some further requests is not."""
+    monkeypatch.setattr(cut, "booked", lambda *_: True)
+    monkeypatch.setattr(cut, "charged", lambda *_: [True])
+
+    seen = Fleet(["other", "other", "first", "never asked"]).observe()
+
+    assert (seen["served_after"], seen["victim"]) == (["other", "other", "first"], "first")
 
 
 def test_without_redis_its_loss_is_not_tried(monkeypatch):
@@ -179,3 +234,34 @@ def test_the_document_tells_every_scenario():
     rows = re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "docs" / "gameday.md").read_text("utf-8"), re.MULTILINE)
 
     assert sorted(rows) == sorted(all_scenarios())
+
+
+class Books:
+    """A gateway's: what its ledger says of a key, look by look, and what its journal has settled."""
+
+    def __init__(self, spent: list[int], held: list[int], settled: list[int]) -> None:
+        self._looks = [SimpleNamespace(spent=s, held=h) for s, h in zip(spent, held, strict=True)]
+        self._settled = settled
+
+    def balance(self, _: str) -> SimpleNamespace:
+        return self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]
+
+    def settlements(self, _: str) -> list[dict[str, int]]:
+        return [{"charged_tokens": tokens} for tokens in self._settled]
+
+
+@pytest.mark.parametrize(
+    ("books", "alike"),
+    [
+        (Books([30], [0], [10, 20]), True),
+        (Books([10, 30], [20, 0], [10, 20]), True),
+        (Books([60], [0], [10, 20]), False),
+        (Books([30], [1], [10, 20]), False),
+    ],
+    ids=["as told", "a moment later", "charged twice", "still held"],
+)
+def test_a_ledger_that_charges_otherwise_than_the_journal_is_seen(monkeypatch, books, alike):
+    """Though each settlement in the journal is right."""
+    monkeypatch.setattr(ground, "until", partial(until, seconds=0.1))
+
+    assert ground.booked(books, "key") is alike

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -11,9 +13,11 @@ import pytest
 
 from gateway.books import journal
 from loadtests.gameday.bounds import TimeIsUp, sheltered, within
+from loadtests.gameday.fleet import COMPILED, Fleet
 from loadtests.gameday.run import JOURNAL, Run
 from loadtests.gameday.scenario import Missed, Probe, Scenario
 from loadtests.gameday.score import Outcome, Verdict
+from loadtests.gameday.streams import Clients
 from tests.loadtests.gameday.fakes import NoFleet, scenario
 
 
@@ -76,6 +80,25 @@ def test_an_error_is_never_a_pass(run, step, verdict):
     assert outcome.why == "RuntimeError: by surprise"
 
 
+def late(_: Any) -> None:
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("goes_wrong", [late, raising(OSError("the server is gone"))], ids=["late", "error"])
+@pytest.mark.parametrize(("damaged", "verdict"), [(True, Verdict.BROKEN), (False, Verdict.FAILED)])
+def test_what_goes_wrong_once_the_fault_is_made_counts(run, goes_wrong, damaged, verdict):
+    """Also while more of it is made: a server that dies of its first bad page is no bad try."""
+
+    def inject(one: Scenario) -> None:
+        one.ground.damaged = damaged
+        goes_wrong(one)
+
+    (outcome,), _, _ = run(scenario(at={"inject": inject}, limit_s=0.3))
+
+    assert outcome.verdict is verdict
+    assert (outcome.share is not None) is damaged
+
+
 @pytest.mark.parametrize("step", ["inject", "observe", "judge"])
 def test_a_fault_that_missed_is_no_verdict(run, step):
     """Where it fell beside what it was made for, nothing was tried."""
@@ -134,12 +157,117 @@ def test_a_fault_that_could_not_be_undone_is_no_pass(run):
     assert undone == ["the rest"]
 
 
+@pytest.mark.parametrize(
+    ("at", "verdict", "why"),
+    [
+        ({"observe": raising(OSError("no"))}, Verdict.BROKEN, "OSError: no; not cleaned up: OSError: stuck"),
+        ({"judge": raising(Missed("beside"))}, Verdict.FAILED, "beside; not cleaned up: OSError: stuck"),
+    ],
+)
+def test_what_could_not_be_undone_is_told_whatever_the_verdict(run, at, verdict, why):
+    """Beside what else went wrong, and among what is left behind."""
+
+    def leaves(one: Scenario) -> None:
+        one.ground.cleanup.callback(raising(OSError("stuck")), None)
+
+    (outcome,), _, left = run(scenario("one", at={"inject": leaves} | at))
+
+    assert (outcome.verdict, outcome.why) == (verdict, why)
+    assert left == ["one: not cleaned up: OSError: stuck"]
+
+
+def test_all_is_undone_also_where_nobody_hangs_up_in_time(run, monkeypatch):
+    """Streams that do not end are no reason to leave a server stopped."""
+    undone: list[str] = []
+
+    def late(clients: Clients) -> None:
+        undone.append("hung up")
+        raise TimeoutError("not in 5 s")
+
+    def starts(one: Scenario) -> None:
+        monkeypatch.setattr(Clients, "hang_up", late)
+        one.ground.cleanup.callback(monkeypatch.undo)
+        one.ground.cleanup.callback(undone.append, "the rest")
+
+    (outcome,), _, left = run(scenario(at={"observe": starts}))
+
+    assert undone == ["hung up", "the rest"]
+    assert outcome.verdict is Verdict.FAILED
+    assert left == ["fake: not cleaned up: TimeoutError: not in 5 s"]
+
+
+def ended(tmp_path: Path, say: Any, make_fleet: Any) -> Run:
+    """A run that Ctrl-C breaks off."""
+    day = Run(tmp_path / "report", 7, say, make_fleet=make_fleet)
+
+    def pressed() -> None:
+        with day:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pressed()
+    return day
+
+
+def test_where_nobody_listens_any_more_all_is_ended_the_same(tmp_path):
+    """`| tee` ends at Ctrl-C before we do, and Rich raises SystemExit at a broken pipe."""
+    day = ended(tmp_path, raising(SystemExit(1)), NoFleet)
+
+    assert (day._fleet.closed, day._scratch.exists(), day.left) == (1, False, [])
+
+
+def test_a_server_that_does_not_end_is_told_and_the_rest_is_ended(tmp_path):
+    """The report is still to be written."""
+
+    class Stuck(NoFleet):
+        def close(self) -> None:
+            raise subprocess.TimeoutExpired("vllm", 10)
+
+    day = ended(tmp_path, lambda _: None, Stuck)
+
+    assert day.left == ["not ended: TimeoutExpired: Command 'vllm' timed out after 10 seconds"]
+    assert not day._scratch.exists()
+
+
+def test_a_store_is_removed_though_its_server_does_not_end(tmp_path):
+    """It lies in shared memory."""
+
+    class Stuck:
+        def kill(self, _: int) -> None:
+            pass
+
+        def stop(self) -> None:
+            raise subprocess.TimeoutExpired("vllm", 10)
+
+    fleet: Any = Fleet(tmp_path / "kept", tmp_path, lambda _: None)
+    fleet.engines = [Stuck()]
+    fleet._store.mkdir()
+
+    with pytest.raises(subprocess.TimeoutExpired):
+        fleet.close()
+
+    assert not fleet._store.exists()
+
+
+def test_what_a_killed_server_leaves_goes_with_the_rest(tmp_path, monkeypatch):
+    """Its sockets and files are in the run's own folder, where their names fit in there; not what torch compiled."""
+    monkeypatch.delenv(COMPILED, raising=False)
+    with tempfile.TemporaryDirectory() as short:
+        told = Fleet(tmp_path, Path(short), lambda _: None)._variables()
+        assert Path(told["TMPDIR"]).is_dir()
+        assert told["TMPDIR"] == told["VLLM_RPC_BASE_PATH"] == f"{short}/vllm"
+        assert not told[COMPILED].startswith(short)
+        (long := Path(short) / ("x" * 90)).mkdir()
+        assert "VLLM_RPC_BASE_PATH" not in Fleet(tmp_path, long, lambda _: None)._variables()
+
+
 def test_ctrl_c_undoes_and_leaves(tmp_path):
-    """In mid-step; what was run before stays in the outcomes, and nothing is left."""
+    """In mid-step; what was run before stays in the outcomes, and what could not be undone is told."""
     undone: list[str] = []
 
     def pressed(one: Scenario) -> None:
         one.ground.cleanup.callback(undone.append, "undone")
+        one.ground.cleanup.callback(raising(OSError("stuck")), None)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(60)
 
@@ -155,7 +283,7 @@ def test_ctrl_c_undoes_and_leaves(tmp_path):
 
     assert undone == ["undone"]
     assert [one.name for one in day.outcomes] == ["whole"]
-    assert day.left == []
+    assert day.left == ["pressed: not cleaned up: OSError: stuck"]
     assert list(journal.read(tmp_path / "report" / JOURNAL))[-1]["broken_off"] is True
 
 
