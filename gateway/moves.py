@@ -215,8 +215,8 @@ class Moves:
 
     def _heirs(self, replica: Replica, model: str) -> Heirs:
         """What those continue by replay that its streams could go to: they are like it. None where none is good."""
-        up = self._fleet.up(model)
-        avoid = frozenset((replica.name, *strangers(up, model, [replica.origin(model)])))
+        up, now_s = self._fleet.up(model), self._fleet.now_s()
+        avoid = frozenset((replica.name, *strangers(up, model, [replica.origin(model, now_s)], now_s)))
         if self._fleet.second(model, avoid) is None:
             return []
         return [self._fleet.continues(one.name) for one in up if one.name not in avoid]

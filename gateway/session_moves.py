@@ -125,7 +125,7 @@ class SessionMoves:
                 raise Refusal(409, f"{to} does not serve {lodger.model}.")
             if lodger.replica == to:
                 continue
-            if what := between([lodger.origin], replica.like(lodger.model)):
+            if what := between([lodger.origin], replica.like(lodger.model, self._fleet.now_s())):
                 raise Refusal(409, f"{to} has another {' and '.join(what)} than {lodger.replica}.")
             if same_model([lodger.origin], replica.fingerprints) is False:
                 raise Refusal(409, f"{to} has other weights, configuration or layout than {lodger.replica}.")
