@@ -117,13 +117,14 @@ class Legs:
 
     def _open(self, visit: Visit, ask: Ask, part: Any) -> None:
         watch, replica = None, visit.name
+        began = self._fleet.named(replica).bond(self._fleet.now_s())
         if part.receiver is not None:
+            part.bond = began
             watch = self._fleet.watch(replica, len(ask.body), self._wake, partial(self._first, replica))
         target = self._targets[replica]
         body = self._turn.marked(replica, ask.body, RACE if part.racing else self._why, self._lost)
         part.leg = leg = self._upstream.open(target, ask.path, body, part.receiver, self._headers, watch)
         self._fleet.enter(replica, ask.likely)
-        began = self._fleet.named(replica).bond(self._fleet.now_s())
         self._running.append(Running(replica, visit, leg, part, watch, ask.likely, began))
         leg.on_end = self._wake
         if leg.over:

@@ -96,6 +96,11 @@ def found(legs: Sequence[Leg]) -> dict[Stream, list[Leg]]:
     return streams
 
 
+def bonds(legs: Sequence[Leg]) -> frozenset[frozenset[str]]:
+    """What the legs of a stream are bound to."""
+    return frozenset(leg.receiver.bond for leg in legs if isinstance(leg.receiver, Part))
+
+
 def target(fleet: Fleet, replica: Replica, model: str) -> str | None:
     """Name a replica that can load a stream's pages, out of the store that its own has; None where there is none."""
     if not replica.stores or not replica.fingerprints:

@@ -1,6 +1,6 @@
 """One vLLM server, as the fleet knows it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from gateway.fleet.course import Course
@@ -103,6 +103,13 @@ class Replica:
     def bond(self, now_s: float) -> frozenset[str]:
         """The fingerprints that a stream which begins there now is bound to; none where it is not, or nobody knows."""
         return self.pages.bond(self.since_s, now_s) if self.bound else NONE
+
+    def takes(self, bonds: Iterable[frozenset[str]], now_s: float) -> bool:
+        """Whether streams with these bonds may go on there, as far as those are concerned."""
+        if not self.bound:
+            return True
+        mine = self.bond(now_s)
+        return bool(mine) and all(one == mine for one in bonds)
 
     def like(self, model: str, now_s: float) -> Traits:
         """What a server must have that is to go on with a stream of its own; the fingerprint only where it is bound."""
