@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from gateway.config import Bounded, DeclaredBudget, DeclaredKey, Limits, Listen, Replica, is_loopback
+from gateway.config_integrity import IntegrityConfig
 from gateway.config_ledger import LedgerConfig
 from gateway.config_part import Part
 from gateway.config_service import AdmissionConfig
@@ -34,6 +35,7 @@ def cross_faults(raw: Any) -> list[Fault]:
         *_lease_faults(raw),
         *_budget_faults(raw),
         *_ledger_faults(raw),
+        *_integrity_faults(raw),
         *_price_faults(raw),
         *_cheaper_faults(raw),
         *_tier_faults(raw),
@@ -129,6 +131,13 @@ def _ledger_faults(raw: Any) -> Iterator[Fault]:
     elif _get(ledger, "when_down") == "leased" and _get(ledger, "leased_scopes"):
         hint = "Remove it, or write when_down: refuse for all others."
         yield Fault(("ledger", "leased_scopes"), "when_down: leased is for all", hint)
+
+
+def _integrity_faults(raw: Any) -> Iterator[Fault]:
+    integrity = _tried(IntegrityConfig, _get(raw, "integrity") or {})
+    if integrity and integrity.same_fingerprint and not integrity.ask_every_s:
+        hint = "Write ask_every_s: 5, or remove it."
+        yield Fault(("integrity", "same_fingerprint"), "nobody asks for fingerprints while ask_every_s is 0", hint)
 
 
 FIELDS = ("tokens", "limits", "each_session", "each_agent", "each_turn")

@@ -15,7 +15,7 @@ class IntegrityConfig(Part):
     corrupt_pages_max: int = Field(default=_PLAN.pages_max, ge=0, le=1_000_000)  # in the window; 0: one is too many
     window_s: float = Field(default=_PLAN.window_s, ge=10, le=7 * 86_400)
     ask_every_s: float = Field(default=5.0, ge=0, le=3600)  # 0: never
-    same_fingerprint: bool = False  # a stream goes on elsewhere only under the fingerprint that it began under
+    same_fingerprint: bool = False  # streams go on elsewhere only under the one they began under; unknown: nowhere
 
     @property
     def plan(self) -> Plan:

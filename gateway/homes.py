@@ -155,7 +155,7 @@ class Homes:
 
         RACE: it has it already, as the leg that won does.
         """
-        origin, was, before = replica.origin(lodger.model), lodger.replica, lodger.origin
+        origin, was, before = replica.origin(lodger.model, self._clock()), lodger.replica, lodger.origin
         lodger.origin = origin
         if was == replica.name:
             if lodger.generation < lodger.highest:  # a race was lost
@@ -190,7 +190,7 @@ class Homes:
         for one in self._fleet.up(model):
             if one.name in avoid or one.name == lodger.replica or one.drained or not one.health.up:
                 continue
-            if between([lodger.origin], one.like(model)):
+            if between([lodger.origin], one.like(model, now_s)):
                 continue
             same = same_model([lodger.origin], one.fingerprints)
             hot = one.name == lodger.standby

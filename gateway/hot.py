@@ -112,7 +112,8 @@ class Hot:
         if lodger.standby is not None:
             has = self._fleet.named(lodger.standby)
             same = has.stores and has.fingerprints == home.fingerprints
-            alike = not between([home.origin(lodger.model)], has.like(lodger.model))
+            now_s = self._fleet.now_s()
+            alike = not between([home.origin(lodger.model, now_s)], has.like(lodger.model, now_s))
             if same and alike and takes(has, self._warmer.bounds.per_replica):
                 return has.name
         return target(self._fleet, home, lodger.model)

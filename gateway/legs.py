@@ -37,7 +37,7 @@ class Onward(Protocol):
 class Running(NamedTuple):
     """A leg on its way. visit: which one it is part of. part: what it feeds. watch: of a stream.
 
-    likely: tokens that it takes there, about.
+    likely: tokens that it takes there, about. began: the fingerprints that it is bound to.
     """
 
     replica: str
@@ -46,6 +46,7 @@ class Running(NamedTuple):
     part: Any
     watch: Watch | None
     likely: int = 0
+    began: Names = frozenset()
 
 
 class Legs:
@@ -116,13 +117,15 @@ class Legs:
 
     def _open(self, visit: Visit, ask: Ask, part: Any) -> None:
         watch, replica = None, visit.name
+        began = self._fleet.named(replica).bond(self._fleet.now_s())
         if part.receiver is not None:
+            part.bond = began
             watch = self._fleet.watch(replica, len(ask.body), self._wake, partial(self._first, replica))
         target = self._targets[replica]
         body = self._turn.marked(replica, ask.body, RACE if part.racing else self._why, self._lost)
         part.leg = leg = self._upstream.open(target, ask.path, body, part.receiver, self._headers, watch)
         self._fleet.enter(replica, ask.likely)
-        self._running.append(Running(replica, visit, leg, part, watch, ask.likely))
+        self._running.append(Running(replica, visit, leg, part, watch, ask.likely, began))
         leg.on_end = self._wake
         if leg.over:
             self._wake()
@@ -145,16 +148,16 @@ class Legs:
         if not answer.delivered:
             return frozenset()
         model = self._turn.call.model
-        origins = [*self._origins, *(self._fleet.named(one.replica).origin(model) for one in self.silent)]
-        up = self._fleet.up(model)
+        origins = [*self._origins, *map(self._origin, self.silent)]
+        up, now_s = self._fleet.up(model), self._fleet.now_s()
         unable = [one.name for one in up if answer.way(self.continues(one.name)) is None]
-        return frozenset((*strangers(up, model, origins), *unable))
+        return frozenset((*strangers(up, model, origins, now_s), *unable))
 
     def nobody(self, answer: Onward) -> tuple[Ending, str]:
         """Say why `pick` names none."""
         model = self._turn.call.model
         up = self._fleet.up(model)
-        apart = strangers(up, model, self._origins)
+        apart = strangers(up, model, self._origins, self._fleet.now_s())
         left = [self.continues(one.name) for one in up if one.name not in apart and one.name not in self._failed]
         if answer.delivered and all(answer.way(one) is None for one in (None, *left)):
             return answer.stuck(left)
@@ -196,7 +199,7 @@ class Legs:
         """
         self._visits.ended(running.visit, end, lost)
         if delivered and running.part.heard:  # also one that was outrun
-            self._origins.append(self._fleet.named(running.replica).origin(self._turn.call.model))
+            self._origins.append(self._origin(running))
         if lost:
             self._why, self._lost = PLANNED if end.planned else FAILOVER, running.replica
             if not end.reached:
@@ -215,6 +218,10 @@ class Legs:
             one.leg.close()
             self._fleet.leave(one.replica, one.likely)
         self._visits.close(left=kind is not None)
+
+    def _origin(self, leg: Running) -> Origin:
+        """Its server, as where the stream comes from."""
+        return self._fleet.named(leg.replica).origin(self._turn.call.model, self._fleet.now_s(), leg.began)
 
     def _first(self, replica: str) -> None:
         """A leg there has brought its first tokens."""

@@ -96,11 +96,17 @@ def found(legs: Sequence[Leg]) -> dict[Stream, list[Leg]]:
     return streams
 
 
+def bonds(legs: Sequence[Leg]) -> frozenset[frozenset[str]]:
+    """What the legs of a stream are bound to."""
+    return frozenset(leg.receiver.bond for leg in legs if isinstance(leg.receiver, Part))
+
+
 def target(fleet: Fleet, replica: Replica, model: str) -> str | None:
     """Name a replica that can load a stream's pages, out of the store that its own has; None where there is none."""
     if not replica.stores or not replica.fingerprints:
         return None
-    unlike = set(strangers(fleet.up(model), model, [replica.origin(model)]))
+    now_s = fleet.now_s()
+    unlike = set(strangers(fleet.up(model), model, [replica.origin(model, now_s)], now_s))
     for one in fleet.up(model):
         if not one.stores or one.fingerprints != replica.fingerprints:
             unlike.add(one.name)

@@ -18,7 +18,7 @@ from gateway.fleet.inspector import Inspector
 from gateway.fleet.replica import Replica
 from gateway.fleet.replicas import Fleet
 from gateway.homes import PLANNED, Homes
-from gateway.move import Move, found, target
+from gateway.move import Move, bonds, found, target
 from gateway.slices import in_turns
 from gateway.stream.leg import Leg
 from gateway.stream.part import Stream
@@ -190,7 +190,7 @@ class Moves:
         """Look once: who has arrived, who may go next, and whether all have gone."""
         self._arrivals(drain)
         alone = set()
-        heirs: dict[str, Heirs] = {}  # by model: thousands of streams may be left there
+        heirs: dict[tuple[str, frozenset[frozenset[str]]], Heirs] = {}  # thousands of streams may be left there
         there = found(self._upstream.streams(drain.replica.name))
         drain.stay = {stream: why for stream, why in drain.stay.items() if stream in there}
         for stream, legs in there.items():
@@ -199,24 +199,28 @@ class Moves:
             if any(move.stream is stream for move in drain.moving):
                 continue
             model = stream.call.model
-            if model not in heirs:
-                heirs[model] = self._heirs(drain.replica, model)
-            if not heirs[model]:
+            if (of := (model, bonds(legs))) not in heirs:
+                heirs[of] = self._heirs(drain.replica, *of)
+            if not heirs[of]:
                 alone.add(model)
-            elif stream in drain.stay and drain.stay[stream][1] == heirs[model]:
+            elif stream in drain.stay and drain.stay[stream][1] == heirs[of]:
                 continue
-            elif (why := await stream.stays(heirs[model])) is not None:
-                _stay(drain, stream, why, heirs[model])
+            elif (why := await stream.stays(heirs[of])) is not None:
+                _stay(drain, stream, why, heirs[of])
             elif stream.open and not all(leg.over for leg in legs):
                 self._begin(drain, Move(stream, self._clock()), legs)
         drain.alone = alone
         await self._evacuate(drain)
         self._look_whether_empty(drain)
 
-    def _heirs(self, replica: Replica, model: str) -> Heirs:
-        """What those continue by replay that its streams could go to: they are like it. None where none is good."""
-        up = self._fleet.up(model)
-        avoid = frozenset((replica.name, *strangers(up, model, [replica.origin(model)])))
+    def _heirs(self, replica: Replica, model: str, bound: frozenset[frozenset[str]]) -> Heirs:
+        """What those continue by replay that its streams could go to: they are like it. None where none is good.
+
+        bound: to which fingerprints the streams are.
+        """
+        up, now_s = self._fleet.up(model), self._fleet.now_s()
+        unlike = strangers(up, model, [replica.origin(model, now_s)], now_s)
+        avoid = frozenset((replica.name, *unlike, *(one.name for one in up if not one.takes(bound, now_s))))
         if self._fleet.second(model, avoid) is None:
             return []
         return [self._fleet.continues(one.name) for one in up if one.name not in avoid]
@@ -237,10 +241,10 @@ class Moves:
         try:
             await move.precopy(warmer, to)
             legs = found(self._upstream.streams(drain.replica.name)).get(move.stream, [])
-            heirs = self._heirs(drain.replica, move.stream.call.model)
+            heirs = self._heirs(drain.replica, move.stream.call.model, bonds(legs))
             if (why := await move.stream.stays(heirs)) is not None:
                 _stay(drain, move.stream, why, heirs)
-            elif move.stream.open and legs:
+            elif move.stream.open and legs and heirs:
                 return move.cut(legs, WHY)
         except Exception as error:
             log.error("drain.fault", replica=drain.replica.name, exc_info=error)

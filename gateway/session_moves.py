@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from gateway.fleet.replica import Replica
 from gateway.fleet.replicas import Fleet
 from gateway.homes import SAID, Homes, Lodger
-from gateway.move import Move, found
+from gateway.move import Move, bonds, found
 from gateway.moves import AT_ONCE, LOOK_S, in_ms
 from gateway.stream.part import Stream
 from gateway.stream.upstream import Upstream
@@ -16,6 +16,7 @@ from guards.kinship import between, same_model
 
 MOVE_S_MAX = 20.0  # for all of it: whoever asked is waiting
 WHY = "an operator moves its session"
+UNBOUND = "it began under another fingerprint, or under none that is known"
 
 
 class Refusal(Exception):
@@ -84,8 +85,7 @@ class SessionMoves:
         }
 
     async def _move(self, stream: Stream, to: Replica, moves: list[Move], left: dict[str, int]) -> None:
-        known = [self._fleet.continues(to.name)]
-        if (why := await stream.stays(known)) is not None:
+        if (why := await self._stays(stream, to)) is not None:
             left[why] = left.get(why, 0) + 1
             return
         move = Move(stream, self._clock())
@@ -93,7 +93,7 @@ class SessionMoves:
         if to.stores:
             await move.precopy(self._warmer, to.name)
         legs = self._legs(stream, to.name)
-        if not stream.open or not legs or (why := await stream.stays(known)) is not None:
+        if not stream.open or not legs or (why := await self._stays(stream, to)) is not None:
             why = why or "it had ended"
             left[why] = left.get(why, 0) + 1
             return
@@ -103,6 +103,12 @@ class SessionMoves:
             await asyncio.sleep(LOOK_S)
         if move.well:
             self._listener.moved("move")
+
+    async def _stays(self, stream: Stream, to: Replica) -> str | None:
+        """Say why a stream cannot go on there; None where it can."""
+        if not to.takes(bonds(self._legs(stream, to.name)), self._fleet.now_s()):
+            return UNBOUND
+        return await stream.stays([self._fleet.continues(to.name)])
 
     def _named(self, session: str, key_id: str | None, user: str | None) -> list[Lodger]:
         lodgers = self._homes.find(session, key_id, user)
@@ -125,7 +131,7 @@ class SessionMoves:
                 raise Refusal(409, f"{to} does not serve {lodger.model}.")
             if lodger.replica == to:
                 continue
-            if what := between([lodger.origin], replica.like(lodger.model)):
+            if what := between([lodger.origin], replica.like(lodger.model, self._fleet.now_s())):
                 raise Refusal(409, f"{to} has another {' and '.join(what)} than {lodger.replica}.")
             if same_model([lodger.origin], replica.fingerprints) is False:
                 raise Refusal(409, f"{to} has other weights, configuration or layout than {lodger.replica}.")

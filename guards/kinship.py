@@ -13,7 +13,7 @@ class Traits(NamedTuple):
     """What was found of a server, as digests; None where it cannot be found, which is held against nobody.
 
     template: of the chat template and the tokenizer below it. sampling: of what it takes for fields that are left out.
-    model: its fingerprint, where streams are bound to one.
+    model: its fingerprint, where streams are bound to one; UNTOLD where it is not known, which is held against all.
     """
 
     tokenizer: str | None = None
@@ -31,15 +31,18 @@ class Origin(NamedTuple):
 
 WORDS = {
     "tokenizer": "tokenizer", "template": "chat template", "sampling": "sampling defaults",
-    "model": "fingerprint (weights, configuration or layout)",
+    "model": "fingerprint (weights, configuration or layout)", "untold": "fingerprint, or none that is known",
 }  # fmt: skip
 UNKNOWN = Traits()
+UNTOLD = ""  # a fingerprint that is nobody's, not even that of another one who does not tell
 
 
 def differences(one: Traits, other: Traits) -> tuple[str, ...]:
     """What is known of both and differs, in words; a template that differs as the tokenizer does is not named."""
     pairs = zip(Traits._fields, one, other, strict=True)
     found = [name for name, mine, its in pairs if mine is not None and its is not None and mine != its]
+    if one.model is not None and other.model is not None and UNTOLD in (one.model, other.model):
+        found = [*(name for name in found if name != "model"), "untold"]
     if "tokenizer" in found and "template" in found:
         found.remove("template")
     return tuple(WORDS[name] for name in found)
@@ -58,6 +61,11 @@ def apart(family: Sequence[tuple[str, Traits]]) -> dict[str, tuple[str, ...]]:
 def between(origins: Sequence[Origin], traits: Traits) -> tuple[str, ...]:
     """What keeps a stream that came from there from going on at a server with these traits; nothing where it may."""
     return tuple(dict.fromkeys(word for origin in origins for word in differences(origin.traits, traits)))
+
+
+def bond(fingerprints: frozenset[str]) -> str:
+    """They as a trait, where streams are bound to them."""
+    return ",".join(sorted(fingerprints)) or UNTOLD
 
 
 def same_model(origins: Sequence[Origin], fingerprints: frozenset[str]) -> bool | None:

@@ -1,10 +1,11 @@
 """Several threads at one piece of work: for compiled code that others may run beside."""
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,8 +58,7 @@ class Crew:
     @cached_property
     def _others(self) -> ThreadPoolExecutor:
         """Made when they are needed: all threads of the process are there then."""
-        cores = _cores()
-        return ThreadPoolExecutor(self.threads - 1, "holdfast-crew", lambda: os.sched_setaffinity(0, cores))
+        return ThreadPoolExecutor(self.threads - 1, "holdfast-crew", partial(_spread, _cores()))
 
 
 def _next(left: deque[T]) -> T | None:
@@ -66,6 +66,15 @@ def _next(left: deque[T]) -> T | None:
         return left.popleft()
     except IndexError:
         return None
+
+
+def _spread(cores: set[int]) -> None:
+    """Have this thread on all of these cores. Where that is refused it stays where it is: slower, and as right.
+
+    A thread that raises as it begins would break the pool, and every later piece of work with it.
+    """
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, cores)
 
 
 def _cores() -> set[int]:

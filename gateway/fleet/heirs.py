@@ -29,7 +29,7 @@ def heir(
     missing: those of `avoid` where nobody was. They are tried again only where all are alike, and all could take it:
         else it is better to say that those who are left cannot.
     """
-    kin = [one for one in family if not between(origins, one.like(model))]
+    kin = [one for one in family if not between(origins, one.like(model, now_s))]
     known = []
     for one in kin:
         if (how := way(one.continues(now_s))) is not None:
@@ -42,7 +42,9 @@ def heir(
     return found
 
 
-def strangers(family: Iterable[Replica], model: str, origins: Sequence[Origin]) -> dict[str, tuple[str, ...]]:
+def strangers(
+    family: Iterable[Replica], model: str, origins: Sequence[Origin], now_s: float
+) -> dict[str, tuple[str, ...]]:
     """Those that may not take over a stream that comes from there, and in what they differ from whom it comes from."""
-    found = {one.name: between(origins, one.like(model)) for one in family}
+    found = {one.name: between(origins, one.like(model, now_s)) for one in family}
     return {name: what for name, what in found.items() if what}

@@ -127,6 +127,7 @@ class PageStatus(NamedTuple):
     sampling: what requests get for fields that they leave out, where it is not vLLM's own; None where it does not say.
     continues: which streams of others it can continue by replay; None: none, and continues_not says why, if it is told.
     store: where all of them keep their pages outside; None where one of them does not.
+    nameless: engines that tell no fingerprint yet.
     """
 
     at_s: float
@@ -146,6 +147,7 @@ class PageStatus(NamedTuple):
     continues: Continues | None = None
     continues_not: str = ""
     store: Store | None = None
+    nameless: int = 0
 
     @property
     def bad(self) -> int:
@@ -167,12 +169,23 @@ class Pages:
     asked_s: float = -inf
     fresh_s: float = 0.0
 
-    def continues(self, since_s: float, now_s: float) -> Continues | None:
-        """What it continues by replay; None where it says none, or has not said so lately, or not since then."""
+    def reliable(self, since_s: float, now_s: float) -> PageStatus | None:
+        """What its plugin says; None where it says nothing that can be read, or has not lately, or not since then."""
         told = self.status
         if told is None or self.plugin is not Plugin.TOLD or told.at_s < since_s or now_s - told.at_s > self.fresh_s:
             return None
-        return told.continues
+        return told
+
+    def continues(self, since_s: float, now_s: float) -> Continues | None:
+        """What it continues by replay; None where it says none, or what it says cannot be relied on now."""
+        told = self.reliable(since_s, now_s)
+        return None if told is None else told.continues
+
+    def bond(self, since_s: float, now_s: float) -> frozenset[str]:
+        """The fingerprints that a stream may be bound to; none where one of its engines has not told one, or that
+        cannot be relied on now."""
+        told = self.reliable(since_s, now_s)
+        return frozenset() if told is None or told.nameless else frozenset(told.fingerprints)
 
 
 def read(body: bytes, at_s: float) -> PageStatus | None:
@@ -217,6 +230,7 @@ def _together(engines: list[_Engine], at_s: float) -> PageStatus:
         together(_continues(one.continues) for one in engines),
         next((why for one in engines if one.continues is None and (why := _line(one.continues_not))), ""),
         _outside([one.store for one in engines]),
+        sum(not one.fingerprint.strip(",") for one in engines),
     )
 
 

@@ -1,6 +1,6 @@
 """One vLLM server, as the fleet knows it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from gateway.fleet.course import Course
@@ -11,13 +11,14 @@ from guards.breaker import Breaker
 from guards.continuing import Continues
 from guards.flapping import Trust
 from guards.health import Health
-from guards.kinship import UNKNOWN, Origin, Traits
+from guards.kinship import UNKNOWN, Origin, Traits, bond
 from guards.peers import ALIKE, Comparison
 from guards.routing import Candidate
 
 _new = tuple.__new__  # what a NamedTuple's own does, twice as fast: every leg looks at every replica
 
 LEAVING = "an operator drains it"
+NONE: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -99,14 +100,32 @@ class Replica:
         """Whether its plugin keeps pages outside of it, where others of its fingerprint find them."""
         return self.pages.status is not None and self.pages.status.store is not None
 
-    def like(self, model: str) -> Traits:
+    def bond(self, now_s: float) -> frozenset[str]:
+        """The fingerprints that a stream which begins there now is bound to; none where it is not, or nobody knows."""
+        return self.pages.bond(self.since_s, now_s) if self.bound else NONE
+
+    def takes(self, bonds: Iterable[frozenset[str]], now_s: float) -> bool:
+        """Whether streams with these bonds may go on there, as far as those are concerned."""
+        if not self.bound:
+            return True
+        mine = self.bond(now_s)
+        return bool(mine) and all(one == mine for one in bonds)
+
+    def like(self, model: str, now_s: float) -> Traits:
         """What a server must have that is to go on with a stream of its own; the fingerprint only where it is bound."""
         traits = self.traits.get(model, UNKNOWN)
-        return traits._replace(model=",".join(sorted(self.fingerprints)) or None) if self.bound else traits
+        return traits._replace(model=bond(self.bond(now_s))) if self.bound else traits
 
-    def origin(self, model: str) -> Origin:
-        """It, as where a stream of that model comes from."""
-        return Origin(self.like(model), self.fingerprints)
+    def origin(self, model: str, now_s: float, began: frozenset[str] | None = None) -> Origin:
+        """It, as where a stream of that model comes from.
+
+        began: what the stream was bound to when it began there; None: it begins now. The server may have been started
+            anew meanwhile, or be down: what it says now need not be what the stream's tokens were computed with.
+        """
+        traits = self.like(model, now_s)
+        if self.bound and began is not None:
+            traits = traits._replace(model=bond(began))
+        return Origin(traits, began or self.fingerprints)
 
     def good(self, model: str, now_s: float) -> bool:
         """Whether nothing speaks against sending it a request for that model, as mostly nothing does."""

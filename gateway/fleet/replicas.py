@@ -171,6 +171,10 @@ class Fleet:
         """The replica of a name."""
         return self._replicas[name]
 
+    def now_s(self) -> float:
+        """The time, as what is known of replicas is dated."""
+        return self._clock()
+
     def continues(self, name: str) -> Continues | None:
         """Which streams of others a replica can continue by replay; None: none, or that is not known now."""
         return self._replicas[name].continues(self._clock())

@@ -56,11 +56,12 @@ class Part:
     loss: why what it sends is not trusted any more.
     replay: where its stream begins with what the client has.
     stream: what it is of; None once it is retired.
+    bond: the fingerprints that what it brings is bound to; none where it is not, or nobody knows.
     template: of its usual chunks, once one was taken in, where it brings one choice: the prompt is charged by then.
     """
 
     __slots__ = (
-        "again", "behind", "choices", "early", "events", "heard", "leg", "loss", "on_win", "replay", "stream",
+        "again", "behind", "bond", "choices", "early", "events", "heard", "leg", "loss", "on_win", "replay", "stream",
         "template", "waiting", "words",
     )  # fmt: skip
 
@@ -69,6 +70,7 @@ class Part:
         self.stream: Stream | None = stream
         self.choices, self.again, self.words, self.on_win = ask.choices, ask.again, ask.words, on_win
         self.leg: LegControl | None = None
+        self.bond: frozenset[str] = frozenset()
         self.early: list[bytes] | None = None if on_win is None else []
         self.waiting: list[bytes] | None = None
         self.behind = False

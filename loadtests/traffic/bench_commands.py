@@ -61,12 +61,15 @@ def _compare_sides(before: ratios.Sides, after: ratios.Sides, *, unlike: bool, a
     if as_json:
         typer.echo(json.dumps({"ratios": [one.as_dict() for one in found], "differs": differs}))
     else:
-        Console().print(_ratio_table(found))
+        if found:
+            Console().print(_ratio_table(found))
         apart = sorted(abs(one.apart) for one in found if one.apart is not None)
         if apart:
             typer.echo(
                 f"{len(apart)} ratios, {apart[len(apart) // 2]:.1%} apart at the median, {apart[-1]:.1%} at most"
             )
+    if all(one.apart is None for one in found):
+        _cannot("nothing was measured in both")
     raise typer.Exit(int(any(one.verdict == "worse" for one in found)))
 
 

@@ -68,6 +68,8 @@ def load(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path.read_bytes())
         if found["format"] != FORMAT or not found["slices"]:
             raise ValueError(f"its format is {found['format']}, not {FORMAT}")
+    except RecursionError:
+        raise NoReport(f"{path}: nested too deeply") from None
     except (OSError, ValueError, LookupError, TypeError) as error:
         why = f"it has no {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
         raise NoReport(f"{path}: not the JSON of a load report: {why}") from None

@@ -7,13 +7,17 @@ out alike each time; how far they do is what is shown here.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
 MINE = "holdfast"
 SAME = 0.06  # two processes of one build, side by side, differ by as much for as long as they live
 LOOKS_MIN = 3
+CPU_S_LEAST = 1e-6  # of a look: what costs less was not measured
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=float(1 << 53))]
 
 
 class NoBench(ValueError):
@@ -23,16 +27,16 @@ class NoBench(ValueError):
 class Look(msgspec.Struct):
     """One measurement of one load on one gateway."""
 
-    units: int
-    cpu_s: float
+    units: Count
+    cpu_s: Seconds
 
 
 class Held(msgspec.Struct):
     """Bytes before streams were opened, and with all of them open."""
 
-    streams: int
-    idle: int
-    full: int
+    streams: Count
+    idle: Count
+    full: Count
 
 
 class Sides(msgspec.Struct):
@@ -62,7 +66,8 @@ class Ratio(NamedTuple):
     """Holdfast's part of another's, in both runs. what: a load's CPU, or memory; other: a gateway.
 
     apart: the second median over the first, less 1. verdict: "same" where the looks of both overlap, or where they are
-    no further apart than two processes of one build are; else "better" or "worse"; "unknown" where looks are few.
+    no further apart than two processes of one build are; else "better" or "worse"; "unknown" where looks are few, as
+    those at memory are: a run holds its streams once from nothing.
     """
 
     what: str
@@ -91,6 +96,8 @@ def load(path: Path) -> Sides | None:
         raise NoBench(f"{path}: not the JSON of make bench: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+    except RecursionError:
+        raise NoBench(f"{path}: nested too deeply") from None
 
 
 def unlike(before: Sides, after: Sides) -> list[str]:
@@ -101,19 +108,22 @@ def unlike(before: Sides, after: Sides) -> list[str]:
 
 
 def paired(ours: Sequence[tuple[int, float]], theirs: Sequence[tuple[int, float]]) -> list[float]:
-    """One's CPU for a unit as a share of another's, look by look: both had the same neighbours. Of (units, seconds)."""
+    """One's CPU for a unit as a share of another's, look by look: both had the same neighbours. Of (units, seconds).
+
+    Looks in which one of them did nothing, or took less than CPU_S_LEAST, are left out.
+    """
     pairs = zip(ours, theirs, strict=False)
     return [
         (cpu_s / units) / (their_s / their_units)
         for (units, cpu_s), (their_units, their_s) in pairs
-        if units and cpu_s and their_units and their_s
+        if units and cpu_s >= CPU_S_LEAST and their_units and their_s >= CPU_S_LEAST
     ]
 
 
 def ratios(before: Sides, after: Sides) -> Iterator[Ratio]:
     """Of all that one of them has measured: load by load, then memory."""
-    others = [name for name in {**before.seen, **after.seen} if name != MINE]
-    for name in before.seen.get(MINE, {}):
+    others = [name for name in {**before.seen, **after.seen, **before.memory, **after.memory} if name != MINE]
+    for name in {**before.seen.get(MINE, {}), **after.seen.get(MINE, {})}:
         for other in others:
             yield from _ratio(f"CPU, {name}", other, _cpu(before, name, other), _cpu(after, name, other))
     for other in others:
@@ -128,7 +138,7 @@ def _cpu(run: Sides, name: str, other: str) -> Share | None:
 def _memory(run: Sides, other: str) -> Share | None:
     ours, theirs = (run.memory.get(peer, [])[:1] for peer in (MINE, other))  # the first time: nothing is there yet
     each = [[(one.full - one.idle) / one.streams for one in held if one.streams] for held in (ours, theirs)]
-    return _share([one / two for one, two in zip(*each, strict=False) if two > 0])
+    return _share([one / two for one, two in zip(*each, strict=False) if one > 0 and two > 0])
 
 
 def _share(values: Sequence[float]) -> Share | None:
@@ -144,7 +154,7 @@ def _ratio(what: str, other: str, before: Share | None, after: Share | None) -> 
     apart = after.median / before.median - 1
     if abs(apart) <= SAME or (before.low <= after.high and after.low <= before.high):
         verdict = "same"
-    elif min(before.looks, after.looks) < LOOKS_MIN and what != "memory":
+    elif min(before.looks, after.looks) < LOOKS_MIN:
         verdict = "unknown"
     else:
         verdict = "better" if apart < 0 else "worse"

@@ -736,6 +736,18 @@ def test_a_ledger_that_cannot_be_is_told_in_its_place(tmp_path: Path, text: str,
     assert "sesame" not in error
 
 
+def test_streams_are_bound_to_fingerprints_only_where_somebody_asks_for_them(tmp_path: Path):
+    """Else no stream would ever go on."""
+    text = BASE + "integrity: {same_fingerprint: true, ask_every_s: 0}\n"
+
+    assert errors_of(tmp_path, text) == [
+        "holdfast.yaml:7:31: integrity.same_fingerprint: nobody asks for fingerprints while ask_every_s is 0."
+        " Write ask_every_s: 5, or remove it."
+    ]
+    (tmp_path / "holdfast.yaml").write_text(text.replace("s: 0", "s: 5"))
+    assert load(tmp_path / "holdfast.yaml", {}).integrity.same_fingerprint
+
+
 def test_a_vault_is_opened_where_the_configuration_says(tmp_path: Path):
     """The server, with all that its URL says, or a file of this machine."""
     redis = open_vault(loaded(tmp_path, BASE + 'ledger: {url: "rediss://u:p@a:7/2", replicas: 2}\n'))

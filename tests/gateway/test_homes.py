@@ -184,7 +184,7 @@ def test_a_session_whose_server_is_gone_goes_where_its_pages_can_be_used():
     second = replica("second")
     town = Town(replica("a"), second, like)
     _, lodger = town.enter()
-    lodger.replica, lodger.standby, lodger.origin = "a", "like", town.fleet.named("a").origin("tiny")
+    lodger.replica, lodger.standby, lodger.origin = "a", "like", town.fleet.named("a").origin("tiny", 0.0)
     town.fleet.named("a").health = DOWN
     assert town.enter()[0].home == "like"
 

@@ -294,7 +294,7 @@ async def test_who_could_take_streams_is_asked_once_in_a_look(monkeypatch):
     monkeypatch.setattr(removal, "streams", lambda name: legs)
     asked = []
 
-    def heirs(replica: Replica, model: str) -> list[Any]:
+    def heirs(replica: Replica, model: str, bound: frozenset[frozenset[str]]) -> list[Any]:
         asked.append(model)
         return []
 

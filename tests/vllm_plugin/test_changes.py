@@ -5,7 +5,9 @@ from types import ModuleType
 
 import pytest
 
+from loadtests.gameday import page_hand
 from vllm_plugin.fingerprint import CALLS, Call, Reason, WaysAbsent, absent, watch_all, watch_weight_changes
+from vllm_plugin.fingerprint.changes import IN_GAME_DAYS, SECRET_FILE
 
 MODULE = "tests.made_up_worker"
 MADE_UP = (
@@ -99,6 +101,28 @@ def test_calls_that_look_are_not_told(vllm, heard):
     for method in ("unknown", len, b"list_loras"):
         core.collective_rpc(method)
     assert len(heard) == 3
+
+
+@pytest.mark.parametrize("set_to", [None, "", "/a/file"])
+def test_what_damages_pages_is_believed_only_in_a_game_day(vllm, heard, monkeypatch, set_to):
+    """Elsewhere methods of these names may do anything."""
+    monkeypatch.delenv(SECRET_FILE, raising=False)
+    if set_to is not None:
+        monkeypatch.setenv(SECRET_FILE, set_to)
+    (call,) = [one._replace(module=MODULE, owner="Core") for one in CALLS if one.method == "collective_rpc"]
+    watch_weight_changes(vllm.Core, heard.append, [call])
+
+    for method in IN_GAME_DAYS:
+        vllm.Core().collective_rpc(method)
+    vllm.Core().collective_rpc("holdfast_status")
+
+    assert len(heard) == (0 if set_to else 3)
+
+
+def test_game_days_say_by_the_same_name_that_they_are_some():
+    """And the methods are theirs."""
+    assert SECRET_FILE == page_hand.SECRET_FILE
+    assert all(callable(getattr(page_hand.PageHand, one)) for one in IN_GAME_DAYS)
 
 
 def test_waking_other_memory_is_not_told(vllm, heard):

@@ -60,6 +60,19 @@ def test_the_others_stay_and_end_with_the_crew():
     assert not first.is_alive()
 
 
+def test_threads_that_may_not_be_spread_work_where_they_are(monkeypatch):
+    """A crew is kept: else one refusal would be the end of it."""
+
+    def refused(*_):
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(crew.os, "sched_setaffinity", refused)
+    met, several = threading.Barrier(2, timeout=5), crew.Crew()
+
+    for _ in range(2):
+        assert len(several.each(lambda _: met.wait(), range(2))) == 2
+
+
 def test_one_is_done_by_who_asks():
     """As is everything where one thread is allowed."""
     assert crew.Crew().each(lambda _: threading.current_thread(), [1]) == [threading.current_thread()]

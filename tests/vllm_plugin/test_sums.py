@@ -217,6 +217,19 @@ def test_what_was_compiled_once_is_compiled_for_good():
     assert program(WARM) == "FunctionCache 1 1"
 
 
+def test_what_is_compiled_is_all_of_one_file():
+    """What was compiled before is thrown away when its own file changes, and not when another one does."""
+    from numba.extending import _Intrinsic
+
+    from vllm_plugin.digest import numba_copies, numba_sums
+
+    for module, functions in ((numba_copies, ("_copy_out", "_copy_in")), (numba_sums, ("_sums",))):
+        for function in functions:
+            of = getattr(module, function).py_func
+            made = [one for name in of.__code__.co_names if isinstance(one := of.__globals__.get(name), _Intrinsic)]
+            assert {one._defn.__module__ for one in made} == {of.__module__}
+
+
 def test_it_compiles_where_nothing_can_be_kept(monkeypatch):
     """In a container whose folders are all read-only it is compiled in each process."""
     from numba.core import caching

@@ -1,12 +1,13 @@
-"""Code for the CPU, compiled when it is imported, or found compiled before. Needs numba."""
+"""Code for the CPU, compiled when it is imported, or found compiled before. Needs numba.
+
+What was compiled before is kept for one file, and thrown away when that file changes; what it imports is not looked at.
+So whatever makes machine code (an `intrinsic`) is in the file of what is compiled of it, and never here.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 
 def compiled(signature: Any) -> Callable[[Callable[..., None]], Any]:
@@ -24,63 +25,3 @@ def compiled(signature: Any) -> Callable[[Callable[..., None]], Any]:
 def inputs(*names: str) -> list[Any]:
     """Arrays of one axis that are only read, by the names of their types."""
     return [types.Array(getattr(types, name), 1, "C", readonly=True) for name in names]
-
-
-@intrinsic
-def words_at(context: Any, address: Any) -> Any:
-    """The 32-bit words at an address."""
-    signature = types.CPointer(types.uint32)(types.uint64)
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return signature, build
-
-
-@intrinsic
-def copy_bytes(context: Any, into: Any, source: Any, count: Any) -> Any:
-    """C's memcpy: two addresses, and how many bytes."""
-    signature = types.void(types.uint64, types.uint64, types.int64)
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        to, of = (builder.inttoptr(one, cgutils.voidptr_t) for one in arguments[:2])
-        cgutils.raw_memcpy(builder, to, of, arguments[2], 1)
-        return context.get_dummy_value()
-
-    return signature, build
-
-
-LINE_BYTES = 64  # of a cache
-_VECTOR_BYTES = 32
-
-
-@intrinsic
-def copy_line(context: Any, into: Any, source: Any) -> Any:
-    """A line, to an address that is a multiple of LINE_BYTES, past the caches; what was there is not read before.
-
-    `written` must follow, before any other thread looks there.
-    """
-    signature = types.void(types.uint64, types.uint64)
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        word = ir.IntType(64)
-        vector = ir.VectorType(word, _VECTOR_BYTES // 8).as_pointer()
-        past = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
-        for at in range(0, LINE_BYTES, _VECTOR_BYTES):
-            to, of = (builder.inttoptr(builder.add(one, ir.Constant(word, at)), vector) for one in arguments)
-            builder.store(builder.load(of, align=1), to, align=_VECTOR_BYTES).set_metadata("nontemporal", past)
-        return context.get_dummy_value()
-
-    return signature, build
-
-
-@intrinsic
-def written(context: Any) -> Any:
-    """What `copy_line` wrote is there for every thread that sees what comes behind this."""
-    signature = types.void()
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return signature, build

@@ -1,11 +1,14 @@
 """The tile sums on the CPU, compiled. Needs numba; whoever imports this compiles, or finds it compiled before."""
 
+from typing import Any
+
 import numpy as np
 from numba import carray, types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from vllm_plugin.digest.keys import KEYS
-from vllm_plugin.digest.numba_code import compiled, inputs, words_at
+from vllm_plugin.digest.numba_code import compiled, inputs
 from vllm_plugin.digest.segments import Alike
 
 
@@ -15,6 +18,17 @@ def sums(kinds: list[Alike], tiles: int, ids: NDArray[np.int64]) -> NDArray[np.u
     for kind in kinds:
         _sums(KEYS, kind.address, kind.block_stride, kind.column, *kind.segments, ids, found)
     return found
+
+
+@intrinsic
+def words_at(context: Any, address: Any) -> Any:
+    """The 32-bit words at an address."""
+    signature = types.CPointer(types.uint32)(types.uint64)
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return signature, build
 
 
 SIGNATURE = types.void(

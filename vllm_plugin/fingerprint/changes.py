@@ -6,6 +6,7 @@ without anybody saying so, and that must be seen before it matters. What no list
 """
 
 import importlib
+import os
 import re
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -19,9 +20,9 @@ class Call(NamedTuple):
     """One way. owner: a class of the module; empty for a function of the module itself.
 
     changes: WEIGHTS or ADAPTER. whole: whether the weights are whole when it has returned; else more is to come, and
-        until then no page is of any model. harmless: first arguments with which it changes nothing. tagged: whether
-        it says by tags which memory it is about, so that without "weights" among them it changes nothing. since: the
-        version of vLLM that brought it.
+        until then no page is of any model. harmless: first arguments with which it changes nothing. in_game_days: more
+        of these, while SECRET_FILE is set. tagged: whether it says by tags which memory it is about, so that without
+        "weights" among them it changes nothing. since: the version of vLLM that brought it.
     """
 
     module: str
@@ -30,6 +31,7 @@ class Call(NamedTuple):
     changes: str = WEIGHTS
     whole: bool = True
     harmless: frozenset[str] = frozenset()
+    in_game_days: frozenset[str] = frozenset()
     tagged: bool = False
     since: tuple[int, int] = (0, 0)
 
@@ -54,14 +56,17 @@ class Reason(NamedTuple):
 
 WORKER, CORE = "vllm.v1.worker.gpu_worker", "vllm.v1.engine.core"
 ADAPTERS, EXPERTS = "vllm.lora.model_manager", "vllm.distributed.eplb.eplb_state"
-# Methods of workers that look, or that are in this list themselves; and those of game days (loadtests/gameday), which
-# touch pages alone. All others that are called so, also functions that somebody sent, may do anything.
+# Methods of workers that look, or that are in this list themselves. All others that are called so, also functions that
+# somebody sent, may do anything.
 HARMLESS = frozenset({
-    "check_health", "compute_weight_checksums", "get_model_inspection", "get_supported_tasks", "holdfast_damage",
-    "holdfast_damage_held", "holdfast_held", "holdfast_scrub", "holdfast_status", "list_loras", "profile",
-    "reset_encoder_cache", "reset_mm_cache", "save_sharded_state", "supports_draft_weight_updates",
-    "synchronize_device",
+    "check_health", "compute_weight_checksums", "get_model_inspection", "get_supported_tasks", "holdfast_scrub",
+    "holdfast_status", "list_loras", "profile", "reset_encoder_cache", "reset_mm_cache", "save_sharded_state",
+    "supports_draft_weight_updates", "synchronize_device",
 })  # fmt: skip
+# Those of the worker extension of game days (loadtests/gameday), which touch pages alone. Elsewhere an extension with
+# methods of these names is anybody's.
+IN_GAME_DAYS = frozenset({"holdfast_damage", "holdfast_damage_held", "holdfast_held"})
+SECRET_FILE = "HOLDFAST_GAMEDAY_SECRET_FILE"  # environment variable of a server that is in a game day
 CALLS = (
     # 1. The worker's own: in its process. CPUWorker's sleep, wake_up and discard do nothing, and are not here.
     Call(WORKER, "Worker", "load_model"),
@@ -89,7 +94,7 @@ CALLS = (
     Call(ADAPTERS, "LoRAModelManager", "remove_adapter", ADAPTER),
     Call(ADAPTERS, "LoRAModelManager", "remove_all_adapters", ADAPTER),
     # 4. The engine's: in its process, for the scheduler's half, which hears of the others only a step later.
-    Call(CORE, "EngineCore", "collective_rpc", harmless=HARMLESS),
+    Call(CORE, "EngineCore", "collective_rpc", harmless=HARMLESS, in_game_days=IN_GAME_DAYS),
     Call(CORE, "EngineCore", "sleep", whole=False),
     Call(CORE, "EngineCore", "wake_up", tagged=True),
     Call(CORE, "EngineCore", "set_weight_version"),
@@ -179,7 +184,9 @@ def _is_harmless(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> b
         tags = args[0] if args else kwargs.get("tags")
         return tags is not None and WEIGHTS not in tags
     first = args[0] if args else kwargs.get("method")
-    return isinstance(first, str) and first in call.harmless
+    if not isinstance(first, str):
+        return False
+    return first in call.harmless or (first in call.in_game_days and bool(os.environ.get(SECRET_FILE)))
 
 
 def _of_this_version(calls: Sequence[Call]) -> list[Call]:

@@ -26,11 +26,15 @@ class Map(NamedTuple):
     address: int
     length: int
 
+    def offset(self, view: memoryview) -> int:
+        """Where in the map is what a view shows. It must be a view of the map."""
+        offset = address_of(view) - self.address
+        assert 0 <= offset <= self.length - view.nbytes, "not of this map"
+        return offset
+
     def zero(self, view: memoryview) -> None:
         """Overwrite what a view of the map shows, also where the view is only for reading."""
-        address = address_of(view)
-        assert self.address <= address <= self.address + self.length - view.nbytes, "not of this map"
-        ctypes.memset(address, 0, view.nbytes)
+        ctypes.memset(self.address + self.offset(view), 0, view.nbytes)
 
 
 def map_of(file: Path) -> Map | None:
@@ -91,7 +95,7 @@ class Lent:
         owner = (ctypes.c_ubyte * where.length).from_address(where.address)
         self._owner = weakref.ref(owner)
         self._whole = memoryview(owner).cast("B").toreadonly()
-        firsts = [address_of(view) - where.address for view in views]
+        firsts = [where.offset(view) for view in views]
         self.views = [self._whole[at : at + view.nbytes] for at, view in zip(firsts, views, strict=True)]
 
     def take_back(self) -> bool:

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from gateway.fleet.heirs import strangers
 from gateway.fleet.kin import AGAIN_S, RENDER, Kin
-from gateway.fleet.page_status import PageStatus, read
+from gateway.fleet.page_status import Pages, PageStatus, Plugin, read
 from gateway.fleet.replica import Replica
 from gateway.stream.leg_end import Cause, LegEnd
 from guards.health import Health
@@ -194,15 +194,87 @@ async def test_what_goes_wrong_does_not_end_it():
     assert [log["event"] for log in logs] == ["kin.fault"]
 
 
+OTHER = "fingerprint (weights, configuration or layout)"
+UNTOLD = "fingerprint, or none that is known"
+
+
+def tells(replica: Replica, fingerprint: str, at_s: float, *, bound: bool = True) -> None:
+    """Its plugin has told that fingerprint then."""
+    replica.bound = bound
+    replica.pages.plugin, replica.pages.fresh_s = Plugin.TOLD, 30.0
+    replica.pages.status = read(json.dumps(PAGES | {"fingerprint": fingerprint}).encode(), at_s)
+
+
 @pytest.mark.parametrize("bound", [False, True])
 def test_a_bound_stream_goes_on_only_under_its_own_fingerprint(bound):
-    """Else at whoever is alike; where a fingerprint is not known, that is held against nobody."""
+    """And where that is known; else at whoever is alike, as fingerprints are then held against nobody."""
     family = Family("abc")
     for one, fingerprint in zip(family.replicas, ("aa", "bb", ""), strict=True):
-        one.bound = bound
-        one.pages.status = read(json.dumps(PAGES | {"fingerprint": fingerprint}).encode(), 0.0)
-    lost = family.replicas[0].origin("m")
+        tells(one, fingerprint, 100.0, bound=bound)
 
-    found = strangers(family.replicas, "m", [lost])
+    found = strangers(family.replicas, "m", [family.replicas[0].origin("m", 100.0)], 100.0)
 
-    assert found == ({"b": ("fingerprint (weights, configuration or layout)",)} if bound else {})
+    assert found == ({"b": (OTHER,), "c": (UNTOLD,)} if bound else {})
+
+
+def has_no_plugin(pages: Pages) -> None:
+    pages.plugin, pages.status = Plugin.NONE, None
+
+
+def is_unreadable(pages: Pages) -> None:
+    pages.plugin = Plugin.UNREADABLE
+
+
+def has_not_told_of_one_engine(pages: Pages) -> None:
+    engines = [PAGES | {"fingerprint": one} for one in ("aa", "")]
+    pages.status = read(json.dumps({"engines": engines}).encode(), 100.0)
+
+
+@pytest.mark.parametrize("what", [has_no_plugin, is_unreadable, has_not_told_of_one_engine, None])
+@pytest.mark.parametrize("of", ["origin", "heir"])
+def test_a_fingerprint_that_is_not_known_is_nobodys(what, of):
+    """Not asked yet, without the plugin, unreadable, of some engines only: neither to go on there, nor from there."""
+    family = Family("ab")
+    here, there = family.replicas
+    tells(here, "aa", 100.0)
+    tells(there, "aa", 100.0)
+    odd = here if of == "origin" else there
+    if what is None:
+        odd.pages = Pages()
+    else:
+        what(odd.pages)
+
+    found = strangers([there], "m", [here.origin("m", 100.0)], 100.0)
+
+    assert found == {"b": (UNTOLD,)}
+
+
+@pytest.mark.parametrize(
+    ("told_s", "since_s", "now_s", "known"),
+    [(100.0, 0.0, 130.0, True), (100.0, 0.0, 130.1, False), (100.0, 100.5, 101.0, False), (100.0, 100.0, 101.0, True)],
+)
+def test_a_bound_stream_goes_on_only_where_the_fingerprint_was_told_lately(told_s, since_s, now_s, known):
+    """And since that server came up: before that it was perhaps another one."""
+    here, there = Family("ab").replicas
+    tells(here, "aa", now_s)
+    tells(there, "aa", told_s)
+    there.since_s = since_s
+
+    assert strangers([there], "m", [here.origin("m", now_s)], now_s) == ({} if known else {"b": (UNTOLD,)})
+
+
+def test_a_stream_is_bound_to_what_its_server_was_when_it_began():
+    """A server that was started anew with other weights, or is down by now, says nothing of the stream that it lost."""
+    here, old, new = Family("abc").replicas
+    tells(here, "aa", 100.0)
+    tells(old, "aa", 110.0)
+    tells(new, "bb", 110.0)
+    began = here.bond(100.0)
+    here.since_s = 110.0
+    lost = [here.origin("m", 110.0, began)]
+    tells(here, "bb", 110.0)
+    anew = [here.origin("m", 110.0, began)]
+
+    assert strangers([old, new], "m", lost, 110.0) == strangers([old, new], "m", anew, 110.0) == {"c": (OTHER,)}
+    tells(here, "aa", 110.0)
+    assert strangers([old], "m", [here.origin("m", 110.0, frozenset())], 110.0) == {"b": (UNTOLD,)}

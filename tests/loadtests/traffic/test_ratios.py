@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from loadtests.traffic import compare
 from loadtests.traffic.bench_commands import bench_app
 from loadtests.traffic.ratios import Sides, load, paired, ratios
 
@@ -43,6 +44,7 @@ def found(folder: Path, *runs: dict[str, Any]) -> dict[tuple[str, str], Any]:
 def test_a_ratio_is_of_looks_at_the_same_time():
     """So that a busy neighbour does not count; a look without anything in it is left out, and its partner with it."""
     assert paired([(1000, 0.1), (0, 0.0), (1000, 0.4)], [(1000, 0.2), (1000, 9.0), (1000, 0.8)]) == [0.5, 0.5]
+    assert paired([(1000, 5e-324), (1000, 1.0)], [(1000, 1.0), (1000, 5e-324)]) == []
 
 
 def test_another_day_is_no_difference(tmp_path):
@@ -55,16 +57,54 @@ def test_another_day_is_no_difference(tmp_path):
 
 
 def test_what_costs_more_is_worse_and_the_other_way_round_better(tmp_path):
-    """Of CPU and of memory; beside whom nothing was measured is left out, and who is in one run alone is unknown."""
+    """Beside whom nothing was measured is left out, and who is in one run alone is unknown."""
     worse = found(tmp_path, run(), run(holdfast=0.13, kb=30.0))
     better = found(tmp_path, run(holdfast=0.13), run())
 
-    assert [worse[what, "nginx"].verdict for what in ("CPU, plain", "memory")] == ["worse", "worse"]
+    assert worse["CPU, plain", "nginx"].verdict == "worse"
     assert better["CPU, plain", "nginx"].verdict == "better"
     assert ("CPU, plain", "direct") not in worse
     alone = run()
     del alone["seen"]["nginx"]
     assert found(tmp_path, alone, run())["CPU, plain", "nginx"].verdict == "unknown"
+
+
+def test_one_look_is_shown_and_not_judged(tmp_path):
+    """Memory is looked at once: how far apart that is, but neither better nor worse, and the command ends with 0."""
+    said = found(tmp_path, run(), run(kb=30.0))["memory", "nginx"]
+
+    assert (said.verdict, said.apart) == ("unknown", pytest.approx(30 / 22 - 1))
+    assert found(tmp_path, run(), run(kb=22.5))["memory", "nginx"].verdict == "same"
+    told = CliRunner().invoke(bench_app, ["compare", *saved(tmp_path, run(), run(kb=30.0))])
+    assert (told.exit_code, "+36.4%" in told.output) == (0, True)
+
+
+def test_what_one_run_alone_has_is_there_whichever_it_is(tmp_path):
+    """A load, and a gateway whose memory alone was looked at."""
+    more = run()
+    more["seen"]["holdfast"]["paced"], more["seen"]["nginx"]["paced"] = (
+        more["seen"][name]["plain"] for name in ("holdfast", "nginx")
+    )
+    more["memory"]["smg"] = more["memory"]["nginx"]
+
+    for pair in ((run(), more), (more, run())):
+        said = found(tmp_path, *pair)
+        assert said["CPU, paced", "nginx"].verdict == said["memory", "smg"].verdict == "unknown"
+
+
+def test_memory_that_did_not_grow_is_no_measure(tmp_path):
+    """Nothing can be a share of nothing."""
+    assert found(tmp_path, run(kb=0.0), run())["memory", "nginx"].before is None
+
+
+def test_runs_that_have_nothing_in_common_cannot_be_compared(tmp_path):
+    """Nothing in either, or another gateway in each: a line, and status 2."""
+    alone, invoke = run(memory={}), CliRunner().invoke
+    del alone["seen"]["nginx"]
+
+    for pair in ((run(seen={}, memory={}), run(seen={}, memory={})), (alone, run())):
+        told = invoke(bench_app, ["compare", *saved(tmp_path, *pair)])
+        assert (told.exit_code, "nothing was measured in both" in told.output) == (2, True)
 
 
 def test_the_difference_between_two_processes_of_one_build_is_none(tmp_path):
@@ -98,3 +138,12 @@ def test_what_make_bench_did_not_write_is_told(tmp_path):
     assert (told.exit_code, "not the JSON of make bench" in told.output) == (2, True)
     told = invoke(bench_app, ["compare", first, other])
     assert (told.exit_code, "not the JSON of a load report" in told.output) == (2, True)
+
+
+@pytest.mark.parametrize("load", [load, compare.load])
+def test_what_is_nested_too_deeply_is_told(tmp_path, load):
+    """Whoever reads it."""
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+
+    with pytest.raises(ValueError, match="nested too deeply"):
+        load(tmp_path / "deep.json")
