@@ -5,6 +5,7 @@ served as "tiny"); these are never killed.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ WITH_VLLM = ("e2e", "gateway/local")  # where the Makefile looks for those that 
 RUNNING = "HOLDFAST_TEST_ENGINES"
 SERVED_NAME = "tiny"
 REVIVED_S_MAX = 600.0  # two that start at once, on two cores that others want too
+
+# A shell that starts tests in the background has them, and all that they start, ignore Ctrl-C, which some press.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FreshEngines = Callable[..., list[Engine]]
 

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Run:
         self.left: list[str] = []
         self._say, self._on, self._make_fleet = say, on, make_fleet
         self._stack = ExitStack()
+        self._others = _children()  # that whoever runs this had already: none of ours
 
     def __enter__(self) -> "Run":
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +63,7 @@ class Run:
                 self._stack.close()
             except Exception as stuck:  # the rest is ended all the same, and the report is still to be written
                 self.left.append(f"not ended: {type(stuck).__name__}: {stuck}"[:SAID_MAX])
-            self.left += left_behind(self._scratch)
+            self.left += left_behind(self._scratch, self._others)
             if self._journal.lost:
                 self.left.append(f"{self._journal.lost} facts that {JOURNAL} does not have")
 
@@ -149,24 +150,32 @@ class Run:
         self._journal.append(kind, about, json.loads(json.dumps(fields, default=str)))
 
 
-def left_behind(scratch: Path) -> list[str]:
-    """What there is still of a run that has ended: processes that it started, its folders. Waits a moment for them."""
+def left_behind(scratch: Path, others: Collection[str] = ()) -> list[str]:
+    """What there is still of a run that has ended: processes that it started, its folders. Waits a moment for them.
+
+    others: children, by number, that were there before it.
+    """
     deadline_s = time.monotonic() + LAST_S_MAX
-    while left := _processes() + _folders(scratch):
+    while left := _processes(others) + _folders(scratch):
         if time.monotonic() > deadline_s:
             break
         time.sleep(0.05)
     return left
 
 
-def _processes() -> list[str]:
-    """Our children, whichever thread started them, but for those that have ended."""
-    pids: list[str] = []
+def _children() -> set[str]:
+    """Numbers of our children, whichever thread started them."""
+    pids: set[str] = set()
     for task in Path("/proc/self/task").iterdir():
         with suppress(OSError):  # a thread that ended while we looked
-            pids += (task / "children").read_text().split()
+            pids |= set((task / "children").read_text().split())
+    return pids
+
+
+def _processes(others: Collection[str]) -> list[str]:
+    """What our other children are called, but for those that have ended."""
     found = []
-    for pid in pids:
+    for pid in sorted(_children().difference(others)):
         with suppress(OSError):
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
                 said = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")

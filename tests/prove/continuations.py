@@ -10,15 +10,17 @@ from typing import Any
 
 from gateway.local.engine import Engine, stop_fleet, tiny_model
 from loadtests.cutting_proxy import CuttingProxy
-from tests.e2e.continuations import AT_ONCE, Requests, run
+from tests import shared_pages
+from tests.e2e.continuations import AT_ONCE, Requests, known, run
 from tests.e2e.kinds import KINDS
-from tests.e2e.test_continuations import PARSERS, PATIENT, known
+from tests.e2e.test_continuations import PATIENT
 from tests.processes import TRUSTING, Gateway
 from tests.prove.state import SEED, STATE, keep, provenance, results, say
 from tests.vllm_plugin.real.restored import server, thinking_model
 
 STEPS = ("continuations", "continuations-reasoning")
 CUTS = 50
+PARSERS = (*shared_pages.PARSERS, "--reasoning-parser", "qwen3")
 NOTHING: dict[str, Any] = {"kinds": {}}
 
 
@@ -34,7 +36,7 @@ def go(cuts: int = CUTS, *, reasoning: bool = False) -> None:
     folder = STATE / f"{step}-{os.getpid()}"
     folder.mkdir(parents=True)
     model = thinking_model(folder / "model") if reasoning else tiny_model()
-    parsers = PARSERS if reasoning else PARSERS[:3]
+    parsers = PARSERS if reasoning else shared_pages.PARSERS
     fleet = [server(folder / name, *parsers, model=model) for name in ("first", "second")]
     try:
         for engine in fleet:

@@ -119,7 +119,8 @@ def lines(done: dict[str, Any]) -> list[str]:
         f"## `holdfast drain` under {AT_ONCE} streams with prompts of {PROMPT_TOKENS:,} tokens",
         "",
         f"{told['on']}. The server that answers is drained by the command, `--at-once {AT_ONCE_MOVED}`, then it "
-        "serves again. Pause: between the tokens before and after the move, at the client. Kinds: " + ", ".join(told["kinds"]) + ".",
+        "serves again. Pause: between the tokens before and after the move, at the client. Kinds: "
+        f"{', '.join(told['kinds'])}.",
         "",
         "| drains | streams | moved | equal | pause p50 | p99 | largest | asked to first token p50 | p99 | longest |",
         "|---|---|---|---|---|---|---|---|---|---|",
