@@ -20,6 +20,7 @@ from gateway.local.engine import Engine, EngineFailed, start_fleet, stop_fleet, 
 # long one at the end. Those that compute and those that wait take turns.
 LONG = (
     "sim/test_worlds.py", "scenarios/test_hangs.py", "scenarios/test_own_death.py", "scenarios/test_gateways.py",
+    "loadtests/gameday/test_broken_off.py", "loadtests/gameday/test_on.py",
     "loadtests/test_bench.py", "scenarios/test_soak.py", "loadtests/traffic/test_locust.py",
     "scenarios/test_full_disk.py", "sim/test_overload.py",
     "scenarios/test_breakers.py", "scenarios/test_rude_clients.py", "sim/test_mutants.py",

@@ -12,7 +12,7 @@ from loadtests.gameday.score import Verdict, judged
 from loadtests.gameday.streams import Clients
 from loadtests.processes import StubProcess
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.prove]
 
 RATE = 60  # tokens per second and stream
 ENGINE = '{"seqs_max": 4, "batched_tokens_max": 512}'  # where it is to be slow, and have a queue

@@ -17,7 +17,7 @@ from loadtests.gateway_process import Gateway
 from tests.processes import ROOT
 from tests.redis_servers import redis_server
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.prove]
 
 NAMES = ("gateway-kill", "disk-full", "redis-loss", "network-cut", "engine-hang", "engine-kill")
 PER_S = 40  # tokens of each stream: three seconds, in which the fault falls
