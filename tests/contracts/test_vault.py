@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.books.ledger.contract import Place
 from gateway.books.ledger.tables import WINDOW_S_MAX
-from gateway.books.vault import account, redis
+from gateway.books.vault import account, redis, redis_server
 from gateway.books.vault.contract import (
     LEASE_S,
     Closed,
@@ -29,6 +29,18 @@ from tests.redis_servers import RedisServer, redis_cluster
 from tests.vaults import ACME, TAG, Rig, Teller, claim
 
 ENGINES = ("memory", "sqlite", "redis", "cluster")
+
+
+PATIENCE_S = 10.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patience():
+    """These are of what is reckoned: no server in them is silent, but a starved one takes longer than gateways wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redis_server, "ANSWER_S_MAX", PATIENCE_S)
+        patch.setattr(redis, "EXCHANGE_S_MAX", PATIENCE_S)
+        yield
 
 
 @pytest.fixture(scope="module")
