@@ -255,6 +255,7 @@ def test_who_cannot_carry_all_takes_part_in_some():
 
 
 @pytest.mark.slow
+@pytest.mark.prove
 def test_the_whole_of_it_runs(tmp_path: Path):
     """A quick bench of the gateway beside a pass-through ends well and writes what it saw."""
     out = tmp_path / "bench.json"
