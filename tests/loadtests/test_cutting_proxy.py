@@ -102,7 +102,7 @@ async def test_fin_and_stall_end_differently_from_a_reset(front, stub):
     proxy, port = await front(lambda number, request: next(ordered))
 
     closed = await ask(port, CHAT, chat())
-    stalled = await ask(port, CHAT, chat(), until=lambda seen: len(proxy.cuts) == 2)
+    stalled = await ask(port, CHAT, chat(), until=lambda seen: len(proxy.cuts) == 2 and len(seen.ids) >= 3)
 
     assert (closed.ended, len(closed.ids)) == ("fin", 3)
     assert (stalled.ended, len(stalled.ids)) == ("left", 3)
