@@ -13,8 +13,8 @@ from gateway.spend import Sum
 from guards.money import Price
 
 ORG, KEY = Place("org:acme", "micro-dollars", "2026-11"), Place("key:key_1", "tokens", "total")
-FACTS, TRIES = 8
-FACTS_PER_S_LEAST = 100_000, 100_000
+FACTS, FACTS_PER_S_LEAST = 100_000, 100_000
+TRIES = 8
 
 
 def write(path, facts):
