@@ -8,6 +8,7 @@ SOAK_S = 15.0  # after a warm-up and crowds
 
 
 @pytest.mark.slow
+@pytest.mark.prove
 async def test_after_trouble_everything_is_back_where_it_was(tmp_path):
     """Cuts, stalls, errors, hang-ups, slow readers, servers killed and frozen; then quiet, and nothing is left."""
     done = await soak.soak(tmp_path, SOAK_S)
