@@ -22,7 +22,7 @@ test:            ## lint, types and all tests, those with real vLLM servers incl
 	@$(MAKE) --no-print-directory -j2 lint install
 	@$(PLUGIN) -q tests/vllm_plugin --ignore=tests/vllm_plugin/real -m "not triton and not prove and not vllm" -n 2 --dist loadfile
 	@$(PLUGIN) -q tests/vllm_plugin/real/test_injections.py
-	@SIM_WORLDS=1000 $(BIN)/python -m pytest -m "not vllm and not prove" -n 5 --dist loadfile --no-loadscope-reorder --durations 12
+	@SIM_WORLDS=1500 $(BIN)/python -m pytest -m "not vllm and not prove" -n 5 --dist loadfile --no-loadscope-reorder --durations 12
 	@$(BIN)/python -m pytest -m "vllm and not prove" $(VLLM)
 
 prove: install   ## the measured proofs behind the promises

@@ -17,7 +17,7 @@ from tests.scenarios.asking import ask
 from tests.vllm_plugin.real import injector
 from tests.vllm_plugin.real.engine import installed
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.prove]
 
 TRANSFER = {
     "kv_connector": "HoldfastConnector", "kv_role": "kv_both", "kv_load_failure_policy": "recompute",

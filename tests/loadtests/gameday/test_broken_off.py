@@ -16,7 +16,7 @@ from loadtests.processes import start_stub
 from tests.loadtests.gameday.fakes import STARTED_FILE
 from tests.processes import ROOT, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.prove]
 
 ENDS_S_MAX = 60.0
 AT_ONCE_S = 15.0  # on a machine that others use

@@ -14,7 +14,7 @@ from loadtests.processes import start_stub
 from tests.loadtests.gameday.fakes import NoFleet
 from tests.processes import Gateway
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.prove]
 
 
 @pytest.fixture
