@@ -98,17 +98,18 @@ class RedisLoss(Scenario):
         self.redis.start()
         until(lambda: self._all_say(200, asked), BACK_S_MAX, "both gateways to serve")
         wanted = [answer for number in range(GATEWAYS) for answer in self.wanted[number::GATEWAYS]]
-        looks, spent_up, said, after = [(self._spent(), self.given)], False, list[str](), list[bool]()
+        looks, spent_up, said, after = [(self._spent(), self.given)], False, list[str](), [False] * STREAMS
         rounds, well_s = 0, time.monotonic() + BACK_S_MAX
         while rounds < ROUNDS_MAX:
             more = [a for number in range(GATEWAYS) for a in self._ask(number, self.bodies[number::GATEWAYS])]
             looks.append((self._spent(), self.given))
             said += [code(answer) for answer in more]
+            # Each gateway has leased a part: who finds no more than others hold is told to come again, and does.
+            after = [had or has for had, has in zip(after, equal(wanted, more), strict=True)]
             # What is small is paid from what is leased still; rights for all of these come with the next exchanges.
             if UNAVAILABLE in map(code, more) and time.monotonic() < well_s:
                 continue
             rounds += 1
-            after = after or equal(wanted, more)
             if spent_up := all(answer.status == 402 for answer in more):
                 break
         flat = [answer for one in got for answer in one]
