@@ -3,7 +3,7 @@
 What was sent to a server cannot be called back, or moved to one that has become free. So a server is given no more than
 it can hold (`concurrency`), and the rest waits here, in this order: priority band; the tenant that was served least
 (`fairness`); the earliest deadline. Whose turn it is in a band rises to the next one after a while, so that nobody
-starves; not who has waited the longest, for that is whoever has flooded it. Requests whose own
+starves; one at a time, and not who has waited the longest, for that is whoever has flooded it. Requests whose own
 permits are taken (`permits`) wait aside, in nobody's way.
 
 Who cannot be in time is refused, at once if that can be foreseen: a queue of requests that all come too late serves
@@ -26,8 +26,9 @@ Whoever calls this tells it the time, sends requests off, and tells them that th
 its first token will come is `ttft_s`'s.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 from guards.backlog import Backlog, Band
@@ -50,7 +51,7 @@ class Bounds:
     """How many may run and wait, and how long. Times in seconds.
 
     waiting: in all; one tenant has at most as many as there is room for others still. wait_s: the longest wait.
-    rise_s: after so long in a band the request that is next there rises one.
+    rise_s: for each time that a request has waited so long it may rise a band, when it is next there.
     model, agent: permits of each, for requests of each depth; MANY for any number. server: requests at one server.
     """
 
@@ -378,13 +379,17 @@ class Admission:
                 self._ready(place, self._backlogs[place.ask.model], now_s)
 
     def _rise(self, now_s: float) -> None:
-        """Raise those a band that are next in theirs, and have been there for long enough."""
-        for backlog in self._backlogs.values():
-            for band in backlog.bands[1:]:
-                while (place := band.first(())) is not None and now_s >= place.since_s + self._bounds.rise_s:
-                    self._raise(place, backlog, now_s)
+        """Raise those a band that are next in theirs, and have been there for long enough.
 
-    def _raise(self, place: Place, backlog: Backlog, now_s: float) -> None:
+        One of a band at a time, so that a band is to those above like one more tenant there. Did all rise that have
+        waited, then a flood would go, request by request, before whoever comes to its own band after it.
+        """
+        for backlog in self._backlogs.values():
+            for place in _heads(backlog):
+                if now_s >= place.rises_s(self._bounds.rise_s):
+                    self._raise(place, backlog)
+
+    def _raise(self, place: Place, backlog: Backlog) -> None:
         below, above, ask = backlog.bands[place.band], backlog.bands[place.band - 1], place.ask
         below.discard(place)
         below.ends(place)
@@ -394,7 +399,6 @@ class Admission:
         place.band -= 1
         place.tenant = above.tenant(ask.share.tenant, ask.share.weight)
         place.tenant.held += 1
-        place.since_s = now_s
         above.begins(place)
         above.add(place)
 
@@ -419,8 +423,15 @@ class Admission:
         first = self._until.first()
         if first is None:
             return None
-        heads = [band.first(()) for backlog in self._backlogs.values() for band in backlog.bands[1:] if band.ready]
-        return min([first.until_s, *(one.since_s + self._bounds.rise_s for one in heads if one is not None)])
+        heads = [place for backlog in self._backlogs.values() for place in _heads(backlog)]
+        return min([first.until_s, *(one.rises_s(self._bounds.rise_s) for one in heads)])
+
+
+def _heads(backlog: Backlog) -> Iterator[Place]:
+    """Those that may be the next to rise: of each band whose last one is not in the band above any more."""
+    for above, band in pairwise(backlog.bands):
+        if band.ready and not above.risen and (place := band.first(())) is not None:
+            yield place
 
 
 def _charge(place: Place, tokens: int) -> None:

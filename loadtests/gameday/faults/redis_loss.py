@@ -17,10 +17,10 @@ from loadtests.gateway_process import until
 
 GATEWAYS = 2
 STREAMS, TOKENS = 8, 120  # all together, by turns at the gateways
-BUDGET_TOKENS = 4_000  # of the org: beyond what is asked before and meanwhile it pays for a dozen more answers
+BUDGET_TOKENS = 8_000  # of the org: all streams are begun at once, however both lease; spent up in some rounds after
 NEW = 8  # requests while Redis is away
 NOTICED_S_MAX, BACK_S_MAX = 20.0, 40.0
-ROUNDS_MAX = 8  # of the same streams, until nothing is left
+ROUNDS_MAX = 12  # of the same streams, until nothing is left
 ORG = "org:gameday"
 UNAVAILABLE = "books_unavailable"
 ON_ITS_WAY = 1  # tokens of a running stream that may have left its gateway when Redis is killed, and come after
