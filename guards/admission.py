@@ -26,9 +26,8 @@ Whoever calls this tells it the time, sends requests off, and tells them that th
 its first token will come is `ttft_s`'s.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import NamedTuple
 
 from guards.backlog import Backlog, Band
@@ -385,7 +384,7 @@ class Admission:
         waited, then a flood would go, request by request, before whoever comes to its own band after it.
         """
         for backlog in self._backlogs.values():
-            for place in _heads(backlog):
+            for place in backlog.rising():
                 if now_s >= place.rises_s(self._bounds.rise_s):
                     self._raise(place, backlog)
 
@@ -423,15 +422,8 @@ class Admission:
         first = self._until.first()
         if first is None:
             return None
-        heads = [place for backlog in self._backlogs.values() for place in _heads(backlog)]
+        heads = [place for backlog in self._backlogs.values() for place in backlog.rising()]
         return min([first.until_s, *(one.rises_s(self._bounds.rise_s) for one in heads)])
-
-
-def _heads(backlog: Backlog) -> Iterator[Place]:
-    """Those that may be the next to rise: of each band whose last one is not in the band above any more."""
-    for above, band in pairwise(backlog.bands):
-        if band.ready and not above.risen and (place := band.first(())) is not None:
-            yield place
 
 
 def _charge(place: Place, tokens: int) -> None:

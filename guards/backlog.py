@@ -5,7 +5,8 @@ each band has counters of its own: one that waits below would hold back the floo
 Each depth of agents has a line of its own, since nobody may wait behind a request that is less deep (see `permits`).
 """
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from itertools import pairwise
 
 from guards.fairness import Tenant, Tenants
 from guards.pace import Pace
@@ -161,6 +162,12 @@ class Backlog:
             if band.ready and (place := band.first(blocked)) is not None:
                 return place
         return None
+
+    def rising(self) -> Iterator[Place]:
+        """Those that may be the next to rise: of each band whose last one is not in the band above any more."""
+        for above, band in pairwise(self.bands):
+            if band.ready and not above.risen and (place := band.first(())) is not None:
+                yield place
 
     def ahead(self, place: Place) -> float:
         """Tokens of work that will be taken up until a request which comes now is, and its own; about.

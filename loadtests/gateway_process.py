@@ -20,7 +20,7 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, TypeVar
+from typing import IO, Any, Protocol, Self, TypeVar
 
 from gateway.books import journal
 from gateway.books.keys import Keys, key_id_of
@@ -35,7 +35,23 @@ HOLDFAST = Path(sys.executable).with_name("holdfast")
 START_S_MAX = 20.0
 STOP_S_MAX = 20.0
 CALL_S_MAX = 5.0
+CLI_S_MAX = 30.0
 _SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
+
+
+class Process(Protocol):
+    """What of Popen a gateway's owner uses."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """The exit status; None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The same once it has ended. Raises subprocess.TimeoutExpired."""
+
+    def send_signal(self, sig: int, /) -> None:
+        """Nothing where it has ended."""
 
 
 class Gateway:
@@ -138,8 +154,11 @@ class Gateway:
 
     def cli(self, *arguments: str) -> str:
         """Run `holdfast ...` on this gateway's data; answers its standard output."""
-        command = [str(HOLDFAST), *arguments, "--data", str(self.data)]
-        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=30).stdout
+        return self._run([*arguments, "--data", str(self.data)])
+
+    def _run(self, arguments: Sequence[str]) -> str:
+        command = [str(HOLDFAST), *arguments]
+        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=CLI_S_MAX).stdout
 
     def balances(self) -> list[Balance]:
         """Every account, from the ledger's own file."""
@@ -229,14 +248,19 @@ class Gateway:
         """Whether it is this very gateway that has the port: other tests on this machine draw ports too."""
         return f'"url":"{self.url}/v1"' in self.log()
 
-    def _start(self) -> "subprocess.Popen[bytes] | LeashedProcess":
-        command = [*self._command, "serve", "--config", str(self.config_file)]
+    def _start(self) -> Process:
+        arguments = ["serve", "--config", str(self.config_file)]
         with self.log_file.open("ab") as log:
-            if self._leashed:
-                return LeashedProcess(command, log)
-            return subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+            return self._begin(arguments, log)
+
+    def _begin(self, arguments: Sequence[str], log: IO[bytes]) -> Process:
+        """Run the command, in a session of its own."""
+        command = [*self._command, *arguments]
+        if self._leashed:
+            return LeashedProcess(command, log)
+        return subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -251,7 +275,7 @@ def id_of(secret: str) -> str:
 
 
 class LeashedProcess:
-    """A command on a leash (gateway/local/leash.py), with what of Popen a gateway's owner uses. pid: the command's."""
+    """A command on a leash (gateway/local/leash.py). pid: the command's."""
 
     def __init__(self, command: Sequence[str], log: IO[bytes]) -> None:
         self._leash = subprocess.Popen(

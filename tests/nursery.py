@@ -1,0 +1,152 @@
+"""Commands of `holdfast`, forked from a process that has imported what they need, which takes a second each time.
+
+`begin(arguments, out, err)` is in place of `Popen([holdfast, *arguments], stdout=out, stderr=err)`, and `run` of
+`subprocess.run`, some hundred times in a run of all tests. What comes of it is a process of its own, with a session,
+signals and an exit status of its own; only /proc/PID/cmdline is not. Each process that runs tests has one nursery, from
+its first use until it ends itself.
+"""
+
+import atexit
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+from threading import Lock
+from typing import IO, Any
+
+ROOT = Path(__file__).resolve().parent.parent
+ORDER_BYTES_MAX = 1 << 17  # an environment and some arguments
+SAID_BYTES_MAX = 1 << 20  # of what a command says
+
+
+class Nursery:
+    """The process that forks, as others see it. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._lock = Lock()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.nursery", str(theirs.fileno())],
+            cwd=ROOT, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True,
+        )  # fmt: skip
+        theirs.close()
+        atexit.register(self._end)
+
+    def ask(self, *files: int, **order: Any) -> Any:
+        """Have something done, and say what came of it."""
+        with self._lock:
+            socket.send_fds(self._line, [json.dumps(order).encode()], files)
+            return json.loads(self._line.recv(ORDER_BYTES_MAX))
+
+    def _end(self) -> None:
+        self._line.close()
+        self._process.wait()
+
+
+class Child:
+    """A command that was begun, with what of Popen a gateway's owner uses."""
+
+    def __init__(self, nursery: Nursery, arguments: Sequence[str], out: IO[bytes], err: IO[bytes]) -> None:
+        self.returncode: int | None = None
+        self._nursery, self._arguments = nursery, list(arguments)
+        files = out.fileno(), err.fileno()
+        self.pid: int = nursery.ask(*files, arguments=self._arguments, environment=dict(os.environ))
+        self._ended = os.pidfd_open(self.pid)
+
+    def poll(self) -> int | None:
+        """The exit status, below 0 after a signal; None while it runs."""
+        if self.returncode is None and select.select([self._ended], [], [], 0)[0]:
+            self.returncode = self._nursery.ask(ended=self.pid)
+            os.close(self._ended)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The same once it has ended. Raises subprocess.TimeoutExpired."""
+        if self.returncode is None:
+            select.select([self._ended], [], [], timeout)
+        status = self.poll()
+        if status is None:
+            raise subprocess.TimeoutExpired(self._arguments, timeout or 0.0)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        """Nobody has its number before its end was asked for."""
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+
+_nursery: list[Nursery] = []
+_first = Lock()
+
+
+def begin(arguments: Sequence[str], out: IO[bytes], err: IO[bytes]) -> Child:
+    """Run `holdfast` with these arguments, in a session of its own, and with nothing to read."""
+    with _first:
+        if not _nursery:
+            _nursery.append(Nursery())
+    return Child(_nursery[0], arguments, out, err)
+
+
+def run(arguments: Sequence[str], timeout: float) -> str:
+    """The same to its end, and its standard output. Raises subprocess.CalledProcessError, TimeoutExpired."""
+    with TemporaryFile() as out, TemporaryFile() as err:
+        child = begin(arguments, out, err)
+        try:
+            status = child.wait(timeout)
+        finally:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+        said, of_errors = (os.pread(file.fileno(), SAID_BYTES_MAX, 0).decode() for file in (out, err))
+    if status:
+        raise subprocess.CalledProcessError(status, list(arguments), said, of_errors)
+    return said
+
+
+def serve(line: socket.socket) -> None:
+    """Fork as it is told, until nobody is there any more; a child comes back from this to be what it was begun for."""
+    while True:
+        said, files, _, _ = socket.recv_fds(line, ORDER_BYTES_MAX, 2)
+        if not said:
+            os._exit(0)
+        order = json.loads(said)
+        if "ended" in order:
+            _, status = os.waitpid(order["ended"], 0)
+            line.send(json.dumps(os.waitstatus_to_exitcode(status)).encode())
+            continue
+        pid = os.fork()
+        if not pid:
+            line.close()
+            return become(order["arguments"], order["environment"], *files)
+        for file in files:
+            os.close(file)
+        line.send(json.dumps(pid).encode())
+
+
+def become(arguments: list[str], environment: dict[str, str], out: int, err: int) -> None:
+    """Have this process be as if it had been executed."""
+    os.setsid()
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    os.closerange(3, max(out, err) + 1)
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["holdfast", *arguments]
+    sys.modules["__main__"].__package__ = None  # else help says that it is called `python -m ...`
+
+
+if __name__ == "__main__":
+    import gateway.app
+    import gateway.workers  # noqa: F401 -- imported here so that no child has to
+    from gateway.cli import main
+
+    serve(socket.socket(fileno=int(sys.argv[1])))
+    main()
