@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from gateway.books import journal
+from loadtests.gameday.registry import all_scenarios
+from loadtests.gameday.run import Run
+from loadtests.gameday.score import Verdict
 from tests.conftest import with_vllm
 from tests.processes import ROOT, until
 
@@ -69,6 +72,26 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, moment: str) -> None:
     assert [name(pid) for pid in mine if name(pid)] == []
     assert not [port for port in ports if reached(port)]
     assert not leftovers(day.pid)
+
+
+UNGUARDED = {
+    "page-corruption": ("loadtests.gameday.fleet.ALL", {"scrub": 0, "tails": False}),
+    "model-change": ("loadtests.gameday.faults.model_change.BOUND", {"integrity": {"same_fingerprint": False}}),
+}
+
+
+@pytest.mark.parametrize("name", UNGUARDED)
+def test_without_its_guard_a_scenario_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Its verdict can fail: one setting is all the difference."""
+    with_vllm()
+    monkeypatch.setattr(*UNGUARDED[name])
+
+    with Run(tmp_path / "report", 3, print) as run:
+        outcome = run.scenario(all_scenarios()[name])
+
+    print(outcome.why, *outcome.probes, sep="\n")
+    assert outcome.verdict is Verdict.BROKEN
+    assert run.left == []
 
 
 @contextmanager

@@ -21,6 +21,7 @@ def test_the_sum_of_a_dump_is_read():
 
 
 @pytest.mark.slow
+@pytest.mark.prove
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
 def test_an_answer_and_a_chunk_of_a_relay_are_counted(tmp_path: Path):
     """The least that Python can cost: some twenty thousand for an answer, and a part of that for a chunk."""

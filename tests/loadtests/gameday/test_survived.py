@@ -71,7 +71,7 @@ def test_a_gateway_that_is_well_survives(day, name):
     assert all(probe.tried for probe in outcome.probes)
 
 
-@pytest.mark.parametrize("name", ["engine-kill"])
+@pytest.mark.parametrize("name", ["engine-kill", "engine-hang"])
 def test_a_gateway_that_does_not_fail_over_is_found_out(day, name, monkeypatch):
     """With nobody to go to, streams are cut: the verdict says so, and by how many."""
     alone = all_scenarios()[name]
