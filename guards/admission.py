@@ -3,8 +3,8 @@
 What was sent to a server cannot be called back, or moved to one that has become free. So a server is given no more than
 it can hold (`concurrency`), and the rest waits here, in this order: priority band; the tenant that was served least
 (`fairness`); the earliest deadline. Whose turn it is in a band rises to the next one after a while, so that nobody
-starves; one at a time, and not who has waited the longest, for that is whoever has flooded it. Requests whose own
-permits are taken (`permits`) wait aside, in nobody's way.
+starves; one of a tenant's at a time, and not who has waited the longest, for that is whoever has flooded it. Requests
+whose own permits are taken (`permits`) wait aside, in nobody's way.
 
 Who cannot be in time is refused, at once if that can be foreseen: a queue of requests that all come too late serves
 nobody (earliest deadline first does just that under overload). Every wait and every number has a bound.
@@ -50,7 +50,7 @@ class Bounds:
     """How many may run and wait, and how long. Times in seconds.
 
     waiting: in all; one tenant has at most as many as there is room for others still. wait_s: the longest wait.
-    rise_s: for each time that a request has waited so long it may rise a band, when it is next there.
+    rise_s: for each time that a request, or its tenant, has waited so long it may rise a band, when it is next there.
     model, agent: permits of each, for requests of each depth; MANY for any number. server: requests at one server.
     """
 
@@ -378,17 +378,17 @@ class Admission:
                 self._ready(place, self._backlogs[place.ask.model], now_s)
 
     def _rise(self, now_s: float) -> None:
-        """Raise those a band that are next in theirs, and have been there for long enough.
+        """Raise those a band whose turn it is, and who have been there for long enough.
 
-        One of a band at a time, so that a band is to those above like one more tenant there. Did all rise that have
-        waited, then a flood would go, request by request, before whoever comes to its own band after it.
+        Of a tenant, and of each depth, one at a time. Did all rise that have waited, then a flood would go, request by
+        request, before whoever comes to its own band after it; rose one for all, then its wait would be all others'.
         """
         for backlog in self._backlogs.values():
             for place in backlog.rising():
-                if now_s >= place.rises_s(self._bounds.rise_s):
-                    self._raise(place, backlog)
+                if (due_s := place.rises_s(self._bounds.rise_s)) <= now_s:
+                    self._raise(place, backlog, due_s)
 
-    def _raise(self, place: Place, backlog: Backlog) -> None:
+    def _raise(self, place: Place, backlog: Backlog, since_s: float) -> None:
         below, above, ask = backlog.bands[place.band], backlog.bands[place.band - 1], place.ask
         below.discard(place)
         below.ends(place)
@@ -396,6 +396,7 @@ class Admission:
         place.tenant.charge(INPUT * ask.input_tokens)  # else all that one tenant has would rise before another's turn
         place.homes = (*place.homes, (place.band, place.tenant))
         place.band -= 1
+        place.since_s = since_s
         place.tenant = above.tenant(ask.share.tenant, ask.share.weight)
         place.tenant.held += 1
         above.begins(place)

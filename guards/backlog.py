@@ -5,8 +5,7 @@ each band has counters of its own: one that waits below would hold back the floo
 Each depth of agents has a line of its own, since nobody may wait behind a request that is less deep (see `permits`).
 """
 
-from collections.abc import Container, Iterator
-from itertools import pairwise
+from collections.abc import Container
 
 from guards.fairness import Tenant, Tenants
 from guards.pace import Pace
@@ -30,11 +29,13 @@ class Line:
     Counters grow while tenants wait. So a stand is ranked by what its tenant's was, and anew when it is in front.
     """
 
-    __slots__ = ("_order", "_stands")
+    __slots__ = ("_above", "_below", "_order", "_stands")
 
     def __init__(self) -> None:
         self._stands: dict[Tenant, Stand] = {}
         self._order: Ranking[Stand, float] = Ranking()
+        self._above: dict[Tenant, int] = {}  # of whom so many requests wait in the band above, having risen from here
+        self._below: Ranking[Stand, float] = Ranking()  # of all others: one of a tenant's requests rises at a time
 
     def add(self, place: Place) -> None:
         """A request waits here."""
@@ -42,7 +43,7 @@ class Line:
         stand = self._stands.get(tenant)
         if stand is None:
             stand = self._stands[tenant] = Stand(tenant)
-            self._order.rank(stand, tenant.served)
+            self._rank(stand)
         stand.places.rank(place, place.due_s)
 
     def discard(self, place: Place) -> None:
@@ -52,33 +53,61 @@ class Line:
         if not stand.places:
             del self._stands[place.tenant]
             self._order.discard(stand)
+            self._below.discard(stand)
 
     def lowered(self, tenant: Tenant) -> None:
         """A tenant's counter fell: it was charged too much."""
         stand = self._stands.get(tenant)
         if stand is not None:
-            self._order.rank(stand, tenant.served)
+            self._rank(stand)
+
+    def rose(self, tenant: Tenant) -> None:
+        """A request of a tenant's waits in the band above."""
+        self._above[tenant] = self._above.get(tenant, 0) + 1
+        stand = self._stands.get(tenant)
+        if stand is not None:
+            self._below.discard(stand)
+
+    def left(self, tenant: Tenant) -> None:
+        """It does not any more."""
+        self._above[tenant] -= 1
+        if not self._above[tenant]:
+            del self._above[tenant]
+            self.lowered(tenant)
 
     def first(self) -> Place | None:
         """Whose turn it is."""
-        order = self._order
-        while (stand := order.first()) is not None:
-            if order.key(stand) == stand.tenant.served:
-                return stand.places.first()
-            order.rank(stand, stand.tenant.served)
-        return None
+        return _first(self._order)
+
+    def rising(self) -> Place | None:
+        """Whose turn it is to rise."""
+        return _first(self._below)
+
+    def _rank(self, stand: Stand) -> None:
+        self._order.rank(stand, stand.tenant.served)
+        if stand.tenant not in self._above:
+            self._below.rank(stand, stand.tenant.served)
+
+
+def _first(order: Ranking[Stand, float]) -> Place | None:
+    while (stand := order.first()) is not None:
+        if order.key(stand) == stand.tenant.served:
+            return stand.places.first()
+        order.rank(stand, stand.tenant.served)
+    return None
 
 
 class Band:
     """What waits in one band.
 
     ready: requests in lines; risen: those of them that came from the band below. work: tokens of all that wait, also of
-    those that are parked at a gate. weights: of the tenants that have such, added up.
+    those that are parked at a gate. weights: of the tenants that have such, added up. below: the next band.
     """
 
-    __slots__ = ("_lines", "ready", "risen", "tenants", "weights", "work")
+    __slots__ = ("_lines", "below", "ready", "risen", "tenants", "weights", "work")
 
-    def __init__(self) -> None:
+    def __init__(self, below: "Band | None") -> None:
+        self.below = below
         self._lines: dict[int, Line] = {}  # by depth
         self.tenants = Tenants()
         self.ready = self.risen = self.work = 0
@@ -92,6 +121,7 @@ class Band:
         """A request could start as soon as there is room."""
         tenant, depth = place.tenant, place.ask.depth
         if not tenant.ready:
+            tenant.since_s = place.since_s
             self.tenants.lift(tenant, self.least())
         line = self._lines.get(depth)
         if line is None:
@@ -99,19 +129,35 @@ class Band:
         line.add(place)
         tenant.ready += 1
         self.ready += 1
-        self.risen += bool(place.homes)
+        if place.homes and self.below is not None:
+            self.risen += 1
+            self.below.rose(place)
 
     def discard(self, place: Place) -> None:
         """It starts, lacks a permit of its own, or ends."""
         self._lines[place.ask.depth].discard(place)
         place.tenant.ready -= 1
         self.ready -= 1
-        self.risen -= bool(place.homes)
+        if place.homes and self.below is not None:
+            self.risen -= 1
+            self.below.left(place)
+
+    def rose(self, place: Place) -> None:
+        """A request that waited here waits in the band above."""
+        self._lines[place.ask.depth].rose(place.homes[-1][1])
+
+    def left(self, place: Place) -> None:
+        """It does not any more."""
+        self._lines[place.ask.depth].left(place.homes[-1][1])
 
     def first(self, blocked: Container[int]) -> Place | None:
         """Whose turn it is, of those whose depth is not blocked."""
         heads = [line.first() for depth, line in self._lines.items() if depth not in blocked]
         return min(filter(None, heads), key=lambda place: (place.tenant.served, place.due_s), default=None)
+
+    def rising(self) -> list[Place]:
+        """Whose turn it is to rise, of each depth."""
+        return [place for line in self._lines.values() if (place := line.rising()) is not None]
 
     def least(self) -> float | None:
         """The counter of the tenant that was served least of those that are ready."""
@@ -148,7 +194,9 @@ class Backlog:
     __slots__ = ("bands", "pace")
 
     def __init__(self) -> None:
-        self.bands = [Band() for _ in range(BANDS)]
+        self.bands: list[Band] = []
+        for _ in range(BANDS):
+            self.bands.insert(0, Band(self.bands[0] if self.bands else None))
         self.pace = Pace()
 
     @property
@@ -163,19 +211,18 @@ class Backlog:
                 return place
         return None
 
-    def rising(self) -> Iterator[Place]:
-        """Those that may be the next to rise: of each band whose last one is not in the band above any more."""
-        for above, band in pairwise(self.bands):
-            if band.ready and not above.risen and (place := band.first(())) is not None:
-                yield place
+    def rising(self) -> list[Place]:
+        """Who may rise next, if it has waited for long enough."""
+        return [place for band in self.bands[1:] if band.ready for place in band.rising()]
 
     def ahead(self, place: Place) -> float:
         """Tokens of work that will be taken up until a request which comes now is, and its own; about.
 
         All that is in higher bands. And in its own what its tenant has there already, while all others are served in
-        turn with that, but no more than there is.
+        turn with that, but no more than there is; with what is below, if that rises.
         """
         band, tenant = self.bands[place.band], place.tenant
         turns = (tenant.work + place.size) * max(1.0, band.weights / tenant.weight)
         above = sum(one.work for one in self.bands[: place.band])
-        return above + min(float(band.work + place.size), turns)
+        below = sum(one.work for one in self.bands[place.band + 1 :]) if band.risen else 0
+        return above + min(float(band.work + below + place.size), turns)

@@ -19,14 +19,15 @@ class Tenant:
 
     served: weighted tokens, over its weight; lifted where it rested.
     ready: requests that could start as soon as there is room. held: those that are known at all, also those that run.
-    work: tokens that its waiting requests will take.
+    work: tokens that its waiting requests will take. since_s: from when on one was ready, without a break.
     """
 
-    __slots__ = ("held", "name", "ready", "served", "weight", "work")
+    __slots__ = ("held", "name", "ready", "served", "since_s", "weight", "work")
 
     def __init__(self, name: str, weight: float, served: float) -> None:
         self.name, self.weight, self.served = name, weight, served
         self.ready = self.held = self.work = 0
+        self.since_s = 0.0
 
     def charge(self, tokens: int) -> None:
         """It was served so many weighted tokens more; below 0: it was charged too many."""

@@ -61,7 +61,7 @@ class Place(Permit):
     """One request's place, from its arrival to its end; `Admission` alone changes it.
 
     It is its permit, too, for as long as it runs. server: where it runs, or has run; None while it waits.
-    band: it rises while it waits. homes: where it waited before that.
+    band: it rises while it waits. since_s: from when on its wait there counts. homes: where it waited before that.
     due_s: who of one tenant is first. until_s: when it is refused, if it still waits.
     waited_s: for its turn, once that has come.
     size: tokens that it will take of a server. woken: the gate whose permit it was woken for.
@@ -73,12 +73,13 @@ class Place(Permit):
 
     __slots__ = (
         "arrived_s", "ask", "band", "charged", "due_s", "homes", "input_tokens", "known", "owed", "parked", "runs",
-        "server", "size", "tenant", "until_s", "waited_s", "waits", "woken",
+        "server", "since_s", "size", "tenant", "until_s", "waited_s", "waits", "woken",
     )  # fmt: skip
 
     def __init__(self, ask: Ask, tenant: Tenant, now_s: float) -> None:
         self.at, self.generation = NOWHERE, GIVEN_BACK  # as `Permit` has it
         self.ask, self.tenant, self.arrived_s, self.band = ask, tenant, now_s, ask.band
+        self.since_s = now_s
         self.homes: tuple[tuple[int, Tenant], ...] = ()  # by band
         self.input_tokens = ask.input_tokens
         self.size = ask.input_tokens + ask.output_tokens or 1
@@ -89,6 +90,6 @@ class Place(Permit):
         self.woken: Gate | None = None
         self.waits = self.runs = self.known = False
 
-    def rises_s(self, every_s: float) -> float:
-        """From when on it may rise a band, for each time that it has waited so long."""
-        return self.arrived_s + (len(self.homes) + 1) * every_s
+    def rises_s(self, after_s: float) -> float:
+        """From when on it may rise a band: it, or its tenant without a break, has then waited so long in this one."""
+        return min(self.since_s, self.tenant.since_s) + after_s

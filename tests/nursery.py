@@ -2,11 +2,13 @@
 
 `begin(arguments, out, err)` is in place of `Popen([holdfast, *arguments], stdout=out, stderr=err)`, and `run` of
 `subprocess.run`, some hundred times in a run of all tests. What comes of it is a process of its own, with a session,
-signals and an exit status of its own; only /proc/PID/cmdline is not. Each process that runs tests has one nursery, from
-its first use until it ends itself.
+signals and an exit status of its own. What it shares with others is /proc/PID/cmdline, the order of sets, and what
+Python made of the environment when it began. Each process that runs tests has one nursery, from its first use until it
+ends itself. Proofs and tests with real vLLM execute their gateways.
 """
 
 import atexit
+import itertools
 import json
 import os
 import select
@@ -24,6 +26,8 @@ from typing import IO, Any
 ROOT = Path(__file__).resolve().parent.parent
 ORDER_BYTES_MAX = 1 << 17  # an environment and some arguments
 SAID_BYTES_MAX = 1 << 20  # of what a command says
+END_S_MAX = 5.0
+FILES_MAX = 256  # that a process has which only forks
 
 
 class Nursery:
@@ -31,7 +35,7 @@ class Nursery:
 
     def __init__(self) -> None:
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._lock = Lock()
+        self._lock, self._numbers = Lock(), itertools.count()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.nursery", str(theirs.fileno())],
             cwd=ROOT, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True,
@@ -40,14 +44,21 @@ class Nursery:
         atexit.register(self._end)
 
     def ask(self, *files: int, **order: Any) -> Any:
-        """Have something done, and say what came of it."""
+        """Have something done, and say what came of it. Raises OSError where nobody does it any more."""
         with self._lock:
+            order["number"] = number = next(self._numbers)
             socket.send_fds(self._line, [json.dumps(order).encode()], files)
-            return json.loads(self._line.recv(ORDER_BYTES_MAX))
+            while said := self._line.recv(ORDER_BYTES_MAX):
+                answer = json.loads(said)
+                if answer["number"] == number:  # else whoever asked that was interrupted
+                    return answer["is"]
+        raise OSError("the nursery has ended")
 
     def _end(self) -> None:
         self._line.close()
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_S_MAX)
+        self._process.kill()
 
 
 class Child:
@@ -58,29 +69,41 @@ class Child:
         self._nursery, self._arguments = nursery, list(arguments)
         files = out.fileno(), err.fileno()
         self.pid: int = nursery.ask(*files, arguments=self._arguments, environment=dict(os.environ))
-        self._ended = os.pidfd_open(self.pid)
+        self._lock, self._ended = Lock(), os.pidfd_open(self.pid)
 
     def poll(self) -> int | None:
         """The exit status, below 0 after a signal; None while it runs."""
-        if self.returncode is None and select.select([self._ended], [], [], 0)[0]:
-            self.returncode = self._nursery.ask(ended=self.pid)
-            os.close(self._ended)
-        return self.returncode
+        return self._status(0.0)
 
     def wait(self, timeout: float | None = None) -> int:
         """The same once it has ended. Raises subprocess.TimeoutExpired."""
-        if self.returncode is None:
-            select.select([self._ended], [], [], timeout)
-        status = self.poll()
+        status = self._status(timeout)
         if status is None:
             raise subprocess.TimeoutExpired(self._arguments, timeout or 0.0)
         return status
+
+    def _status(self, timeout: float | None) -> int | None:
+        if self.returncode is None and ended(self._ended, timeout):
+            with self._lock:
+                if self.returncode is None:  # no other thread has asked meanwhile
+                    self.returncode = self._nursery.ask(ended=self.pid)
+        return self.returncode
+
+    def __del__(self) -> None:
+        os.close(self._ended)
 
     def send_signal(self, number: int) -> None:
         """Nobody has its number before its end was asked for."""
         if self.poll() is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+
+
+def ended(pidfd: int, timeout: float | None) -> bool:
+    """Whether a process has ended, within so many seconds. Not by select(), which knows no number above 1023."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(None if timeout is None else timeout * 1e3))
 
 
 _nursery: list[Nursery] = []
@@ -119,23 +142,25 @@ def serve(line: socket.socket) -> None:
         order = json.loads(said)
         if "ended" in order:
             _, status = os.waitpid(order["ended"], 0)
-            line.send(json.dumps(os.waitstatus_to_exitcode(status)).encode())
-            continue
-        pid = os.fork()
-        if not pid:
-            line.close()
-            return become(order["arguments"], order["environment"], *files)
-        for file in files:
-            os.close(file)
-        line.send(json.dumps(pid).encode())
+            answer = os.waitstatus_to_exitcode(status)
+        else:
+            begun, begins = os.pipe()
+            if not (answer := os.fork()):
+                os.setsid()  # before anybody knows of it, who may want to end its group
+                line.close()
+                return become(order["arguments"], order["environment"], *files)
+            for file in (*files, begins):
+                os.close(file)
+            os.read(begun, 1)
+            os.close(begun)
+        line.send(json.dumps({"number": order["number"], "is": answer}).encode())
 
 
 def become(arguments: list[str], environment: dict[str, str], out: int, err: int) -> None:
     """Have this process be as if it had been executed."""
-    os.setsid()
     os.dup2(out, 1)
     os.dup2(err, 2)
-    os.closerange(3, max(out, err) + 1)
+    os.closerange(3, FILES_MAX)
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from gateway.local.leashed import Leashed
 from loadtests.bench.words import MODEL
+from loadtests.gateway_process import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S_MAX = 120.0  # litellm's imports alone take many seconds
@@ -91,7 +91,7 @@ class Peer:
         if self.recipe.command is None:
             return
         self.place.folder.mkdir()
-        self.place.port = free_port()
+        (self.place.port,) = free_ports(1)
         try:
             command, log = self.recipe.command(self.place), self.place.folder / "log"
             environment = os.environ | self.place.environment
@@ -136,10 +136,3 @@ def pinned(*cores: int) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

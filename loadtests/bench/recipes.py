@@ -16,8 +16,9 @@ import redis
 from gateway.local.leashed import Leashed
 from loadtests.bench import others
 from loadtests.bench.others import STREAMS_MAX
-from loadtests.bench.peers import ROOT, Missing, Place, Recipe, free_port
+from loadtests.bench.peers import ROOT, Missing, Place, Recipe
 from loadtests.bench.words import MODEL
+from loadtests.gateway_process import free_ports
 
 BRIEFLY = ("plain", "paced")  # for what nobody runs
 BUDGET = "1000000000000/day"
@@ -41,7 +42,8 @@ def holdfast(
         program = [sys.executable, "-P", "-m", "gateway"]
         config, data = place.folder / "holdfast.yaml", place.folder / "data"
         models = [{"name": MODEL, "replicas": [{"url": place.upstream}]}]
-        listen = {"port": place.port, "admin_port": free_port()}
+        (admin_port,) = free_ports(1)  # and of workers those after it: so far from what connections are given
+        listen = {"port": place.port, "admin_port": admin_port}
         limits = {"requests_in_flight": STREAMS_MAX}
         said = {"listen": listen, "data": str(data), "models": models, "limits": limits, **more}
         config.write_text(json.dumps(said))
@@ -86,7 +88,7 @@ def redis_server(place: Place) -> str:
     found = str(unpacked) if unpacked.exists() else shutil.which("redis-server")
     if found is None:
         raise Missing("redis-server is not installed: python3 scripts/install.py redis")
-    port, folder = free_port(), place.folder / "redis"
+    (port,), folder = free_ports(1), place.folder / "redis"
     folder.mkdir()
     options = {"port": port, "bind": "127.0.0.1", "dir": folder, "save": "", "appendonly": "yes"}
     command = [found, *(word for name, value in options.items() for word in (f"--{name}", str(value)))]

@@ -1,9 +1,11 @@
 """Who goes next, who waits, and who is refused before it has waited in vain."""
 
 import gc
+import itertools
 import random
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from statistics import median
 
@@ -21,6 +23,7 @@ from guards.refusal import Reason, Refused
 FIRST_S = 0.5  # what a first token takes
 ACME = Share("acme")
 PLENTY = 10 * Aimd().start  # more tokens than a server has room for
+TURNS_MAX = 1_000  # that admission may ask for at one moment
 
 
 class Gateway:
@@ -60,10 +63,14 @@ class Gateway:
     def turn(self, after_s: float = 0.0) -> None:
         """Time passes, and admission is asked what there is to do."""
         self.now_s += after_s
-        moves = self.admission.next(self.now_s)
-        self.started += moves.started
-        self.refused += moves.refused
-        self.again_s = moves.again_s
+        for _ in range(TURNS_MAX):
+            moves = self.admission.next(self.now_s)
+            self.started += moves.started
+            self.refused += moves.refused
+            self.again_s = moves.again_s
+            if self.again_s is None or self.again_s > self.now_s:
+                return
+        raise AssertionError("it is never done")
 
     def drain(self) -> list[str]:
         """End one request after the other, and say in which order those that waited were started."""
@@ -268,18 +275,79 @@ def test_who_has_flooded_a_band_rises_in_turn_and_not_by_how_long_it_has_waited(
     assert [name.split()[0] for name in order[: 6 + risen]].count("modest") == 3
 
 
-def test_a_band_that_waits_long_is_like_one_more_tenant_of_the_band_above():
-    """As one of its requests starts the next one rises: it has a part there, for as long as it waits."""
+def test_bands_that_wait_long_have_a_part_in_all_above():
+    """Tenants of all bands ask on and on: each tenant is served, and those of one band are served alike."""
+    gateway, asked = Gateway(rise_s=5.0, wait_s=1e6), itertools.count()
+    names = {f"{tenant} of {band}": band for band in range(BANDS) for tenant in range(4)}
+    waiting = {name: gateway.ask(name, f"{name}: {next(asked)}", band=band) for name, band in names.items()}
+    for _ in range(400):
+        gateway.leave(next(place for place in gateway.started if place.runs))
+        gateway.turn(after_s=1.0)
+        for name, band in names.items():
+            if waiting[name].server is not None:
+                waiting[name] = gateway.ask(name, f"{name}: {next(asked)}", band=band)
+
+    served = Counter(gateway.names[place].split(":")[0] for place in gateway.started)
+    by_band = [[served[name] for name, band in names.items() if band == one] for one in range(BANDS)]
+    assert all(max(one) - min(one) <= 2 for one in by_band)
+    assert sum(by_band[0]) > sum(by_band[BANDS - 1]) >= 4 * 400 / 5.0 / (BANDS - 1) / BANDS
+
+
+def test_who_was_served_far_too_much_keeps_nobody_else_from_rising():
+    """It waits long where it has risen to; others of its band rise past it."""
     gateway = Gateway(rise_s=5.0, wait_s=1e6)
-    gateway.ask()
-    for number in range(20):
-        gateway.ask("low", f"low {number}", band=1)
-        gateway.ask("high", f"high {number}", band=0)
+    served = gateway.ask("greedy", band=0)
+    for _ in range(30):
+        gateway.ask("high", band=0)  # so that there is always one
+    gateway.admission.count(served, 1_000_000, 0)
+    gateway.ask("greedy", band=1)
     gateway.turn(after_s=6.0)
+    modest = gateway.ask("modest", band=1)
+    for _ in range(12):
+        gateway.leave(next(place for place in gateway.started if place.runs))
+        gateway.turn(after_s=1.0)
 
-    order = [name.split()[0] for name in gateway.drain()]
+    assert modest.server is not None
 
-    assert order[:20].count("low") == 10
+
+def test_a_child_rises_past_those_that_are_less_deep():
+    """Else its parent, which waits for it, would never end."""
+    gateway = Gateway(servers="ab", model=1, rise_s=5.0, wait_s=1e6)
+    parent = gateway.ask("tree", band=1)
+    gateway.ask("other", band=1)
+    gateway.turn(after_s=6.0)
+    busy = gateway.ask("high", band=0, depth=2)
+    child = gateway.ask("tree", band=1, depth=2)
+    for _ in range(10):
+        gateway.ask("high", band=0, depth=2)
+        if busy.runs:
+            gateway.leave(busy)
+        gateway.turn(after_s=1.0)
+        busy = next(place for place in reversed(gateway.started) if place.ask.depth == 2)
+
+    assert parent.runs
+    assert child.server is not None
+
+
+def test_impatient_clients_keep_nobody_from_rising():
+    """Whose requests are always new, since they give up; their tenant has waited all the same."""
+    gateway = Gateway(rise_s=5.0, wait_s=1e6)
+    running = gateway.ask()
+    impatient = [gateway.ask("impatient", band=2)]
+    modest = None
+    for second in range(40):
+        gateway.ask("high", band=0)
+        impatient.append(gateway.ask("impatient", band=2))
+        if len(impatient) > 3:
+            gateway.leave(impatient.pop(0))  # after three seconds
+        if second == 1:
+            modest = gateway.ask("modest", band=2)
+        gateway.leave(running)
+        gateway.turn(after_s=1.0)
+        running = next(place for place in gateway.started if place.runs)
+
+    assert modest is not None
+    assert modest.server is not None
 
 
 def test_who_lacks_a_permit_of_its_own_is_in_nobodys_way():

@@ -8,7 +8,8 @@ import pytest
 
 from loadtests import stub_tokenizer
 from loadtests.processes import StubProcess, start_stub
-from tests.processes import TRUSTING, Gateway
+from tests.processes import TRUSTING
+from tests.processes import ForkedGateway as Gateway
 from tests.scenarios.asking import House
 
 # Short enough for tests that wait them out, long enough for two busy cores.

@@ -15,7 +15,8 @@ import pytest
 from gateway.books.corrections import encoded, reset
 from gateway.books.keys import Keys
 from gateway.books.ledger.contract import Place
-from tests.processes import HOLDFAST, ROOT, Gateway, id_of, until
+from tests.processes import HOLDFAST, ROOT, id_of, until
+from tests.processes import ForkedGateway as Gateway
 from tests.scenarios.asking import ask, chat, error, order, prompt_tokens, request_id, stop_reasons
 
 PRICES = [{"model": "stub", "input": 2, "output": 6}]  # micro-dollars for one

@@ -12,7 +12,8 @@ import pytest
 from gateway.books.ledger.tables import ledger_file
 from loadtests.stub_tokenizer import decode_bytes
 from tests.loadtests.raw_client import Seen
-from tests.processes import Gateway, id_of, until
+from tests.processes import ForkedGateway as Gateway
+from tests.processes import id_of, until
 from tests.scenarios.asking import (
     CHAT,
     TEXT,

@@ -6,7 +6,8 @@ import pytest
 
 from loadtests.processes import start_stub
 from loadtests.stub_orders import FAULTS
-from tests.processes import Gateway, until
+from tests.processes import ForkedGateway as Gateway
+from tests.processes import until
 from tests.readme import table
 from tests.scenarios.asking import (
     CHAT,

@@ -17,7 +17,8 @@ from loadtests.processes import StubProcess
 from tests.crowd import Numbers, audit
 from tests.loadtests import raw_client
 from tests.loadtests.raw_client import Seen
-from tests.processes import HOLDFAST, ROOT, Gateway, until
+from tests.processes import HOLDFAST, ROOT, until
+from tests.processes import ForkedGateway as Gateway
 from tests.scenarios.asking import ask, chat, error, header, order, plain, prompt_tokens, request_id
 
 pytestmark = pytest.mark.slow

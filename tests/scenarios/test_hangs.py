@@ -14,7 +14,8 @@ import pytest
 from loadtests.cutting_proxy import Cut, CuttingProxy
 from loadtests.processes import StubProcess, start_stub
 from tests.loadtests.raw_client import Seen
-from tests.processes import Gateway, until
+from tests.processes import ForkedGateway as Gateway
+from tests.processes import until
 from tests.scenarios.asking import (
     CHAT,
     TEXT,

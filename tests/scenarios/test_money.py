@@ -10,7 +10,8 @@ import pytest
 
 from gateway.books.keys import Keys
 from guards.budget import Limit, Unit, Window
-from tests.processes import Gateway, id_of, until
+from tests.processes import ForkedGateway as Gateway
+from tests.processes import id_of, until
 from tests.scenarios.asking import (
     ask,
     chat,

@@ -16,7 +16,8 @@ from loadtests.processes import StubProcess, start_stub
 from loadtests.stub_computer import COSTS
 from tests.loadtests.raw_client import ask
 from tests.open_loop import Sent, offer
-from tests.processes import Gateway, until
+from tests.processes import ForkedGateway as Gateway
+from tests.processes import until
 from tests.two_tenants import BATCH, INTERACTIVE, SERVERS, capacity_per_s, parts, wishes
 
 SEATS = 8

@@ -13,7 +13,8 @@ import pytest
 from gateway.books.keys import Keys
 from tests.crowd import Account, Crowd, Numbers, accounts, spend_up, wrong
 from tests.dying import POINTS
-from tests.processes import Gateway, until
+from tests.processes import ForkedGateway as Gateway
+from tests.processes import until
 from tests.scenarios.asking import ask, chat, error, order
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from loadtests.processes import StubProcess, start_stub
-from tests.processes import TRUSTING, Gateway, until
+from tests.processes import TRUSTING, until
+from tests.processes import ForkedGateway as Gateway
 from tests.scenarios.asking import (
     CHAT,
     TEXT,

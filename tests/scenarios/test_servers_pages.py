@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.processes import TRUSTING, Gateway
+from tests.processes import TRUSTING
+from tests.processes import ForkedGateway as Gateway
 from tests.scenarios.asking import ask, chat, error, header, order, plain
 
 MARK = "PAGE-OF-A-PROXY"

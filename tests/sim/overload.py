@@ -165,7 +165,7 @@ class World:
             self._of(place).refused_s = self.now_s
         if moves.again_s is not None and not self.now_s < self._again_s <= moves.again_s:
             self._again_s = moves.again_s
-            self.at(moves.again_s, lambda: None)
+            self.at(max(self.now_s, moves.again_s), lambda: None)  # who is next to rise may have waited long enough
         self.on_turn(self)
 
     def _arrives(self, one: Demand) -> None:

@@ -12,7 +12,7 @@ from loadtests.gameday.run import Run
 from loadtests.gameday.score import Outcome, Verdict
 from loadtests.processes import start_stub
 from tests.loadtests.gameday.fakes import NoFleet
-from tests.processes import Gateway
+from tests.processes import ForkedGateway as Gateway
 
 pytestmark = [pytest.mark.slow, pytest.mark.prove]
 

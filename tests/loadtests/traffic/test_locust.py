@@ -21,7 +21,7 @@ from loadtests.traffic.commands import load_app
 from loadtests.traffic.free_port import free_port
 from loadtests.traffic.plan import Plan
 from loadtests.traffic.record import Record, Stage, Tail
-from tests.processes import Gateway
+from tests.processes import ForkedGateway as Gateway
 
 ROOT = Path(__file__).resolve().parents[3]
 LIMIT_S = 120.0
