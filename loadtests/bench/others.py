@@ -12,8 +12,9 @@ from collections.abc import Callable
 from importlib.metadata import Distribution
 from pathlib import Path
 
-from loadtests.bench.peers import ROOT, Missing, Place, free_port
+from loadtests.bench.peers import ROOT, Missing, Place
 from loadtests.bench.words import MODEL
+from loadtests.gateway_process import free_ports
 
 PEERS = ROOT / ".cache" / "peers"
 HOW_TO_INSTALL = "{} is not installed; to have it measured: python3 scripts/install.py peers"
@@ -97,7 +98,7 @@ def vllm_router(place: Place) -> list[str]:
     """vLLM's router, in Rust."""
     return [
         str(_program("vllm-router")), "--host=127.0.0.1", f"--port={place.port}", "--policy=round_robin",
-        "--worker-urls", place.upstream, "--log-level=error", f"--prometheus-port={free_port()}",
+        "--worker-urls", place.upstream, "--log-level=error", f"--prometheus-port={free_ports(1)[0]}",
         f"--max-concurrent-requests={STREAMS_MAX}", f"--request-timeout-secs={ANSWER_S_MAX}",
     ]  # fmt: skip
 
@@ -121,7 +122,7 @@ def smg(place: Place) -> list[str]:
     """Shepherd Model Gateway, its router alone."""
     return [
         str(_program("smg")), "launch", "--host=127.0.0.1", f"--port={place.port}", "--policy=round_robin",
-        "--worker-urls", place.upstream, "--log-level=error", f"--prometheus-port={free_port()}",
+        "--worker-urls", place.upstream, "--log-level=error", f"--prometheus-port={free_ports(1)[0]}",
         f"--max-concurrent-requests={STREAMS_MAX}", f"--request-timeout-secs={ANSWER_S_MAX}",
         "--disable-tokenizer-autoload",
     ]  # fmt: skip
