@@ -55,6 +55,6 @@ def _lacking(name: str, error: ImportError) -> Command:
 
     @stand_in.command(context_settings=ANYTHING, help=f"Not installed: it comes with the extra «{extra}».")
     def told() -> None:
-        fail(f"holdfast {name}: {error}. Run: pip install 'holdfast[{extra}]'")
+        fail(f"holdfast {name}: {error}. In Holdfast's directory run: pip install '.[{extra}]'")
 
     return get_command(stand_in)

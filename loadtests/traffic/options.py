@@ -100,7 +100,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rate": {
         "default": "",
         "help": "clients a second, in an open loop: 4, or one after the other 2,4,8; "
-        "unsaid: each locust user begins anew when it is done",
+        "unsaid: one a second (holdfast load); each user begins anew when it is done (locust)",
     },
     "each-s": {"type": float, "default": 30.0, "help": "how long each rate lasts, in seconds"},
     "seed": {"type": int, "default": 1, "help": "of all that is random"},

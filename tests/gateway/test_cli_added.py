@@ -72,7 +72,7 @@ def test_a_command_that_lacks_something_says_what_to_install(add: Add):
     for words in ((), ("--help",), ("list", "--store", "x", "y")):
         said = run("lacking", *words, code=1)
         assert "holdfast lacking: No module named 'holdfast_is_not_there'" in said
-        assert "pip install 'holdfast[plugin]'" in said
+        assert "pip install '.[plugin]'" in said
         assert said.count("\n") == 1
     assert "comes with the extra «plugin»" in run("--help")
 
@@ -131,5 +131,5 @@ def test_what_is_missing_is_said_with_what_to_install(words: list[str], missing:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
     assert done.returncode == 1
-    assert f"pip install 'holdfast[{extra}]'" in done.stderr
+    assert f"pip install '.[{extra}]'" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -110,7 +110,7 @@ def _explained() -> Iterator[None]:
     except (StoreRefused, StoreBusy) as error:
         _fail(str(error))
     except ImportError as error:
-        _fail(f"{error}. Run: pip install 'holdfast[plugin]'")
+        _fail(f"{error}. In Holdfast's directory run: pip install '.[plugin]'")
 
 
 def _fail(message: str) -> NoReturn:

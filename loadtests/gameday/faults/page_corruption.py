@@ -53,7 +53,7 @@ class PageCorruption(Scenario):
 
     def lacking(self) -> str:
         """The page store is opened here as well."""
-        return "" if find_spec("lmdb") else "lmdb is missing: pip install 'holdfast[plugin]'"
+        return "" if find_spec("lmdb") else "lmdb is missing; in Holdfast's directory: pip install '.[plugin]'"
 
     def steady(self) -> Observations:
         """A prompt is answered alike by computing it, from resident pages, and from the store, and nothing is found."""
