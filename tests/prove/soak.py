@@ -85,7 +85,7 @@ class Soak:
 
     def __init__(self, gateway: Gateway, servers: Servers, rng: random.Random) -> None:
         self._gateway, self._servers, self._rng = gateway, servers, rng
-        self._began_s = time.monotonic()
+        self._began_s, self._on = time.monotonic(), provenance()
         self._known = accounts(gateway, 40, rng, least=100_000, most=2_000_000)
         self._crowds: list[RudeCrowd] = []
         self._series: list[dict[str, float]] = []
@@ -104,7 +104,7 @@ class Soak:
         seats = await seated(self._gateway, SERVERS, SEATS)
         status = await asyncio.to_thread(self._gateway.stop)
         return {
-            "on": provenance(), "soak_s": soak_s, "carried": carried, "half_per_s": half_per_s,
+            "on": self._on, "soak_s": soak_s, "carried": carried, "half_per_s": half_per_s,
             "warm_up_s": warm_up_s, "before": before, "after": after, "seats": seats, "series": self._series,
             "asked": self._crowds[-1].asked,
             "asked_in_all": sum(one.asked for one in self._crowds),
