@@ -2,9 +2,9 @@
 
 What was sent to a server cannot be called back, or moved to one that has become free. So a server is given no more than
 it can hold (`concurrency`), and the rest waits here, in this order: priority band; the tenant that was served least
-(`fairness`); the earliest deadline. Whose turn it is in a band rises to the next one after a while, so that nobody
-starves; one of a tenant's at a time, and not who has waited the longest, for that is whoever has flooded it. Requests
-whose own permits are taken (`permits`) wait aside, in nobody's way.
+(`fairness`); the earliest deadline. Who is not served in a band rises to the next one after a while, so that nobody
+starves; one of a tenant's at a time, for whoever has flooded it has most of those that have waited long. Requests whose
+own permits are taken (`permits`) wait aside, in nobody's way.
 
 Who cannot be in time is refused, at once if that can be foreseen: a queue of requests that all come too late serves
 nobody (earliest deadline first does just that under overload). Every wait and every number has a bound.
@@ -50,7 +50,7 @@ class Bounds:
     """How many may run and wait, and how long. Times in seconds.
 
     waiting: in all; one tenant has at most as many as there is room for others still. wait_s: the longest wait.
-    rise_s: for each time that a request, or its tenant, has waited so long it may rise a band, when it is next there.
+    rise_s: for each time that a request, or its tenant, has waited so long unserved it may rise a band.
     model, agent: permits of each, for requests of each depth; MANY for any number. server: requests at one server.
     """
 
@@ -279,7 +279,8 @@ class Admission:
                     continue
                 self._unqueue(place, now_s, started=True)
                 place.waited_s = now_s - place.arrived_s
-                self._start(place, gates, server, backlog.bands[place.band])
+                self._start(place, gates, server, band := backlog.bands[place.band])
+                band.started(place, now_s)
                 started.append(place)
 
     def _late_s(self, place: Place, server: str, now_s: float) -> float | None:
@@ -378,14 +379,14 @@ class Admission:
                 self._ready(place, self._backlogs[place.ask.model], now_s)
 
     def _rise(self, now_s: float) -> None:
-        """Raise those a band whose turn it is, and who have been there for long enough.
+        """Raise those a band whose turn it is, and who have been there for long enough without being served.
 
         Of a tenant, and of each depth, one at a time. Did all rise that have waited, then a flood would go, request by
         request, before whoever comes to its own band after it; rose one for all, then its wait would be all others'.
         """
         for backlog in self._backlogs.values():
-            for place in backlog.rising():
-                if (due_s := place.rises_s(self._bounds.rise_s)) <= now_s:
+            for due_s, place in backlog.rising(self._bounds.rise_s):
+                if due_s <= now_s:
                     self._raise(place, backlog, due_s)
 
     def _raise(self, place: Place, backlog: Backlog, since_s: float) -> None:
@@ -423,8 +424,8 @@ class Admission:
         first = self._until.first()
         if first is None:
             return None
-        heads = [place for backlog in self._backlogs.values() for place in backlog.rising()]
-        return min([first.until_s, *(one.rises_s(self._bounds.rise_s) for one in heads)])
+        heads = (head for backlog in self._backlogs.values() for head in backlog.rising(self._bounds.rise_s))
+        return min([first.until_s, *(due_s for due_s, _ in heads)])
 
 
 def _charge(place: Place, tokens: int) -> None:

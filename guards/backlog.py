@@ -5,28 +5,32 @@ each band has counters of its own: one that waits below would hold back the floo
 Each depth of agents has a line of its own, since nobody may wait behind a request that is less deep (see `permits`).
 """
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 
 from guards.fairness import Tenant, Tenants
 from guards.pace import Pace
 from guards.place import BANDS, Place
 from guards.ranking import Ranking
 
+NEVER_S = float("-inf")
+
 
 class Stand:
-    """One tenant's requests in a line, the earliest deadline first."""
+    """One tenant's requests in a line, the earliest deadline first. started_s: when one was started from here."""
 
-    __slots__ = ("places", "tenant")
+    __slots__ = ("places", "started_s", "tenant")
 
     def __init__(self, tenant: Tenant) -> None:
         self.tenant = tenant
+        self.started_s = NEVER_S
         self.places: Ranking[Place, float] = Ranking()
 
 
 class Line:
     """The requests of one band and depth, by tenant.
 
-    Counters grow while tenants wait. So a stand is ranked by what its tenant's was, and anew when it is in front.
+    Counters grow while tenants wait. So a stand is ranked by what its tenant's was, and anew when it is in front; and
+    so it is with the time since when it has waited unserved, by which it rises.
     """
 
     __slots__ = ("_above", "_below", "_order", "_stands")
@@ -75,26 +79,51 @@ class Line:
             del self._above[tenant]
             self.lowered(tenant)
 
+    def started(self, tenant: Tenant, now_s: float) -> None:
+        """A request of a tenant's was started from here."""
+        stand = self._stands.get(tenant)
+        if stand is not None:
+            stand.started_s = now_s
+
     def first(self) -> Place | None:
         """Whose turn it is."""
-        return _first(self._order)
+        stand = _first(self._order, served)
+        return None if stand is None else stand.places.first()
 
-    def rising(self) -> Place | None:
-        """Whose turn it is to rise."""
-        return _first(self._below)
+    def rising(self, after_s: float) -> tuple[float, Place] | None:
+        """When the next one may rise, and which it is: of the tenant that has waited unserved for the longest time.
+
+        It, or its tenant, has then waited so long, and none was started from here for as long: who is served here,
+        however late, does not starve.
+        """
+        stand = _first(self._below, since)
+        place = None if stand is None else stand.places.first()
+        if stand is None or place is None:
+            return None
+        return max(min(place.since_s, stand.tenant.since_s), stand.started_s) + after_s, place
 
     def _rank(self, stand: Stand) -> None:
-        self._order.rank(stand, stand.tenant.served)
+        self._order.rank(stand, served(stand))
         if stand.tenant not in self._above:
-            self._below.rank(stand, stand.tenant.served)
+            self._below.rank(stand, since(stand))
 
 
-def _first(order: Ranking[Stand, float]) -> Place | None:
+def _first(order: Ranking[Stand, float], key: Callable[[Stand], float]) -> Stand | None:
     while (stand := order.first()) is not None:
-        if order.key(stand) == stand.tenant.served:
-            return stand.places.first()
-        order.rank(stand, stand.tenant.served)
+        if order.key(stand) == (now := key(stand)):
+            return stand
+        order.rank(stand, now)
     return None
+
+
+def served(stand: Stand) -> float:
+    """By what it is its turn to be served."""
+    return stand.tenant.served
+
+
+def since(stand: Stand) -> float:
+    """By what it is its turn to rise."""
+    return stand.tenant.since_s
 
 
 class Band:
@@ -155,9 +184,15 @@ class Band:
         heads = [line.first() for depth, line in self._lines.items() if depth not in blocked]
         return min(filter(None, heads), key=lambda place: (place.tenant.served, place.due_s), default=None)
 
-    def rising(self) -> list[Place]:
-        """Whose turn it is to rise, of each depth."""
-        return [place for line in self._lines.values() if (place := line.rising()) is not None]
+    def rising(self, after_s: float) -> list[tuple[float, Place]]:
+        """Who may rise next, of each depth, and when."""
+        return [found for line in self._lines.values() if (found := line.rising(after_s)) is not None]
+
+    def started(self, place: Place, now_s: float) -> None:
+        """A request was started from here: its tenant waits unserved no more, nor where it has risen from."""
+        for tenant in (place.tenant, *(home for _, home in place.homes)):
+            tenant.since_s = now_s
+        self._lines[place.ask.depth].started(place.tenant, now_s)
 
     def least(self) -> float | None:
         """The counter of the tenant that was served least of those that are ready."""
@@ -211,9 +246,9 @@ class Backlog:
                 return place
         return None
 
-    def rising(self) -> list[Place]:
-        """Who may rise next, if it has waited for long enough."""
-        return [place for band in self.bands[1:] if band.ready for place in band.rising()]
+    def rising(self, after_s: float) -> list[tuple[float, Place]]:
+        """Who may rise next, of each band and depth, and when: once it has waited so long unserved."""
+        return [found for band in self.bands[1:] if band.ready for found in band.rising(after_s)]
 
     def ahead(self, place: Place) -> float:
         """Tokens of work that will be taken up until a request which comes now is, and its own; about.

@@ -19,7 +19,7 @@ class Tenant:
 
     served: weighted tokens, over its weight; lifted where it rested.
     ready: requests that could start as soon as there is room. held: those that are known at all, also those that run.
-    work: tokens that its waiting requests will take. since_s: from when on one was ready, without a break.
+    work: tokens that its waiting requests will take. since_s: from when on one was ready, and none was started.
     """
 
     __slots__ = ("held", "name", "ready", "served", "since_s", "weight", "work")

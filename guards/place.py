@@ -89,7 +89,3 @@ class Place(Permit):
         self.parked: Gate | None = None
         self.woken: Gate | None = None
         self.waits = self.runs = self.known = False
-
-    def rises_s(self, after_s: float) -> float:
-        """From when on it may rise a band: it, or its tenant without a break, has then waited so long in this one."""
-        return min(self.since_s, self.tenant.since_s) + after_s

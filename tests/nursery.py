@@ -66,6 +66,7 @@ class Child:
 
     def __init__(self, nursery: Nursery, arguments: Sequence[str], out: IO[bytes], err: IO[bytes]) -> None:
         self.returncode: int | None = None
+        self._ended = -1
         self._nursery, self._arguments = nursery, list(arguments)
         files = out.fileno(), err.fileno()
         self.pid: int = nursery.ask(*files, arguments=self._arguments, environment=dict(os.environ))
@@ -90,7 +91,8 @@ class Child:
         return self.returncode
 
     def __del__(self) -> None:
-        os.close(self._ended)
+        if self._ended >= 0:
+            os.close(self._ended)
 
     def send_signal(self, number: int) -> None:
         """Nobody has its number before its end was asked for."""
@@ -134,15 +136,25 @@ def run(arguments: Sequence[str], timeout: float) -> str:
 
 
 def serve(line: socket.socket) -> None:
-    """Fork as it is told, until nobody is there any more; a child comes back from this to be what it was begun for."""
+    """Fork as it is told, until nobody is there any more; a child comes back from this to be what it was begun for.
+
+    Before it ends itself it ends those of whose end nobody has asked: whoever began them was interrupted, or is gone.
+    """
+    running, ends = set[int](), dict[int, int]()
     while True:
         said, files, _, _ = socket.recv_fds(line, ORDER_BYTES_MAX, 2)
         if not said:
+            for pid in running:
+                with suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
             os._exit(0)
         order = json.loads(said)
         if "ended" in order:
-            _, status = os.waitpid(order["ended"], 0)
-            answer = os.waitstatus_to_exitcode(status)
+            pid = order["ended"]
+            if pid in running:  # else whoever asked before was interrupted
+                ends[pid] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                running.discard(pid)
+            answer = ends[pid]
         else:
             begun, begins = os.pipe()
             if not (answer := os.fork()):
@@ -153,6 +165,7 @@ def serve(line: socket.socket) -> None:
                 os.close(file)
             os.read(begun, 1)
             os.close(begun)
+            running.add(answer)
         line.send(json.dumps({"number": order["number"], "is": answer}).encode())
 
 

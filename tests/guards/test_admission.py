@@ -329,6 +329,80 @@ def test_a_child_rises_past_those_that_are_less_deep():
     assert child.server is not None
 
 
+def test_who_is_served_in_its_own_band_does_not_rise():
+    """However long its requests wait for their turn: nobody starves there, and those above go first."""
+    gateway = Gateway(rise_s=5.0, wait_s=1e6)
+    gateway.ask()
+    for number in range(90):
+        gateway.ask(f"batch {number % 3}", band=3)
+    for _ in range(20):
+        gateway.turn(after_s=1.0)
+        gateway.leave(next(place for place in gateway.started if place.runs))
+    high = [gateway.ask("high", band=0) for _ in range(3)]
+
+    for _ in high:
+        gateway.leave(next(place for place in gateway.started if place.runs))
+
+    assert [place.server for place in high] == ["a"] * 3
+
+
+def test_a_tenants_requests_rise_one_by_one_for_as_long_as_they_are_not_served():
+    """Each by its own wait, although its tenant was served from above just before."""
+    gateway, asked = Gateway(rise_s=5.0, wait_s=1e6), []
+    gateway.ask()
+    for second in range(60):
+        gateway.ask("high", band=0)
+        if second % 3 == 0:
+            asked.append(gateway.ask("low", band=1))
+        gateway.turn(after_s=1.0)
+        gateway.leave(next(place for place in gateway.started if place.runs))
+
+    waits_s = [place.waited_s for place in asked if place.server is not None]
+    assert len(waits_s) >= len(asked) - 4
+    assert 5.0 <= min(waits_s) <= max(waits_s) <= 11.0
+
+
+def test_who_comes_and_goes_keeps_nobody_from_rising():
+    """Tenants that were served less, and give up before they rise, go before nobody who has waited longer."""
+    gateway = Gateway(rise_s=5.0, wait_s=1e6)
+    gateway.ask()
+    coming: list[Place] = []
+    modest: list[Place] = []
+    for second in range(100):
+        gateway.ask("high", band=0)
+        if second % 2 == 0:
+            coming.append(gateway.ask(f"other {second % 6}", band=2))
+            if len(coming) > 2:
+                gateway.leave(coming.pop(0))  # after four seconds
+        if second % 20 == 10:
+            modest.append(gateway.ask("modest", band=2, input_tokens=30))
+        gateway.turn(after_s=1.0)
+        gateway.leave(next(place for place in gateway.started if place.runs))
+
+    assert [place.waited_s <= 20.0 and place.server for place in modest[:4]] == ["a"] * 4
+
+
+def test_what_rises_from_below_is_foreseen():
+    """It has its turns among those of the band, so whoever comes there waits for it too."""
+    gateway = Gateway(rise_s=5.0, wait_s=1e6)
+    gateway.ask()
+    for _ in range(30):
+        gateway.ask("high", band=0)
+        gateway.ask("low", band=1)
+    for _ in range(12):
+        gateway.turn(after_s=1.0)
+        gateway.leave(next(place for place in gateway.started if place.runs))
+    last = gateway.ask("high", band=0)
+    backlog = gateway.admission._backlogs["m"]
+    foreseen_s = backlog.pace.seconds(backlog.ahead(last) - last.size, gateway.now_s)
+    asked_s = gateway.now_s
+    while last.server is None:
+        gateway.turn(after_s=1.0)
+        gateway.leave(next(place for place in gateway.started if place.runs))
+
+    assert foreseen_s == pytest.approx(gateway.now_s - asked_s, rel=0.15)
+
+
 def test_impatient_clients_keep_nobody_from_rising():
     """Whose requests are always new, since they give up; their tenant has waited all the same."""
     gateway = Gateway(rise_s=5.0, wait_s=1e6)
