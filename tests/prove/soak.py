@@ -38,6 +38,7 @@ IDLE_S = 6.0  # for unused connections to servers to be closed, which takes time
 REST_LOOKS = 5  # at rest: the gateway asks servers how they are now and then
 SAMPLE_S = 2.0
 SERVERS = 3
+ACCOUNTS, ACCOUNT_TOKENS_MAX = 40, 20_000_000  # some are spent within the hour, so that load falls by little
 SEATS = 64  # of each server: permits
 # How far from «where they were» counts as back, where memory has no slope; and descriptors, threads.
 RSS_BYTES_MORE = 24 * 2**20
@@ -86,7 +87,7 @@ class Soak:
     def __init__(self, gateway: Gateway, servers: Servers, rng: random.Random) -> None:
         self._gateway, self._servers, self._rng = gateway, servers, rng
         self._began_s, self._on = time.monotonic(), provenance()
-        self._known = accounts(gateway, 40, rng, least=100_000, most=2_000_000)
+        self._known = accounts(gateway, ACCOUNTS, rng, least=100_000, most=ACCOUNT_TOKENS_MAX)
         self._crowds: list[RudeCrowd] = []
         self._series: list[dict[str, float]] = []
 
