@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -37,6 +37,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 AGAIN_S_FIRST, AGAIN_S_MAX = 0.1, 5.0  # before a worker that died is started anew; doubled while it does not last
 LASTS_S = 10.0  # one that lived for so long died by chance
 WAIT_S_MAX = 1e9
+ALONE_S_MAX = 0.5  # that threads which have ended may take to be gone
 FAILS_S = 5.0  # one that ends by itself so soon after the first start of all cannot be started
 
 
@@ -121,6 +122,7 @@ class Parent:
     def run(self) -> int:
         """Until all have ended; the worst of their statuses."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        alone()
         while self._start() or any(seat.pid for seat in self._seats):
             waits = [seat.starts_at for seat in self._seats if not (seat.pid or self._stopping)]
             heard = signal.sigtimedwait(SIGNALS, max(0.0, min(waits, default=WAIT_S_MAX) - time.monotonic()))
@@ -179,6 +181,18 @@ class Parent:
         finally:
             sys.stderr.flush()
             os._exit(status)
+
+
+def alone() -> None:
+    """Wait a moment for threads that have ended to be gone for the kernel, too.
+
+    A signal goes to any thread that does not block it: one that Python has joined may live on for as long as it has no
+    processor, and the signal would end this process, and nobody its workers.
+    """
+    deadline_s = time.monotonic() + ALONE_S_MAX
+    with suppress(OSError):  # where there is no /proc
+        while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < deadline_s:
+            time.sleep(0.001)
 
 
 def work(worker: Worker, parent: int) -> int:

@@ -9,9 +9,9 @@ import pytest
 from gateway.app import gateway
 from gateway.config import Config
 from loadtests.bench.load import Job, run
-from loadtests.bench.peers import free_port
 from loadtests.bench.upstream import Upstream
 from loadtests.bench.words import MODEL
+from loadtests.traffic.free_port import free_port
 
 KEPT_MAX = 3  # of a kind: what one connection's last request has yet to let go of
 

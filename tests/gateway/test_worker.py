@@ -1,5 +1,7 @@
 """What workers share, and what is divided among them."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -106,3 +108,20 @@ def test_a_declared_keys_rates_are_divided_too(tmp_path):
     ((_, rate),) = Worker(1, 4, whole).config.keys[0].rates
 
     assert (rate.units, rate.period_s, rate.burst) == (2, 60, 2)
+
+
+def test_workers_begin_where_no_thread_lives_that_a_signal_could_end_all_by():
+    """One that is over for Python may have no processor to end on; it blocks no signal."""
+    code = """
+import os, threading, time
+from gateway.workers import alone
+alone()
+began_s = time.monotonic()
+threading.Thread(target=time.sleep, args=(0.2,)).start()
+alone()
+print(len(os.listdir("/proc/self/task")), time.monotonic() - began_s >= 0.2)
+"""
+
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30).stdout
+
+    assert said.split() == ["1", "True"]
