@@ -20,7 +20,7 @@ from gateway.local.leashed import LaunchFailed, Leashed
 from loadtests.traffic import options, page, report
 from loadtests.traffic.free_port import free_port
 from loadtests.traffic.live import Live
-from loadtests.traffic.record import Tail
+from loadtests.traffic.record import Stage, Tail
 from loadtests.traffic.scenarios import REPLAY
 from loadtests.traffic.traces import TraceError
 
@@ -39,6 +39,7 @@ CLASSES = {
     REPLAY: ("Replay",),
     "all": ("ChatSessions", "Agents", "Batches", "Runaways", "Leavers", "LongContexts"),
 }
+BESIDE = (".json", ".records")  # of a report
 OWN = ("records", "report")  # options that this command sets itself
 BEYOND_S = 60.0  # for locust to start and to end, beside what the run takes
 LOOK_S, POLITE_S = 0.25, 10.0
@@ -93,9 +94,14 @@ def load(
         _usage(str(error))
     if "Replay" in names and not settings.rows:
         _usage("replay needs a trace: --trace FILE")
+    if out is not None and out.suffix in BESIDE:
+        _usage(f"--out {out}: beside it come {' and '.join(BESIDE)}; name it such as {out.with_suffix('.html')}")
     target = out or Path(f"load-{scenario.replace(',', '-')}-{datetime.now():%Y%m%d-%H%M%S}.html")
     folder = target.with_suffix(".records")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _usage(f"--out {target}: {folder} cannot be made: {error.strerror}")
     plan = settings.plan(REPLAY if "Replay" in names else scenario)
     live = Live(f"{scenario} at {root}", plan.takes_s, settings.sla)
     command = _command(names, root, folder, processes, given)
@@ -174,10 +180,13 @@ def _tell(target: Path, folder: Path, over: str, as_json: bool) -> None:
         said = log.read_text(errors="replace").strip()[-2000:] if log.exists() else ""
         typer.echo(f"nothing was asked. {said}".strip(), err=True)
         raise typer.Exit(130 if over == "interrupted" else 1) from None
+    except OSError as error:
+        typer.echo(f"no report: {error}. Its records are in {folder}", err=True)
+        raise typer.Exit(1) from None
     found = json.loads(target.with_suffix(".json").read_text())
     typer.echo(json.dumps(found) if as_json else said_of(found, target))
-    failed = any(one["error"] for one in found["errors"])
-    raise typer.Exit(130 if over == "interrupted" else int(failed or bool(over) or not found["rates"]["requests"]))
+    ended = found["rates"]["requests"] - found["stages"].get(Stage.UNFINISHED, 0)
+    raise typer.Exit(130 if over == "interrupted" else int(found["failed"] or bool(over) or not ended))
 
 
 def said_of(found: dict[str, Any], target: Path) -> str:

@@ -14,8 +14,12 @@ from loadtests.traffic.spread import Interval, difference
 
 TRIFLE = 0.02  # of the first median
 SLICES_MIN = 4
-ALIKE = ("scenarios", "rates_per_s", "sla", "model")  # of what was asked for: else two different things are compared
-ALIKE_OPTIONS = ("each_s", "size", "context", "think_s", "speed", "trace", "rows", "free_length", "no_ids")
+# Of what was asked for: else two different things are compared.
+ALIKE = ("scenarios", "rates_per_s", "sla", "model", "tenants", "trace_sha256")
+ALIKE_OPTIONS = (
+    "each_s", "size", "context", "think_s", "speed", "rows", "free_length", "no_ids", "tool_calls", "words_per_token",
+    "patience_s", "in_flight",
+)  # fmt: skip
 
 
 class NoReport(ValueError):
@@ -68,9 +72,13 @@ def load(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path.read_bytes())
         if found["format"] != FORMAT or not found["slices"]:
             raise ValueError(f"its format is {found['format']}, not {FORMAT}")
+        unlike(found, found)
+        bool(found["generator"]["limited"])
+        for *_, of in MEASURES:
+            sum(value for one in found["slices"] if (value := of(one)) is not None)
     except RecursionError:
         raise NoReport(f"{path}: nested too deeply") from None
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         why = f"it has no {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
         raise NoReport(f"{path}: not the JSON of a load report: {why}") from None
     return found
@@ -80,7 +88,11 @@ def unlike(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """What was asked of one run and not of the other; seeds may differ."""
     one, other = before["head"], after["head"]
     pairs = [(name, one.get(name), other.get(name)) for name in ALIKE]
-    pairs += [(f"--{name}", one["options"].get(name), other["options"].get(name)) for name in ALIKE_OPTIONS]
+    if not any((one["rates_per_s"], other["rates_per_s"], one.get("trace_sha256"))):  # a closed loop
+        pairs.append(("users", one.get("users"), other.get("users")))
+    options = [run["options"] for run in (one, other)]
+    pairs.append(("--direct", *(bool(each.get("direct")) for each in options)))  # wherever: the load is twice as large
+    pairs += [(f"--{name.replace('_', '-')}", *(each.get(name) for each in options)) for name in ALIKE_OPTIONS]
     return [f"{name}: {first} and {second}" for name, first, second in pairs if first != second]
 
 

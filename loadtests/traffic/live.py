@@ -12,6 +12,7 @@ from rich.text import Text
 from loadtests.traffic.buckets import bucket, quantile_s, together
 from loadtests.traffic.options import Sla
 from loadtests.traffic.record import ERRORS, Lines, Record, Stage, Strain
+from loadtests.traffic.strain import CPU_MAX, LATE_S_MAX
 
 RECENT = 2000  # whole answers, whose quantiles are shown
 ERRORS_SHOWN = 4
@@ -71,14 +72,11 @@ class Live:
         stages = "   ".join(f"{stage} {count}" for stage, count in sorted(self._stages.items()))
         parts.append(Text(stages, "red" if self.errors else ""))
         parts += [Text(f"  {count} × {said}", "red") for said, count in self._errors.most_common(ERRORS_SHOWN)]
-        if any(one.cpu > 0.9 or one.late_max_s > 0.1 for one in self._strains.values()):
-            worst = max(self._strains.values(), key=lambda one: (one.cpu, one.late_max_s))
-            parts.append(
-                Text(
-                    f"the generator is at its limit: {worst.cpu:.0%} of a core, {worst.late_max_s * 1e3:.0f} ms late",
-                    "yellow",
-                )
-            )
+        cpu = max((one.cpu for one in self._strains.values()), default=0.0)
+        late_s = max((one.late_max_s for one in self._strains.values()), default=0.0)
+        if cpu > CPU_MAX or late_s > LATE_S_MAX:
+            limit = f"the generator is at its limit: {cpu:.0%} of a core, {late_s * 1e3:.0f} ms late"
+            parts.append(Text(limit, "yellow"))
         return Group(*parts)
 
     def plain(self, console: Console) -> None:

@@ -37,6 +37,13 @@ class Sla(NamedTuple):
         in_time = all(most is None or (one is not None and one <= most) for one, most in zip(seen, self, strict=True))
         return record.stage is Stage.WHOLE and in_time
 
+    def broken(self, record: Record) -> bool:
+        """Whether a request that is still open can not be in time any more."""
+        open_s = record.end_s
+        first_s = open_s if record.first_s is None else record.first_s
+        late = ((self.ttft, first_s), (self.e2e, open_s))
+        return record.stage is Stage.UNFINISHED and any(most is not None and most < seen for most, seen in late)
+
     def __str__(self) -> str:
         return ", ".join(f"{name} ≤ {most:g} s" for name, most in zip(PARTS, self, strict=True) if most is not None)
 

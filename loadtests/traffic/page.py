@@ -90,11 +90,16 @@ def table(rows: Sequence[Sequence[Any]], left: Sequence[int] = ()) -> str:
 def _verdicts(found: dict[str, Any]) -> list[str]:
     limited = found["generator"]["limited"]
     said = [f'<p class="bad">The generator limited this run: {escape(one)}.</p>' for one in limited]
-    errors = sum(one["count"] for one in found["errors"] if one["error"])
-    if errors:
-        said.append(f'<p class="bad">{errors} of {found["rates"]["requests"]} requests failed.</p>')
+    requests, whole, still = found["rates"]["requests"], found["rates"]["whole"], found["stages"].get("unfinished", 0)
+    if found["failed"]:
+        said.append(f'<p class="bad">{found["failed"]} of {requests} requests failed.</p>')
+    elif whole:
+        which = "Every stream that ended" if still else "Every stream"
+        said.append(f'<p class="good">{which} was whole: finish reason, [DONE], and usage that says what came.</p>')
     else:
-        said.append('<p class="good">Every stream was whole: finish reason, [DONE], and usage that says what came.</p>')
+        said.append(f'<p class="bad">None of {requests} requests was answered whole.</p>')
+    if still:
+        said.append(f'<p class="bad">{still} of {requests} were open when the run ended: nobody knows of them.</p>')
     if (share := found["tokens"]["counted_share"]) is not None and share < 1:
         said.append(
             f'<p class="dim">Tokens were counted by their ids in {share:.0%} of answers; else usage is believed.</p>'

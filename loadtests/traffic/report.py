@@ -93,6 +93,7 @@ def summary(head: dict[str, Any], heard: Heard) -> dict[str, Any]:
             name: {"stages": _stages(ones), "latency": latency(ones)} for name, ones in _by(mine, "scenario")
         },
         "stages": _stages(mine),
+        "failed": sum(one.stage in ERRORS for one in mine),
         "errors": _errors(mine),
         "tokens": _tokens(mine, took_s),
         "tenants": {name: _tenant(ones) for name, ones in _by(mine, "tenant") if name},
@@ -164,13 +165,16 @@ def _rates(
         "whole_per_s": len(whole) / sending_s,
         "good": (good := sum(map(sla.kept, records))),
         "goodput_per_s": good / sending_s,
-        "good_share": good / len(meant) if (meant := _meant(records)) else None,
+        "good_share": good / len(meant) if (meant := _meant(records, sla)) else None,
     }
 
 
-def _meant(records: Sequence[Record]) -> list[Record]:
-    """Those that were meant to be answered whole: neither hung up on nor to be stopped, nor open at the run's end."""
-    return [one for one in records if one.stage not in (Stage.LEFT, Stage.STOPPED, Stage.UNFINISHED)]
+def _meant(records: Sequence[Record], sla: Sla) -> list[Record]:
+    """Those that were meant to be answered whole: neither hung up on nor to be stopped, nor open at the run's end, but
+    for those that were too late by then.
+    """
+    unknown = (Stage.LEFT, Stage.STOPPED, Stage.UNFINISHED)
+    return [one for one in records if one.stage not in unknown or sla.broken(one)]
 
 
 def _step(

@@ -18,14 +18,13 @@ import gevent
 from gevent.pool import Group
 from locust.runners import MasterRunner, WorkerRunner
 
-from loadtests.traffic import options, report
+from loadtests.traffic import options, report, traces
 from loadtests.traffic.arrivals import Due
 from loadtests.traffic.looks import watched
 from loadtests.traffic.plan import Mine
 from loadtests.traffic.record import Arrival, Record, Strain, Writer, now_s
 from loadtests.traffic.scenarios import REPLAY, TENANTS
 from loadtests.traffic.server import Server
-from loadtests.traffic.traces import TraceError
 
 OVER = "holdfast-traffic-over"  # a worker's word that no more clients come, and none is there
 STRAIN_S, NAP_S = 1.0, 0.02
@@ -124,7 +123,7 @@ class Run:
         if self.leads and self.settings.given.report and self.folder is not None:
             try:
                 log.info("report: %s", report.write(self.folder, Path(self.settings.given.report)))
-            except report.NoRun as error:
+            except (report.NoRun, OSError) as error:
                 log.error("no report: %s", error)
 
     def over(self, **_: Any) -> None:
@@ -212,7 +211,7 @@ class Run:
     def _settings(self) -> options.Settings:
         try:
             return options.read(self.environment.parsed_options)
-        except (options.BadOption, TraceError) as error:
+        except (options.BadOption, traces.TraceError) as error:
             log.error("%s", error)
             sys.exit(2)
 
@@ -232,6 +231,7 @@ class Run:
             "options": {name: getattr(given, name) for name in sorted(said)},
             "tenants": sorted(filter(None, self.settings.keys)),
             "model": self.model,
+            "trace_sha256": traces.digest(Path(given.trace)) if given.trace else "",
             "words_per_token": self.settings.sizes.words,
             "versions": versions(),
             "cores": os.cpu_count(),

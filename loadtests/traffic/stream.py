@@ -59,6 +59,7 @@ class Watch:
     def __init__(self, record: Record, choices: int = 1) -> None:
         self.record, self.text, self.tool_calls = record, "", list[dict[str, Any]]()
         self.done = False
+        self.heard_s = 0.0  # when the last event came
         self._choices, self._finished = choices, set[int]()
         self._reader, self._usage = EventReader(), None
         self._ids = self._events = 0
@@ -75,6 +76,7 @@ class Watch:
         """Take what was read at that time."""
         try:
             for event in self._reader.feed(data):
+                self.heard_s = now_s
                 if event == DONE:
                     self.done = True
                 elif not self._error:

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import file_digest
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from loadtests.traffic.text import shared, words
 BLOCK_TOKENS = 512  # of a hash id in Mooncake's traces
 ROWS_MAX = 1_000_000
 PROMPT_TOKENS_MAX = 1_000_000  # of one prompt, after scaling
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)  # of one line
 AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 
@@ -54,6 +56,11 @@ class Scale:
         """A number of tokens, scaled; never none."""
         return max(1, min(PROMPT_TOKENS_MAX, round(tokens * self.size)))
 
+    @property
+    def words_most(self) -> int:
+        """How many words a prompt has at most."""
+        return max(1, round(PROMPT_TOKENS_MAX * self.words))
+
     def words_of(self, tokens: int) -> int:
         """How many words a text has that is that long, scaled."""
         return max(1, round(self.of(tokens) * self.words))
@@ -71,13 +78,19 @@ def read(path: Path, rows: int = ROWS_MAX) -> list[Row]:
                 found = list(islice(_azure(path, file), min(rows, ROWS_MAX)))
             else:
                 raise TraceError(f"{path}:1: neither a line of JSON nor the head {','.join(AZURE)}")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TraceError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     if not found:
         raise TraceError(f"{path}: has no request")
     begun_s = min(row.at_s for row in found)
     moved = [Row(row.at_s - begun_s, row.prompt_tokens, row.tokens, row.hash_ids) for row in found]
     return sorted(moved, key=lambda row: row.at_s)
+
+
+def digest(path: Path) -> str:
+    """What the same trace has wherever it lies, and no other one. Raises OSError."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def prompt(row: Row, number: int, seed: int, scale: Scale) -> str:
@@ -87,10 +100,14 @@ def prompt(row: Row, number: int, seed: int, scale: Scale) -> str:
     """
     if not row.hash_ids:
         return words(f"{seed}/row/{number}", scale.words_of(row.prompt_tokens))
-    block, parts = scale.words_of(BLOCK_TOKENS), []
+    block, room, parts = scale.words_of(BLOCK_TOKENS), scale.words_most, []
     for place, hash_id in enumerate(row.hash_ids):
         left = row.prompt_tokens - place * BLOCK_TOKENS  # the last block may be begun only
-        parts.append(shared(f"{seed}/block/{hash_id}", block if left >= BLOCK_TOKENS else scale.words_of(max(1, left))))
+        count = min(room, block if left >= BLOCK_TOKENS else scale.words_of(left))
+        parts.append(shared(f"{seed}/block/{hash_id}", count))
+        room -= count
+        if not room:
+            break
     return "".join(parts)
 
 
@@ -103,9 +120,9 @@ def _mooncake(path: Path, lines: Iterable[str]) -> Iterator[Row]:
                 row = Row(
                     float(said["timestamp"]) / 1e3, _count(said, "input_length"), _count(said, "output_length"), ids
                 )
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+            except UNREADABLE as error:
                 raise TraceError(f"{path}:{number}: {_why(error)}") from None
-            if len(ids) > -(-row.prompt_tokens // BLOCK_TOKENS):
+            if ids and len(ids) != -(-row.prompt_tokens // BLOCK_TOKENS):
                 raise TraceError(f"{path}:{number}: {len(ids)} hash_ids for {row.prompt_tokens} tokens")
             yield row
 
@@ -115,7 +132,7 @@ def _azure(path: Path, lines: Iterable[str]) -> Iterator[Row]:
         try:
             at_s = datetime.fromisoformat(said["TIMESTAMP"].strip()[:26]).timestamp()
             yield Row(at_s, _count(said, "ContextTokens"), _count(said, "GeneratedTokens"))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except UNREADABLE as error:
             raise TraceError(f"{path}:{number}: {_why(error)}") from None
 
 

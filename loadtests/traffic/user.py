@@ -173,7 +173,9 @@ class StreamUser(FastHttpUser):
         lost, left = "", False
         try:
             for data in pieces(inner):
-                watch.feed(data, now_s() - record.sent_s)
+                watch.feed(data, at_s := now_s() - record.sent_s)
+                if at_s - watch.heard_s > self.network_timeout:
+                    raise TimeoutError(f"no event for {self.network_timeout:g} s")  # comments alone say nothing
                 if ask.leave_after is not None and watch.tokens >= ask.leave_after:
                     left = True
                     break

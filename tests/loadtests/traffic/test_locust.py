@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gateway.local.leashed import group
+from loadtests import stub_orders
 from loadtests.traffic.commands import load_app
 from loadtests.traffic.free_port import free_port
 from loadtests.traffic.plan import Plan
@@ -128,7 +129,9 @@ def test_a_gateway_is_compared_with_its_server_and_watched(start, tmp_path):
 FAULTS: tuple[tuple[str, dict[str, Any], Stage], ...] = (
     ("silence", {}, Stage.BEFORE_FIRST), ("silence_after", {"at": 3}, Stage.MID_STREAM),
     ("cut", {"at": 3}, Stage.MID_STREAM), ("cut", {"at": 3, "how": "fin"}, Stage.MID_STREAM),
-    ("cut_event", {"at": 3}, Stage.MID_STREAM),
+    ("cut_event", {"at": 3}, Stage.MID_STREAM), ("cut_utf8", {"at": 3}, Stage.MID_STREAM),
+    ("comments_only", {}, Stage.BEFORE_FIRST), ("comments_only", {"at": 3}, Stage.MID_STREAM),
+    ("bad_ids", {"at": 3}, Stage.ACCOUNTING),
     ("error_then_done", {"at": 3}, Stage.MID_STREAM), ("error_then_done", {"at": 0}, Stage.BEFORE_FIRST),
     ("abort_finish", {"at": 3}, Stage.MID_STREAM), ("garbage", {"at": 3}, Stage.MID_STREAM),
     ("eof_no_done", {"at": 3}, Stage.TRUNCATED), ("usage_missing", {}, Stage.ACCOUNTING),
@@ -140,6 +143,7 @@ FAULTS: tuple[tuple[str, dict[str, Any], Stage], ...] = (
 
 def test_no_broken_stream_is_taken_for_a_whole_one(start, tmp_path):
     """Every fault of the stub, one request each, in the order of a trace: what an SDK would not notice is noticed."""
+    assert {name for name, *_ in FAULTS} == set(stub_orders.FAULTS)
     stub = start(model="tiny")
     trace = tmp_path / "trace.jsonl"
     rows = [{"timestamp": 50 * n, "input_length": 20, "output_length": 12} for n in range(len(FAULTS) + 2)]
@@ -215,6 +219,8 @@ def test_ctrl_c_ends_it_and_leaves_a_report(start, tmp_path):
         (["nothing"], "no such scenario: nothing"),
         (["replay"], "needs a trace"),
         (["chat", "--rate", "x"], "--rate 'x'"),
+        (["chat", "--out", "r.json"], "--out r.json: beside it come"),
+        (["chat", "--out", "/proc/none/r.html"], "cannot be made: "),
         (["chat", "--host", "here"], "write a URL"), (["replay", "--trace", "/none"], "/none: No such file"),
     ],
 )  # fmt: skip

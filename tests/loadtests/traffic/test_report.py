@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from loadtests.traffic import report
+from loadtests.traffic import page, report
 from loadtests.traffic.looks import budgets, samples
 from loadtests.traffic.record import Look, Record, Stage, Tail, Writer
 from loadtests.traffic.report import Heard, NoRun, summary
@@ -62,6 +62,37 @@ def test_rates_and_goodput_are_of_the_time_in_which_clients_came():
     assert found["stages"] == {"left": 1, "mid-stream": 1, "refused": 2, "truncated": 1, "unfinished": 1, "whole": 30}
     most = found["errors"][0]
     assert (most["stage"], most["status"], most["code"], most["count"]) == ("refused", 503, "overloaded", 2)
+
+
+def test_who_is_still_open_is_unknown_unless_it_is_too_late_for_it():
+    """Too late for its first token, or for the whole of it: that is known before it ends."""
+    still = [
+        failed(1.0, Stage.UNFINISHED, status=200, first_s=first_s, end_s=end_s)
+        for first_s, end_s in ((0.1, 2.0), (None, 0.4), (None, 0.6), (0.6, 2.0), (0.1, 4.0))
+    ]
+    asked = head(sla={"ttft": 0.5, "tpot": None, "e2e": 3.0})
+
+    found = summary(asked, Heard(lines(whole(0.5), *still)))
+
+    assert found["rates"]["good_share"] == pytest.approx(1 / 4)
+    assert found["failed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("records", "said", "unsaid"),
+    [
+        ([whole(1.0)], "Every stream was whole", "open when the run ended"),
+        ([whole(1.0), failed(2.0, Stage.UNFINISHED)], "1 of 2 were open when the run ended", "Every stream was whole"),
+        ([failed(2.0, Stage.UNFINISHED)], "None of 1 requests was answered whole", "Every stream"),
+        ([failed(2.0, Stage.REFUSED, status=400 + n) for n in range(30)], "30 of 30 requests failed", "Every stream"),
+    ],
+)
+def test_a_page_says_that_all_was_well_only_where_that_is_known(records, said, unsaid):
+    """Requests that never ended are not whole, and failures are counted, however many kinds there are."""
+    text = page.html(summary(head(), Heard(lines(*records))))
+
+    assert said in text
+    assert unsaid not in text
 
 
 def test_a_quantile_that_too_few_requests_tell_is_not_told():

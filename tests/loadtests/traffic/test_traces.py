@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from loadtests.stub_tokenizer import encode_ordinary
+from loadtests.traffic import traces
 from loadtests.traffic.traces import BLOCK_TOKENS, Row, Scale, TraceError, prompt, read
 
 MOONCAKE = [
@@ -67,6 +68,14 @@ def test_prefixes_that_were_shared_are_shared(tmp_path, scale):
     assert len(longer) == 2 * words + scale.words_of(1100 - 2 * BLOCK_TOKENS)
 
 
+def test_a_prompt_is_never_longer_than_prompts_may_be(monkeypatch):
+    """However its blocks were scaled."""
+    monkeypatch.setattr(traces, "PROMPT_TOKENS_MAX", 700)
+    row = Row(0.0, 3 * BLOCK_TOKENS, 1, (0, 1, 2))
+
+    assert [len(prompt(row, 0, 7, Scale(size=size)).split()) for size in (0.1, 1.0, 5.0)] == [153, 700, 700]
+
+
 def test_the_same_seed_makes_the_same_text_and_another_another(tmp_path):
     """So that a run can be made again; rows without hash ids share nothing."""
     rows = read(mooncake(tmp_path))
@@ -87,6 +96,10 @@ def test_the_same_seed_makes_the_same_text_and_another_another(tmp_path):
         (json.dumps(MOONCAKE[0]) + "\n{\n", "trace:2: Expecting"),
         ('{"timestamp": 1, "input_length": -5, "output_length": 1}\n', "trace:1: input_length is -5"),
         ('{"timestamp": 1, "input_length": 5, "output_length": 1, "hash_ids": [1, 2]}\n', "trace:1: 2 hash_ids for 5"),
+        ('{"timestamp": 1, "input_length": 513, "output_length": 1, "hash_ids": [1]}\n', "trace:1: 1 hash_ids for 513"),
+        ('{"timestamp": 1, "input_length": 1e999, "output_length": 1}\n', "trace:1: cannot convert float infinity"),
+        ('{"timestamp": ' + "[" * 100_000, "trace:1: maximum recursion"),
+        ('TIMESTAMP,ContextTokens,GeneratedTokens\n"' + "x" * 200_000, "trace: field larger than"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,2\n", "trace:2: Invalid isoformat"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "has no request"),
     ],
