@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from gateway.yaml_tree import Loc, Tree, Unreadable, read_tree
 from loadtests.answers import Answer
 from loadtests.gameday.ground import chat, equal
 from loadtests.gameday.scenario import Missed, Observations, Probe, Scenario, trials
@@ -22,10 +21,11 @@ CUTTING = ("engine-kill", "engine-hang", "network-cut")  # that take a server fr
 STREAMS, TOKENS = 8, 200
 BEGUN_S_MAX, COMMAND_S_MAX = 120.0, 60.0
 LIMIT_S = 300.0
+CHARACTERS_MAX = 1 << 16  # of the file
 
 
 class BadRunning(Exception):
-    """The file says nothing that can be used; the message says why, and which file."""
+    """The file says nothing that can be used; the message says why, and which file and line."""
 
 
 class Fault(BaseModel):
@@ -134,20 +134,30 @@ class Commanded(Scenario):
 def read(path: Path) -> Running:
     """What the file says. Raises BadRunning."""
     try:
-        said = YAML(typ="safe").load(path.read_text("utf-8"))
-        running = Running.model_validate(said)
+        with path.open(encoding="utf-8-sig") as file:
+            tree = read_tree(file.read(CHARACTERS_MAX))
+        if tree.faults:
+            raise Unreadable(tree.faults[0])
+        running = Running.model_validate(tree.value)
     except ValidationError as error:
         first = error.errors()[0]
-        raise BadRunning(f"{path}: {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from None
-    except RecursionError:
-        raise BadRunning(f"{path}: it is nested too deeply") from None
-    except (OSError, ValueError, YAMLError) as error:  # ValueError: of dates and numbers that are none
-        raise BadRunning(f"{path}: {error}") from None
+        raise _bad(path, first["loc"], first["msg"], tree) from None
+    except Unreadable as error:
+        fault = error.fault
+        line = fault.mark.line if fault.mark else 1
+        raise BadRunning(f"{path}:{line}: {fault.message}. {fault.hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRunning(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     if strange := [name for name in running.faults if name not in CUTTING]:
-        raise BadRunning(f"{path}: no command can make {', '.join(strange)}; only {', '.join(CUTTING)}")
+        raise _bad(path, ("faults", strange[0]), f"no command can make it; only {', '.join(CUTTING)}", tree)
     if "key_env" in running.model_fields_set and not running.key:
-        raise BadRunning(f"{path}: key_env: the variable {running.key_env} is not set")
+        raise _bad(path, ("key_env",), f"the variable {running.key_env} is not set", tree)
     return running
+
+
+def _bad(path: Path, field: Loc, why: str, tree: Tree) -> BadRunning:
+    line = tree.mark(field, name=True).line
+    return BadRunning(f"{path}:{line}: {'.'.join(map(str, field)) or 'the file'}: {why}")
 
 
 def _said(answer: Answer) -> str:

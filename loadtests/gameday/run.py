@@ -18,7 +18,7 @@ from loadtests.gameday.scenario import Missed, Probe, Scenario
 from loadtests.gameday.score import Outcome, Verdict, judged
 from loadtests.gameday.streams import Clients
 
-JOURNAL = "gameday.jsonl"
+JOURNAL, FLEET = "gameday.jsonl", "fleet"
 LAST_S_MAX = 5.0  # for what was ended to be gone
 SAID_MAX = 400  # characters of an error that become part of a verdict
 Say = Callable[[str], None]
@@ -48,7 +48,7 @@ class Run:
             self._scratch = Path(tempfile.mkdtemp(prefix="holdfast-gameday-"))
             self._stack.callback(shutil.rmtree, self._scratch, ignore_errors=True)
             self._clients = self._stack.enter_context(Clients())
-            self._fleet = self._make_fleet(self.folder / "fleet", self._scratch, self._say)
+            self._fleet = self._make_fleet(self.folder / FLEET, self._scratch, self._say)
             self._stack.callback(self._fleet.close)
             self._stack = self._stack.pop_all()
         return self
@@ -86,7 +86,9 @@ class Run:
         if undone:
             verdict = Verdict.FAILED if verdict is Verdict.HELD else verdict
             why = "; ".join(filter(None, (why, undone)))
-        evidence = sorted(str(path.relative_to(self.folder)) for path in folder.rglob("*") if path.is_file())
+        folders = [folder, self.folder / FLEET] if wanted.fleet and self._on is None else [folder]
+        files = (path for one in folders for path in sorted(one.rglob("*")) if path.is_file())
+        evidence = [str(path.relative_to(self.folder)) for path in files]
         outcome = Outcome(
             wanted.name, wanted.title, wanted.hypothesis, wanted.weight, wanted.why, verdict, tuple(probes), why,
             time.monotonic() - began_s, (JOURNAL, *evidence),

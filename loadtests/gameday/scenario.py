@@ -52,6 +52,13 @@ def trials(name: str, held: Sequence[bool], said: Sequence[Any] = ()) -> Probe:
     return Probe(name, sum(held), len(held), ", ".join(seen))
 
 
+def unless_missed(why: str, probes: Sequence[Probe]) -> Sequence[Probe]:
+    """The probes. Raises Missed where the fault hit nothing (why), and what was tried all the same holds."""
+    if why and all(probe.passed == probe.tried for probe in probes):
+        raise Missed(why)
+    return probes
+
+
 def clean(faults: Sequence[str]) -> Probe:
     """A probe of a gateway's log. faults: what is in it that must not be, as `Gateway.faults` finds it."""
     return Probe("nothing in the gateway's log that should not be there", int(not faults), 1, ", ".join(faults))

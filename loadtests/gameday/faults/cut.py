@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from gateway.local.engine import Engine
 from loadtests.gameday.ground import booked, charged, chat, equal
-from loadtests.gameday.scenario import Missed, Observations, Probe, Scenario, clean, trials
+from loadtests.gameday.scenario import Observations, Probe, Scenario, clean, trials, unless_missed
 from loadtests.gateway_process import Gateway, NotSeen, until
 
 BEGUN_S_MAX = 60.0
@@ -86,14 +86,7 @@ class Cut(Scenario):
 
     @staticmethod
     def judge(injected: Observations, seen: Observations) -> Sequence[Probe]:
-        if not seen["failed_over"] and all(seen["equal"]):
-            raise Missed("no stream was cut: they had all ended, or none had begun at that server")
-        return [
-            trials("a stream equals its uninterrupted run", seen["equal"], seen["errors"]),
-            trials("a stream is charged exactly once", seen["charged_once"]),
-            Probe("the ledger has charged what the journal says", int(seen["ledger_is_journal"]), 1),
-            clean(seen["log_faults"]),
-        ]
+        return unless_missed(_missed(seen), _survived(seen))
 
 
 class Healed(Cut):
@@ -130,14 +123,29 @@ class Healed(Cut):
     @staticmethod
     def judge(injected: Observations, seen: Observations) -> Sequence[Probe]:
         by = sorted({str(name) for name in seen["served_after"]})
-        return [
-            *Cut.judge(injected, seen),
+        return unless_missed(_missed(seen), [
+            *_survived(seen),
             Probe(
                 "once it is healed it serves again", int(seen["victim"] in seen["served_after"]), 1,
                 f"answers by {', '.join(by) or 'nobody'}",
             ),
             trials("a stream after that equals its uninterrupted run", seen["equal_after"]),
-        ]  # fmt: skip
+        ])  # fmt: skip
+
+
+def _missed(seen: Observations) -> str:
+    """Why the fault cut nothing; empty where it did."""
+    hit = seen["failed_over"] or not all(seen["equal"])
+    return "" if hit else "no stream was cut: they had all ended, or none had begun at that server"
+
+
+def _survived(seen: Observations) -> list[Probe]:
+    return [
+        trials("a stream equals its uninterrupted run", seen["equal"], seen["errors"]),
+        trials("a stream is charged exactly once", seen["charged_once"]),
+        Probe("the ledger has charged what the journal says", int(seen["ledger_is_journal"]), 1),
+        clean(seen["log_faults"]),
+    ]
 
 
 def all_up(gateway: Gateway) -> bool:

@@ -10,7 +10,7 @@ from loadtests.answers import Answer
 from loadtests.gameday.engine_hand import EngineHand
 from loadtests.gameday.fleet import BLOCK_TOKENS, SIZE
 from loadtests.gameday.ground import charged, chat
-from loadtests.gameday.scenario import Missed, Observations, Probe, Scenario, clean, trials
+from loadtests.gameday.scenario import Observations, Probe, Scenario, clean, trials, unless_missed
 from loadtests.gateway_process import until
 
 OTHER_SEED = 1  # of the new weights; tokenizer, chat template and configuration are the old ones'
@@ -114,22 +114,21 @@ class ModelChange(Scenario):
         ends, loaded = seen["ends"], seen["loaded"]
         # Whole streams are those that had ended before the kill only where no second server worked on them.
         over = set(ends) == {"length"} and not any(seen["resumed"])
-        if not any(seen["began_at_the_old"]) or over:
-            raise Missed("no stream ran at the old server when that died")
-        probes = [
+        missed = "no stream ran at the old server when that died" if over or not any(seen["began_at_the_old"]) else ""
+        if not missed and not seen["read"]:
+            missed = "the new server read not even its own pages from the store: nobody knows whether it looked"
+        by_name = [] if over else [end == UNCONTINUABLE for end in ends]
+        return unless_missed(missed, [
             trials("the new weights answer otherwise than the old", seen["others"]),
             trials("an answer of the new weights is the computed one", seen["computed"]),
             Probe("no page of the old weights is loaded by the new", int(loaded == 0), 1, f"{loaded} pages"),
             Probe("the gateway says that weights differ", int(seen["told"]), 1),
-            trials("a stream of the old weights ends by name", [end == UNCONTINUABLE for end in ends], ends),
+            trials("a stream of the old weights ends by name", by_name, ends),
             trials("none of them goes on at the new", [not resumed for resumed in seen["resumed"]]),
             trials("what came of it is charged exactly once", seen["charged_once"]),
             Probe("a new request is answered by the new weights", int(seen["later"]), 1),
             clean(seen["faults"]),
-        ]
-        if not seen["read"] and all(probe.holds for probe in probes):
-            raise Missed("the new server read not even its own pages from the store: nobody knows whether it looked")
-        return probes
+        ])  # fmt: skip
 
     # ---- leaves
 

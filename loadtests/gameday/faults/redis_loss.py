@@ -12,7 +12,7 @@ from loadtests.answers import Answer
 from loadtests.gameday.faults.cut import BEGUN_S_MAX
 from loadtests.gameday.ground import booked, charged, chat, cost, equal
 from loadtests.gameday.redis import Redis, redis_server
-from loadtests.gameday.scenario import Missed, Observations, Probe, Scenario, clean, trials
+from loadtests.gameday.scenario import Observations, Probe, Scenario, clean, trials, unless_missed
 from loadtests.gateway_process import until
 
 GATEWAYS = 2
@@ -140,15 +140,15 @@ class RedisLoss(Scenario):
 
     @staticmethod
     def judge(injected: Observations, seen: Observations) -> Sequence[Probe]:
-        if not injected["running"]:
-            raise Missed("no stream was running when Redis was killed")
+        running = injected["running"]
+        missed = "" if running else "no stream was running when Redis was killed"
         named = [said == [503, "books_unavailable"] for said in seen["refused"]]
         budget, on = seen["budget"], seen["tokens_at_their_ends"] - injected["tokens_before"]
         spent = [one for one, _ in seen["looks"]]
         enough = [one >= least for one, least in seen["looks"]]
-        return [
-            Probe("running streams go on while the lease lasts", int(on > ON_ITS_WAY * injected["running"]), 1,
-                  f"{on} tokens of {injected['running']} streams"),
+        return unless_missed(missed, [
+            Probe("running streams go on while the lease lasts", int(running and on > ON_ITS_WAY * running),
+                  int(running > 0), f"{on} tokens of {running} streams"),
             trials("a running stream is whole, or a part that ends by name (books_unavailable)",
                    seen["whole_or_named"], seen["errors"]),
             trials("it is charged exactly once, for what came", seen["charged_once"]),
@@ -163,7 +163,7 @@ class RedisLoss(Scenario):
             Probe("in the end nothing is left, and a request is told so (402)", int(seen["spent_up"]), 1,
                   ", ".join(filter(None, seen["said"]))),
             clean(seen["log_faults"]),
-        ]  # fmt: skip
+        ])  # fmt: skip
 
     def _ask(self, number: int, bodies: Sequence[dict[str, Any]]) -> list[Answer]:
         """One of the gateways, which has delivered what comes of it."""

@@ -158,15 +158,16 @@ def test_what_cannot_be_tried_on_a_running_fleet_is_refused_by_name(tmp_path, na
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        ("url: http://x\nmodel: m\nfaults: {disk-full: {inject: a, heal: b}}", "no command can make disk-full"),
-        ("url: http://x\nmodel: m\nfaults: {engine-kill: {inject: a}}", "faults.engine-kill.heal"),
-        ("url: http://x/v1\nmodel: m", "url"),
+        ("url: http://x\nmodel: m\nfaults: {disk-full: {inject: a, heal: b}}", "on.yaml:3: faults.disk-full: no "),
+        ("url: http://x\nmodel: m\nfaults: {engine-kill: {inject: a}}", "on.yaml:3: faults.engine-kill.heal: "),
+        ("url: http://x/v1\nmodel: m", "on.yaml:1: url: "),
+        ("url: http://x\nmodel: m\nmodel: n", "on.yaml:3: the same field twice"),
         ("- a list", "the file"),
         ("{", "on.yaml"),
-        ("url: http://x\nmodel: 2020-13-45", "month must be in 1..12"),
-        ("url: http://x\nmodel: !!int x", "invalid literal for int()"),
-        ("[" * 20_000, "it is nested too deeply"),
-        ("url: http://x\nmodel: m\nkey_env: HOLDFAST_NO_SUCH_KEY", "the variable HOLDFAST_NO_SUCH_KEY is not set"),
+        ("url: http://x\nmodel: [a]", "on.yaml:2: model: Input should be a valid string"),
+        ("url: http://x\nmodel: !!int x", "on.yaml:2: tags (!) are not allowed"),
+        ("[" * 20_000, "on.yaml:1: nested too deeply"),
+        ("url: http://x\nmodel: m\nkey_env: HOLDFAST_NO_SUCH_KEY", "on.yaml:3: key_env: the variable"),
     ],
 )
 def test_a_file_that_says_nothing_usable_is_a_line(tmp_path, said, why):

@@ -114,15 +114,31 @@ def test_each_observation_alone_can_break_a_hypothesis(scenario, name, value):
     ("scenario", "injected", "seen"),
     [
         (Cut, {}, CUT | {"failed_over": 0}),
+        (Healed, {}, HEALED | {"failed_over": 0}),
         (GatewayKill, {"cut": 0}, GATEWAY),
         (DiskFull, {"running": 0}, DISK),
-        (RedisLoss, {"running": 0}, REDIS),
+        (RedisLoss, {"running": 0, "tokens_before": 300}, REDIS),
     ],
 )
 def test_a_fault_beside_the_streams_proves_nothing(scenario, injected, seen):
     """Streams that had ended before it are equal whatever the gateway does."""
     with pytest.raises(Missed):
         scenario.judge(injected, seen)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "injected", "seen"),
+    [
+        (Cut, {}, CUT | {"failed_over": 0, "charged_once": [False] * 8}),
+        (Healed, {}, HEALED | {"failed_over": 0, "served_after": []}),
+        (GatewayKill, {"cut": 0}, GATEWAY | {"held": [1] * 8}),
+        (DiskFull, {"running": 0}, DISK | {"refused": [[200, ""]] * 8}),
+        (RedisLoss, {"running": 0, "tokens_before": 200}, REDIS | {"looks": [[6001, 6000]]}),
+    ],
+)
+def test_a_fault_beside_the_streams_hides_no_failure(scenario, injected, seen):
+    """What did not hold all the same is in the score."""
+    assert judged(scenario.judge(injected, seen)) is Verdict.BROKEN
 
 
 def test_streams_that_broke_off_are_no_miss():

@@ -1,8 +1,11 @@
-"""All faults that the gateway must survive, on stub upstreams in the servers' place: the scenarios themselves work."""
+"""All faults that the gateway must survive, on stub upstreams in the servers' place: each scenario holds, and each is
+broken where a guard is taken out.
+"""
 
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,10 +13,12 @@ from gateway.local.engine import Engine
 from loadtests import stub_tokenizer
 from loadtests.gameday import networks
 from loadtests.gameday.fleet import Fleet
+from loadtests.gameday.ground import Ground
 from loadtests.gameday.registry import all_scenarios
 from loadtests.gameday.run import Run
 from loadtests.gameday.score import Verdict
 from loadtests.gateway_process import Gateway
+from tests.loadtests.gameday import unguarded
 from tests.processes import ROOT
 from tests.redis_servers import redis_server
 
@@ -67,7 +72,7 @@ def test_a_gateway_that_is_well_survives(day, name):
     outcome = day.scenario(wanted)
 
     assert outcome.verdict is Verdict.HELD, (outcome.why, outcome.probes)
-    assert f"{name}/gateway-1/gateway.log" in outcome.evidence
+    assert {f"{name}/gateway-1/gateway.log", "fleet/stub-0.log", "fleet/stub-1.log"} <= set(outcome.evidence)
     assert all(probe.tried for probe in outcome.probes)
 
 
@@ -88,3 +93,39 @@ def test_a_gateway_that_does_not_fail_over_is_found_out(day, name, monkeypatch):
     assert outcome.verdict is Verdict.BROKEN
     assert outcome.share is not None
     assert outcome.share.share == 0
+
+
+OFF = {"network-cut": {"limits": {"legs": 1}}, "redis-loss": {"ledger": {"when_down": "leased"}}}  # of holdfast.yaml
+LOST = {
+    # what of the scenario tells that its guard is not there
+    "network-cut": "a stream equals its uninterrupted run",
+    "redis-loss": "waited in vain for both gateways to refuse",
+    "gateway-kill": "nothing of a key stays held",
+    "disk-full": "it is charged exactly once",
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_without_its_guard_a_fault_is_not_survived(day, name, monkeypatch):
+    """One setting, or one function of the gateway's, is all the difference."""
+    if name == "network-cut" and (why := networks.lacking()):
+        pytest.skip(why)
+    made = Ground.gateway
+    program = {"command": (sys.executable, unguarded.__file__, name)} if name in unguarded.WITHOUT else {}
+
+    def gateway(self: Ground, *at: Any, **more: Any) -> Gateway:
+        parts = {part: more.get(part, {}) | off for part, off in OFF.get(name, {}).items()}
+        return made(self, *at, **more | parts | program)
+
+    monkeypatch.setattr(Ground, "gateway", gateway)
+
+    class Unguarded(all_scenarios()[name]):  # type: ignore[misc]
+        """Under a name of its own, for the day's folders."""
+
+    Unguarded.name = f"{name}-unguarded"
+
+    outcome = day.scenario(Unguarded)
+
+    told = [outcome.why, *(probe.name for probe in outcome.probes if not probe.holds)]
+    assert outcome.verdict is Verdict.BROKEN, told
+    assert any(LOST[name] in one for one in told), told

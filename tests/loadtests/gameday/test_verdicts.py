@@ -237,6 +237,22 @@ def test_a_fault_that_hit_nothing_proves_nothing(scenario, injected, seen):
         scenario.judge(injected, seen)
 
 
+@pytest.mark.parametrize(
+    ("scenario", "seen"),
+    [
+        (ModelChange, WEIGHTS | {"began_at_the_old": [False] * 4, "loaded": 4}),
+        (ModelChange, WEIGHTS | {"ends": ["length"] * 4, "loaded": 4}),
+        (ModelChange, WEIGHTS | {"began_at_the_old": [False] * 4, "ends": ["no_replica"] * 4}),
+        (TenantFlood, FLOODED | {"beside": [False] * 4, "flood_whole": [False] * 4}),
+        (PoisonRequest, POISONED | {"attempts": [1] * 4, "cost": 7}),
+        (PoisonRequest, POISONED | {"attempts": [1] * 4, "equal": [False] * 4}),
+    ],
+)
+def test_a_fault_that_hit_nothing_hides_no_failure(scenario, seen):
+    """What was tried all the same, and did not hold, is told, and is in the score."""
+    assert judged(scenario.judge({"legs": 2}, seen)) is Verdict.BROKEN
+
+
 def test_streams_that_all_go_on_at_the_new_weights_are_no_miss():
     """They end as if nothing had happened; that a second server worked on them is what must not be."""
     probes = ModelChange.judge({}, WEIGHTS | {"ends": ["length"] * 4, "resumed": [True] * 4})
