@@ -20,6 +20,7 @@ from tests.prove import (
     clean_pages,
     continuations,
     cuts,
+    gamedays,
     gateway_kills,
     gateways,
     hangs,
@@ -58,6 +59,7 @@ STEPS: dict[str, Callable[[], None]] = {
     "promises": promises.run,
     "runaway": runaway.run,
     "soak": soak.run,
+    "gamedays": gamedays.run,
     "injections": injections.run,
     "clean": clean_pages.run,
     "page-costs": page_costs.run,
@@ -113,6 +115,7 @@ REPORTS = [
     Report("promises", "Promises under overload: what was measured", vllm_version, (promises,), ("promises",)),
     Report("runaway", "A runaway, and its neighbours: what was measured", stub, (runaway,), ("runaway",)),
     Report("soak", "A soak with random faults: what was measured", stub, (soak,), ("soak",)),
+    Report("gamedays", "A game day: what was seen", vllm_version, (gamedays,), ("gamedays",)),
     Report(
         "pages",
         "KV pages: what was measured",
