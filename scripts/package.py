@@ -1,8 +1,8 @@
 """Build the distribution, and see that it installs:  python3 scripts/package.py [build] [fresh] [plugin] [image] [lint]
 
 build    sdist and wheel, into dist/; the wheel is made from the sdist, so that nothing is missing there
-fresh    the wheel and what it needs, into an empty environment: pip check, the command, no torch
-plugin   what the extra «plugin» would add to .venv-vllm: no vllm, no torch, no other version of anything
+fresh    the wheel, and the sdist, with what they need, each into an empty environment: pip check, the command, no torch
+plugin   the pip step of Dockerfile's stage «vllm», dry, on .venv-vllm: no vllm, no torch, no other version of anything
 image    the pip steps of Dockerfile's stage «build», in a folder of their own. No image is built: that needs Docker
 lint     Dockerfile by hadolint, compose.yaml by its schema
 
@@ -83,14 +83,17 @@ def left_out(folder: str, names: list[str]) -> set[str]:
 
 def fresh() -> str:
     """Raises InstallFailed."""
-    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        venv = empty(Path(folder) / "env")
-        venv.pip("the wheel and what it needs", "-c", REQUIREMENTS / "constraints.txt", wheel())
-        versions = complete(venv)
-        said = output([venv.path / "bin" / "holdfast", "version"])
-    if heavy := [name for name in versions if HEAVY.match(name)]:
-        raise InstallFailed(f"the gateway alone pulls {', '.join(heavy)}")
-    return f"holdfast {said.strip()} and {len(versions) - 1} others, pip check is content"
+    found = []
+    for what, distribution in (("wheel", wheel()), ("sdist", built("*.tar.gz"))):
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            venv = empty(Path(folder) / "env")
+            venv.pip(f"the {what} and what it needs", "-c", REQUIREMENTS / "constraints.txt", distribution)
+            versions = complete(venv)
+            said = output([venv.path / "bin" / "holdfast", "version"])
+        if heavy := [name for name in versions if HEAVY.match(name)]:
+            raise InstallFailed(f"the gateway alone pulls {', '.join(heavy)}")
+        found.append(f"of the {what}: holdfast {said.strip()} and {len(versions) - 1} others")
+    return f"{'; '.join(found)}; pip check is content"
 
 
 def plugin() -> str:
@@ -98,11 +101,15 @@ def plugin() -> str:
     python = ROOT / ".venv-vllm" / "bin" / "python"
     if not python.exists():
         raise InstallFailed("there is no .venv-vllm here: make install")
-    there = versions_in(python)
-    with tempfile.NamedTemporaryFile(dir=CACHE, suffix=".json") as report:
-        dry = ["install", "--dry-run", "--quiet", "--no-input", "--report", report.name, f"{wheel()}[plugin]"]
-        output([sys.executable, "-m", "pip", "--python", python, *dry])
-        found = [one["metadata"] for one in json.load(report)["install"]]
+    there, (step,) = versions_in(python), [rest for word, rest in steps("vllm") if word == "RUN"]
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        wheels, report = Path(folder) / "wheels", Path(folder) / "report.json"
+        wheels.mkdir()
+        shutil.copy2(wheel(), wheels)
+        pip = f"{sys.executable} -m pip --python {python}"
+        here = step.replace("/wheels", str(wheels)).replace("python3 -m pip", pip)
+        output(["sh", "-ec", here.replace(" install ", f" install --dry-run --quiet --report {report} ")])
+        found = [one["metadata"] for one in json.loads(report.read_text())["install"]]
     added = {one["name"].lower(): one["version"] for one in found}
     changed = sorted(name for name in added if name in there and name != "holdfast")
     if changed or (heavy := [name for name in added if HEAVY.match(name)]):
@@ -182,9 +189,14 @@ def lock() -> str:
 
 def wheel() -> Path:
     """The one that was built; builds it where there is none."""
-    if not list(DIST.glob("*.whl")):
+    return built("*.whl")
+
+
+def built(pattern: str) -> Path:
+    """The same of either distribution."""
+    if not list(DIST.glob(pattern)):
         build()
-    (found,) = DIST.glob("*.whl")
+    (found,) = DIST.glob(pattern)
     return found
 
 
