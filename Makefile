@@ -17,7 +17,7 @@ demo: install    ## kill a real vLLM server in the middle of a stream, and see n
 	@$(BIN)/holdfast demo
 
 # Most tests of the gateway wait most of their time: five at once keep two cores busy, and no more than that.
-test:            ## lint, types and all tests, those with real vLLM servers included
+test:            ## lint, types, and tests, some of them with real vLLM servers: a quarter of an hour
 	@$(PYTHON) scripts/install.py gateway redis
 	@$(MAKE) --no-print-directory -j2 lint install
 	@$(PLUGIN) -q tests/vllm_plugin --ignore=tests/vllm_plugin/real -m "not triton and not prove and not vllm" -n 2 --dist loadfile
@@ -25,7 +25,7 @@ test:            ## lint, types and all tests, those with real vLLM servers incl
 	@SIM_WORLDS=1500 $(BIN)/python -m pytest -m "not vllm and not prove" -n 5 --dist loadfile --no-loadscope-reorder --durations 12
 	@$(BIN)/python -m pytest -m "vllm and not prove" $(VLLM)
 
-prove: install   ## the measured proofs behind the promises
+prove: install   ## the measured proofs behind the promises, and the tests that take long: hours
 	@$(BIN)/python -m tests.prove
 	@$(BIN)/python -m pytest -m "vllm and prove" $(VLLM)
 	@$(BIN)/python -m pytest -m "not vllm and prove" tests/loadtests tests/scenarios

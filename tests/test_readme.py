@@ -86,7 +86,7 @@ def test_a_table_has_what_was_measured_and_a_dash_for_what_was_not():
     said, _, _, _, *rows = readme.lines(told)
 
     assert said == "2027-01-01, commit –, 8 cores (arm64), Python –, – rounds."
-    assert rows == ["| one | 150 | 50 | +0.25, +2.00 ms | 23 KB |", "| another | – | – | – | – |"]
+    assert rows == ["| one | 150 (50–4,500) | 50 | +0.25, +2.00 ms | 23 KB |", "| another | – | – | – | – |"]
 
 
 def test_the_table_is_written_between_its_marks_and_nothing_else_is_touched():

@@ -41,7 +41,7 @@ def shown(text: str) -> list[str]:
 
 
 def lines(told: Mapping[str, Any]) -> list[str]:
-    """When and where it was measured, and the table: a row for each peer, medians over the rounds."""
+    """When and where it was measured, and a row for each peer: medians over the looks, and the spread of CPU."""
     said = "{on}, commit {commit}, {cores} cores ({machine}), Python {python}, {rounds} rounds."
     known = {name: told.get(name, NONE) for name in ("on", "commit", "cores", "machine", "python", "rounds")}
     head = [
@@ -65,8 +65,8 @@ def _row(told: Mapping[str, Any], peer: str) -> list[str]:
     held = told.get("memory", {}).get(peer) or [{}]
     return [
         peer,
-        _median(_cpu_ms(loads.get(PLAIN, [])), 0),
-        _median(_cpu_ms(loads.get(PACED, [])), 0),
+        _spread(_cpu_ms(loads.get(PLAIN, []))),
+        _spread(_cpu_ms(loads.get(PACED, []))),
         NONE if NONE in added else f"+{added[0]}, +{added[1]} ms",
         _median(_kb(held[0]), 0, " KB"),
     ]
@@ -86,6 +86,13 @@ def _added_ms(windows: Windows, direct: Windows, which: int) -> Iterable[float]:
 def _kb(held: Mapping[str, Any]) -> Iterable[float]:
     """Memory above idle for each of the streams that were held open."""
     return [(held["full"] - held["idle"]) / held["streams"] / 1e3] if held.get("streams") else []
+
+
+def _spread(values: Iterable[float]) -> str:
+    """The median, with the smallest and the largest where these differ."""
+    found = sorted(values)
+    told = [f"{one:,.0f}" for one in (found[0], found[-1])] if found else [NONE, NONE]
+    return _median(found, 0) + ("" if told[0] == told[1] else f" ({told[0]}–{told[1]})")
 
 
 def _median(values: Iterable[float], digits: int, unit: str = "") -> str:
