@@ -26,6 +26,7 @@ test:            ## lint, types, and tests, some of them with real vLLM servers:
 	@$(BIN)/python -m pytest -m "vllm and not prove" $(VLLM)
 
 prove: install   ## the measured proofs behind the promises, and the tests that take long: hours
+	@$(PYTHON) scripts/install.py redis generators
 	@$(BIN)/python -m tests.prove
 	@$(BIN)/python -m pytest -m "vllm and prove" $(VLLM)
 	@$(BIN)/python -m pytest -m "not vllm and prove" tests/loadtests tests/scenarios

