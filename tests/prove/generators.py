@@ -112,7 +112,7 @@ def verdicts(done: dict[str, Any]) -> dict[str, bool]:
             continue
         requests, tokens = asked(name, one["command"])
         endings = ", ".join(f"{ending} {count}" for ending, count in sorted(one["endings"].items()))
-        said = f"{name} {one['version']}, unmodified: {requests} requests of {tokens} tokens; the gateway's journal has "
+        said = f"{name} {one['version']}, unmodified: {requests} requests of {tokens} tokens; the journal has "
         found[f"{said}{endings or 'none'}, {one['tokens']} tokens"] = (
             one["status"] == 0
             and one["endings"] == {"finished": requests}
