@@ -135,7 +135,10 @@ def read(path: Path) -> Running:
     """What the file says. Raises BadRunning."""
     try:
         with path.open(encoding="utf-8-sig") as file:
-            tree = read_tree(file.read(CHARACTERS_MAX))
+            text = file.read(CHARACTERS_MAX + 1)
+        if len(text) > CHARACTERS_MAX:
+            raise BadRunning(f"{path}: longer than {CHARACTERS_MAX} characters")
+        tree = read_tree(text)
         if tree.faults:
             raise Unreadable(tree.faults[0])
         running = Running.model_validate(tree.value)

@@ -94,8 +94,8 @@ def load(
         _usage(str(error))
     if "Replay" in names and not settings.rows:
         _usage("replay needs a trace: --trace FILE")
-    if out is not None and out.suffix in BESIDE:
-        _usage(f"--out {out}: beside it come {' and '.join(BESIDE)}; name it such as {out.with_suffix('.html')}")
+    if out is not None:
+        _fit(out)
     target = out or Path(f"load-{scenario.replace(',', '-')}-{datetime.now():%Y%m%d-%H%M%S}.html")
     folder = target.with_suffix(".records")
     try:
@@ -107,6 +107,14 @@ def load(
     command = _command(names, root, folder, processes, given)
     over = _watched(command, folder, live, plan.takes_s + given["patience_s"] + BEYOND_S)
     _tell(target, folder, over, as_json)
+
+
+def _fit(out: Path) -> None:
+    """Ends with status 2 where no report can be there."""
+    if not out.name or out.is_dir():
+        _usage(f"--out {out}: it is a folder; name a file, such as report.html")
+    if out.suffix in BESIDE:
+        _usage(f"--out {out}: beside it come {' and '.join(BESIDE)}; name it such as {out.with_suffix('.html')}")
 
 
 def _classes(scenario: str) -> tuple[str, ...]:

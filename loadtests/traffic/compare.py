@@ -87,7 +87,7 @@ def load(path: Path) -> dict[str, Any]:
 def unlike(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """What was asked of one run and not of the other; seeds may differ."""
     one, other = before["head"], after["head"]
-    pairs = [(name, one.get(name), other.get(name)) for name in ALIKE]
+    pairs = [(name, *(run.get(name, "") for run in (one, other))) for name in ALIKE]
     if not any((one["rates_per_s"], other["rates_per_s"], one.get("trace_sha256"))):  # a closed loop
         pairs.append(("users", one.get("users"), other.get("users")))
     options = [run["options"] for run in (one, other)]

@@ -135,7 +135,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "patience-s": {
         "type": float,
         "default": PATIENCE_S,
-        "help": "for one read, and for what is open when no more come",
+        "help": "for one read, for one event, and for what is open when no more come",
     },
     "in-flight": {
         "type": int,

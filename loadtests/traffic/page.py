@@ -96,8 +96,10 @@ def _verdicts(found: dict[str, Any]) -> list[str]:
     elif whole:
         which = "Every stream that ended" if still else "Every stream"
         said.append(f'<p class="good">{which} was whole: finish reason, [DONE], and usage that says what came.</p>')
+    elif requests > still:
+        said.append('<p class="good">No stream was to be whole: all were left or stopped, as they were to be.</p>')
     else:
-        said.append(f'<p class="bad">None of {requests} requests was answered whole.</p>')
+        said.append(f'<p class="bad">None of {requests} requests was answered.</p>')
     if still:
         said.append(f'<p class="bad">{still} of {requests} were open when the run ended: nobody knows of them.</p>')
     if (share := found["tokens"]["counted_share"]) is not None and share < 1:

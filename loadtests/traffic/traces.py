@@ -10,6 +10,7 @@ Two formats are known by what stands in their first line.
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -117,9 +118,10 @@ def _mooncake(path: Path, lines: Iterable[str]) -> Iterator[Row]:
             try:
                 said = json.loads(line)
                 ids = tuple(int(one) for one in said.get("hash_ids") or ())
-                row = Row(
-                    float(said["timestamp"]) / 1e3, _count(said, "input_length"), _count(said, "output_length"), ids
-                )
+                at_s = float(said["timestamp"]) / 1e3
+                if not math.isfinite(at_s):
+                    raise ValueError(f"timestamp is {said['timestamp']}")
+                row = Row(at_s, _count(said, "input_length"), _count(said, "output_length"), ids)
             except UNREADABLE as error:
                 raise TraceError(f"{path}:{number}: {_why(error)}") from None
             if ids and len(ids) != -(-row.prompt_tokens // BLOCK_TOKENS):

@@ -29,7 +29,7 @@ HELD = outcome("engine-kill", Verdict.HELD)
     [
         (outcome("disk-full", Verdict.BROKEN, passed=4), "| broken | 50 ("),
         (outcome("disk-full", Verdict.NOT_TRIED, why="no disk"), "| not tried | – no disk |"),
-        (outcome("disk-full", Verdict.FAILED, why="it was over"), "| failed | – it was over |"),
+        (outcome("disk-full", Verdict.FAILED, why="it was\nover | out"), "| failed | – it was over / out |"),
     ],
     ids=lambda one: str(getattr(one, "verdict", "")),
 )
@@ -45,6 +45,14 @@ def test_only_what_held_is_a_yes(tmp_path, other, row):
     assert [good for claim, good in verdicts.items() if "engine-kill" in claim] == [True]
     assert row in text
     assert "of 2 scenarios that were asked for, 1 held" in text
+
+
+def test_a_part_of_a_day_is_a_no():
+    """Though all that was run held."""
+    done = day(HELD)
+    done[gamedays.NAME]["asked"] = 12
+
+    assert not gamedays.verdicts(done)["all 12 scenarios are here"]
 
 
 def test_what_was_left_behind_is_a_no():

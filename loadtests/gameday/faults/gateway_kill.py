@@ -2,12 +2,13 @@
 
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from loadtests.answers import Answer
 from loadtests.gameday.ground import charged, chat, equal
 from loadtests.gameday.scenario import Observations, Probe, Scenario, clean, trials, unless_missed
-from loadtests.gateway_process import Gateway, until
+from loadtests.gateway_process import Gateway, NotSeen, until
 
 STREAMS = 8
 TOKENS = 120
@@ -69,7 +70,9 @@ class GatewayKill(Scenario):
         again = ground.clients.ask(gateway.url, self.bodies, self.rich)
         more = [ground.clients.ask(gateway.url, [body], key)[0]
                 for body, key in zip(self.bodies, self.keys, strict=True)]  # fmt: skip
-        final = [gateway.paid(key) for key in self.keys]
+        with suppress(NotSeen):  # then the judge is told what is held still
+            until(lambda: all(gateway.balance(key).held == 0 for key in self.keys))
+        final = [gateway.balance(key) for key in self.keys]
         numbers = [fact["seq"] for fact in gateway.journal()]
         return {
             "received": [received(answer) for answer in self.cut],

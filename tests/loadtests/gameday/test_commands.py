@@ -166,6 +166,7 @@ def test_what_cannot_be_tried_on_a_running_fleet_is_refused_by_name(tmp_path, na
         ("{", "on.yaml"),
         ("url: http://x\nmodel: [a]", "on.yaml:2: model: Input should be a valid string"),
         ("url: http://x\nmodel: !!int x", "on.yaml:2: tags (!) are not allowed"),
+        ("#" * 70_000, "longer than 65536 characters"),
         ("[" * 20_000, "on.yaml:1: nested too deeply"),
         ("url: http://x\nmodel: m\nkey_env: HOLDFAST_NO_SUCH_KEY", "on.yaml:3: key_env: the variable"),
     ],

@@ -95,13 +95,13 @@ def test_a_gateway_that_does_not_fail_over_is_found_out(day, name, monkeypatch):
     assert outcome.share.share == 0
 
 
-OFF = {"network-cut": {"limits": {"legs": 1}}, "redis-loss": {"ledger": {"when_down": "leased"}}}  # of holdfast.yaml
+OFF = {"network-cut": {"limits": {"legs": 1}}, "redis-loss": {"ledger": {}}}  # in holdfast.yaml: each gateway by itself
 LOST = {
     # what of the scenario tells that its guard is not there
     "network-cut": "a stream equals its uninterrupted run",
     "redis-loss": "waited in vain for both gateways to refuse",
     "gateway-kill": "nothing of a key stays held",
-    "disk-full": "it is charged exactly once",
+    "disk-full": "it is charged exactly once, as all that was let in",
 }
 
 
@@ -114,8 +114,7 @@ def test_without_its_guard_a_fault_is_not_survived(day, name, monkeypatch):
     program = {"command": (sys.executable, unguarded.__file__, name)} if name in unguarded.WITHOUT else {}
 
     def gateway(self: Ground, *at: Any, **more: Any) -> Gateway:
-        parts = {part: more.get(part, {}) | off for part, off in OFF.get(name, {}).items()}
-        return made(self, *at, **more | parts | program)
+        return made(self, *at, **more | OFF.get(name, {}) | program)
 
     monkeypatch.setattr(Ground, "gateway", gateway)
 

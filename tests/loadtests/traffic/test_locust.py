@@ -146,7 +146,7 @@ def test_no_broken_stream_is_taken_for_a_whole_one(start, tmp_path):
     assert {name for name, *_ in FAULTS} == set(stub_orders.FAULTS)
     stub = start(model="tiny")
     trace = tmp_path / "trace.jsonl"
-    rows = [{"timestamp": 50 * n, "input_length": 20, "output_length": 12} for n in range(len(FAULTS) + 2)]
+    rows = [{"timestamp": 50 * n, "input_length": 20, "output_length": 120} for n in range(len(FAULTS) + 2)]
     trace.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     for name, order, _ in FAULTS:
         stub.arm(name, **order)
@@ -219,6 +219,8 @@ def test_ctrl_c_ends_it_and_leaves_a_report(start, tmp_path):
         (["nothing"], "no such scenario: nothing"),
         (["replay"], "needs a trace"),
         (["chat", "--rate", "x"], "--rate 'x'"),
+        (["chat", "--out", "."], "--out .: it is a folder"),
+        (["chat", "--out", "/proc"], "--out /proc: it is a folder"),
         (["chat", "--out", "r.json"], "--out r.json: beside it come"),
         (["chat", "--out", "/proc/none/r.html"], "cannot be made: "),
         (["chat", "--host", "here"], "write a URL"), (["replay", "--trace", "/none"], "/none: No such file"),

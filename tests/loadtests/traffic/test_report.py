@@ -83,7 +83,8 @@ def test_who_is_still_open_is_unknown_unless_it_is_too_late_for_it():
     [
         ([whole(1.0)], "Every stream was whole", "open when the run ended"),
         ([whole(1.0), failed(2.0, Stage.UNFINISHED)], "1 of 2 were open when the run ended", "Every stream was whole"),
-        ([failed(2.0, Stage.UNFINISHED)], "None of 1 requests was answered whole", "Every stream"),
+        ([failed(2.0, Stage.UNFINISHED)], "None of 1 requests was answered", "Every stream"),
+        ([failed(2.0, Stage.LEFT, status=200)], "No stream was to be whole", "None of"),
         ([failed(2.0, Stage.REFUSED, status=400 + n) for n in range(30)], "30 of 30 requests failed", "Every stream"),
     ],
 )

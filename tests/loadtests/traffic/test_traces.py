@@ -98,6 +98,8 @@ def test_the_same_seed_makes_the_same_text_and_another_another(tmp_path):
         ('{"timestamp": 1, "input_length": 5, "output_length": 1, "hash_ids": [1, 2]}\n', "trace:1: 2 hash_ids for 5"),
         ('{"timestamp": 1, "input_length": 513, "output_length": 1, "hash_ids": [1]}\n', "trace:1: 1 hash_ids for 513"),
         ('{"timestamp": 1, "input_length": 1e999, "output_length": 1}\n', "trace:1: cannot convert float infinity"),
+        ('{"timestamp": NaN, "input_length": 1, "output_length": 1}\n', "trace:1: timestamp is nan"),
+        ('{"timestamp": 1e999, "input_length": 1, "output_length": 1}\n', "trace:1: timestamp is inf"),
         ('{"timestamp": ' + "[" * 100_000, "trace:1: maximum recursion"),
         ('TIMESTAMP,ContextTokens,GeneratedTokens\n"' + "x" * 200_000, "trace: field larger than"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,2\n", "trace:2: Invalid isoformat"),
