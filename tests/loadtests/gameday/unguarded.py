@@ -5,8 +5,8 @@ As a program of its own, since what is taken out is in the gateway's process.
 
 import sys
 
-from gateway.books.journal import Journal
 from gateway.books.ledger import sqlite
+from gateway.books.ledger.settlement import Settlement
 from gateway.cli import main
 
 
@@ -15,16 +15,12 @@ def no_recovery() -> None:
     sqlite.charge_leftovers = lambda *_: {}
 
 
-def no_patience() -> None:
-    """What the journal cannot write at once is lost, as is what a gap would tell of it."""
-
-    def keep(journal: Journal, batch: list[bytes]) -> None:
-        journal._written(batch)
-
-    Journal._keep = keep  # type: ignore[method-assign]
+def no_second_try() -> None:
+    """What cannot be charged at once is not charged later."""
+    Settlement._try_later = lambda *_: None  # type: ignore[method-assign]
 
 
-WITHOUT = {"gateway-kill": no_recovery, "disk-full": no_patience}
+WITHOUT = {"gateway-kill": no_recovery, "disk-full": no_second_try}
 
 if __name__ == "__main__":
     WITHOUT[sys.argv.pop(1)]()
