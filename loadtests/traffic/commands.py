@@ -194,7 +194,7 @@ def _tell(target: Path, folder: Path, over: str, as_json: bool) -> None:
     found = json.loads(target.with_suffix(".json").read_text())
     typer.echo(json.dumps(found) if as_json else said_of(found, target))
     ended = found["rates"]["requests"] - found["stages"].get(Stage.UNFINISHED, 0)
-    raise typer.Exit(130 if over == "interrupted" else int(found["failed"] or bool(over) or not ended))
+    raise typer.Exit(130 if over == "interrupted" else int(bool(found["failed"] or over or not ended)))
 
 
 def said_of(found: dict[str, Any], target: Path) -> str:
