@@ -60,7 +60,7 @@ def once(name: str) -> dict[str, Any]:
             with log.open("wb") as file:
                 ended = subprocess.run(
                     [str(program), *said[1:]], cwd=folder, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-                    timeout=RUN_S_MAX, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1", "HOME": str(folder)},
+                    timeout=RUN_S_MAX, check=False, env=os.environ | {"HOME": str(folder)},
                 )  # fmt: skip
             facts = [fact for fact in gateway.journal() if fact["kind"] == "request.settled"]
             return {
