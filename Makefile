@@ -22,14 +22,14 @@ test:            ## lint, types, and tests, some of them with real vLLM servers:
 	@$(MAKE) --no-print-directory -j2 lint install
 	@$(PLUGIN) -q tests/vllm_plugin --ignore=tests/vllm_plugin/real -m "not triton and not prove and not vllm" -n 2 --dist loadfile
 	@$(PLUGIN) -q tests/vllm_plugin/real/test_injections.py
-	@SIM_WORLDS=1500 $(BIN)/python -m pytest -m "not vllm and not prove" -n 5 --dist loadfile --no-loadscope-reorder --durations 12
+	@SIM_WORLDS=750 $(BIN)/python -m pytest -m "not vllm and not prove" -n 5 --dist loadfile --no-loadscope-reorder --durations 12
 	@$(BIN)/python -m pytest -m "vllm and not prove" $(VLLM)
 
 prove: install   ## the measured proofs behind the promises, and the tests that take long: hours
 	@$(PYTHON) scripts/install.py redis generators
 	@$(BIN)/python -m tests.prove
 	@$(BIN)/python -m pytest -m "vllm and prove" $(VLLM)
-	@$(BIN)/python -m pytest -m "not vllm and prove" tests/loadtests tests/scenarios
+	@$(BIN)/python -m pytest -m "not vllm and prove" tests/loadtests tests/scenarios tests/sim
 	@$(BIN)/python -m pytest tests/sim/test_worlds.py
 	@$(PYTHON) scripts/install.py triton
 	@.cache/triton-env/bin/python -m pytest -c tests/vllm_plugin/pytest.ini tests/vllm_plugin -m triton

@@ -13,7 +13,7 @@ from tests.conftest import Server
 from tests.e2e.requests import chat
 from tests.processes import Gateway
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.prove]
 
 STREAMS = 4
 TOKENS = 500  # seconds of work, or tenths of one where the machine is fast

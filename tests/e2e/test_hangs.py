@@ -51,6 +51,7 @@ async def test_streams_outlive_a_server_that_is_stopped(
         assert gateway.faults() == []
 
 
+@pytest.mark.prove
 async def test_streams_whose_connection_falls_silent_go_on_elsewhere(
     gateway: Gateway, key: str, proxy: Proxy, engines: tuple[Server, Server]
 ) -> None:

@@ -762,14 +762,14 @@ class Chaos:
 
 @pytest.mark.slow
 def test_nothing_leaks_and_nobody_is_forgotten_in_any_order():
-    """After a hundred thousand arrivals, ends, cancellations, moves and lost servers all counts are what they were."""
+    """After fifty thousand arrivals, ends, cancellations, moves and lost servers all counts are what they were."""
     chaos = Chaos(seed=5)
-    for number in range(100_000):
+    for number in range(50_000):
         chaos.step()
         if number % 250 == 0:
             chaos.check()
-    assert len(chaos.gateway.started) > 10_000
-    assert chaos.told > 500
+    assert len(chaos.gateway.started) > 5_000
+    assert chaos.told > 250
     assert 1 <= min(chaos.retries_s) < max(chaos.retries_s) <= RETRY_S_MAX
 
     for place in chaos.live:

@@ -61,6 +61,7 @@ def test_most_of_those_who_are_refused_hear_it_at_once(table):
 
 
 @pytest.mark.slow
+@pytest.mark.prove
 @pytest.mark.parametrize("policy", OTHERS)
 def test_neither_foresight_nor_errors_in_it_cost_much(good_per_s, policy):
     """About as many come in time as where nobody is refused before it is too late, and as with worse predictions."""

@@ -177,6 +177,7 @@ def test_an_engine_keeps_what_it_compiles(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.vllm
+@pytest.mark.prove
 def test_tiny_model_is_the_same_every_time(tmp_path: Path) -> None:
     """Same seed, same sources: the same bytes."""
     building = [subprocess.Popen([vllm_python(), MODEL_SCRIPT, tmp_path / name]) for name in ("first", "second")]
