@@ -24,7 +24,9 @@ STOPS_MAX = 4
 PAUSE_S_MAX = 30.0  # a bound for starved machines, not the goal: `make prove` measures that
 
 
-@pytest.mark.parametrize("alone", [pytest.param(False, id="all of it", marks=pytest.mark.prove), pytest.param(True, id="its engine")])
+@pytest.mark.parametrize(
+    "alone", [pytest.param(False, id="all of it", marks=pytest.mark.prove), pytest.param(True, id="its engine")]
+)
 async def test_streams_outlive_a_server_that_is_stopped(
     engines: tuple[Server, Server], engine_model: Path, tmp_path: Path, alone: bool
 ) -> None:
