@@ -32,6 +32,8 @@ def run() -> None:
     if day.returncode not in ENDINGS or not day.stdout:
         raise RuntimeError(f"the game day was broken off, with status {day.returncode}")
     said = json.loads(day.stdout)
+    for one in said["scenarios"]:
+        del one["evidence"]  # its files go with the folder
     keep(NAME, {"on": provenance(), "status": day.returncode, **said})
     shutil.rmtree(folder)
 

@@ -16,6 +16,7 @@ from loadtests.gameday.fleet import Fleet
 from loadtests.gameday.ground import Ground
 from loadtests.gameday.registry import all_scenarios
 from loadtests.gameday.run import Run
+from loadtests.gameday.scenario import Scenario
 from loadtests.gameday.score import Verdict
 from loadtests.gateway_process import Gateway
 from tests.loadtests.gameday import unguarded
@@ -73,55 +74,32 @@ def day(tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_gateway_that_is_well_survives(day, name):
     """The fault hits running streams, all probes hold, and the evidence is kept."""
-    wanted = all_scenarios()[name]
-    if name == "network-cut" and (why := networks.lacking()):
-        pytest.skip(why)
-
-    outcome = day.scenario(wanted)
+    outcome = day.scenario(named(name))
 
     assert outcome.verdict is Verdict.HELD, (outcome.why, outcome.probes)
     assert {f"{name}/gateway-1/gateway.log", "fleet/stub-0.log", "fleet/stub-1.log"} <= set(outcome.evidence)
     assert all(probe.tried for probe in outcome.probes)
 
 
-@pytest.mark.parametrize("name", ["engine-kill", "engine-hang"])
-def test_a_gateway_that_does_not_fail_over_is_found_out(day, name, monkeypatch):
-    """With nobody to go to, streams are cut: the verdict says so, and by how many."""
-    alone = all_scenarios()[name]
-
-    class Alone(alone):  # type: ignore[misc, valid-type]
-        def in_front(self) -> Gateway:
-            gateway: Gateway = self.ground.gateway(self.ground.fleet.urls[:1])
-            return gateway
-
-    Alone.name = f"{name}-alone"
-
-    outcome = day.scenario(Alone)
-
-    assert outcome.verdict is Verdict.BROKEN, (outcome.why, outcome.probes)
-    assert outcome.share is not None
-    assert outcome.share.share == 0
-
-
-OFF = {
-    # in holdfast.yaml: no second server, not even beside a silent one; each gateway with a ledger of its own
-    "network-cut": {"limits": {"legs": 1, "hedges": 0}},
-    "redis-loss": {"ledger": {}},
-}
+ALONE: dict[str, Any] = {"limits": {"legs": 1, "hedges": 0}}  # no second server, not even beside a silent one
+OFF: dict[str, dict[str, Any]] = {
+    # in holdfast.yaml, where no function of the gateway's is taken out instead
+    "engine-kill": ALONE, "engine-hang": ALONE, "network-cut": ALONE,
+    "redis-loss": {"ledger": {}},  # each gateway has one of its own
+}  # fmt: skip
 LOST = {
     # what of the scenario tells that its guard is not there
-    "network-cut": "a stream equals its uninterrupted run",
+    **dict.fromkeys(("engine-kill", "engine-hang", "network-cut"), "a stream equals its uninterrupted run"),
     "redis-loss": "waited in vain for both gateways to refuse",
     "gateway-kill": "nothing of a key stays held",
     "disk-full": "the ledger has charged what the journal says",
 }
 
 
-@pytest.mark.parametrize("name", LOST)
+@pytest.mark.parametrize("name", NAMES)
 def test_without_its_guard_a_fault_is_not_survived(day, name, monkeypatch):
     """One setting, or one function of the gateway's, is all the difference."""
-    if name == "network-cut" and (why := networks.lacking()):
-        pytest.skip(why)
+    wanted = named(name)
     made = Ground.gateway
     program = {"command": (sys.executable, unguarded.__file__, name)} if name in unguarded.WITHOUT else {}
 
@@ -130,13 +108,16 @@ def test_without_its_guard_a_fault_is_not_survived(day, name, monkeypatch):
 
     monkeypatch.setattr(Ground, "gateway", gateway)
 
-    class Unguarded(all_scenarios()[name]):  # type: ignore[misc]
-        """Under a name of its own, for the day's folders."""
-
-    Unguarded.name = f"{name}-unguarded"
-
-    outcome = day.scenario(Unguarded)
+    # Under a name of its own, for the day's folders.
+    outcome = day.scenario(type("Unguarded", (wanted,), {"name": f"{name}-unguarded"}))
 
     told = [outcome.why, *(probe.name for probe in outcome.probes if not probe.holds)]
     assert outcome.verdict is Verdict.BROKEN, told
     assert any(LOST[name] in one for one in told), told
+
+
+def named(name: str) -> type[Scenario]:
+    """The scenario; skips where this kernel lets nobody make networks."""
+    if name == "network-cut" and (why := networks.lacking()):
+        pytest.skip(why)
+    return all_scenarios()[name]

@@ -9,19 +9,13 @@ from gateway.books.ledger import sqlite
 from gateway.books.ledger.settlement import Settlement
 from gateway.cli import main
 
-
-def no_recovery() -> None:
-    """What a gateway that was killed left held stays as it is."""
-    sqlite.charge_leftovers = lambda *_: {}
-
-
-def no_second_try() -> None:
-    """What cannot be charged at once is not charged later."""
-    Settlement._try_later = lambda *_: None  # type: ignore[method-assign]
-
-
-WITHOUT = {"gateway-kill": no_recovery, "disk-full": no_second_try}
+WITHOUT = {
+    # what a gateway that was killed left held stays as it is
+    "gateway-kill": (sqlite, "charge_leftovers", lambda *_: {}),
+    # what cannot be charged at once is not charged later
+    "disk-full": (Settlement, "_try_later", lambda *_: None),
+}
 
 if __name__ == "__main__":
-    WITHOUT[sys.argv.pop(1)]()
+    setattr(*WITHOUT[sys.argv.pop(1)])
     main()
