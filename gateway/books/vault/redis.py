@@ -74,7 +74,7 @@ class RedisVault:
         self._login = login
         self._replicas = replicas
         self._servers = {address: Server(address, login) for address in addresses}
-        self._owners: dict[int, Address] = {}  # of slots, as far as servers have said so
+        self._owners: dict[int, Address] = {}  # of slots: who answered last
         self._exchange, self._register, self._write_off = map(Script, ("exchange.lua", "register.lua", "write_off.lua"))
 
     @property
@@ -243,12 +243,13 @@ class RedisVault:
                 raise
             refused = next((one for one in answers if isinstance(one, ResponseError)), None)
             if refused is None:
-                return answers[1:] if asking else answers
+                if asking:  # in the middle of a move: the slot is still another's
+                    return answers[1:]
+                self._owners[slot] = server.address
+                return answers
             if isinstance(refused, MovedError | AskError):  # which is one of those
                 asking = not isinstance(refused, MovedError)
                 server = self._named((refused.host or server.address[0], refused.port))
-                if not asking:
-                    self._owners[slot] = server.address
                 continue
             if isinstance(refused, NoScriptError):
                 raise refused

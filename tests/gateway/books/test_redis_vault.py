@@ -410,6 +410,10 @@ async def test_a_slot_that_moved_is_followed_and_listens_first(tmp_path, soon):
         here = next(node for node in nodes if owns(node, key))
         there = next(node for node in nodes if node is not here)
         assert vault._owners[slot] == here.address
+        straight = RedisVault([here.address], Login())  # which hears of no move, ever
+        await Teller(straight, "three").says(claim(), known=True)
+        assert straight._owners[slot] == here.address
+        await straight.close()
         ids = {node: node.ask("CLUSTER", "MYID") for node in (here, there)}
 
         there.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[here])
