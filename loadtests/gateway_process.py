@@ -6,10 +6,8 @@ with Gateway(tmp_path, [active.url, standby.url], tokenizer=path) as gateway:
 
 import json
 import os
-import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +24,7 @@ from gateway.books import journal
 from gateway.books.keys import Keys, key_id_of
 from gateway.books.ledger.tables import Balance, read_balances
 from gateway.local.leashed import LEASH
+from gateway.local.ports import free_ports
 from guards.budget import Limit
 
 T = TypeVar("T")
@@ -322,15 +321,3 @@ def until(look: Callable[[], T | None], seconds: float = 10.0, what: str = "") -
             raise NotSeen(f"waited in vain{what and f' for {what}'}, {seconds:g} s")
         time.sleep(0.02)
     return seen
-
-
-def free_ports(count: int) -> list[int]:
-    """So many ports that nobody has, below those that the kernel gives to connections: one of these could take it."""
-    free: list[int] = []
-    for port in random.sample(range(10_000, 32_000), 1_000):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            free.append(port)
-        if len(free) == count:
-            return free
-    raise RuntimeError(f"fewer than {count} of a thousand ports are free")

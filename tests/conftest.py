@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from gateway.local.engine import Engine, EngineFailed, start_fleet, stop_fleet, tiny_model, vllm_python
 
@@ -40,6 +41,12 @@ REVIVED_S_MAX = 600.0  # two that start at once, on two cores that others want t
 # A shell that starts tests in the background has them, and all that they start, ignore Ctrl-C, which some press.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Properties are judged by what they find, not by how long a shared machine took, and each run draws the same examples:
+# what is red was made so by a change. `pytest --hypothesis-profile anew` looks for others.
+settings.register_profile("anew", deadline=None)
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.load_profile("same")
 
 FreshEngines = Callable[..., list[Engine]]
 

@@ -10,7 +10,6 @@ from loadtests.gateway_process import (
     START_S_MAX,
     Gateway,
     Process,
-    free_ports,
     id_of,
     until,
 )
@@ -18,7 +17,7 @@ from tests import nursery
 
 TRUSTING = {"breaker_calls": 100_000}  # `health` where one request after the other is broken at one server, on purpose
 
-__all__ = ["HOLDFAST", "ROOT", "START_S_MAX", "TRUSTING", "ForkedGateway", "Gateway", "free_ports", "id_of", "until"]
+__all__ = ["HOLDFAST", "ROOT", "START_S_MAX", "TRUSTING", "ForkedGateway", "Gateway", "id_of", "until"]
 
 
 class ForkedGateway(Gateway):

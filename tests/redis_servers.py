@@ -13,7 +13,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.processes import free_ports, until
+from gateway.local.ports import free_ports
+from tests.processes import until
 
 START_S_MAX = 15.0
 UNPACKED = Path(__file__).parents[1] / ".cache" / "redis" / "redis-server"  # scripts/install.py may have put it there
@@ -59,7 +60,7 @@ class RedisServer:
 
     def client(self, **options: Any) -> "redis.Redis":
         """A client of the tests' own."""
-        return redis.Redis(port=self.port, socket_timeout=5, retry=Retry(NoBackoff(), 0), **options)
+        return redis.Redis(port=self.port, retry=Retry(NoBackoff(), 0), **{"socket_timeout": 5, **options})
 
     def ask(self, *words: Any) -> Any:
         """One command."""
@@ -124,11 +125,12 @@ class RedisServer:
 def redis_cluster(directory: Path, *, replicas: bool = False) -> Iterator[list[RedisServer]]:
     """Three masters with a third of the slots each; replicas: and one of each after them, in the same order."""
     number = 6 if replicas else 3
+    timeout_ms = "1000" if replicas else "5000"  # with nobody to follow a master, none is to be taken for dead
     servers: list[RedisServer] = []
     try:
         ports = free_ports(2 * number)  # the second half for the nodes' talk among themselves
         for at, (port, bus) in enumerate(zip(ports[:number], ports[number:], strict=True)):
-            options = ("--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "1000")
+            options = ("--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", timeout_ms)
             servers.append(RedisServer(directory / str(at), *options, port=port))
         first, masters = servers[0], servers[:3]
         for server, (low, high) in zip(masters, ((0, 5460), (5461, 10_922), (10_923, 16_383)), strict=True):

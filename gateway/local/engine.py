@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import json
 import os
-import socket
 import subprocess
 import time
 import urllib.request
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gateway.local.leashed import LaunchFailed, Leashed, Process
+from gateway.local.ports import free_ports
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODEL_SCRIPT = Path(__file__).with_name("tiny_model.py")
@@ -52,7 +52,7 @@ class Engine(Leashed):
         command: Sequence[str] | None = None,
         polite_s_max: float = 3.0,  # SIGTERM lets vLLM remove its shared memory
     ) -> None:
-        self.port = port or free_port()
+        self.port = port or free_ports(1)[0]
         self.served_name = served_name
         self._shared_memory: set[Path] = set()
         template = command if command is not None else [*vllm_command(model, served_name, dtype), *arguments]
@@ -260,11 +260,3 @@ def shared_memory(processes: Sequence[Process]) -> set[Path]:
                     inodes.add(int(line.split()[4]))
     files = [path for pattern in ("psm_*", "sem.mp-*") for path in Path("/dev/shm").glob(pattern)]
     return {path for path in files if path.stat().st_ino in inodes}
-
-
-def free_port() -> int:
-    """A port on loopback that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

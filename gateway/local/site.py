@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.local.engine import free_port
 from gateway.local.leashed import Leashed
+from gateway.local.ports import free_ports
 
 HOLDFAST = str(Path(sys.executable).with_name("holdfast"))
 GATEWAY_READY_S_MAX = 30.0
@@ -45,7 +45,7 @@ class Site:
     """
 
     def __init__(self, folder: Path, model: str, tokenizer: Path, replicas: Sequence[str]) -> None:
-        port, admin_port = free_port(), free_port()
+        port, admin_port = free_ports(2)
         self.url = f"http://127.0.0.1:{port}"
         self.data = folder / "data"
         self._file = folder / "holdfast.yaml"

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from importlib.metadata import Distribution
 from pathlib import Path
 
+from gateway.local.ports import free_ports
 from loadtests.bench.peers import ROOT, Missing, Place
 from loadtests.bench.words import MODEL
-from loadtests.gateway_process import free_ports
 
 PEERS = ROOT / ".cache" / "peers"
 HOW_TO_INSTALL = "{} is not installed; to have it measured: python3 scripts/install.py peers"

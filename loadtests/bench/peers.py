@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.local.leashed import Leashed
+from gateway.local.ports import free_ports
 from loadtests.bench.words import MODEL
-from loadtests.gateway_process import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S_MAX = 120.0  # litellm's imports alone take many seconds

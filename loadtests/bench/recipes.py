@@ -14,11 +14,11 @@ from typing import Any
 import redis
 
 from gateway.local.leashed import Leashed
+from gateway.local.ports import free_ports
 from loadtests.bench import others
 from loadtests.bench.others import STREAMS_MAX
 from loadtests.bench.peers import ROOT, Missing, Place, Recipe
 from loadtests.bench.words import MODEL
-from loadtests.gateway_process import free_ports
 
 BRIEFLY = ("plain", "paced")  # for what nobody runs
 BUDGET = "1000000000000/day"

@@ -7,10 +7,11 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from gateway.local.ports import free_ports
 from loadtests.answers import Answer
 from loadtests.gameday.fleet import Fleet
 from loadtests.gameday.streams import Clients
-from loadtests.gateway_process import Gateway, NotSeen, free_ports, until
+from loadtests.gateway_process import Gateway, NotSeen, until
 
 MODEL = "tiny"  # as it is served
 SPARED = ("holdfast.yaml", "gateway.log", "data/journal.jsonl")  # evidence: of a gateway's folder, nothing else stays

@@ -11,7 +11,8 @@ from redis.retry import Retry
 
 from gateway.local.engine import REPOSITORY
 from gateway.local.leashed import Leashed
-from loadtests.gateway_process import free_ports, until
+from gateway.local.ports import free_ports
+from loadtests.gateway_process import until
 
 START_S_MAX = 20.0
 GIVEN = "HOLDFAST_REDIS_SERVER"  # a path, where it is neither installed nor unpacked

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.live import Live as Screen
 
 from gateway.local.leashed import LaunchFailed, Leashed
+from gateway.local.ports import free_ports
 from loadtests.traffic import options, page, report
-from loadtests.traffic.free_port import free_port
 from loadtests.traffic.live import Live
 from loadtests.traffic.record import Stage, Tail
 from loadtests.traffic.scenarios import REPLAY
@@ -140,7 +140,7 @@ def _command(names: tuple[str, ...], root: str, folder: Path, processes: int, gi
     ]
     command += ["--host", root, "--users", users, "--spawn-rate", "100", "--records", str(folder.absolute())]
     if processes > 1:
-        port = str(free_port())
+        port = str(free_ports(1)[0])
         command += ["--processes", str(processes), "--master-bind-host", "127.0.0.1", "--master-bind-port", port]
         command += ["--master-host", "127.0.0.1", "--master-port", port]
     for name, value in given.items():

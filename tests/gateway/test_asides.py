@@ -11,7 +11,7 @@ from gateway.stream.leg_end import Cause, LegEnd
 from guards.refusal import Reason, Refused
 from tests.gateway.stream.fakes import call_for
 
-WAIT_S = 0.05
+WAIT_S = 0.25
 COUNTED = LegEnd(Cause.DONE, "", 200, b'{"count": 7}')
 TOO_LONG = LegEnd(Cause.REFUSED, "", 400, b"{}")
 

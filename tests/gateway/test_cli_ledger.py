@@ -13,8 +13,8 @@ from gateway.books.vault.engines import open_vault
 from gateway.books.vault.redis import RedisVault
 from gateway.books.vault.sqlite import SqliteVault
 from gateway.config_file import load
+from gateway.local.ports import free_ports
 from tests.gateway.test_cli import VALID, run
-from tests.processes import free_ports
 from tests.redis_servers import RedisServer
 from tests.vaults import TAG, Teller, claim
 

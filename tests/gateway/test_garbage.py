@@ -8,10 +8,10 @@ import pytest
 
 from gateway.app import gateway
 from gateway.config import Config
+from gateway.local.ports import free_ports
 from loadtests.bench.load import Job, run
 from loadtests.bench.upstream import Upstream
 from loadtests.bench.words import MODEL
-from loadtests.traffic.free_port import free_port
 
 KEPT_MAX = 3  # of a kind: what one connection's last request has yet to let go of
 
@@ -32,10 +32,10 @@ def collector() -> Iterator[None]:
 @pytest.mark.parametrize("stream", [True, False])
 async def test_requests_are_freed_when_they_end(tmp_path, collector, stream):
     """After some dozens of requests no object of ours is in a cycle: memory is free at once, sweeps can be rare."""
-    loop, port = asyncio.get_running_loop(), free_port()
+    loop, (port, admin_port) = asyncio.get_running_loop(), free_ports(2)
     upstream = await loop.create_server(Upstream, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{upstream.sockets[0].getsockname()[1]}"
-    listen = {"port": port, "admin_port": free_port()}
+    listen = {"port": port, "admin_port": admin_port}
     models = [{"name": MODEL, "replicas": [{"url": url}]}]
     config = Config.model_validate({"listen": listen, "data": tmp_path, "models": models})
     async with gateway(config, asyncio.Event()):

@@ -9,7 +9,7 @@ from gateway.app import gateway
 from gateway.books.ledger.register import Register
 from gateway.books.vault.engines import open_vault
 from gateway.config import Config
-from tests.processes import free_ports
+from gateway.local.ports import free_ports
 from tests.redis_servers import RedisServer
 from tests.vaults import TAG, Teller, claim
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from gateway.local.ports import free_ports
 from guards.attainment import Cell, Verdict
 from guards.sla import Promise
 from tests.open_loop import Wish, offer
-from tests.processes import free_ports
 
 SOON = Promise("any", Cell(1, 1), first_s=20.0, between_s=20.0, total_s=None)
 NEVER = Promise("any", Cell(1, 1), first_s=1e-6, between_s=None, total_s=None)

@@ -27,7 +27,8 @@ from typer.main import get_command
 from gateway.cli import app
 from gateway.config_file import load
 from gateway.config_times import Timeouts
-from tests.processes import free_ports, until
+from gateway.local.ports import free_ports
+from tests.processes import until
 from tests.readme import ROOT
 from tests.redis_servers import redis_server
 from vllm_plugin.settings import Settings

@@ -217,7 +217,7 @@ async def test_the_limit_of_a_request_holds_while_it_waits(start_gateway, stub):
 async def test_who_waits_at_the_gateways_end_is_served_or_told(start_gateway, stub, drain_s, status):
     """Those that wait are among those inside: they have until the end of the drain."""
     gateway = start_gateway([stub.url], admission=ONE, timeouts={"drain_s": drain_s})
-    running = asyncio.create_task(ask(gateway, None, chat(order(tokens=75, tokens_per_s=50))))
+    running = asyncio.create_task(ask(gateway, None, chat(order(tokens=150, tokens_per_s=50))))
     await asyncio.to_thread(until, lambda: stub.stats()["open_streams"] == 1)
     waits = asyncio.create_task(ask(gateway, None, SHORT))
     await waiting(gateway, 1)

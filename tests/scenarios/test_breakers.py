@@ -48,9 +48,10 @@ class Bystander:
         return [b - a for a, b in pairwise(at for at in self.at_s if since_s <= at <= until_s)]
 
 
-def p99_s(bystanders, since_s, until_s):
+def gap_s(bystanders, since_s, until_s):
+    """Of a hundred gaps, the fifth longest: a moment in which this machine does nothing is one gap of each stream."""
     gaps = sorted(gap for one in bystanders for gap in one.gaps(since_s, until_s))
-    return gaps[int(len(gaps) * 0.99)]
+    return gaps[int(len(gaps) * 0.95)]
 
 
 @pytest.fixture
@@ -78,19 +79,19 @@ async def test_a_runaway_is_ended_within_a_second_and_others_go_on(start_gateway
     running = await asyncio.create_subprocess_exec(*command, json.dumps(endless), cwd=ROOT, stdout=PIPE)
 
     answers = json.loads((await running.communicate())[0])
-    ended_s, ended_at = time.monotonic(), time.time()
+    ended_s = time.monotonic()
     (turned,) = turns(gateway)
     refused = await ask(gateway, runaway, endless)
     left = await asyncio.gather(*bystanding)
 
-    late = ended_at - turned["at"]
-    before, during = p99_s(others, began_s - 5.0, began_s), p99_s(others, began_s, ended_s)
+    facts = [gateway.settled(one["request_id"]) for one in answers]
+    late = max(fact["at"] for fact in facts) - turned["at"]
+    before, during = gap_s(others, began_s - 5.0, began_s), gap_s(others, began_s, ended_s)
     with capsys.disabled():
-        print(f"\nended {late:.2f} s after the trip; p99 {before * 1e3:.1f} ms before, {during * 1e3:.1f} ms during")
+        print(f"\nended {late:.2f} s after the trip; p95 {before * 1e3:.1f} ms before, {during * 1e3:.1f} ms during")
     assert late < END_S_MAX
     assert (turned["scope"], turned["state"]) == (f"key:{id_of(runaway)}", "open")
     assert turned["requests_ended"] == len(answers) == STREAMS
-    facts = [gateway.settled(one["request_id"]) for one in answers]
     for seen, fact in zip(answers, facts, strict=True):
         assert (seen["status"], seen["done"], seen["stop"]) == (200, True, ["length", "breaker_open"])
         prompt, completion = seen["usage"]

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from gateway.local.ports import free_ports
 from loadtests.stub_server import CONTINUES, PAGES
-from tests.processes import HOLDFAST, ROOT, free_ports
+from tests.processes import HOLDFAST, ROOT
 from tests.redis_servers import RedisServer
 from tests.scenarios.vllm_like import VllmLike
 

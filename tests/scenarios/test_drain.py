@@ -71,7 +71,7 @@ def pair(start_gateway, tokenizer):
     @asynccontextmanager
     async def make(**more: Any) -> AsyncIterator[Pair]:
         with start_stub(tokens_per_s=RATE) as busy, start_stub(tokens_per_s=RATE) as other:
-            options = {"tokenizer": tokenizer, "timeouts": {"probe_every_s": 0.25}} | more
+            options = {"tokenizer": tokenizer, "timeouts": {"probe_every_s": 0.25, "suspect_s": 3.0}} | more
             gateway = start_gateway([busy.url, other.url], **options)
             yield Pair(gateway, busy, other, gateway.key("somebody"))
 

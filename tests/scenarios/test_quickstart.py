@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.local.ports import free_ports
 from loadtests.processes import start_stub
-from tests.processes import free_ports
 from tests.readme import ROOT, commands
 
 pytestmark = pytest.mark.slow

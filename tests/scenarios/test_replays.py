@@ -147,7 +147,7 @@ async def test_the_journal_says_how_a_stream_went_on(both):
 
 async def test_a_hung_engine_is_outrun_by_a_replay(start_gateway):
     """Whatever the request uses, its stream does not wait for the hung server to be ejected."""
-    with start_stub(continues="{}", tokens_per_s=50) as active, start_stub(continues="{}", tokens_per_s=50) as standby:
+    with start_stub(continues="{}", tokens_per_s=20) as active, start_stub(continues="{}", tokens_per_s=20) as standby:
         timeouts = {"suspect_s": 0.25, "first_token_s": 20, "between_tokens_s": 20}
         gateway = start_gateway([active.url, standby.url], timeouts=timeouts, integrity={"ask_every_s": 0.5})
         know(gateway, active, standby)
@@ -168,7 +168,7 @@ async def test_a_hung_engine_is_outrun_by_a_replay(start_gateway):
 async def test_what_no_server_that_is_left_continues_ends_by_name(start_gateway, continues):
     """The only one that continues it was killed: an error after what was delivered, and no [DONE]."""
     with (
-        start_stub(continues="{}", tokens_per_s=50) as active,
+        start_stub(continues="{}", tokens_per_s=20) as active,
         start_stub(continues=continues, pages=0) as standby,
     ):
         gateway = start_gateway([active.url, standby.url], integrity={"ask_every_s": 0.5}, health=TRUSTING)

@@ -9,7 +9,7 @@ from loadtests.processes import start_stub
 from tests.scenarios.asking import ask, chat, header, order
 
 pytestmark = pytest.mark.slow
-SESSIONS = 12
+SESSIONS = 24
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ PREFILL_TOKEN_S = 0.0004  # so that a prompt of a thousand tokens takes long eno
 LONG = "x" * 1200 + " "
 RATE, TOKENS = 50, 200  # tokens per second and stream, and of an answer
 NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
-HURRIED = {"probe_every_s": 0.25, "probe_s": 0.5}
+HURRIED = {"probe_every_s": 0.25, "probe_s": 0.5, "suspect_s": 3.0}
 
 
 def name(stub: StubProcess) -> str:
@@ -371,7 +371,7 @@ async def test_nothing_is_loaded_at_a_server_that_is_overloaded(pair):
 
 async def test_a_server_that_lost_a_race_is_of_an_older_generation_than_the_one_that_won(pair):
     """So it writes no more pages for the session, should it come back; and its late tokens reach nobody."""
-    async with pair(timeouts=HURRIED | {"suspect_s": 0.3}) as two:
+    async with pair(timeouts=HURRIED | {"suspect_s": 1.0}) as two:
         body = chat(LONG + order(tokens=TOKENS))
         running, at = await two.begin("s1", body)
         there = two.other(at)

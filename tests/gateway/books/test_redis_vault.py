@@ -5,12 +5,14 @@ import contextlib
 import time
 
 import pytest
+import redis
 
 from gateway.books.vault import redis as engine
 from gateway.books.vault.contract import Closed, Exchange, Gateway, VaultDown
 from gateway.books.vault.redis import TAGS, RedisVault, account_key, keys_of, member_of
 from gateway.books.vault.redis_server import ANSWER_S_MAX, BACKOFF_S_MAX, CONNECTIONS_MAX, Login, Server
-from tests.processes import free_ports, until
+from gateway.local.ports import free_ports
+from tests.processes import until
 from tests.redis_servers import RedisServer, redis_cluster
 from tests.vaults import ACME, TAG, Teller, claim
 
@@ -86,10 +88,10 @@ async def test_a_server_that_does_not_answer_is_down_in_time(server, vault, how)
         if how == "stopped":
             stack.enter_context(server.stopped())
         elif how == "paused":
-            server.ask("CLIENT", "PAUSE", 1500, "ALL")
+            server.ask("CLIENT", "PAUSE", 2500, "ALL")
         else:
-            sleeper = asyncio.create_task(asyncio.to_thread(server.ask, "DEBUG", "SLEEP", 1.5))
-            await asyncio.sleep(0.1)
+            sleeper = asyncio.create_task(asyncio.to_thread(server.ask, "DEBUG", "SLEEP", 2.5))
+            await asyncio.to_thread(until, lambda: silent(server))
         began_s = time.monotonic()
         failed = await asyncio.gather(*(one.says(claim(rights=500)) for one in tellers), return_exceptions=True)
         took_s = time.monotonic() - began_s
@@ -380,6 +382,16 @@ async def test_an_address_that_is_another_server_now_is_followed(server, replica
     door.close()
 
 
+def silent(server):
+    """Whether it does not answer within a moment."""
+    with server.client(socket_timeout=0.05) as client:
+        try:
+            client.ping()
+        except redis.TimeoutError:
+            return True
+    return False
+
+
 async def test_a_grant_counts_when_enough_replicas_have_it(server, replica):
     """Else it is as if it had not been given: the gateway says what it had, and all is free again."""
     vault = RedisVault([server.address], Login(), replicas=1)
@@ -399,8 +411,9 @@ async def test_a_grant_counts_when_enough_replicas_have_it(server, replica):
 
 
 @pytest.mark.slow
-async def test_a_slot_that_moved_is_followed_and_listens_first(tmp_path, soon):
+async def test_a_slot_that_moved_is_followed_and_listens_first(tmp_path, monkeypatch):
     """To the node that has it now; in the middle of the move, too."""
+    monkeypatch.setattr(engine, "LEASE_MS", 1500)  # in which all nodes can be told
     with redis_cluster(tmp_path) as nodes:
         vault = RedisVault([nodes[0].address], Login())
         await vault.begin()
@@ -424,7 +437,7 @@ async def test_a_slot_that_moved_is_followed_and_listens_first(tmp_path, soon):
         for node in (there, here, *nodes):
             node.ask("CLUSTER", "SETSLOT", slot, "NODE", ids[there])
         after = await two.says(claim(need=100))
-        await asyncio.sleep(QUIET_S + 0.02)
+        await asyncio.sleep(1.52)
 
         assert (midway.quiet, rights(midway)) == (True, 400)
         assert (after.quiet, after.given[0].free) == (True, 600)

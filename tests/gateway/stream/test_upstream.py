@@ -713,10 +713,11 @@ async def test_a_paused_leg_is_not_silent_and_reads_on_when_resumed():
         writer.write(EVENT + END)
         await server.until_left(reader)
 
-    async with serving(handle, between_tokens_s=0.04, first_token_s=0.04) as (_, upstream, target):
+    async with serving(handle, between_tokens_s=0.2, first_token_s=2.0) as (_, upstream, target):
         receiver = Receiver(lambda events: leg.pause() if len(events) == 1 else None)
         leg = upstream.open(target, "/", b"{}", receiver)
-        await asyncio.sleep(0.12)
+        await receiver.some.wait()
+        await asyncio.sleep(0.5)
         before = (len(receiver.got), leg.ended.done())
         leg.resume()
         end = await leg.ended
@@ -728,7 +729,9 @@ async def test_a_paused_leg_is_not_silent_and_reads_on_when_resumed():
 async def test_a_leg_paused_on_its_last_bytes_ends_when_it_is_resumed():
     """An answer that was read whole before the pause is complete only once its events could be taken in."""
     async with serving(always(SSE + EVENT + END)) as (server, upstream, target):
-        leg = upstream.open(target, "/", b"{}", Receiver(lambda events: leg.pause()))
+        receiver = Receiver(lambda events: leg.pause())
+        leg = upstream.open(target, "/", b"{}", receiver)
+        await receiver.some.wait()
         await settled()
         before = leg.ended.done()
         leg.resume()

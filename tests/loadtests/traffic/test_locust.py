@@ -17,9 +17,9 @@ import pytest
 from typer.testing import CliRunner
 
 from gateway.local.leashed import group
+from gateway.local.ports import free_ports
 from loadtests import stub_orders
 from loadtests.traffic.commands import load_app
-from loadtests.traffic.free_port import free_port
 from loadtests.traffic.plan import Plan
 from loadtests.traffic.record import Record, Stage, Tail
 from tests.processes import ForkedGateway as Gateway
@@ -54,7 +54,7 @@ def test_locusts_users_find_what_they_know(start, tmp_path):
     command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--headless", "--only-summary"]
     command += ["--host", f"{stub.url}/v1", "-u", "2", "-r", "2", "--processes", "2"]
     command += ["--rate", "6", "--each-s", "1.5", "--think-s", "0", "--size", "0.1", "--report", str(out)]
-    port = str(free_port())
+    port = str(free_ports(1)[0])
     command += [
         "--master-bind-port",
         port,
@@ -166,8 +166,8 @@ def test_no_broken_stream_is_taken_for_a_whole_one(start, tmp_path):
 def test_nobody_there_is_an_error_of_its_own(tmp_path):
     """And no traceback."""
     status, found, records = load(
-        tmp_path, "chat", "--host", f"http://127.0.0.1:{free_port()}", "--rate", "5", "--each-s", "1", "--model", "m",
-        "--words-per-token", "1",
+        tmp_path, "chat", "--host", f"http://127.0.0.1:{free_ports(1)[0]}", "--rate", "5", "--each-s", "1",
+        "--model", "m", "--words-per-token", "1",
     )  # fmt: skip
 
     assert (status, {one.stage for one in records}) == (1, {Stage.CONNECT})
