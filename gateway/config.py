@@ -353,6 +353,7 @@ class Config(Part):
 
     listen: Listen = Listen()
     workers: int = Field(default=1, ge=1, le=256)  # processes on this machine, each with a part of the clients
+    workers_pinned: bool = False  # each stays on one core; for machines that have nothing else to do
     data: Path = Path("holdfast-data")  # absolute when it came from a file
     models: tuple[Model, ...] = Field(default=(), max_length=1024)
     upstreams: tuple[Replica, ...] = Field(default=(), max_length=1024)

@@ -9,6 +9,7 @@ import os
 import platform
 import random
 import resource
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -58,6 +59,7 @@ def main() -> None:
             else:
                 bench.hold(held)
     said = facts(time.monotonic() - begun) | {
+        "command": shlex.join(["python", "-m", "loadtests.bench", *sys.argv[1:]]),
         "rounds": given.rounds, "seed": seed, "ids_asked": given.ids, "quick": given.quick,
     }  # fmt: skip
     _tell(bench.results, {load.name: load.unit for load in loads}, said, given)
@@ -137,7 +139,8 @@ def facts(took_s: float) -> dict[str, Any]:
 
 
 def _tell(results: Results, units: dict[str, str], about: dict[str, Any], given: argparse.Namespace) -> None:
-    tables, verdicts = report.tables(results, units), report.verdicts(results)
+    tables = [table for table in report.tables(results, units) if table.rows[1:]]
+    verdicts = report.verdicts(results)
     lines = [f"- {'yes' if good else 'NO'}: {said}" for said, good in verdicts.items()]
     print("\n".join(map(report.markdown, tables)).replace("**", ""))
     print("\n".join(lines))
@@ -153,8 +156,9 @@ def _tell(results: Results, units: dict[str, str], about: dict[str, Any], given:
 
 HEADLINE = """# What it costs: measured side by side
 
-{on} at {commit}, {cores} cores, {machine}, Python {python}; {rounds} rounds in random order, seed {seed}. Written by
-`make bench`; docs/performance.md says how it is measured. Median (smallest..largest). Compare rows, not runs.
+{on} at {commit}, {cores} cores, {machine}, Python {python}; {rounds} rounds in random order, seed {seed}.
+docs/performance.md says how it is measured. Median (smallest..largest). Compare rows, not runs. Written by
+`{command}`
 """
 
 

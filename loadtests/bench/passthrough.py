@@ -1,13 +1,14 @@
 """The least an aiohttp gateway can be: bytes in, bytes out.
 
-    python -m loadtests.bench.passthrough PORT UPSTREAM [barest]
+    python -m loadtests.bench.passthrough PORT UPSTREAM [barest] [twice]
 
 No keys, no budget, no limits, no failover, no metrics, no journal: what there is to compare with, not to use. An
 application with a route, and a time limit for reads, without which a hung server would keep a client for good; the
-barest has neither.
+barest has neither. Twice: two processes, which share the port.
 """
 
 import asyncio
+import os
 import sys
 
 import uvloop
@@ -42,9 +43,11 @@ async def main(port: int, upstream: str, *, barest: bool) -> None:
         application.router.add_route("*", "/{path:.*}", handle)
         runner = web.AppRunner(application, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port, backlog=16_384).start()
+    await web.TCPSite(runner, "127.0.0.1", port, backlog=16_384, reuse_port=True).start()
     await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
+    if "twice" in sys.argv[3:]:
+        os.fork()
     uvloop.run(main(int(sys.argv[1]), sys.argv[2], barest="barest" in sys.argv[3:]))

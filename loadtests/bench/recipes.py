@@ -110,7 +110,7 @@ def redis_server(place: Place) -> str:
 
 
 def passthrough(*how: str) -> Callable[[Place], list[str]]:
-    """A bare pass-through. how: `barest` for what nobody could leave anything out of."""
+    """A bare pass-through. how: `barest` for what nobody could leave anything out of; `twice`: two processes."""
 
     def command(place: Place) -> list[str]:
         place.environment["PYTHONPATH"] = str(ROOT)
@@ -137,6 +137,13 @@ RECIPES = (
     Recipe("relay behind aiohttp's server", relay("aiohttp"), loads=BRIEFLY, holds=0),
     Recipe("holdfast", holdfast(), holds=2),
     Recipe("holdfast, two workers", holdfast(workers=2), loads=("plain",), holds=0, everywhere=True),
+    Recipe(
+        "holdfast, two workers, pinned", holdfast(workers=2, workers_pinned=True),
+        loads=("plain",), holds=0, everywhere=True,
+    ),
+    Recipe("holdfast, both cores", holdfast(), loads=("plain",), holds=0, everywhere=True, named=True),
+    Recipe("holdfast, half the clients", holdfast(), share=0.5, loads=("plain",), holds=0, named=True),
+    Recipe("aiohttp, two processes", passthrough("twice"), loads=("plain",), holds=0, everywhere=True, named=True),
     Recipe("holdfast, no limits", holdfast(key=()), holds=0, named=True),
     Recipe("holdfast, four levels", four_levels(), holds=0, named=True),
     Recipe("holdfast, four levels on Redis", four_levels(redis=True), holds=0, named=True),

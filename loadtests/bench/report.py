@@ -13,7 +13,7 @@ LEVELS_REDIS, COMMANDS_MAX = "holdfast, four levels on Redis", 0.2  # for a requ
 POLICIES, POLICIES_MAX = (("holdfast", ""), ("holdfast, promises", ", with promises")), 1.10
 POLICIES_OFF = "holdfast, policies off"
 PASSTHROUGH, HOLDFAST, DIRECT, ROUTER = "aiohttp pass-through", "holdfast", "direct", "vllm-router"
-BAREST, WORKERS = "aiohttp, barest", "holdfast, two workers"
+BAREST, WORKERS = "aiohttp, barest", ("holdfast, two workers", "holdfast, two workers, pinned")
 WORKERS_MIN = {"must": 1.8, "goal": 1.95}  # times what one does
 DELAY_MS_MAX = (0.3, 2.0)  # p50 and p99, above direct
 KB_MAX = 24.0  # per open stream
@@ -62,7 +62,8 @@ def verdicts(results: Results) -> dict[str, bool]:
             found[f"must: {load}: {each:.4f} Redis commands for a request, below {COMMANDS_MAX:g}"] = (
                 each < COMMANDS_MAX
             )
-    found |= _two_workers(results)
+    for workers in WORKERS:
+        found |= _two_workers(results, workers)
     if (delays := added_ms(results, HOLDFAST, "paced")) is not None:
         for name, limit_ms, values in zip(("p50", "p99"), DELAY_MS_MAX, zip(*delays, strict=True), strict=True):
             delay_ms = median(values)
@@ -81,21 +82,20 @@ def verdicts(results: Results) -> dict[str, bool]:
     return found
 
 
-def _two_workers(results: Results) -> dict[str, bool]:
+def _two_workers(results: Results, workers: str) -> dict[str, bool]:
     """Two do twice as much as one but for what an answer costs more of CPU. Measured apart from what clients take.
 
     Two cores have to be enough for workers, upstream and clients together, so that answers in a second are fewer.
     """
-    one, two = (results.seen.get(name, {}).get("plain", []) for name in (HOLDFAST, WORKERS))
-    if (ratio := _ratio(results, "plain", WORKERS)) is None:
+    one, two = (results.seen.get(name, {}).get("plain", []) for name in (HOLDFAST, workers))
+    if (ratio := _ratio(results, "plain", workers)) is None:
         return {}
     rate = median(_per_s(two)) / median(_per_s(one))
     cores = median(each.cpu_s / each.window_s for each in two)
     said = f"{2 * ratio:.2f} times one's answers for each second that both have a core (on two cores, of which"
     said += f" upstream and clients leave them {cores:.2f}: {rate:.2f} times as many)"
-    return {
-        f"{limit}: two workers: {said}, at least {times:g}": 2 * ratio >= times for limit, times in WORKERS_MIN.items()
-    }
+    name = workers.removeprefix("holdfast, ")
+    return {f"{limit}: {name}: {said}, at least {times:g}": 2 * ratio >= times for limit, times in WORKERS_MIN.items()}
 
 
 def _per_s(seen: Sequence[Seen]) -> list[float]:

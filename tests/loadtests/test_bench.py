@@ -200,13 +200,14 @@ def test_the_report_compares_round_by_round():
     }
 
 
-def test_two_workers_are_judged_by_what_an_answer_costs_them():
+@pytest.mark.parametrize("workers", ["two workers", "two workers, pinned"])
+def test_two_workers_are_judged_by_what_an_answer_costs_them(workers):
     """Their cores are shared with clients, so that how many answers there were in a second is told, and not judged."""
-    results = Results({"holdfast": measured(0.5), "holdfast, two workers": {"plain": measured(0.52)["plain"]}})
+    results = Results({"holdfast": measured(0.5), f"holdfast, {workers}": {"plain": measured(0.52)["plain"]}})
 
     (must, kept), (goal, _) = [one for one in report.verdicts(results).items() if "two workers" in one[0]]
 
-    assert must.startswith("must: two workers: 1.92 times one's answers")
+    assert must.startswith(f"must: {workers}: 1.92 times one's answers")
     assert kept
     assert "leave them 0.52: 1.00 times as many" in goal
     assert report.verdicts(results)[goal] is False

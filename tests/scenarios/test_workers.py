@@ -8,6 +8,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from gateway.books.directories import directories
 from gateway.books.ledger.tables import read_balances
 from loadtests.processes import start_stub
@@ -180,6 +182,29 @@ async def test_a_reset_says_what_it_cannot_reset(stubs, start_gateway):
     assert "under the id r2" in answer["message"]
     assert (left, again.returncode, settled(gateway, key)) == (spent, 0, 0)
     assert (await patient(gateway, key, chat("hello", max_tokens=300))).status == 200
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_each_worker_stays_on_a_core_where_it_is_told_to(stubs, start_gateway, pinned):
+    """All of its threads do, also of one that was started again; else they are anywhere. Many workers share cores."""
+    cores = sorted(os.sched_getaffinity(0))
+    count = len(cores) + 1
+    gateway = start_gateway([stubs[0].url], workers=count, workers_pinned=pinned)
+    first = pids(gateway)[0]
+    os.kill(first, signal.SIGKILL)
+    until(lambda: first not in pids(gateway) and len(pids(gateway)) == count)
+    admin = [f"http://127.0.0.1:{gateway.admin_port + number}" for number in range(count)]
+    until(lambda: all(gateway.get("/readyz", one)[0] == 200 for one in admin))
+
+    found = sorted(where(pid) for pid in pids(gateway))
+
+    assert found == sorted([(cores[number % len(cores)],) if pinned else tuple(cores) for number in range(count)])
+
+
+def where(pid):
+    """The cores that a process may use, which are the same for all of its threads."""
+    (cores,) = {tuple(sorted(os.sched_getaffinity(int(one.name)))) for one in Path(f"/proc/{pid}/task").iterdir()}
+    return cores
 
 
 def test_a_worker_that_is_told_to_end_at_once_ends_cleanly(stubs, start_gateway):
