@@ -97,6 +97,7 @@ def _run(config: Config) -> None:
     from gateway.books.ledger.tables import LedgerInUse
     from gateway.stream.text import TokenizerInvalid
     from gateway.watch import logs
+    from gateway.workers import pin
     from gateway.workers import serve as serve_by_workers
 
     logs.set_up()
@@ -104,6 +105,8 @@ def _run(config: Config) -> None:
     try:
         if config.workers > 1 or directories(config.data):
             raise typer.Exit(serve_by_workers(config))
+        if config.workers_pinned:
+            pin(0)
         run(config)
     except (LedgerInUse, TokenizerInvalid) as error:
         fail(str(error))
@@ -197,13 +200,9 @@ def demo(as_json: AsJson = False) -> None:
 @app.command()
 def version() -> None:
     """Print the version."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
+    from gateway.release import release
 
-    try:
-        typer.echo(installed("holdfast"))
-    except PackageNotFoundError:
-        fail("not installed: run from a source tree")
+    typer.echo(release() or fail("not installed: run from a source tree"))
 
 
 def _in_dollars(text: str) -> str:

@@ -128,6 +128,7 @@ class Machine:
     writable: why the data directory is not, "" where it is. shared: whether others on this machine may look into it.
     sync_s: for one small write to be on disk, in seconds. kind: of its file system.
     files_max: that this process, and a gateway started like it, may have open; files_wanted: for all clients.
+    admin_taken: admin ports, of all workers, that somebody has while no gateway runs here.
     keys: whether there is any API key. port: what is at the public one, why: it is not ready.
     """
 
@@ -143,6 +144,7 @@ class Machine:
     host: str = "127.0.0.1"
     admin_host: str = "127.0.0.1"
     admin_listens: tuple[str, ...] = ()
+    admin_taken: tuple[int, ...] = ()
     keys: bool = True
     port: Gateway = Gateway.NOBODY
     why: str = ""

@@ -67,6 +67,10 @@ def _ports(machine: Machine) -> Iterator[Finding]:
         yield Finding(WARN, "public port", f"a gateway runs here and is not ready: {machine.why}", "See above.")
     elif machine.port is Gateway.READY:
         yield Finding(OK, "public port", "a gateway runs here, and is ready")
+    if machine.admin_taken:
+        said = f"something else than a gateway has {', '.join(map(str, machine.admin_taken))}: it will not start"
+        yield Finding(BAD, "admin port", said, "End that, or choose another: listen.admin_port; each worker has one.")
+        return
     public = [place for place in (machine.admin_host, *machine.admin_listens) if not is_loopback(place)]
     if public:
         said = f"can be reached from other machines, on {', '.join(dict.fromkeys(public))}: only its key guards it"

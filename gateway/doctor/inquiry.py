@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 
 from gateway import fleets
 from gateway.config import Config
@@ -19,6 +18,7 @@ from gateway.fleet.kin import Kin
 from gateway.fleet.listener import Listener
 from gateway.fleet.page_status import PageStatus
 from gateway.fleet.replica import Replica
+from gateway.release import release
 from gateway.stream.leg_end import LegEnd
 from gateway.stream.upstream import Upstream
 from guards.kinship import WORDS
@@ -44,7 +44,7 @@ async def findings(config: Config, say: Say) -> list[Finding]:
     models = [model.name for model in config.models]
     tokenizers = frozenset(model.name for model in config.models if model.tokenizer is not None)
     return [
-        *(finding for one in fleet for finding in servers.judged(one, config.timeouts, _version())),
+        *(finding for one in fleet for finding in servers.judged(one, config.timeouts, release())),
         *families.compared(fleet, models, tokenizers),
         *home.of_stores(places),
         *home.of_ledger(books, config.ledger.replicas),
@@ -116,10 +116,3 @@ async def _compared(visited: Sequence[tuple[Server, PageStatus | None]], ask: As
         )
         for (server, _), one in zip(visited, replicas, strict=True)
     ]
-
-
-def _version() -> str:
-    try:
-        return version("holdfast")
-    except PackageNotFoundError:  # run from a checkout
-        return ""

@@ -37,6 +37,7 @@ async def machine(config: Config, upstream: Upstream) -> Machine:
     data, listen = config.data, config.listen
     there = next(path for path in (data, *data.parents) if path.exists())
     port, why = await _at_port(config, upstream)
+    ports = range(listen.admin_port, listen.admin_port + config.workers) if listen.admin_port else ()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # a gateway raises its own as far as it may: descriptors.py
     return Machine(
         str(data),
@@ -51,6 +52,7 @@ async def machine(config: Config, upstream: Upstream) -> Machine:
         host=listen.host,
         admin_host=listen.admin_host,
         admin_listens=(listening(listen.admin_port) or ()) if port in (Gateway.READY, Gateway.NOT_READY) else (),
+        admin_taken=tuple(one for one in ports if listening(one)) if port in (Gateway.NOBODY, Gateway.OTHERS) else (),
         keys=bool(config.keys) or (data / "keys.db").exists(),
         port=port,
         why=why,

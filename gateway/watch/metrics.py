@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Histogram, Info, ProcessCollector, generate_latest
 
+from gateway.release import release
 from gateway.watch.histogram import BatchHistogram
 from gateway.watch.replica_gauges import Look, ReplicaGauges
 from gateway.watch.tally import Tally
@@ -33,6 +34,7 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)  # memory, CPU and descriptors of this process
+        Info("holdfast_build", "Which Holdfast this is.", registry=self._registry).info({"version": release()})
         self._holding = self._served = 0
         self._count_requests()
         self._measure_streams()

@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import structlog
 import typer
 
+from gateway.local.engine import EngineFailed, vllm_python
 from gateway.local.screen import Screen
 from loadtests.gameday import report
 from loadtests.gameday.bounds import leave
@@ -22,6 +23,7 @@ from loadtests.gameday.registry import all_scenarios
 from loadtests.gameday.run import Run
 from loadtests.gameday.scenario import Scenario
 from loadtests.gameday.score import Outcome, Verdict
+from loadtests.versions import versions, versions_beside
 
 LOOK = {Verdict.HELD: "green", Verdict.BROKEN: "bold red", Verdict.NO_STEADY_STATE: "red", Verdict.FAILED: "red"}
 ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -101,7 +103,9 @@ def play(
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    said = report.found(run.outcomes, seed=seed, began_s=began_s, asked=len(chosen), left=run.left)
+    said = report.found(
+        run.outcomes, seed=seed, began_s=began_s, asked=len(chosen), left=run.left, versions=_versions()
+    )
     if as_json:
         print(json.dumps(said))
     try:
@@ -147,6 +151,14 @@ def _tell(screen: Screen, outcome: Outcome) -> None:
     screen.say(
         f"  {str(outcome.verdict).upper()}{why}, after {outcome.took_s:.0f} s", LOOK.get(outcome.verdict, "yellow")
     )
+
+
+def _versions() -> dict[str, str]:
+    """Of what ran: this machine, its gateway, and its engines as far as they are of its own environment."""
+    found = versions("holdfast", "aiohttp")
+    with suppress(EngineFailed):
+        found |= versions_beside(vllm_python(), ("vllm", "torch"))
+    return found
 
 
 def _list(known: Mapping[str, type[Scenario]], as_json: bool) -> None:

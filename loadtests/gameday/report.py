@@ -2,16 +2,18 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from loadtests.gameday.score import Outcome, Verdict, total, tried_weight, worst_first
 from loadtests.traffic.page import STYLE, table
 
 HTML, JSON = "gameday.html", "gameday.json"
+NOTHING: Mapping[str, str] = MappingProxyType({})
 FORMULA = "100 × √(W × G): W is the worst scenario's share, G the weighted geometric mean of all that were tried"
 RULES = (
     "A scenario's score is the share of trials that held of its worst probe, with Wilson's interval of 95 %.",
@@ -21,15 +23,19 @@ RULES = (
 )
 
 
-def found(outcomes: Sequence[Outcome], *, seed: int, began_s: float, asked: int, left: Sequence[str]) -> dict[str, Any]:
-    """All of it, for JSON. began_s: unix seconds. asked: how many scenarios were to be run."""
+def found(
+    outcomes: Sequence[Outcome], *, seed: int, began_s: float, asked: int, left: Sequence[str],
+    versions: Mapping[str, str] = NOTHING,
+) -> dict[str, Any]:  # fmt: skip
+    """All of it, for JSON. began_s: unix seconds. asked: how many scenarios were to be run; versions: of what ran."""
     share = total(outcomes)
     count = {verdict: sum(one.verdict is verdict for one in outcomes) for verdict in Verdict}
     return {
         "score": share and share.as_dict(), "tried_weight": round(tried_weight(outcomes), 3), "formula": FORMULA,
         "asked": asked, **{str(verdict).replace(" ", "_"): number for verdict, number in count.items()},
         "seed": seed, "began": datetime.fromtimestamp(began_s, UTC).isoformat(timespec="seconds"),
-        "took_s": round(sum(one.took_s for one in outcomes), 1), "command": " ".join(sys.argv[1:]), "left": list(left),
+        "versions": dict(versions), "took_s": round(sum(one.took_s for one in outcomes), 1),
+        "command": " ".join(sys.argv[1:]), "left": list(left),
         "scenarios": [one.as_dict() for one in worst_first(outcomes)],
     }  # fmt: skip
 
@@ -85,6 +91,7 @@ def html(said: dict[str, Any]) -> str:
         f"<h1>{title}</h1>",
         f'<p class="dim">{escape(said["began"])} · {said["took_s"]:g} s · seed {said["seed"]} · '
         f"{escape(said['command'])}</p>",
+        f'<p class="dim">{escape(" · ".join(map(" ".join, said["versions"].items())))}</p>',
         f'<p class="{held}">{escape(headline(said))}; {said["tried_weight"]:.0%} of their weight.</p>',
         *(f'<p class="bad">Left behind: {escape(one)}</p>' for one in said["left"]),
         table(rows, left=(0, 4, 6)), *(f'<p class="dim">{escape(rule)}</p>' for rule in RULES),

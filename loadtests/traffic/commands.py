@@ -22,6 +22,7 @@ from loadtests.traffic import options, page, report
 from loadtests.traffic.live import Live
 from loadtests.traffic.record import Stage, Tail
 from loadtests.traffic.scenarios import REPLAY
+from loadtests.traffic.server import NoModel, Server
 from loadtests.traffic.traces import TraceError
 
 if find_spec("locust") is None:  # not imported here: it changes the process that does
@@ -89,11 +90,10 @@ def load(
     given["rate"] = given["rate"] or ("" if names == CLASSES[REPLAY] else "1")
     try:
         settings = options.read(argparse.Namespace(**given))
+        options.fit({one.lower() for one in names}, settings)
         root = options.root(host)
     except (options.BadOption, TraceError) as error:
         _usage(str(error))
-    if "Replay" in names and not settings.rows:
-        _usage("replay needs a trace: --trace FILE")
     if out is not None:
         _fit(out)
     target = out or Path(f"load-{scenario.replace(',', '-')}-{datetime.now():%Y%m%d-%H%M%S}.html")
@@ -102,6 +102,11 @@ def load(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         _usage(f"--out {target}: {folder} cannot be made: {error.strerror}")
+    try:
+        given["model"] = given["model"] or Server(root, next(iter(settings.keys.values()), "")).first_model()
+    except NoModel as none:
+        typer.echo(str(none), err=True)
+        raise typer.Exit(1) from None
     plan = settings.plan(REPLAY if "Replay" in names else scenario)
     live = Live(f"{scenario} at {root}", plan.takes_s, settings.sla)
     command = _command(names, root, folder, processes, given)

@@ -17,6 +17,7 @@ ADMIN_KEY = "HOLDFAST_ADMIN_KEY"
 EVERY_S, CALL_S_MAX = 1.0, 2.0
 BUDGETS_MAX = 100
 KEPT = (  # of the metrics, by how they begin
+    "holdfast_build_info",
     "process_resident_memory_bytes",
     "process_cpu_seconds_total",
     "holdfast_failover_gap_seconds",
@@ -30,24 +31,51 @@ KEPT = (  # of the metrics, by how they begin
 
 def watched(roots: Sequence[str], writer: Writer) -> None:
     """Look once a second, at each, until the greenlet is killed."""
+    watch = Watch(roots)
     try:
         while True:
-            writer.write(look=look(roots))
+            writer.write(look=watch.look())
             time.sleep(EVERY_S)
     finally:
         writer.close()
 
 
-def look(roots: Sequence[str]) -> Look:
-    """One look at all admin ports of a gateway; its workers' metrics are added up. Who does not answer says nothing."""
-    found = Look(at_s=now_s())
-    for root in roots:
-        with suppress(OSError, ValueError):
-            for name, value in samples(_get(f"{root}/metrics").decode()):
-                found.metrics[name] = found.metrics.get(name, 0.0) + value
-        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-            found.budgets |= dict(budgets(json.loads(_get(f"{root}/admin/budgets?limit={BUDGETS_MAX}"))))
-    return found
+class Watch:
+    """Looks at all admin ports of a gateway, again and again; its workers' metrics are added up."""
+
+    def __init__(self, roots: Sequence[str]) -> None:
+        self._roots = roots
+        self._before: dict[str, dict[str, float]] = {}  # what each said last, if it ever said anything
+        self._added: dict[str, float] = {}
+
+    def look(self) -> Look:
+        """Look once. Gauges are those of who answers now; counters are what came to them since who has them answered
+        first: over a restart, at which they begin anew, and over looks without an answer.
+        """
+        found = Look(at_s=now_s())
+        for root in self._roots:
+            with suppress(OSError, ValueError):
+                self._take(root, dict(samples(_get(f"{root}/metrics").decode())), found.metrics)
+            with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+                found.budgets |= dict(budgets(json.loads(_get(f"{root}/admin/budgets?limit={BUDGETS_MAX}"))))
+        found.metrics.update(self._added)
+        return found
+
+    def _take(self, root: str, said: dict[str, float], gauges: dict[str, float]) -> None:
+        before = self._before.get(root)
+        for name, value in said.items():
+            if not counts(name):
+                gauges[name] = gauges.get(name, 0.0) + value
+                continue
+            had = value if before is None else before.get(name, 0.0)
+            more = value - had if value >= had else value
+            self._added[name] = self._added.get(name, 0.0) + more
+        self._before[root] = said
+
+
+def counts(name: str) -> bool:
+    """Whether a sample is of a counter or a histogram, which only grows until its process ends."""
+    return name.partition("{")[0].endswith(("_total", "_bucket", "_count", "_sum"))
 
 
 def samples(text: str) -> Iterator[tuple[str, float]]:

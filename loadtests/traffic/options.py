@@ -3,7 +3,7 @@
 import argparse
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from loadtests.traffic import traces
 from loadtests.traffic.plan import Plan
 from loadtests.traffic.record import Record, Stage
-from loadtests.traffic.scenarios import REPLAY, Sizes
+from loadtests.traffic.scenarios import MIXED, REPLAY, TENANTS, Sizes
 
 KEY, DIRECT_KEY = "OPENAI_API_KEY", "HOLDFAST_UPSTREAM_KEY"  # from the environment: everybody can read options
 IN_FLIGHT, PATIENCE_S = 2000, 60.0
@@ -179,6 +179,19 @@ class Settings(NamedTuple):
             self.rows if scenario == REPLAY else (), traces.Scale(given.speed, given.size, self.sizes.words),
             tuple(name for name in self.keys if name),
         )  # fmt: skip
+
+
+def fit(scenarios: Collection[str], settings: Settings) -> None:
+    """Whether scenarios can be had with these settings, and with each other. Raises BadOption."""
+    if REPLAY in scenarios:
+        if not settings.rows:
+            raise BadOption("replay needs a trace: --trace FILE")
+        if len(scenarios) > 1 or settings.rates_per_s:
+            raise BadOption("replay goes as its trace says: alone, and without --rate (--speed 2: twice as fast)")
+    missing = [name for name, *_ in MIXED if name not in settings.keys]
+    if TENANTS in scenarios and missing and set(settings.keys) - {""}:
+        said = f"tenants have a key each, and there is none of {', '.join(missing)}"
+        raise BadOption(f"--keys {settings.given.keys}: {said}")
 
 
 def read(given: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Settings:

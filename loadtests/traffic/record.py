@@ -98,7 +98,10 @@ class Strain(msgspec.Struct, kw_only=True):
 
 
 class Look(msgspec.Struct, kw_only=True):
-    """One look at a gateway. metrics: samples of its /metrics; budgets: scope and kind -> (spent, amount)."""
+    """One look at a gateway. budgets: scope and kind -> (spent, amount).
+
+    metrics: samples of its /metrics; those that count, since the first look.
+    """
 
     at_s: float
     metrics: dict[str, float] = {}

@@ -260,18 +260,19 @@ def _over_time(records: Sequence[Record], sla: Sla, began_s: float, took_s: floa
 
 
 def _gateway(looks: Sequence[Look], began_s: float) -> dict[str, Any]:
-    """What it said of itself; counters are what was added since the first look."""
+    """What it said of itself, and how much its counters grew."""
     if not looks:
         return {}
-    first, last = looks[0].metrics, looks[-1].metrics
-    added = {name: value - first.get(name, 0.0) for name, value in last.items() if value > first.get(name, 0.0)}
+    added = {name: value for name, value in looks[-1].metrics.items() if value}
     edges: list[tuple[float, float]] = [
-        (float(name.partition("le=")[2].rstrip("}").split(",")[0]), last[name] - first.get(name, 0.0))
-        for name in last if name.startswith("holdfast_failover_gap_seconds_bucket")
+        (float(name.partition("le=")[2].rstrip("}").split(",")[0]), value)
+        for name, value in looks[-1].metrics.items() if name.startswith("holdfast_failover_gap_seconds_bucket")
     ]  # fmt: skip
     cumulative = [(0.0, 0.0), *sorted(edges)]
     budgets = sorted({name for one in looks for name in one.budgets})
+    builds = {name for one in looks for name in one.metrics if name.startswith("holdfast_build_info")}
     return {
+        "versions": sorted(one.partition("version=")[2].rstrip("}") for one in builds),
         "rss_bytes": [
             (round(one.at_s - began_s, 2), one.metrics["process_resident_memory_bytes"])
             for one in looks if "process_resident_memory_bytes" in one.metrics

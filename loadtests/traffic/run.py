@@ -3,13 +3,11 @@
 import json
 import logging
 import os
-import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,8 @@ from loadtests.traffic.looks import watched
 from loadtests.traffic.plan import Mine
 from loadtests.traffic.record import Arrival, Record, Strain, Writer, now_s
 from loadtests.traffic.scenarios import REPLAY, TENANTS
-from loadtests.traffic.server import Server
+from loadtests.traffic.server import NoModel, Server
+from loadtests.versions import versions
 
 OVER = "holdfast-traffic-over"  # a worker's word that no more clients come, and none is there
 STRAIN_S, NAP_S = 1.0, 0.02
@@ -46,6 +45,7 @@ class Run:
         self._writer: Writer | None = None
         self._greenlets = Group()
         self._over = 0
+        self._asked: dict[str, str] = {}  # versions, of those who tell
         self.begun_s = now_s()
 
     @property
@@ -90,7 +90,13 @@ class Run:
         """Begin: in each process that has users, and in the one that leads."""
         self.settings, self._over = self._settings(), 0
         server = Server(options.root(self.environment.host or ""), next(iter(self.settings.keys.values()), ""))
-        self.model = self.settings.given.model or server.first_model()
+        try:
+            self.model = self.settings.given.model or server.first_model()
+        except NoModel as none:
+            log.error("%s", none)
+        if self.leads:
+            places = {"server": server} | ({"direct": Server(self.settings.direct, "")} if self.settings.direct else {})
+            self._asked = {name: told for name, one in places.items() if (told := one.version())}
         if not self.settings.given.words_per_token:
             self.settings = self.settings.worded(server.words_per_token(self.model))
         self.begun_s = now_s()
@@ -233,7 +239,7 @@ class Run:
             "model": self.model,
             "trace_sha256": traces.digest(Path(given.trace)) if given.trace else "",
             "words_per_token": self.settings.sizes.words,
-            "versions": versions(),
+            "versions": versions("holdfast", "locust", "gevent", "geventhttpclient") | self._asked,
             "cores": os.cpu_count(),
         }
 
@@ -249,8 +255,10 @@ def attach(environment: Any, **_: Any) -> None:
     run = environment.holdfast_run = Run(environment)
     if not environment.parsed_options.user_classes:
         environment.user_classes[:] = [one for one in environment.user_classes if one.scenario not in ON_REQUEST]
-    elif not run.settings.rows and any(one.scenario == REPLAY for one in environment.user_classes):
-        log.error("Replay needs a trace: --trace FILE")
+    try:
+        options.fit({one.scenario for one in environment.user_classes}, run.settings)
+    except options.BadOption as error:
+        log.error("%s", error)
         sys.exit(2)
     events = environment.events
     events.test_start.add_listener(run.test_start)
@@ -258,20 +266,6 @@ def attach(environment: Any, **_: Any) -> None:
     events.quit.add_listener(run.quit)
     if isinstance(environment.runner, MasterRunner):
         environment.runner.register_message(OVER, run.over)
-
-
-def versions(packages: Sequence[str] = ("holdfast", "locust", "gevent", "geventhttpclient")) -> dict[str, str]:
-    """Of what makes the load, and of what it runs on."""
-    found = {
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
-    }
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "a source tree"
-    return found
 
 
 def cpu_s() -> float:

@@ -149,11 +149,11 @@ def runaway(rng: random.Random, sizes: Sizes) -> Script:
     name = rng.randrange(NAMES)
     headers = {"x-session-id": f"runaway-{name}", "x-agent-id": f"runaway-{name % 8}"}
     task = sizes.text(f"runaway/{name}", 60)
-    for _ in range(TURNS_MAX):
+    for turn in range(TURNS_MAX):
         room = max(1, (sizes.context - 2 * sizes.of(60)) * 3 // 4)
         body: dict[str, Any] = {"messages": [{"role": "user", "content": task}], "max_tokens": room}
         body |= {"ignore_eos": True} if sizes.exact else {}
-        (answer,) = yield [Ask(body, after_s=0.05, headers=headers, may_stop=True)]
+        (answer,) = yield [Ask(body, after_s=0.05 if turn else 0.0, headers=headers, may_stop=True)]
         if not answer.good:
             return
 

@@ -9,22 +9,33 @@ from typing import Any, NamedTuple
 from loadtests.traffic.text import words
 
 CALL_S_MAX = 30.0
+VERSION_CHARS_MAX = 64
 PROBE_WORDS = (20, 220)  # of two prompts: what a template adds is in both
 log = logging.getLogger(__name__)
 
 
+class NoModel(Exception):
+    """A server that does not tell which models it has; says why."""
+
+
 class Server(NamedTuple):
-    """A server's root, and a key for it."""
+    """A server's root, and a key for it. It is asked without a proxy, as it is by the load itself."""
 
     root: str
     key: str
 
     def first_model(self) -> str:
-        """The first model that it has; nothing where it does not say."""
+        """The first model that it has. Raises NoModel."""
         try:
             return str(self._call("/v1/models")["data"][0]["id"])
         except (OSError, ValueError, LookupError, TypeError) as error:
-            log.error("%s/v1/models does not tell a model (%s): give --model", self.root, _why(error))
+            raise NoModel(f"{self.root}/v1/models does not tell a model ({_why(error)}): give --model") from None
+
+    def version(self) -> str:
+        """As vLLM tells it; "" where nobody does."""
+        try:
+            return str(self._call("/version")["version"])[:VERSION_CHARS_MAX]
+        except (OSError, ValueError, LookupError, TypeError):
             return ""
 
     def words_per_token(self, model: str) -> float:
@@ -45,9 +56,8 @@ class Server(NamedTuple):
     def _call(self, path: str, body: dict[str, Any] | None = None) -> Any:
         headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {self.key}"} if self.key else {})
         data = None if body is None else json.dumps(body).encode()
-        with urllib.request.urlopen(
-            urllib.request.Request(self.root + path, data, headers), timeout=CALL_S_MAX
-        ) as response:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(urllib.request.Request(self.root + path, data, headers), timeout=CALL_S_MAX) as response:
             return json.load(response)
 
 

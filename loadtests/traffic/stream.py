@@ -13,7 +13,7 @@ SAID_MAX = 200  # characters of an error
 BUDGET_CODES = frozenset(
     {"budget_exceeded", "budget_held", "rate_limit_exceeded", "breaker_open", "insufficient_quota"}
 )
-BUDGET_STATUSES = frozenset({402, 403, 422, 429})  # of gateways: which one is theirs to choose
+BUDGET_STATUSES = frozenset({402, 429})  # other statuses are of a budget only where the code says so
 
 
 class _Delta(msgspec.Struct):

@@ -3,9 +3,11 @@
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import gevent
+import gevent.ssl
 import msgspec
 from gevent.pool import Group
 from geventhttpclient.response import HTTPParseError
@@ -27,12 +29,20 @@ READ_BYTES = 1 << 16
 IDLE_S = 0.5
 
 
+@cache  # it takes tens of milliseconds, and serves any number of connections
+def trusting(cafile: str | None = None) -> Any:
+    """Certificates are looked at, for keys go with requests; SSL_CERT_FILE says which are trusted, as everywhere."""
+    return gevent.ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or cafile)
+
+
 class StreamUser(FastHttpUser):
     """Asks what its scenario's scripts say. Rows in locust: the request, and TTFT, ITL, TPOT, E2E, in milliseconds."""
 
     abstract = True
     scenario = ""
     concurrency = 100_000  # of connections: how many there are is for the loop to say
+    insecure = False
+    ssl_context_factory = staticmethod(trusting)
 
     def __init__(self, environment: Any) -> None:
         self._run = run.of(environment)

@@ -193,6 +193,8 @@ def test_a_model_without_a_tokenizer_of_its_own_is_told_once():
         (replace(MACHINE, port=Gateway.OTHERS), BAD, "public port", "something else than a gateway has it"),
         (replace(MACHINE, port=Gateway.NOT_READY, why="model m: x is down"), WARN, "public port",
          "a gateway runs here and is not ready: model m: x is down"),
+        (replace(MACHINE, admin_taken=(8081, 8083)), BAD, "admin port",
+         "something else than a gateway has 8081, 8083: it will not start"),
         (replace(MACHINE, admin_host="0.0.0.0"), WARN, "admin port",
          "can be reached from other machines, on 0.0.0.0: only its key guards it"),
         (replace(MACHINE, admin_listens=("10.0.0.1",)), WARN, "admin port",

@@ -149,6 +149,21 @@ async def test_looking_at_the_machine_leaves_nothing_behind(tmp_path: Path):
     assert list((tmp_path / "a" / "b").iterdir()) == []
 
 
+async def test_who_has_an_admin_port_of_any_worker_is_told(tmp_path: Path):
+    """While no gateway runs here: the second of three workers could not start."""
+    upstream = Upstream(UpstreamLimits())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        listen = {"port": 0, "admin_port": port - 1}
+        config = from_upstreams(["http://127.0.0.1:9"], data=tmp_path, listen=listen, workers=3)
+        three = await machine(config, upstream)
+        alone = await machine(config.model_copy(update={"workers": 1}), upstream)
+    await upstream.close()
+
+    assert port in three.admin_taken
+    assert port not in alone.admin_taken
+
+
 async def test_who_has_the_public_port_is_told(tmp_path: Path):
     """A gateway that is ready, one that is not, and something else."""
     upstream = Upstream(UpstreamLimits())

@@ -6,10 +6,15 @@ Runs end when all clients have been served, not after a time; how fast that goes
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +222,7 @@ def test_ctrl_c_ends_it_and_leaves_a_report(start, tmp_path):
     ("arguments", "words"),
     [
         (["nothing"], "no such scenario: nothing"),
-        (["replay"], "needs a trace"),
+        (["replay"], "needs a trace"), (["tenants", "--keys", __file__], "write a tenant's name and its key"),
         (["chat", "--rate", "x"], "--rate 'x'"),
         (["chat", "--out", "."], "--out .: it is a folder"),
         (["chat", "--out", "/proc"], "--out /proc: it is a folder"),
@@ -232,6 +237,72 @@ def test_what_cannot_be_run_is_told_at_once(arguments, words, tmp_path, monkeypa
     told = CliRunner().invoke(load_app, arguments)
 
     assert (told.exit_code, words in told.output, list(tmp_path.iterdir())) == (2, True, []), told.output
+
+
+def test_a_server_that_tells_no_model_is_not_loaded(start, tmp_path, monkeypatch):
+    """With why on the terminal, and status 1; a proxy of the environment has no part in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    (dead,) = free_ports(1)
+
+    none = CliRunner().invoke(load_app, ["chat", "--host", f"http://127.0.0.1:{dead}"])
+    brief = ["--rate", "10", "--each-s", "1", "--think-s", "0", "--size", "0.1"]
+    some = CliRunner().invoke(load_app, ["chat", "--host", start().url, *brief, *PATIENT])
+
+    assert (none.exit_code, "/v1/models does not tell a model (" in none.output) == (1, True), none.output
+    assert some.exit_code == 0, some.output
+
+
+def test_keys_go_to_no_server_whose_certificate_is_nobodys(tmp_path):
+    """Unless it is trusted on purpose."""
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=localhost"
+    pem = tmp_path / "server.pem"
+    subprocess.run(
+        [*command.split(), "-addext", "subjectAltName=DNS:localhost", "-keyout", pem.with_suffix(".key"), "-out", pem],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with secure(pem) as (port, heard):
+        more = ["chat", "--host", f"https://localhost:{port}", "--model", "m", "--each-s", "1"]
+        more += ["--words-per-token", "1"]
+        status, found, _ = load(tmp_path, *more, OPENAI_API_KEY="sesame")
+        before = list(heard)
+        load(tmp_path, *more, OPENAI_API_KEY="sesame", SSL_CERT_FILE=str(pem))
+
+    assert (status, set(found["stages"])) == (1, {"connect"})
+    assert "CERTIFICATE_VERIFY_FAILED" in found["errors"][0]["said"]
+    assert (before, set(heard)) == ([], {"Bearer sesame"})
+
+
+@contextmanager
+def secure(pem: Path) -> Iterator[tuple[int, list[str]]]:
+    """A server by TLS that refuses all: its port, and the keys that it was shown."""
+    heard: list[str] = []
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(self.headers["authorization"])
+            self.send_error(503)
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing."""
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem, pem.with_suffix(".key"))
+
+    class Server(ThreadingHTTPServer):
+        def finish_request(self, request: Any, address: Any) -> None:
+            with suppress(OSError), context.wrap_socket(request, server_side=True) as secured:
+                super().finish_request(secured, address)
+
+    server = Server(("127.0.0.1", 0), Refusing)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server.server_port, heard
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def children(pid: int) -> list[int]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from loadtests.traffic.options import OPTIONS, BadOption, Sla, add, read, root, sla
+from loadtests.traffic.options import OPTIONS, BadOption, Sla, add, fit, read, root, sla
 from loadtests.traffic.record import Stage
 from tests.loadtests.traffic.runs import failed, whole
 
@@ -33,6 +33,35 @@ def test_what_says_nothing_is_refused(option, value, words):
     with pytest.raises(BadOption) as told:
         read(given(**{option: value}), {})
     assert words in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("scenarios", "names", "rate", "words"),
+    [
+        ({"replay"}, "", "", "needs a trace"),
+        ({"replay"}, "trace", "4", "without --rate"), ({"replay", "chat"}, "trace", "", "alone"),
+        ({"tenants"}, "alice bob", "1", "none of carol, dave, erin, mallory"),
+    ],
+)  # fmt: skip
+def test_scenarios_that_cannot_be_had_so_are_refused(scenarios, names, rate, words, tmp_path):
+    """A trace says when its clients come; no tenant uses another one's key."""
+    trace, keys = tmp_path / "trace", tmp_path / "keys"
+    trace.write_text('{"timestamp": 0, "input_length": 5, "output_length": 2, "hash_ids": [1]}\n')
+    keys.write_text("".join(f"{name} sk-{name}\n" for name in names.split()))
+    more = {"trace": str(trace)} if names == "trace" else {"keys": str(keys)} if names else {}
+
+    with pytest.raises(BadOption, match=words):
+        fit(scenarios, read(given(rate=rate, **more), {}))
+
+
+def test_scenarios_that_can_be_had_are(tmp_path):
+    """Tenants with all their keys, with one for all, with none; and a replay."""
+    trace, keys = tmp_path / "trace", tmp_path / "keys"
+    trace.write_text('{"timestamp": 0, "input_length": 5, "output_length": 2, "hash_ids": [1]}\n')
+    keys.write_text("".join(f"{name} sk-{name}\n" for name in ("alice", "bob", "carol", "dave", "erin", "mallory")))
+    for environ, more in (({}, {"keys": str(keys)}), ({"OPENAI_API_KEY": "k"}, {}), ({}, {})):
+        fit({"tenants"}, read(given(rate="1", **more), environ))
+    fit({"replay"}, read(given(trace=str(trace)), {}))
 
 
 def test_keys_come_from_a_file_or_from_the_environment(tmp_path):

@@ -68,6 +68,13 @@ def test_every_scenario_asks_what_fits(scenario, sizes):
         assert len(failed) == 1
 
 
+@pytest.mark.parametrize("scenario", sorted(SCENARIOS))
+def test_no_client_waits_before_it_asks_first(scenario):
+    """It is asked when it is due, or the generator would seem late."""
+    for seed in range(20):
+        assert {ask.after_s for ask in next(SCENARIOS[scenario](random.Random(seed), Sizes()))} == {0.0}
+
+
 def test_conversations_grow_by_what_was_said_and_share_system_prompts():
     """Each turn begins with all of the one before: a server's prefix cache has it."""
     systems = set()

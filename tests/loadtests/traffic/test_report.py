@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from loadtests.traffic import looks as looks_module
 from loadtests.traffic import page, report
 from loadtests.traffic.looks import budgets, samples
 from loadtests.traffic.record import Look, Record, Stage, Tail, Writer
@@ -20,16 +21,17 @@ def looks() -> tuple[Look, ...]:
     """Two: a failover of 0.15 s between them; memory and a budget grow."""
     first = {
         "process_resident_memory_bytes": 5e7,
-        f"{GAP}{{le=0.1}}": 1.0,
-        f"{GAP}{{le=0.2}}": 1.0,
-        f"{GAP}{{le=+Inf}}": 1.0,
+        f"{GAP}{{le=0.1}}": 0.0,
+        f"{GAP}{{le=0.2}}": 0.0,
+        f"{GAP}{{le=+Inf}}": 0.0,
     }
     last = {
         "process_resident_memory_bytes": 6e7,
-        f"{GAP}{{le=0.1}}": 1.0,
-        f"{GAP}{{le=0.2}}": 2.0,
-        f"{GAP}{{le=+Inf}}": 2.0,
+        f"{GAP}{{le=0.1}}": 0.0,
+        f"{GAP}{{le=0.2}}": 1.0,
+        f"{GAP}{{le=+Inf}}": 1.0,
     }
+    last |= {"holdfast_build_info{version=1.2}": 2.0}
     last |= {"holdfast_failovers_total{cause=cut,model=m}": 1.0, "holdfast_refusals_total{reason=budget_exceeded}": 3.0}
     return (
         Look(at_s=BEGAN_S + 1, metrics=first, budgets={"user:a tokens/day": (10.0, 100.0)}),
@@ -130,9 +132,29 @@ def test_what_the_gateway_says_is_shown_since_the_first_look():
     found = summary(head(), Heard(lines(*run(), looks=looks())))["gateway"]
 
     assert found["rss_bytes"] == [(1.0, 5e7), (19.0, 6e7)]
+    assert found["versions"] == ["1.2"]
     assert (found["failovers"], found["refusals"]) == (1.0, {"budget_exceeded": 3.0})
     assert [(one["upto_s"], one["count"]) for one in found["failover_gap"]] == [(0.1, 0.0), (0.2, 1.0), (None, 0.0)]
     assert found["budgets"]["user:a tokens/day"] == [(1.0, 10.0, 100.0), (19.0, 90.0, 100.0)]
+
+
+def test_counters_grow_over_restarts_and_looks_without_an_answer(monkeypatch):
+    """Of each worker by itself: what it had before its first answer is not this run's."""
+    said = {"a": iter([None, 7, 9, None, 2, 2]), "b": iter([100, 101, None, 101, 102, None])}
+
+    def answer(url):
+        root, _, what = url.partition("/")
+        if what != "metrics" or (count := next(said[root])) is None:
+            raise OSError
+        return b"# TYPE holdfast_failovers counter\nholdfast_failovers_total %d\nholdfast_waiting 1\n" % count
+
+    monkeypatch.setattr(looks_module, "_get", answer)
+    watch = looks_module.Watch(("a", "b"))
+
+    found = [watch.look().metrics for _ in range(6)]
+
+    assert [one["holdfast_failovers_total"] for one in found] == [0, 1, 3, 3, 6, 6]
+    assert [one["holdfast_waiting"] for one in found] == [1, 2, 1, 1, 2, 1]
 
 
 def test_a_gateways_own_words_are_read():

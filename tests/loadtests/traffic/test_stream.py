@@ -104,6 +104,7 @@ def test_a_budget_that_stops_a_runaway_is_no_error(may_stop, refusal, cut):
 
     found = refused(record(), 402, body, 0.1, may_stop=may_stop)
     assert (found.stage, found.status, found.code, found.said) == (refusal, 402, "budget_exceeded", "spent")
+    assert refused(record(), 403, body, 0.1, may_stop=may_stop).stage is refusal  # which statuses is a gateway's choice
     assert watch.end(0.2, may_stop=may_stop).stage is cut
 
 
@@ -111,3 +112,4 @@ def test_a_budget_that_stops_a_runaway_is_no_error(may_stop, refusal, cut):
 def test_a_refusal_in_any_shape_is_one(body):
     """Proxies answer pages, servers answer what they like."""
     assert refused(record(), 502, body, 0.1, may_stop=True).stage is Stage.REFUSED
+    assert refused(record(), 403, body, 0.1, may_stop=True).stage is Stage.REFUSED
