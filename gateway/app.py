@@ -50,6 +50,7 @@ from gateway.ledgers import open_books
 from gateway.quote import Quotes
 from gateway.rates import Rates
 from gateway.record import Records
+from gateway.release import release
 from gateway.salt import Salts
 from gateway.stream.call import Bounds, Call
 from gateway.stream.text import Decoder, LocalDecoder, RemoteDecoder, load_tokenizer
@@ -105,7 +106,7 @@ async def gateway(config: Config, hurry: asyncio.Event, worker: Worker | None = 
         books = await stack.enter_async_context(open_books(config.data, keys, config.ledger, vault))
         journal, ledger, corrections = books.journal, books.ledger, Corrections(books.ledger, books.outbox)
         _refuse_open_doors(config, keys)
-        metrics = Metrics()
+        metrics = Metrics(release())
         targets, upstream = fleets.targets(config), Upstream(fleets.upstream_limits(config))
         stack.push_async_callback(upstream.close)
         listener = verdicts.Verdicts(journal.append, metrics, upstream.abandon)

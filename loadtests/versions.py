@@ -24,4 +24,4 @@ def versions_beside(python: Path, packages: Iterable[str]) -> dict[str, str]:
     """Of those packages, by how their names begin, that another environment has; its Python is not run."""
     sites = [str(one) for one in python.parent.parent.glob("lib/python*/site-packages")]
     beginnings = tuple(packages)
-    return {one.name: one.version for one in distributions(path=sites) if one.name.startswith(beginnings)}
+    return {one.name: one.version for one in distributions(path=sites) if (one.name or "").startswith(beginnings)}

@@ -70,12 +70,11 @@ def _ports(machine: Machine) -> Iterator[Finding]:
     if machine.admin_taken:
         said = f"something else than a gateway has {', '.join(map(str, machine.admin_taken))}: it will not start"
         yield Finding(BAD, "admin port", said, "End that, or choose another: listen.admin_port; each worker has one.")
-        return
     public = [place for place in (machine.admin_host, *machine.admin_listens) if not is_loopback(place)]
     if public:
         said = f"can be reached from other machines, on {', '.join(dict.fromkeys(public))}: only its key guards it"
         yield Finding(WARN, "admin port", said, "Listen on 127.0.0.1, or let a firewall keep others out.")
-    else:
+    elif not machine.admin_taken:
         yield Finding(OK, "admin port", "can be reached from this machine only")
 
 

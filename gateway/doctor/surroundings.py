@@ -37,7 +37,6 @@ async def machine(config: Config, upstream: Upstream) -> Machine:
     data, listen = config.data, config.listen
     there = next(path for path in (data, *data.parents) if path.exists())
     port, why = await _at_port(config, upstream)
-    ports = range(listen.admin_port, listen.admin_port + config.workers) if listen.admin_port else ()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # a gateway raises its own as far as it may: descriptors.py
     return Machine(
         str(data),
@@ -52,7 +51,7 @@ async def machine(config: Config, upstream: Upstream) -> Machine:
         host=listen.host,
         admin_host=listen.admin_host,
         admin_listens=(listening(listen.admin_port) or ()) if port in (Gateway.READY, Gateway.NOT_READY) else (),
-        admin_taken=tuple(one for one in ports if listening(one)) if port in (Gateway.NOBODY, Gateway.OTHERS) else (),
+        admin_taken=await _taken(config, upstream) if port in (Gateway.NOBODY, Gateway.OTHERS) else (),
         keys=bool(config.keys) or (data / "keys.db").exists(),
         port=port,
         why=why,
@@ -97,6 +96,30 @@ def _sync_s(there: Path) -> float | None:
         finally:
             os.close(number)
     return None
+
+
+async def _taken(config: Config, upstream: Upstream) -> tuple[int, ...]:
+    """The admin ports, one for each worker, that something has which is no gateway, such as one that drains."""
+    first, host = config.listen.admin_port, config.listen.admin_host
+    ports = range(first, first + config.workers) if first else ()
+    found = [one for one in ports if _meets(host, listening(one) or ())]
+    return tuple([one for one in found if await _told(upstream, host, one) is None])
+
+
+def _meets(host: str, places: Iterable[str]) -> bool:
+    """Whether who listens at any of these addresses is in the way of who is to listen at that one."""
+    host = {"localhost": "127.0.0.1"}.get(host, host)
+    return any(host == one or {host, one} & {"0.0.0.0", "::"} for one in places)
+
+
+async def _told(upstream: Upstream, host: str, port: int) -> _Ready | None:
+    """What a gateway says there; None where there is none."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    end = await upstream.fetch(Target("gateway", host, port), "/readyz", None, ANSWER_S)
+    try:
+        return msgspec.json.decode(end.body, type=_Ready) if end.reached else None
+    except UNREADABLE:
+        return None
 
 
 async def _at_port(config: Config, upstream: Upstream) -> tuple[Gateway, str]:

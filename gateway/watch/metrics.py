@@ -5,7 +5,6 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram, Info, ProcessCollector, generate_latest
 
-from gateway.release import release
 from gateway.watch.histogram import BatchHistogram
 from gateway.watch.replica_gauges import Look, ReplicaGauges
 from gateway.watch.tally import Tally
@@ -28,13 +27,14 @@ class Metrics:
     client's words (a refused unknown model is counted by its reason alone), and all else comes from
     closed sets in the code. Keys and users are never labels; what they did is in the ledger and the journal.
 
+    version: of this gateway.
     promised: counts a promise, by its class and by what became of it (of a closed set), once that is known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, version: str = "") -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)  # memory, CPU and descriptors of this process
-        Info("holdfast_build", "Which Holdfast this is.", registry=self._registry).info({"version": release()})
+        Info("holdfast_build", "Which Holdfast this is.", registry=self._registry).info({"version": version})
         self._holding = self._served = 0
         self._count_requests()
         self._measure_streams()

@@ -104,7 +104,7 @@ def play(
         for number, handler in handlers.items():
             signal.signal(number, handler)
     said = report.found(
-        run.outcomes, seed=seed, began_s=began_s, asked=len(chosen), left=run.left, versions=_versions()
+        run.outcomes, seed=seed, began_s=began_s, asked=len(chosen), left=run.left, versions=_versions(running)
     )
     if as_json:
         print(json.dumps(said))
@@ -153,11 +153,11 @@ def _tell(screen: Screen, outcome: Outcome) -> None:
     )
 
 
-def _versions() -> dict[str, str]:
-    """Of what ran: this machine, its gateway, and its engines as far as they are of its own environment."""
+def _versions(running: Running | None) -> dict[str, str]:
+    """Of this machine, of who made the faults, and of engines of its own."""
     found = versions("holdfast", "aiohttp")
     with suppress(EngineFailed):
-        found |= versions_beside(vllm_python(), ("vllm", "torch"))
+        found |= versions_beside(vllm_python(), ("vllm", "torch")) if running is None else {}
     return found
 
 

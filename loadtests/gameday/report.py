@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from loadtests.gameday.score import Outcome, Verdict, total, tried_weight, worst_first
 from loadtests.traffic.page import STYLE, table
 
 HTML, JSON = "gameday.html", "gameday.json"
-NOTHING: Mapping[str, str] = MappingProxyType({})
 FORMULA = "100 × √(W × G): W is the worst scenario's share, G the weighted geometric mean of all that were tried"
 RULES = (
     "A scenario's score is the share of trials that held of its worst probe, with Wilson's interval of 95 %.",
@@ -25,9 +23,9 @@ RULES = (
 
 def found(
     outcomes: Sequence[Outcome], *, seed: int, began_s: float, asked: int, left: Sequence[str],
-    versions: Mapping[str, str] = NOTHING,
+    versions: Mapping[str, str],
 ) -> dict[str, Any]:  # fmt: skip
-    """All of it, for JSON. began_s: unix seconds. asked: how many scenarios were to be run; versions: of what ran."""
+    """All of it, for JSON. began_s: unix seconds. asked: how many scenarios were to be run; versions: of what with."""
     share = total(outcomes)
     count = {verdict: sum(one.verdict is verdict for one in outcomes) for verdict in Verdict}
     return {
@@ -91,7 +89,7 @@ def html(said: dict[str, Any]) -> str:
         f"<h1>{title}</h1>",
         f'<p class="dim">{escape(said["began"])} · {said["took_s"]:g} s · seed {said["seed"]} · '
         f"{escape(said['command'])}</p>",
-        f'<p class="dim">{escape(" · ".join(map(" ".join, said["versions"].items())))}</p>',
+        f'<p class="dim">Made with {escape(", ".join(map(" ".join, said["versions"].items())))}.</p>',
         f'<p class="{held}">{escape(headline(said))}; {said["tried_weight"]:.0%} of their weight.</p>',
         *(f'<p class="bad">Left behind: {escape(one)}</p>' for one in said["left"]),
         table(rows, left=(0, 4, 6)), *(f'<p class="dim">{escape(rule)}</p>' for rule in RULES),

@@ -96,17 +96,16 @@ def load(
         _usage(str(error))
     if out is not None:
         _fit(out)
+    try:
+        given["model"] = given["model"] or Server(root, next(iter(settings.keys.values()), "")).first_model()
+    except NoModel as none:
+        _usage(str(none))
     target = out or Path(f"load-{scenario.replace(',', '-')}-{datetime.now():%Y%m%d-%H%M%S}.html")
     folder = target.with_suffix(".records")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         _usage(f"--out {target}: {folder} cannot be made: {error.strerror}")
-    try:
-        given["model"] = given["model"] or Server(root, next(iter(settings.keys.values()), "")).first_model()
-    except NoModel as none:
-        typer.echo(str(none), err=True)
-        raise typer.Exit(1) from None
     plan = settings.plan(REPLAY if "Replay" in names else scenario)
     live = Live(f"{scenario} at {root}", plan.takes_s, settings.sla)
     command = _command(names, root, folder, processes, given)

@@ -3,7 +3,6 @@
 import json
 import os
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -12,11 +11,14 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadtests.traffic.record import Look, Writer, now_s
+from loadtests.traffic.server import OPENER, UNREADABLE
 
 ADMIN_KEY = "HOLDFAST_ADMIN_KEY"
 EVERY_S, CALL_S_MAX = 1.0, 2.0
 BUDGETS_MAX = 100
+STARTED = "process_start_time_seconds"
 KEPT = (  # of the metrics, by how they begin
+    STARTED,
     "holdfast_build_info",
     "process_resident_memory_bytes",
     "process_cpu_seconds_total",
@@ -54,22 +56,23 @@ class Watch:
         """
         found = Look(at_s=now_s())
         for root in self._roots:
-            with suppress(OSError, ValueError):
+            with suppress(*UNREADABLE):
                 self._take(root, dict(samples(_get(f"{root}/metrics").decode())), found.metrics)
-            with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+            with suppress(*UNREADABLE):
                 found.budgets |= dict(budgets(json.loads(_get(f"{root}/admin/budgets?limit={BUDGETS_MAX}"))))
         found.metrics.update(self._added)
         return found
 
     def _take(self, root: str, said: dict[str, float], gauges: dict[str, float]) -> None:
         before = self._before.get(root)
+        if before is not None and before.get(STARTED) != said.get(STARTED):
+            before = {}  # another process, which counts from nothing
         for name, value in said.items():
-            if not counts(name):
+            if counts(name):
+                had = value if before is None else before.get(name, 0.0)
+                self._added[name] = self._added.get(name, 0.0) + value - had
+            elif name != STARTED:
                 gauges[name] = gauges.get(name, 0.0) + value
-                continue
-            had = value if before is None else before.get(name, 0.0)
-            more = value - had if value >= had else value
-            self._added[name] = self._added.get(name, 0.0) + more
         self._before[root] = said
 
 
@@ -96,7 +99,6 @@ def budgets(said: dict[str, Any]) -> Iterator[tuple[str, tuple[float, float]]]:
 
 def _get(url: str) -> bytes:
     headers = {"authorization": f"Bearer {os.environ[ADMIN_KEY]}"} if os.environ.get(ADMIN_KEY) else {}
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with direct.open(urllib.request.Request(url, headers=headers), timeout=CALL_S_MAX) as response:
+    with OPENER.open(urllib.request.Request(url, headers=headers), timeout=CALL_S_MAX) as response:
         data: bytes = response.read()
         return data

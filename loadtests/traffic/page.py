@@ -315,8 +315,8 @@ def _generator(found: dict[str, Any]) -> list[str]:
         ["processes", one["processes"]],
         ["of a core each, on average", f"{one['cpu_mean']:.0%}"],
         ["of a core, at most", f"{one['cpu_max']:.0%}"],
-        ["requests sent late by, p50, ms", ms(one["lag_p50_s"])],
-        ["requests sent late by, p99, ms", ms(one["lag_p99_s"])],
+        ["clients came late by, p50, ms", ms(one["lag_p50_s"])],
+        ["clients came late by, p99, ms", ms(one["lag_p99_s"])],
         ["woke up late by, p99", f"{ms(one['late_p99_s'])} ms"],
         ["clients that were not let in", one["not_begun"]],
     ]

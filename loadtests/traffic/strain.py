@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from loadtests.traffic.record import Arrival, Record, Strain
 
-LAG_S_MAX = 0.05  # from the time at which a client or a request was due to the time at which it came
+LAG_S_MAX = 0.05  # from the time at which a client was due to the time at which it asked
 LAG_SHARE_MAX, LAG_FORGIVEN = 0.01, 1  # of those that were due, that may be above; of few, so many
 LATE_S_MAX = 0.1  # of a process's wake-ups, in a second: times of tokens are late by as much
 LATE_SHARE_MAX = 0.1  # of seconds that may be worse
@@ -34,10 +34,7 @@ class Found(NamedTuple):
 
 def found(arrivals: Sequence[Arrival], records: Sequence[Record], strains: Sequence[Strain]) -> Found:
     """Judge a run."""
-    lags = sorted(
-        [max(0.0, one.begun_s - one.due_s) for one in arrivals]
-        + [one.lag_s for one in records if one.lag_s is not None]  # later turns have no time at which they were due
-    )
+    lags = sorted(_lags(arrivals, records))
     lates = sorted(one.late_max_s for one in strains)
     not_begun = sum(not one.begun for one in arrivals)
     late_p99_s, behind = at(lates, 0.99), [one for one in lags if one > LAG_S_MAX]
@@ -46,7 +43,7 @@ def found(arrivals: Sequence[Arrival], records: Sequence[Record], strains: Seque
         why.append(f"{not_begun} clients were not let in: as many were open as the generator may have")
     if len(behind) > max(LAG_FORGIVEN, LAG_SHARE_MAX * len(lags)):
         why.append(
-            f"requests were sent late: {len(behind)} of {len(lags)} by more than {LAG_S_MAX * 1e3:.0f} ms, "
+            f"clients came late: {len(behind)} of {len(lags)} by more than {LAG_S_MAX * 1e3:.0f} ms, "
             f"by {lags[-1] * 1e3:.0f} at most"
         )
     if _share(lates, LATE_S_MAX) > LATE_SHARE_MAX:
@@ -61,6 +58,15 @@ def found(arrivals: Sequence[Arrival], records: Sequence[Record], strains: Seque
         sum(cpus) / len(cpus) if cpus else 0.0, max(cpus, default=0.0),
         len({one.process for one in strains}), not_begun, why,
     )  # fmt: skip
+
+
+def _lags(arrivals: Sequence[Arrival], records: Sequence[Record]) -> list[float]:
+    """By how much each client was late that was due: the last of what it asked first, or it was not let in at all."""
+    asked: dict[str, float] = {}
+    for one in records:
+        if one.lag_s is not None:  # later turns have no time at which they were due
+            asked[one.session] = max(one.lag_s, asked.get(one.session, 0.0))
+    return [*asked.values(), *(max(0.0, one.begun_s - one.due_s) for one in arrivals if not one.begun)]
 
 
 def at(ranked: Sequence[float], share: float) -> float:

@@ -31,8 +31,11 @@ IDLE_S = 0.5
 
 @cache  # it takes tens of milliseconds, and serves any number of connections
 def trusting(cafile: str | None = None) -> Any:
-    """Certificates are looked at, for keys go with requests; SSL_CERT_FILE says which are trusted, as everywhere."""
-    return gevent.ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or cafile)
+    """Certificates are looked at, for keys go with requests. Trusted are those that this machine trusts, and that
+    SSL_CERT_FILE names; cafile: where it has none.
+    """
+    paths = gevent.ssl.get_default_verify_paths()
+    return gevent.ssl.create_default_context(cafile=None if paths.cafile or paths.capath else cafile)
 
 
 class StreamUser(FastHttpUser):

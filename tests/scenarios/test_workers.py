@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -187,8 +188,7 @@ async def test_a_reset_says_what_it_cannot_reset(stubs, start_gateway):
 @pytest.mark.parametrize("pinned", [True, False])
 def test_each_worker_stays_on_a_core_where_it_is_told_to(stubs, start_gateway, pinned):
     """All of its threads do, also of one that was started again; else they are anywhere. Many workers share cores."""
-    cores = sorted(os.sched_getaffinity(0))
-    count = len(cores) + 1
+    cores, count = sorted(os.sched_getaffinity(0)), 3
     gateway = start_gateway([stubs[0].url], workers=count, workers_pinned=pinned)
     first = pids(gateway)[0]
     os.kill(first, signal.SIGKILL)
@@ -201,9 +201,20 @@ def test_each_worker_stays_on_a_core_where_it_is_told_to(stubs, start_gateway, p
     assert found == sorted([(cores[number % len(cores)],) if pinned else tuple(cores) for number in range(count)])
 
 
+def test_a_gateway_alone_stays_on_a_core_where_it_is_told_to(stubs, start_gateway):
+    """On the first."""
+    gateway = start_gateway([stubs[0].url], workers_pinned=True)
+
+    assert where(gateway.process.pid) == (min(os.sched_getaffinity(0)),)
+
+
 def where(pid):
     """The cores that a process may use, which are the same for all of its threads."""
-    (cores,) = {tuple(sorted(os.sched_getaffinity(int(one.name)))) for one in Path(f"/proc/{pid}/task").iterdir()}
+    found = set()
+    for one in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(ProcessLookupError):
+            found.add(tuple(sorted(os.sched_getaffinity(int(one.name)))))
+    (cores,) = found
     return cores
 
 

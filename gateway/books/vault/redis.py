@@ -14,7 +14,7 @@ again before anything is given, but what one that died then had of them can be g
 a grant counts only when so many replicas have it (WAIT), as long as one of those is promoted. The same holds for a
 restart from an append-only file that is not flushed for every command.
 
-A cluster is not asked for its map. A server that does not have a slot says who has it (MOVED), and that is remembered.
+A cluster is not asked for its map. Who answers for a slot is asked again; who does not have it says who has (MOVED).
 """
 
 import asyncio
@@ -74,7 +74,7 @@ class RedisVault:
         self._login = login
         self._replicas = replicas
         self._servers = {address: Server(address, login) for address in addresses}
-        self._owners: dict[int, Address] = {}  # of slots: who answered last
+        self._owners: dict[int, Address] = {}  # of slots: who answered for it, or was named
         self._exchange, self._register, self._write_off = map(Script, ("exchange.lua", "register.lua", "write_off.lua"))
 
     @property
@@ -250,6 +250,8 @@ class RedisVault:
             if isinstance(refused, MovedError | AskError):  # which is one of those
                 asking = not isinstance(refused, MovedError)
                 server = self._named((refused.host or server.address[0], refused.port))
+                if not asking:
+                    self._owners[slot] = server.address
                 continue
             if isinstance(refused, NoScriptError):
                 raise refused

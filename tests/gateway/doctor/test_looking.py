@@ -150,18 +150,24 @@ async def test_looking_at_the_machine_leaves_nothing_behind(tmp_path: Path):
 
 
 async def test_who_has_an_admin_port_of_any_worker_is_told(tmp_path: Path):
-    """While no gateway runs here: the second of three workers could not start."""
+    """The second of three workers could not start; but for one address of many, or a gateway that drains."""
+    body = b'{"ready":false,"why":["it drains"]}'
+    gateway = b"HTTP/1.1 503 Drains\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
     upstream = Upstream(UpstreamLimits())
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        listen = {"port": 0, "admin_port": port - 1}
-        config = from_upstreams(["http://127.0.0.1:9"], data=tmp_path, listen=listen, workers=3)
-        three = await machine(config, upstream)
-        alone = await machine(config.model_copy(update={"workers": 1}), upstream)
+
+    async def taken(answer: bytes, host: str = "127.0.0.1", workers: int = 3) -> bool:
+        with server(answer, host) as (port, _):
+            listen = {"port": 0, "admin_port": port - 1}
+            config = from_upstreams(["http://127.0.0.1:9"], data=tmp_path, listen=listen, workers=workers)
+            return port in (await machine(config, upstream)).admin_taken
+
+    found = [
+        await taken(DATED), await taken(DATED, "0.0.0.0"), await taken(DATED, "127.0.0.2"), await taken(gateway),
+        await taken(DATED, workers=1),
+    ]  # fmt: skip
     await upstream.close()
 
-    assert port in three.admin_taken
-    assert port not in alone.admin_taken
+    assert found == [True, True, False, False, False]
 
 
 async def test_who_has_the_public_port_is_told(tmp_path: Path):

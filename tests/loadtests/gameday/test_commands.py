@@ -230,6 +230,8 @@ def test_the_report_has_the_worst_first_with_evidence_and_interval(tmp_path):
             assert (tmp_path / "report" / path).is_file()
             assert f'href="{path}"' in html
     assert escape(report.FORMULA) in html
+    assert f"python {said['versions']['python']}, " in html
+    assert said["versions"]["holdfast"]
 
 
 def test_a_score_is_never_told_without_what_was_not_tried(tmp_path, capsys):

@@ -227,7 +227,8 @@ def test_ctrl_c_ends_it_and_leaves_a_report(start, tmp_path):
         (["chat", "--out", "."], "--out .: it is a folder"),
         (["chat", "--out", "/proc"], "--out /proc: it is a folder"),
         (["chat", "--out", "r.json"], "--out r.json: beside it come"),
-        (["chat", "--out", "/proc/none/r.html"], "cannot be made: "),
+        (["chat", "--model", "m", "--out", "/proc/none/r.html"], "cannot be made: "),
+        (["chat", "--host", "http://127.0.0.1:80a"], "does not tell a model (nonnumeric port"),
         (["chat", "--host", "here"], "write a URL"), (["replay", "--trace", "/none"], "/none: No such file"),
     ],
 )  # fmt: skip
@@ -240,16 +241,17 @@ def test_what_cannot_be_run_is_told_at_once(arguments, words, tmp_path, monkeypa
 
 
 def test_a_server_that_tells_no_model_is_not_loaded(start, tmp_path, monkeypatch):
-    """With why on the terminal, and status 1; a proxy of the environment has no part in it."""
+    """With why on the terminal, and nothing left in the folder; a proxy of the environment has no part in it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     (dead,) = free_ports(1)
 
     none = CliRunner().invoke(load_app, ["chat", "--host", f"http://127.0.0.1:{dead}"])
+    left = list(tmp_path.iterdir())
     brief = ["--rate", "10", "--each-s", "1", "--think-s", "0", "--size", "0.1"]
     some = CliRunner().invoke(load_app, ["chat", "--host", start().url, *brief, *PATIENT])
 
-    assert (none.exit_code, "/v1/models does not tell a model (" in none.output) == (1, True), none.output
+    assert (none.exit_code, "/v1/models does not tell a model (" in none.output, left) == (2, True, []), none.output
     assert some.exit_code == 0, some.output
 
 

@@ -2,6 +2,7 @@
 
 import json
 from html.parser import HTMLParser
+from http.client import IncompleteRead
 from pathlib import Path
 
 import msgspec
@@ -140,20 +141,27 @@ def test_what_the_gateway_says_is_shown_since_the_first_look():
 
 def test_counters_grow_over_restarts_and_looks_without_an_answer(monkeypatch):
     """Of each worker by itself: what it had before its first answer is not this run's."""
-    said = {"a": iter([None, 7, 9, None, 2, 2]), "b": iter([100, 101, None, 101, 102, None])}
+    one, two = 1000.5, 2000.25  # when processes started
+    said = {
+        "a": iter([None, (one, 7), (one, 9), None, (two, 2), (two, 2)]),
+        "b": iter([(one, 3), (one, 4), None, (two, 4), (two, 5), None]),
+    }
 
     def answer(url):
         root, _, what = url.partition("/")
-        if what != "metrics" or (count := next(said[root])) is None:
-            raise OSError
-        return b"# TYPE holdfast_failovers counter\nholdfast_failovers_total %d\nholdfast_waiting 1\n" % count
+        if what != "metrics" or (told := next(said[root])) is None:
+            raise IncompleteRead(b"")
+        return (
+            f"process_start_time_seconds {told[0]}\n# TYPE holdfast_failovers counter\n"
+            f"holdfast_failovers_total {told[1]}\nholdfast_waiting 1\n"
+        ).encode()
 
     monkeypatch.setattr(looks_module, "_get", answer)
     watch = looks_module.Watch(("a", "b"))
 
     found = [watch.look().metrics for _ in range(6)]
 
-    assert [one["holdfast_failovers_total"] for one in found] == [0, 1, 3, 3, 6, 6]
+    assert [one["holdfast_failovers_total"] for one in found] == [0, 1, 3, 7, 10, 10]
     assert [one["holdfast_waiting"] for one in found] == [1, 2, 1, 1, 2, 1]
 
 
