@@ -12,7 +12,7 @@ from tests.prove.report import Report
 
 
 def day(*outcomes: Outcome, left: tuple[str, ...] = ()) -> dict[str, Any]:
-    said = report.found(outcomes, seed=7, began_s=0.0, asked=len(outcomes), left=left)
+    said = report.found(outcomes, seed=7, began_s=0.0, asked=len(outcomes), left=left, versions={})
     return {gamedays.NAME: {"on": "today at abc", "status": 0, **said}}
 
 
