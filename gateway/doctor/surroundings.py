@@ -103,7 +103,7 @@ async def _taken(config: Config, upstream: Upstream) -> tuple[int, ...]:
     first, host = config.listen.admin_port, config.listen.admin_host
     ports = range(first, first + config.workers) if first else ()
     found = [one for one in ports if _meets(host, listening(one) or ())]
-    return tuple([one for one in found if await _told(upstream, host, one) is None])
+    return tuple([one for one in found if (await _answer(upstream, host, one))[1] is None])
 
 
 def _meets(host: str, places: Iterable[str]) -> bool:
@@ -112,30 +112,27 @@ def _meets(host: str, places: Iterable[str]) -> bool:
     return any(host == one or {host, one} & {"0.0.0.0", "::"} for one in places)
 
 
-async def _told(upstream: Upstream, host: str, port: int) -> _Ready | None:
-    """What a gateway says there; None where there is none."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    end = await upstream.fetch(Target("gateway", host, port), "/readyz", None, ANSWER_S)
-    try:
-        return msgspec.json.decode(end.body, type=_Ready) if end.reached else None
-    except UNREADABLE:
-        return None
-
-
 async def _at_port(config: Config, upstream: Upstream) -> tuple[Gateway, str]:
     """Who has the public port, and what keeps it from being ready if it is a gateway."""
     host, port = config.listen.host, config.listen.port
     if not port or listening(port) is None:
         return Gateway.NOBODY, ""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    end = await upstream.fetch(Target("gateway", host, port), "/readyz", None, ANSWER_S)
-    if not end.reached:
+    reached, told = await _answer(upstream, host, port)
+    if not reached:
         return Gateway.NOBODY, ""  # the port of another address
-    try:
-        told = msgspec.json.decode(end.body, type=_Ready)
-    except UNREADABLE:
+    if told is None:
         return Gateway.OTHERS, ""
     return (Gateway.READY, "") if told.ready else (Gateway.NOT_READY, "; ".join(told.why)[:200])
+
+
+async def _answer(upstream: Upstream, host: str, port: int) -> tuple[bool, _Ready | None]:
+    """Whether anybody answers at an address of this machine, and what, if it is a gateway."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    end = await upstream.fetch(Target("gateway", host, port), "/readyz", None, ANSWER_S)
+    try:
+        return end.reached, msgspec.json.decode(end.body, type=_Ready) if end.reached else None
+    except UNREADABLE:
+        return True, None
 
 
 async def stores(addresses: Iterable[tuple[str, bool]]) -> list[Store]:

@@ -90,7 +90,7 @@ def load(
     given["rate"] = given["rate"] or ("" if names == CLASSES[REPLAY] else "1")
     try:
         settings = options.read(argparse.Namespace(**given))
-        options.fit({one.lower() for one in names}, settings)
+        options.check({one.lower() for one in names}, settings)
         root = options.root(host)
     except (options.BadOption, TraceError) as error:
         _usage(str(error))

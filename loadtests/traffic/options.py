@@ -181,7 +181,7 @@ class Settings(NamedTuple):
         )  # fmt: skip
 
 
-def fit(scenarios: Collection[str], settings: Settings) -> None:
+def check(scenarios: Collection[str], settings: Settings) -> None:
     """Whether scenarios can be had with these settings, and with each other. Raises BadOption."""
     if REPLAY in scenarios:
         if not settings.rows:

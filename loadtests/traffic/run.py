@@ -256,7 +256,7 @@ def attach(environment: Any, **_: Any) -> None:
     if not environment.parsed_options.user_classes:
         environment.user_classes[:] = [one for one in environment.user_classes if one.scenario not in ON_REQUEST]
     try:
-        options.fit({one.scenario for one in environment.user_classes}, run.settings)
+        options.check({one.scenario for one in environment.user_classes}, run.settings)
     except options.BadOption as error:
         log.error("%s", error)
         sys.exit(2)
